@@ -1,0 +1,1 @@
+"""The M2OST network, its checkpoints, and the conversion of the authors' weights."""

@@ -1,0 +1,101 @@
+"""Architecture of an M2OST, as data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from m2ost_preprocess.contract import ViewGeometry
+
+
+@dataclass(frozen=True)
+class M2OSTConfig:
+    """Sizes of an M2OST; the defaults are the paper's model.
+
+    Parameters
+    ----------
+    n_genes : int
+        Outputs G.
+    n_levels : int
+        Nested views, 1 to 4, fine to coarse; the window of each is twice the last one's.
+    image_px : int
+        Side of every view; a multiple of ``patch_px``.
+    patch_px : int
+        Side of the patches cut from whole views; halved for each inner centre.
+    dim : int
+        Width of a token.
+    depth : int
+        Encoder blocks N.
+    heads, head_dim : int
+        Attention heads and their width, per level.
+    ffn_dim : int
+        Hidden width of the intra-level feed-forward network.
+    channel_dim : int
+        Hidden width of the cross-level channel mixing.
+    mask_ratio : float
+        Share of attention entries hidden at random in training, in [0, 1). Nothing is masked at inference.
+
+    Raises
+    ------
+    ValueError
+        If a size cannot be built; says which.
+    """
+
+    n_genes: int = 250
+    n_levels: int = 3
+    image_px: int = 224
+    patch_px: int = 16
+    dim: int = 192
+    depth: int = 4
+    heads: int = 3
+    head_dim: int = 64
+    ffn_dim: int = 128
+    channel_dim: int = 384
+    mask_ratio: float = 0.0
+
+    def __post_init__(self) -> None:
+        for f in fields(self):
+            value = getattr(self, f.name)
+            if f.name != "mask_ratio" and (not isinstance(value, int) or value < 1):
+                raise ValueError(f"{f.name} must be a positive integer, not {value!r}")
+        if not 0 <= self.mask_ratio < 1:
+            raise ValueError(f"mask_ratio must lie in [0, 1), not {self.mask_ratio}")
+        if self.image_px % self.patch_px:
+            raise ValueError(f"image_px {self.image_px} is not a multiple of patch_px {self.patch_px}")
+        if self.patch_px % 2 ** (self.n_levels - 1):
+            raise ValueError(f"patch_px {self.patch_px} cannot be halved {self.n_levels - 1} times")
+        if self.n_levels > 1 and (self.image_px * (2 ** (self.n_levels - 1) - 1)) % 2**self.n_levels:
+            raise ValueError(f"image_px {self.image_px} has no centred window for {self.n_levels} levels")
+
+    @property
+    def views(self) -> ViewGeometry:
+        """The views that this network takes."""
+        return ViewGeometry(self.image_px, tuple(2**i for i in range(self.n_levels)))
+
+    @property
+    def tokens_per_patching(self) -> int:
+        """Tokens of one patching of one view: the same for every patch size."""
+        return (self.image_px // self.patch_px) ** 2
+
+    def sequence_length(self, level: int) -> int:
+        """Tokens of a level, cls included: 197, 393, 589 in the paper."""
+        return 1 + (level + 1) * self.tokens_per_patching
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON form."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, raw: Mapping[str, Any]) -> M2OSTConfig:
+        """Inverse of :meth:`to_dict`.
+
+        Raises
+        ------
+        ValueError
+            If a field is unknown.
+        """
+        unknown = sorted(set(raw) - {f.name for f in fields(cls)})
+        if unknown:
+            raise ValueError(f"unknown field of the architecture: {', '.join(unknown)}")
+        return cls(**raw)

@@ -1,0 +1,5 @@
+"""The ground floor: slide readers, µm/px, tissue, spots, and the three nested views of a spot.
+
+Everything that touches pixels lives here once: training, the server and the client call the same code, so what
+the network learned on is what it is served.
+"""

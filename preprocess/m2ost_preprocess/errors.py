@@ -1,0 +1,53 @@
+"""Errors of the ground floor.
+
+::
+
+    PreprocessError
+    ├── SlideError              about one slide; carries its name
+    │   ├── SlideNotFound       no such file, or not under an allowed root
+    │   ├── UnreadableSlide     not a slide, truncated, corrupt, or its reader died
+    │   └── UnknownResolution   a physical unit was asked for and the slide has no µm/px
+    └── SpotError               a spot file or spot coordinates cannot be used
+"""
+
+from __future__ import annotations
+
+
+class PreprocessError(Exception):
+    """Base of every error that ``m2ost_preprocess`` raises on purpose."""
+
+
+class SlideError(PreprocessError):
+    """Something is wrong with one slide.
+
+    Parameters
+    ----------
+    slide : str
+        The slide as the caller named it.
+    message : str
+        What is wrong and what to do next.
+    """
+
+    def __init__(self, slide: str, message: str) -> None:
+        super().__init__(f"{slide}: {message}")
+        self.slide = slide
+        self.message = message
+
+    def __reduce__(self) -> tuple[type[SlideError], tuple[str, str]]:
+        return type(self), (self.slide, self.message)
+
+
+class SlideNotFound(SlideError):
+    """The slide does not exist, or lies outside the allowed roots."""
+
+
+class UnreadableSlide(SlideError):
+    """The file exists but no reader can decode it."""
+
+
+class UnknownResolution(SlideError):
+    """µm/px is needed and the slide does not carry it."""
+
+
+class SpotError(PreprocessError):
+    """A spot file or a set of spot coordinates cannot be used."""
