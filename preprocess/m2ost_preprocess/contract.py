@@ -32,8 +32,8 @@ MODEL_TILER = "slide_tiler"
 MODEL_INFO = "slide_info"
 MODEL_GUARD = "row_guard"
 
-SCALE_MIN, SCALE_MAX = 1 / 16, 16.0
-"""Accepted SCALE. 16 turns the 896-px window of the coarsest view into 14,336 level-0 pixels."""
+SCALE_MIN, SCALE_MAX = 1 / 16, 8.0
+"""Accepted SCALE. At 8 the 896-px window of the coarsest view covers 7,168 level-0 pixels (147 MiB decoded)."""
 
 ENV_SLIDE_ROOTS = "M2OST_SLIDE_ROOTS"
 """Environment variable of the server: JSON object, root name → folder."""

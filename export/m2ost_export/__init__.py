@@ -1,0 +1,1 @@
+"""Checkpoint → ONNX → engine → a Triton model repository, each step with its parity gate."""

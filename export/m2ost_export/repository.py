@@ -1,0 +1,103 @@
+"""The templates of ``model_repository``, fitted to one engine."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Iterator
+from importlib.resources import as_file, files
+from pathlib import Path
+from typing import Any
+
+from google.protobuf import text_format
+from m2ost_preprocess.contract import EXPRESSION, MODEL_ENGINE, MODEL_TILER, EngineInfo, ViewGeometry
+from tritonclient.grpc import model_config_pb2
+
+_VIEW = re.compile(r"VIEW\d+$")
+
+
+def parse_config(text: str) -> Any:
+    """A ``config.pbtxt`` as a ``ModelConfig`` message."""
+    return text_format.Parse(text, model_config_pb2.ModelConfig())
+
+
+def write_repository(destination: Path, info: EngineInfo) -> None:
+    """Write every served model but the engine's own file.
+
+    Parameters
+    ----------
+    destination : Path
+        An existing folder; receives a folder a model, each at version 1. Configs already there are rewritten.
+    info : EngineInfo
+        Fits the configs: views, number of genes, and the parameters that clients read.
+    """
+    with as_file(files("m2ost_repository")) as templates:
+        for config in sorted(templates.glob("*/config.pbtxt")):
+            source, target = config.parent, destination / config.parent.name
+            (target / "1").mkdir(parents=True, exist_ok=True)
+            if (source / "1" / "model.py").is_file():
+                shutil.copyfile(source / "1" / "model.py", target / "1" / "model.py")
+            for profile in [config, *sorted((source / "configs").glob("*.pbtxt"))]:
+                fitted = target / profile.relative_to(source)
+                fitted.parent.mkdir(exist_ok=True)
+                fitted.write_text(fit_config(profile.read_text(), info))
+
+
+def fit_config(template: str, info: EngineInfo) -> str:
+    """One config fitted to an engine. The comment block at its head, which states the reasons, is kept.
+
+    Parameters
+    ----------
+    template : str
+        Text of a ``config.pbtxt`` for the paper's model.
+    info : EngineInfo
+        The engine to serve.
+    """
+    config = parse_config(template)
+    for tensors in (config.input, config.output):
+        _fit_tensors(tensors, info)
+    for step in config.ensemble_scheduling.step:
+        for mapping in (step.input_map, step.output_map):
+            _fit_map(mapping, info.views)
+    if config.name in (MODEL_ENGINE, MODEL_TILER):
+        for key, value in info.to_parameters().items():
+            config.parameters[key].string_value = value
+    for warmup in config.model_warmup:
+        for tensor in config.input:
+            spec = warmup.inputs[tensor.name]
+            spec.data_type, spec.zero_data = tensor.data_type, True
+            spec.dims.extend(tensor.dims)
+    return "".join(f"{line}\n" for line in _head(template)) + text_format.MessageToString(config, as_utf8=True)
+
+
+def _fit_tensors(tensors: Any, info: EngineInfo) -> None:
+    views = [t for t in tensors if _VIEW.match(t.name)]
+    others = [t for t in tensors if not _VIEW.match(t.name)]
+    fitted = []
+    for name in info.views.names if views else ():
+        tensor = type(views[0])()
+        tensor.CopyFrom(views[0])
+        tensor.name = name
+        tensor.dims[:] = info.views.shape
+        fitted.append(tensor)
+    for tensor in others:
+        if tensor.name == EXPRESSION:
+            tensor.dims[:] = [len(info.genes)]
+    copies = [*fitted, *others]
+    del tensors[:]
+    tensors.extend(copies)
+
+
+def _fit_map(mapping: Any, views: ViewGeometry) -> None:
+    present = [name for name in mapping if _VIEW.match(name)]
+    for name in present:
+        del mapping[name]
+    for name in views.names if present else ():
+        mapping[name] = name
+
+
+def _head(text: str) -> Iterator[str]:
+    for line in text.splitlines():
+        if not line.startswith("#"):
+            return
+        yield line

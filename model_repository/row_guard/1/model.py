@@ -1,0 +1,22 @@
+"""EXPRESSION of rows without views → NaN: an engine scores the black views of a failed row like any other."""
+
+import numpy as np
+import triton_python_backend_utils as pb_utils
+from m2ost_preprocess import serving
+from m2ost_preprocess.contract import EXPRESSION, STATUS
+
+
+class TritonPythonModel:
+    """Masks rows by their status."""
+
+    def initialize(self, args):
+        serving.check_environment()
+
+    def execute(self, requests):
+        responses = []
+        for request in requests:
+            expression = pb_utils.get_input_tensor_by_name(request, EXPRESSION).as_numpy()
+            status = pb_utils.get_input_tensor_by_name(request, STATUS).as_numpy()
+            guarded = np.where(status == 0, expression, np.float32(np.nan))
+            responses.append(pb_utils.InferenceResponse([pb_utils.Tensor(EXPRESSION, guarded)]))
+        return responses

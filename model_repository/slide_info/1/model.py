@@ -1,0 +1,52 @@
+"""What a slide is: SLIDE, optional PITCH_UM and MPP → INFO (JSON), CENTER and SPOT_NAME of a grid, THUMBNAIL."""
+
+import json
+
+import numpy as np
+import triton_python_backend_utils as pb_utils
+from m2ost_preprocess import contract, serving
+from m2ost_preprocess.decoder import Decoder
+from m2ost_preprocess.errors import PreprocessError
+from m2ost_preprocess.slides import SlideRoots
+
+
+class TritonPythonModel:
+    """Answers for one slide a request."""
+
+    def initialize(self, args):
+        serving.check_environment()
+        self._roots = SlideRoots.from_environment()
+        self._decoder = Decoder()
+        self._decoder.start()
+
+    def execute(self, requests):
+        return [self._answer(request) for request in requests]
+
+    def _answer(self, request):
+        try:
+            slide = serving.text(pb_utils.get_input_tensor_by_name(request, contract.SLIDE).as_numpy().reshape(-1)[0])
+            info = self._decoder.describe(
+                self._roots.resolve(slide), pitch_um=_number(request, "PITCH_UM"), mpp=_number(request, "MPP")
+            )
+        except PreprocessError as error:
+            pb_utils.Logger.log_warn(
+                serving.log_line("slide_refused", request_id=request.request_id(), slide=slide, error=str(error))
+            )
+            return pb_utils.InferenceResponse(error=serving.triton_error(pb_utils, error))
+        pb_utils.Logger.log_info(serving.log_line("slide_info", request_id=request.request_id(), slide=slide))
+        return pb_utils.InferenceResponse(
+            [
+                pb_utils.Tensor("INFO", np.array([json.dumps(info.facts())], dtype=object)),
+                pb_utils.Tensor(contract.CENTER, contract.as_centers(info.centers)),
+                pb_utils.Tensor("SPOT_NAME", np.array(info.names, dtype=object)),
+                pb_utils.Tensor("THUMBNAIL", np.ascontiguousarray(info.thumbnail)),
+            ]
+        )
+
+    def finalize(self):
+        self._decoder.close()
+
+
+def _number(request, name):
+    tensor = pb_utils.get_input_tensor_by_name(request, name)
+    return None if tensor is None else float(tensor.as_numpy().reshape(-1)[0])

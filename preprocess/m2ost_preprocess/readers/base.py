@@ -1,0 +1,108 @@
+"""The interface of every slide reader."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+Pixels = np.ndarray[Any, np.dtype[np.uint8]]
+
+MPP_PLAUSIBLE = (0.02, 20.0)
+"""µm/px that a slide tag may carry; a 72-dpi tag would say 352.8 and is ignored."""
+
+
+@dataclass(frozen=True)
+class Resolution:
+    """µm per level-0 pixel, and who says so.
+
+    Parameters
+    ----------
+    mpp : float
+        µm/px; the mean of x and y.
+    source : str
+        Where the figure was read, e.g. ``aperio.MPP`` or ``--mpp``.
+    """
+
+    mpp: float
+    source: str
+
+    @classmethod
+    def from_tag(cls, x: Any, y: Any, source: str) -> Resolution | None:
+        """A tag's µm/px, or None where it is absent, implausible, or differs by over 2 % between x and y."""
+        try:
+            mpp_x, mpp_y = float(x), float(y)
+        except (TypeError, ValueError):
+            return None
+        low, high = MPP_PLAUSIBLE
+        if not (low <= mpp_x <= high and low <= mpp_y <= high) or abs(mpp_x / mpp_y - 1) > 0.02:
+            return None
+        return cls((mpp_x + mpp_y) / 2, source)
+
+
+class SlideReader(ABC):
+    """One open slide.
+
+    Attributes
+    ----------
+    name : str
+        Which reader this is: ``cucim``, ``openslide`` or ``image``.
+    path : Path
+        The file.
+    size : tuple of int
+        Width and height of level 0 in pixels.
+    resolution : Resolution or None
+        µm/px of level 0, where the file carries it.
+    note : str
+        What the reader had to put right about this file; empty for most.
+    """
+
+    name: str
+    path: Path
+    size: tuple[int, int]
+    resolution: Resolution | None
+    note: str = ""
+
+    @abstractmethod
+    def read(self, left: int, top: int, width: int, height: int) -> Pixels:
+        """Level-0 pixels of a rectangle that lies inside the slide: uint8, shape (height, width, 3), RGB."""
+
+    @abstractmethod
+    def overview(self, max_px: int) -> Image.Image:
+        """The whole slide as RGB, its longer side at least ``max_px`` where the file allows, from the cheapest level."""
+
+    @property
+    @abstractmethod
+    def resident_bytes(self) -> int:
+        """Memory that stays occupied while the slide is open, in bytes."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Release the file."""
+
+    def read_padded(self, left: int, top: int, width: int, height: int) -> Pixels:
+        """Level-0 pixels of any rectangle; black outside the slide. uint8, shape (height, width, 3), RGB."""
+        x0, y0 = max(left, 0), max(top, 0)
+        x1, y1 = min(left + width, self.size[0]), min(top + height, self.size[1])
+        if (x0, y0, x1, y1) == (left, top, left + width, top + height):
+            return self.read(left, top, width, height)
+        out = np.zeros((height, width, 3), np.uint8)
+        if x1 > x0 and y1 > y0:
+            out[y0 - top : y1 - top, x0 - left : x1 - left] = self.read(x0, y0, x1 - x0, y1 - y0)
+        return out
+
+    def thumbnail(self, max_px: int) -> Pixels:
+        """The whole slide, its longer side at most ``max_px``: uint8, shape (height, width, 3), RGB."""
+        image = self.overview(max_px)
+        image.thumbnail((max_px, max_px), Image.Resampling.BOX)
+        return np.asarray(image)
+
+
+def cheapest_level(dimensions: list[tuple[int, int]], max_px: int) -> int:
+    """The smallest level whose longer side is at least ``max_px``; level 0 where none is."""
+    fitting = [i for i, d in enumerate(dimensions) if max(d) >= max_px]
+    return min(fitting, key=lambda i: max(dimensions[i]), default=0)

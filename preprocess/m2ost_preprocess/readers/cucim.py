@@ -1,0 +1,73 @@
+"""cuCIM: Aperio SVS, Philips TIFF and generic tiled TIFF."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+from cucim import CuImage
+from PIL import Image
+
+from ..errors import UnreadableSlide
+from .base import Pixels, Resolution, SlideReader, cheapest_level
+
+
+class CuCimReader(SlideReader):
+    """A slide opened by cuCIM.
+
+    Raises
+    ------
+    UnreadableSlide
+        If cuCIM cannot open the file or its pixels are not 8-bit RGB.
+    """
+
+    name = "cucim"
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            self._image = CuImage(str(path))
+        except (RuntimeError, ValueError, OSError) as error:
+            raise UnreadableSlide(path.name, f"cuCIM cannot open it: {error}") from error
+        if self._image.channel_names[:3] != ["R", "G", "B"] or self._image.dtype.bits != 8:
+            raise UnreadableSlide(path.name, "pixels are not 8-bit RGB")
+        levels = self._image.resolutions["level_dimensions"]
+        self._levels: list[tuple[int, int]] = [(int(w), int(h)) for w, h in levels]
+        self.size = self._levels[0]
+        self.resolution = self._resolution()
+
+    def _resolution(self) -> Resolution | None:
+        # spacing() is (1, 1) for SVS whatever the slide: its figure stands in the Aperio header alone.
+        aperio = self._image.metadata.get("aperio")
+        if aperio is not None:
+            return Resolution.from_tag(aperio.get("MPP"), aperio.get("MPP"), "aperio.MPP")
+        spacing, units = self._image.spacing(), self._image.spacing_units()
+        if units[:2] != ["micrometer", "micrometer"]:
+            return None
+        # cuCIM holds the spacing as float32; what the tag said is the shortest decimal that rounds to it.
+        y, x = (float(str(np.float32(v))) for v in spacing[:2])
+        if math.isclose(x, 1.0) and math.isclose(y, 1.0):
+            return None
+        return Resolution.from_tag(x, y, "tiff.resolution")
+
+    def _region(self, left: int, top: int, width: int, height: int, level: int) -> Pixels:
+        try:
+            region = self._image.read_region((left, top), (width, height), level)
+            return np.ascontiguousarray(np.asarray(region)[..., :3])
+        except (RuntimeError, ValueError, OSError) as error:
+            raise UnreadableSlide(self.path.name, f"cuCIM cannot decode x {left}, y {top}: {error}") from error
+
+    def read(self, left: int, top: int, width: int, height: int) -> Pixels:
+        return self._region(left, top, width, height, 0)
+
+    def overview(self, max_px: int) -> Image.Image:
+        level = cheapest_level(self._levels, max_px)
+        return Image.fromarray(self._region(0, 0, *self._levels[level], level))
+
+    @property
+    def resident_bytes(self) -> int:
+        return 0
+
+    def close(self) -> None:
+        self._image.close()

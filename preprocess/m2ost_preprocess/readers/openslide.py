@@ -1,0 +1,69 @@
+"""OpenSlide: NDPI, MRXS, SCN, BIF, DICOM … and whatever cuCIM does not read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import openslide
+from PIL import Image, ImageColor
+
+from ..errors import UnreadableSlide
+from .base import Pixels, Resolution, SlideReader, cheapest_level
+from .dicom import frames_contradict_header, ycbcr_to_rgb
+
+
+class OpenSlideReader(SlideReader):
+    """A slide opened by OpenSlide. Regions that were never scanned show the slide's background colour.
+
+    Raises
+    ------
+    UnreadableSlide
+        If OpenSlide cannot open the file.
+    """
+
+    name = "openslide"
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            self._slide = openslide.OpenSlide(str(path))
+        except (openslide.OpenSlideError, OSError) as error:
+            raise UnreadableSlide(path.name, f"OpenSlide cannot open it: {error}") from error
+        properties = self._slide.properties
+        self.size = self._slide.dimensions
+        self.resolution = Resolution.from_tag(
+            properties.get(openslide.PROPERTY_NAME_MPP_X), properties.get(openslide.PROPERTY_NAME_MPP_Y), "openslide.mpp"
+        )
+        colour = properties.get(openslide.PROPERTY_NAME_BACKGROUND_COLOR, "FFFFFF")
+        self._background = (*ImageColor.getrgb(f"#{colour}")[:3], 255)
+        vendor = properties.get(openslide.PROPERTY_NAME_VENDOR)
+        self._is_ycbcr = vendor == "dicom" and frames_contradict_header(path)
+        if self._is_ycbcr:
+            self.note = "colours corrected: the DICOM header says RGB, its JPEG frames are YCbCr"
+
+    def _region(self, left: int, top: int, width: int, height: int, level: int) -> Image.Image:
+        try:
+            region = self._slide.read_region((left, top), level, (width, height))
+        except openslide.OpenSlideError as error:
+            raise UnreadableSlide(self.path.name, f"OpenSlide cannot decode x {left}, y {top}: {error}") from error
+        if self._is_ycbcr:
+            return Image.fromarray(ycbcr_to_rgb(np.asarray(region.convert("RGB"))))
+        if region.getextrema()[3] == (255, 255):
+            return region.convert("RGB")
+        backdrop = Image.new("RGBA", region.size, self._background)
+        return Image.alpha_composite(backdrop, region).convert("RGB")
+
+    def read(self, left: int, top: int, width: int, height: int) -> Pixels:
+        return np.asarray(self._region(left, top, width, height, 0))
+
+    def overview(self, max_px: int) -> Image.Image:
+        level = cheapest_level(list(self._slide.level_dimensions), max_px)
+        return self._region(0, 0, *self._slide.level_dimensions[level], level)
+
+    @property
+    def resident_bytes(self) -> int:
+        return 0
+
+    def close(self) -> None:
+        self._slide.close()

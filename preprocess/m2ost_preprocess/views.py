@@ -1,0 +1,152 @@
+"""The nested views of spots, cut from regions that are decoded once for many spots.
+
+A view is the square window of the spot on level 0, black outside the slide, resized to ``size_px`` by Pillow's bilinear
+filter with antialias; a window of exactly ``size_px`` is taken as it is. Source: M2OST's published data sets; see
+``m2ost_preprocess.contract.ViewGeometry`` for the windows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from .contract import SCALE_MAX, SCALE_MIN, RowStatus, ViewGeometry
+from .errors import SlideError
+from .readers.base import Pixels, SlideReader
+
+REGION_PX = 2048
+"""Side of the squares that spots are grouped by, in level-0 pixels: one region is read for each square."""
+
+Centers = np.ndarray[Any, np.dtype[np.int32]]
+Scales = np.ndarray[Any, np.dtype[np.float32]]
+Statuses = np.ndarray[Any, np.dtype[np.int32]]
+
+
+@dataclass
+class TilingCounts:
+    """What a tiler did, counted.
+
+    Attributes
+    ----------
+    spots : int
+        Spots whose views were cut.
+    regions : int
+        Regions read from slides.
+    decoded_px : int
+        Level-0 pixels inside those regions and inside the slide.
+    """
+
+    spots: int = 0
+    regions: int = 0
+    decoded_px: int = 0
+
+    def __iadd__(self, other: TilingCounts) -> TilingCounts:
+        self.spots += other.spots
+        self.regions += other.regions
+        self.decoded_px += other.decoded_px
+        return self
+
+
+def spatial_order(centers: Any) -> np.ndarray[Any, np.dtype[np.intp]]:
+    """An order in which neighbouring spots follow each other: by square of ``REGION_PX``, squares row by row.
+
+    Parameters
+    ----------
+    centers : array_like, shape (n, 2)
+        x, y in level-0 pixels.
+    """
+    positions = np.asarray(centers).reshape(-1, 2)
+    square = np.floor_divide(positions, REGION_PX)
+    return np.lexsort((positions[:, 0], positions[:, 1], square[:, 0], square[:, 1]))
+
+
+def row_statuses(size: tuple[int, int], centers: Centers, scales: Scales) -> Statuses:
+    """Which rows can be cut from a slide of ``size`` (width, height): ``RowStatus`` values, int32, shape (n,)."""
+    statuses = np.full(len(centers), RowStatus.OK, np.int32)
+    inside = (centers >= 0).all(axis=1) & (centers < np.asarray(size)).all(axis=1)
+    statuses[~inside] = RowStatus.OUTSIDE_SLIDE
+    with np.errstate(invalid="ignore"):
+        statuses[~((scales >= SCALE_MIN) & (scales <= SCALE_MAX))] = RowStatus.BAD_SCALE
+    return statuses
+
+
+def resize(window: Pixels, size_px: int) -> Pixels:
+    """Resize a square window to ``size_px`` with Pillow's antialiased bilinear filter; uint8, shape (s, s, 3)."""
+    if window.shape[0] == size_px:
+        return window
+    return np.asarray(Image.fromarray(window).resize((size_px, size_px), Image.Resampling.BILINEAR))
+
+
+def cut_views(
+    reader: SlideReader,
+    centers: Centers,
+    scales: Scales,
+    geometry: ViewGeometry,
+    out: Sequence[Pixels],
+    counts: TilingCounts | None = None,
+) -> Statuses:
+    """Cut the views of spots of one slide.
+
+    Parameters
+    ----------
+    reader : SlideReader
+        The slide.
+    centers : ndarray of int32, shape (n, 2)
+        x, y: floor of the spot's centre in level-0 pixels. A centre outside the slide is a row without views.
+    scales : ndarray of float32, shape (n,)
+        Level-0 pixels per view pixel of the finest view.
+    geometry : ViewGeometry
+        The windows.
+    out : sequence of ndarray of uint8, each shape (n, size_px, size_px, 3)
+        Receives one array a view, RGB; rows whose status is not OK become black.
+    counts : TilingCounts, optional
+        Added to.
+
+    Returns
+    -------
+    ndarray of int32, shape (n,)
+        A ``RowStatus`` a row. A region that cannot be decoded costs its own spots only.
+    """
+    counts = TilingCounts() if counts is None else counts
+    statuses = row_statuses(reader.size, centers, scales)
+    for rows in _groups(centers, scales, np.flatnonzero(statuses == RowStatus.OK)):
+        windows = {int(i): geometry.windows((int(centers[i, 0]), int(centers[i, 1])), float(scales[i])) for i in rows}
+        flat = [w for spot in windows.values() for w in spot]
+        left, top = min(x for x, _, _ in flat), min(y for _, y, _ in flat)
+        right, bottom = max(x + side for x, _, side in flat), max(y + side for _, y, side in flat)
+        try:
+            region = reader.read_padded(left, top, right - left, bottom - top)
+        except SlideError:
+            statuses[rows] = RowStatus.DECODE_FAILED
+            continue
+        counts.regions += 1
+        counts.decoded_px += _area_inside(reader.size, left, top, right, bottom)
+        counts.spots += len(rows)
+        for row, spot in windows.items():
+            for view, (x, y, side) in enumerate(spot):
+                window = region[y - top : y - top + side, x - left : x - left + side]
+                out[view][row] = resize(window, geometry.size_px)
+    for view in out:
+        view[statuses != RowStatus.OK] = 0
+    return statuses
+
+
+def _groups(centers: Centers, scales: Scales, rows: Any) -> Iterator[Any]:
+    """Rows that share a region: same square of ``REGION_PX`` and same scale."""
+    if len(rows) == 0:
+        return
+    square = np.floor_divide(centers[rows], REGION_PX)
+    keys = np.stack([square[:, 0], square[:, 1], scales[rows].view(np.int32)], axis=1)
+    _, group = np.unique(keys, axis=0, return_inverse=True)
+    for index in range(int(group.max()) + 1):
+        yield rows[group.reshape(-1) == index]
+
+
+def _area_inside(size: tuple[int, int], left: int, top: int, right: int, bottom: int) -> int:
+    width = min(right, size[0]) - max(left, 0)
+    height = min(bottom, size[1]) - max(top, 0)
+    return max(width, 0) * max(height, 0)
