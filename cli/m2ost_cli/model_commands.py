@@ -1,0 +1,102 @@
+"""Commands on checkpoints: ``init``, ``convert``, ``info``, ``export``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from .common import UserError, needs, read_genes
+
+if TYPE_CHECKING:
+    from m2ost.complexity import Complexity
+
+Genes = Annotated[Path | None, typer.Option("--genes", help="Gene panel: one name a line, in output order.")]
+Out = Annotated[Path, typer.Option("--out", help="Folder to create; never overwritten.")]
+
+
+def init(
+    out: Out,
+    genes: Genes = None,
+    outputs: Annotated[int, typer.Option(help="Number of outputs, where no panel is given.")] = 250,
+    depth: Annotated[int, typer.Option(help="Encoder blocks.")] = 4,
+    dim: Annotated[int, typer.Option(help="Width of a token.")] = 192,
+    levels: Annotated[int, typer.Option(help="Nested views.")] = 3,
+    image_px: Annotated[int, typer.Option(help="Side of a view in pixels.")] = 224,
+    seed: Annotated[int, typer.Option(help="One seed gives one set of weights.")] = 0,
+) -> None:
+    """Make a freshly initialised checkpoint, marked untrained, to try the serving path with."""
+    with needs("export"):
+        from m2ost.checkpoint import initialise, save
+        from m2ost.config import M2OSTConfig
+    panel = read_genes(genes, outputs)
+    try:
+        config = M2OSTConfig(n_genes=len(panel), depth=depth, dim=dim, n_levels=levels, image_px=image_px)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    card = save(out, *initialise(config, panel, seed=seed))
+    print(f"{out}: UNTRAINED checkpoint, {len(panel)} outputs, sha256 {card.sha256[:12]}")
+
+
+def convert(
+    checkpoint: Annotated[Path, typer.Argument(help="A .pth of the authors' code.")],
+    genes: Annotated[Path, typer.Option("--genes", help="Its gene panel: one name a line, in output order.")],
+    out: Out,
+    mpp: Annotated[float | None, typer.Option(help="µm/px of its training images.")] = None,
+) -> None:
+    """Convert a checkpoint of the authors' code. Only weights are read; code in the file is never run."""
+    with needs("export"):
+        from m2ost.checkpoint import save
+        from m2ost.convert import convert as convert_file
+    model, card = convert_file(checkpoint, read_genes(genes, 0), mpp=mpp)
+    card = save(out, model, card)
+    print(f"{out}: {card.architecture}, sha256 {card.sha256[:12]}")
+
+
+def info(
+    checkpoint: Annotated[Path | None, typer.Argument(help="A checkpoint; by default the paper's model.")] = None,
+) -> None:
+    """Print parameters and floating-point operations beside published figures."""
+    with needs("export"):
+        from m2ost.checkpoint import load
+        from m2ost.complexity import PAPER, ST_NET, count, joint_attention
+        from m2ost.config import M2OSTConfig
+    config = load(checkpoint)[1].architecture if checkpoint else M2OSTConfig()
+    ours, joint = count(config), joint_attention(config)
+    print(f"{'':36}{'parameters':>12}{'GFLOP a spot':>14}")
+    for row in (ours, joint, PAPER, ST_NET):
+        print(_row(row))
+    more = 100 * (ours.flop / joint.flop - 1)
+    print(
+        f"\nDecoupling intra- from cross-level mixing costs {more:+.0f} % against joint attention: both look at the same "
+        "pairs of\ntokens, so it saves no attention; it projects every token twice, and has weights of its own for every level."
+    )
+
+
+def _row(row: Complexity) -> str:
+    parameters = f"{row.parameters:,}" if row.parameters else "–"
+    return f"{row.name:36}{parameters:>12}{row.flop / 1e9:>14.3f}  {row.note}"
+
+
+def export(
+    checkpoint: Annotated[Path, typer.Argument(help="A checkpoint folder.")],
+    out: Annotated[Path, typer.Option("--out", help="Release folder to create; never overwritten.")],
+) -> None:
+    """Export a checkpoint as a release: a Triton model repository, written only if ONNX matches PyTorch."""
+    with needs("export"):
+        from m2ost.checkpoint import load
+        from m2ost_export.release import build_release
+    manifest = build_release(*load(checkpoint), out)
+    worst = max(manifest.parity["max_abs_diff"].values())
+    trained = "" if manifest.engine.trained else "UNTRAINED, "
+    print(
+        f"{out}: release {manifest.engine.release_sha256[:12]}, {trained}{manifest.engine.precision}, "
+        f"{len(manifest.engine.genes)} genes; ONNX against PyTorch at most {worst:.1e} apart"
+    )
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to ``app``."""
+    for command in (init, convert, info, export):
+        app.command()(command)

@@ -1,0 +1,211 @@
+"""Commands on releases: ``serve`` and ``predict``."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shlex
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from m2ost_preprocess.slides import SlideRoots
+
+from .common import UserError, needs
+
+if TYPE_CHECKING:
+    from m2ost_client.predict import PredictReport
+
+EXIT_SPOTS_WITHOUT_VALUE = 3
+EMBEDDED_ROOT = "slides"
+_LEVELS = ("debug", "info", "warning", "error")
+
+
+def parse_roots(specifications: list[str]) -> SlideRoots:
+    """``NAME=FOLDER`` or ``FOLDER`` (named after itself) → roots."""
+    roots: dict[str, Path] = {}
+    for specification in specifications:
+        name, separator, folder = specification.partition("=")
+        path = Path(folder if separator else specification).expanduser().resolve()
+        key = name if separator else path.name
+        if key in roots:
+            raise UserError(f"two slide roots are called {key!r}; name them: --slides NAME=FOLDER")
+        roots[key] = path
+    try:
+        return SlideRoots(roots)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+
+
+def serve(
+    release: Annotated[Path, typer.Argument(help="A release folder.")],
+    slides: Annotated[list[str], typer.Option("--slides", help="FOLDER or NAME=FOLDER to read slides from; repeatable.")],
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    grpc_port: Annotated[int, typer.Option(help="0: any free port.")] = 8001,
+    http_port: Annotated[int, typer.Option(help="0: any free port.")] = 8000,
+    metrics_port: Annotated[int, typer.Option(help="0: any free port.")] = 8002,
+    profile: Annotated[str, typer.Option(help="cpu, onnxruntime or tensorrt: Triton's --model-config-name.")] = "cpu",
+    log_level: Annotated[str, typer.Option(help="Least level to print: debug, info, warning or error.")] = "info",
+    print_command: Annotated[bool, typer.Option("--print-command", help="Print the command and exit.")] = False,
+) -> None:
+    """Serve a release. Prints JSON log lines; Ctrl-C or SIGTERM stops it cleanly."""
+    with needs("client"):
+        from m2ost_client.supervisor import Ports, ServerOptions, TritonServer
+    if log_level not in _LEVELS:
+        raise UserError(f"--log-level must be one of {', '.join(_LEVELS)}")
+    options = ServerOptions(
+        release=release,
+        roots=parse_roots(slides),
+        host=host,
+        ports=Ports(grpc_port, http_port, metrics_port),
+        profile=profile,
+    )
+    server = TritonServer(options, on_log=_json_lines(sys.stdout, log_level))
+    if print_command:
+        print(server.print_command())
+        return
+    try:
+        with server:
+            server.wait()
+    except KeyboardInterrupt:
+        return
+
+
+def predict(
+    slide: Annotated[str, typer.Argument(help="A slide file; with --server, its name there: root/relative/path.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder for the results.")],
+    server: Annotated[str | None, typer.Option(help="host:port of a server; without it one runs for this slide.")] = None,
+    release: Annotated[Path | None, typer.Option(help="Release for the embedded server.")] = None,
+    checkpoint: Annotated[Path | None, typer.Option(help="Checkpoint to export for the embedded server.")] = None,
+    spots: Annotated[Path | None, typer.Option(help="Spot table; by default a grid over the tissue.")] = None,
+    pitch_um: Annotated[float, typer.Option(help="Pitch of the grid in µm.")] = 100.0,
+    mpp: Annotated[float | None, typer.Option(help="µm/px of the slide, where the file does not say.")] = None,
+    view_mpp: Annotated[
+        str | None, typer.Option(help="Cut views at this µm/px, or 'model'; by default at the slide's own pixels.")
+    ] = None,
+    genes: Annotated[list[str] | None, typer.Option("--map", help="Draw a map of this gene; repeatable.")] = None,
+    send_pixels: Annotated[
+        bool, typer.Option("--send-pixels", help="With --server: read the slide here and send its views.")
+    ] = False,
+    batch_rows: Annotated[int, typer.Option(help="Spots a request.")] = 32,
+    window: Annotated[int, typer.Option(help="Most requests in flight.")] = 4,
+    retry_for_s: Annotated[float, typer.Option(help="How long to wait for a server that is away, in seconds.")] = 60.0,
+    server_log: Annotated[Path | None, typer.Option(help="Write the embedded server's JSON log here.")] = None,
+) -> None:
+    """Predict one slide: an .h5ad, maps and run metadata."""
+    with needs("client"):
+        from m2ost_client.predict import PredictOptions, predict_slide
+        from m2ost_client.results import check_writable
+        from m2ost_client.stream import StreamOptions
+    if send_pixels and not server:
+        raise UserError("--send-pixels is for a server elsewhere; give --server ADDRESS")
+    try:
+        stream = StreamOptions(batch_rows=batch_rows, window=window, retry_for_s=retry_for_s)
+        views_at = view_mpp if view_mpp in (None, "model") else float(view_mpp)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    check_writable(out)
+    with ExitStack() as stack:
+        name = slide
+        if server is None:
+            path = Path(slide).expanduser().resolve()
+            if not path.exists():
+                raise UserError(f"{slide}: no such file")
+            name = f"{EMBEDDED_ROOT}/{path.name}"
+            server = stack.enter_context(_embedded(path.parent, release, checkpoint, server_log))
+        elif release or checkpoint:
+            raise UserError("--server already serves a release; give either --server or --release / --checkpoint")
+        options = PredictOptions(
+            slide=name,
+            out=out,
+            spots_file=spots,
+            pitch_um=pitch_um,
+            mpp=mpp,
+            view_mpp=views_at,
+            genes=tuple(genes or ()),
+            send_pixels=send_pixels,
+            stream=stream,
+        )
+        with _progress() as on_progress:
+            report = asyncio.run(predict_slide(server, options, on_progress=on_progress))
+    _summarise(report)
+    if not report.complete:
+        raise typer.Exit(EXIT_SPOTS_WITHOUT_VALUE)
+
+
+@contextmanager
+def _embedded(folder: Path, release: Path | None, checkpoint: Path | None, log: Path | None) -> Iterator[str]:
+    from m2ost_client.supervisor import ServerOptions, TritonServer
+
+    with ExitStack() as stack:
+        if checkpoint is not None:
+            with needs("export"):
+                from m2ost.checkpoint import load
+                from m2ost_export.release import build_release
+            release = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="m2ost-release-"))) / "release"
+            print(f"exporting {checkpoint} for this run; `m2ost export` once and --release save this", file=sys.stderr)
+            build_release(*load(checkpoint), release)
+        if release is None:
+            raise UserError(
+                "no trained checkpoint ships with this version; give --release, --checkpoint or --server "
+                "(`m2ost init` makes an untrained checkpoint to try with)"
+            )
+        on_log = _json_lines(stack.enter_context(log.open("w")), "debug") if log else None
+        roots = SlideRoots({EMBEDDED_ROOT: folder})
+        yield stack.enter_context(TritonServer(ServerOptions(release=release, roots=roots), on_log=on_log)).address
+
+
+def _json_lines(stream: Any, least: str) -> Callable[[dict[str, Any]], None]:
+    shown = _LEVELS[_LEVELS.index(least) :]
+
+    def write(record: dict[str, Any]) -> None:
+        if record["level"] in shown:
+            print(json.dumps(record, ensure_ascii=False), file=stream, flush=True)
+
+    return write
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[int, int], None]]:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]:.1f} spots/s"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task("scoring", total=None, rate=0.0)
+
+        def update(done: int, total: int) -> None:
+            bar.update(task, completed=done, total=total, rate=bar.tasks[task].speed or 0.0)
+
+        yield update
+
+
+def _summarise(report: PredictReport) -> None:
+    metadata = report.metadata
+    spots, facts = metadata["spots"], metadata["slide_facts"]
+    resolution = f"{facts['mpp']:g} µm/px ({facts['mpp_source']})" if facts["mpp"] else "µm/px unknown"
+    rate = f", {metadata['spots_per_s']:.1f} spots/s" if spots["count"] else ": no tissue found"
+    if not metadata["trained"]:
+        print("UNTRAINED network: the map shows how the path works, not expression")
+    print(f"{report.result.name}: {spots['count']} spots{rate}; read by {facts['reader']}, {resolution}")
+    for status, count in spots["by_status"].items():
+        if status != "OK":
+            print(f"  {count} spots without a value: {status}")
+    for file in report.files:
+        print(f"  {shlex.quote(str(file))}")
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to ``app``."""
+    for command in (serve, predict):
+        app.command()(command)

@@ -1,0 +1,49 @@
+"""Errors of the client.
+
+::
+
+    ClientError
+    ├── ServerUnavailable   no answer within the time for retries
+    ├── RequestRejected     the server refused a request; its words, with its status code
+    ├── ReleaseChanged      the server came back with another release in the middle of a slide
+    ├── ServerStartError    an embedded server did not become ready
+    └── OutputError         a result could not be written
+"""
+
+from __future__ import annotations
+
+
+class ClientError(Exception):
+    """Base of every error that ``m2ost_client`` raises on purpose."""
+
+
+class ServerUnavailable(ClientError):
+    """The server did not answer within the time for retries."""
+
+
+class RequestRejected(ClientError):
+    """The server refused a request.
+
+    Parameters
+    ----------
+    message : str
+        The server's words.
+    status : str
+        Its gRPC status, e.g. ``NOT_FOUND``.
+    """
+
+    def __init__(self, message: str, status: str) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class ReleaseChanged(ClientError):
+    """The server serves another release than at the start of the slide."""
+
+
+class ServerStartError(ClientError):
+    """A tritonserver could not be found, started, or kept alive."""
+
+
+class OutputError(ClientError):
+    """A result could not be written."""

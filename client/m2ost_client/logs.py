@@ -1,0 +1,75 @@
+"""Triton's log as JSON objects, one a line."""
+
+from __future__ import annotations
+
+import json
+import re
+from datetime import UTC, datetime
+from typing import Any
+
+from .probe import PROBE_REQUEST_ID
+
+_LINE = re.compile(r'([VIWE])(\d{4} \d\d:\d\d:\d\d\.\d+) \d+ ([\w.]+:\d+)\] ?(.*)$')
+_LEVELS = {"V": "debug", "I": "info", "W": "warning", "E": "error"}
+_TABLE = ("+-", "| ")
+
+_EXPECTED_WITHOUT_GPU = (
+    "CUDA driver version is insufficient",
+    "CudaDriverHelper has not been initialized",
+    "Failed to initialize NVML",
+    "DCGM unable to start",
+    "no pinned memory pool",
+    "CUDA memory pool disabled",
+)
+
+
+def parse_line(line: str) -> dict[str, Any] | None:
+    """One line of Triton's output as an object, or None for blank lines and the frames of its tables.
+
+    A message that is itself a JSON object, as our models log it, is merged in: its ``event`` and ``request_id`` stand at
+    the top level. What a server without a GPU says about that, and the answers to liveness probes, come at level
+    ``debug``.
+    """
+    line = line.rstrip()
+    if not line or line.startswith(_TABLE):
+        return None
+    match = _LINE.match(line)
+    if match is None:
+        level = "debug" if any(s in line for s in _EXPECTED_WITHOUT_GPU) else "info"
+        return {"time": _now(), "level": level, "source": "tritonserver", "message": line}
+    severity, stamp, source, message = match.groups()
+    if not message:
+        return None
+    if message.startswith('"') and message.endswith('"'):
+        try:
+            message = json.loads(message)
+        except ValueError:
+            message = message[1:-1]
+    record: dict[str, Any] = {"time": _time(stamp), "level": _LEVELS[severity], "source": source}
+    if any(s in message for s in _EXPECTED_WITHOUT_GPU):
+        record["level"] = "debug"
+    try:
+        fields = json.loads(message)
+    except ValueError:
+        fields = None
+    if not isinstance(fields, dict):
+        return {**record, "message": message}
+    if fields.get("request_id") == PROBE_REQUEST_ID:
+        record["level"] = "debug"
+    return {**record, **fields}
+
+
+def event(level: str, name: str, **fields: Any) -> dict[str, Any]:
+    """An event of the supervisor's own."""
+    return {"time": _now(), "level": level, "source": "supervisor", "event": name, **fields}
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
+
+
+def _time(stamp: str) -> str:
+    # Triton writes month, day and UTC time of day, without the year.
+    now = datetime.now(UTC)
+    when = datetime.strptime(f"{now.year}{stamp}", "%Y%m%d %H:%M:%S.%f").replace(tzinfo=UTC)
+    return when.isoformat(timespec="milliseconds")

@@ -1,0 +1,72 @@
+"""Is a server alive? Asked by real inferences: Triton's own readiness stays true when a Python model has died."""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import Any
+
+import numpy as np
+import tritonclient.grpc as triton
+from m2ost_preprocess import contract
+from m2ost_preprocess.contract import ViewGeometry
+from tritonclient.utils import InferenceServerException, np_to_triton_dtype
+
+PROBE_TIMEOUT_S = 20.0
+PROBE_REQUEST_ID = "m2ost-probe"
+PROBE_SLIDE = "m2ost-probe"
+"""No slide name can be this: the tiler refuses it at once, in words that prove that it is alive."""
+
+
+class Health(Enum):
+    """What a probe found."""
+
+    READY = "answers real inferences"
+    NO_ANSWER = "does not answer yet, or is too busy to"
+    DEAD_STUB = "the process of a Python model has died"
+
+
+def is_dead_stub(message: str) -> bool:
+    """Whether an error of Triton's says that a Python model's process is gone for good."""
+    return "tub process" in message and "healthy" in message
+
+
+def tensor(name: str, array: np.ndarray[Any, Any]) -> Any:
+    """An input of tritonclient's, holding ``array``."""
+    value = triton.InferInput(name, list(array.shape), np_to_triton_dtype(array.dtype))
+    value.set_data_from_numpy(array)
+    return value
+
+
+def probe(address: str, views: ViewGeometry) -> Health:
+    """Score one black spot, and ask tiler and slide information for a slide that cannot exist.
+
+    Parameters
+    ----------
+    address : str
+        ``host:port`` of the gRPC service.
+    views : ViewGeometry
+        Views of the served engine.
+    """
+    black = [tensor(name, np.zeros((1, *views.shape), np.uint8)) for name in views.names]
+    slide = np.array([[PROBE_SLIDE]], dtype=object)
+    row = [
+        tensor(contract.SLIDE, slide),
+        tensor(contract.CENTER, np.zeros((1, 2), np.int32)),
+        tensor(contract.SCALE, np.ones((1, 1), np.float32)),
+    ]
+    requests = [
+        (contract.MODEL_PATCHES, black),
+        (contract.MODEL_SLIDE, row),
+        (contract.MODEL_INFO, [tensor(contract.SLIDE, slide[0])]),
+    ]
+    with triton.InferenceServerClient(address) as client:
+        for model, inputs in requests:
+            try:
+                client.infer(model, inputs, request_id=PROBE_REQUEST_ID, client_timeout=PROBE_TIMEOUT_S)
+            except InferenceServerException as error:
+                message = str(error.message())
+                if is_dead_stub(message):
+                    return Health.DEAD_STUB
+                if PROBE_SLIDE not in message:
+                    return Health.NO_ANSWER
+    return Health.READY

@@ -1,0 +1,163 @@
+"""A slide's result as files: ``<name>.h5ad`` and ``<name>.json``, complete under their final names or absent."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import anndata
+import numpy as np
+import pandas as pd
+from m2ost_preprocess.contract import EngineInfo, RowStatus
+from m2ost_preprocess.decoder import SlideInfo
+from m2ost_preprocess.spots import Spots
+
+from .errors import OutputError
+from .stream import Expression, Statuses
+
+DEFAULT_SPOT_UM = 100.0
+"""Diameter at which a lone spot is drawn, in µm, where no pitch tells."""
+
+
+@dataclass(frozen=True)
+class SlideResult:
+    """The expression map of one slide.
+
+    Parameters
+    ----------
+    name : str
+        Stem of the result's files.
+    slide : SlideInfo
+        The slide.
+    engine : EngineInfo
+        What predicted it.
+    spots : Spots
+        Where.
+    expression : ndarray of float32, shape (n, G)
+        NaN in rows without a value.
+    status : ndarray of int32, shape (n,)
+        ``RowStatus`` values.
+    """
+
+    name: str
+    slide: SlideInfo
+    engine: EngineInfo
+    spots: Spots
+    expression: Expression
+    status: Statuses
+
+    @property
+    def spot_diameter_px(self) -> float:
+        """Side of a spot's mark in level-0 pixels: the pitch, so that a grid covers its tissue without gaps."""
+        if self.spots.pitch_px > 0:
+            return self.spots.pitch_px
+        return DEFAULT_SPOT_UM / self.slide.mpp if self.slide.mpp else float(self.engine.views.size_px)
+
+    @property
+    def title(self) -> str:
+        """One line for figures; says so where the network is untrained."""
+        return self.name if self.engine.trained else f"{self.name} · UNTRAINED network"
+
+    def counts_by_status(self) -> dict[str, int]:
+        """Spots by status name, those that occur."""
+        values, counts = np.unique(self.status, return_counts=True)
+        return {RowStatus(int(v)).name: int(c) for v, c in zip(values, counts, strict=True)}
+
+
+def to_anndata(result: SlideResult, metadata: dict[str, Any]) -> anndata.AnnData:
+    """A result as AnnData: spots × genes.
+
+    ``obsm["spatial"]`` is in level-0 pixels; ``uns["spatial"]`` carries the thumbnail as scanpy and squidpy read it;
+    ``uns["m2ost"]`` carries ``metadata``.
+    """
+    obs = pd.DataFrame(
+        {"status": [RowStatus(int(s)).name for s in result.status]}, index=pd.Index(result.spots.names, dtype=str)
+    )
+    obs["status"] = obs["status"].astype("category")
+    var = pd.DataFrame(index=pd.Index(result.engine.genes, dtype=str))
+    adata = anndata.AnnData(X=result.expression, obs=obs, var=var)
+    adata.obsm["spatial"] = np.asarray(result.spots.centers, np.float64).reshape(-1, 2)
+    adata.uns["spatial"] = {
+        result.name: {
+            "images": {"hires": result.slide.thumbnail},
+            "scalefactors": {
+                "tissue_hires_scalef": result.slide.thumbnail.shape[1] / result.slide.size[0],
+                "spot_diameter_fullres": result.spot_diameter_px,
+            },
+            "metadata": {},
+        }
+    }
+    adata.uns["m2ost"] = _storable(metadata)
+    return adata
+
+
+def write_h5ad(result: SlideResult, metadata: dict[str, Any], path: Path) -> None:
+    """Write a result as ``.h5ad``.
+
+    Raises
+    ------
+    OutputError
+        If it cannot be written; nothing is left under ``path`` then.
+    """
+    adata = to_anndata(result, metadata)
+    write_complete(path, lambda scratch: adata.write_h5ad(scratch))
+
+
+def write_json(value: dict[str, Any], path: Path) -> None:
+    """Write JSON. Raises :class:`OutputError` as :func:`write_h5ad` does."""
+    text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+    write_complete(path, lambda scratch: scratch.write_text(text))
+
+
+def write_complete(path: Path, write: Callable[[Path], Any]) -> None:
+    """Let ``write`` fill a scratch file beside ``path``, then give it its final name.
+
+    Raises
+    ------
+    OutputError
+        If anything goes wrong: the disk is full, the folder is not writable.
+    """
+    scratch: Path | None = None
+    try:
+        handle, name = tempfile.mkstemp(prefix=f".{path.stem}.", suffix=path.suffix, dir=path.parent)
+        os.close(handle)
+        scratch = Path(name)
+        write(scratch)
+        with scratch.open("rb") as stream:
+            os.fsync(stream.fileno())
+        scratch.chmod(0o644)
+        scratch.replace(path)
+    except (OSError, RuntimeError) as error:
+        # h5py reports a full disk as RuntimeError or OSError, depending on when it notices.
+        raise OutputError(f"{path}: cannot be written ({error}); free space or choose another --out") from error
+    finally:
+        if scratch is not None:
+            scratch.unlink(missing_ok=True)
+
+
+def check_writable(folder: Path) -> None:
+    """Make the output folder and prove that a file can be written there, before any work is done.
+
+    Raises
+    ------
+    OutputError
+        If not.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise OutputError(f"{folder}: cannot write there ({error.strerror}); choose another --out") from error
+
+
+def _storable(value: Any) -> Any:
+    """HDF5 has no null: what is None in the metadata is absent in the file."""
+    if isinstance(value, dict):
+        return {k: _storable(v) for k, v in value.items() if v is not None}
+    return [_storable(v) for v in value] if isinstance(value, (list, tuple)) else value

@@ -1,0 +1,363 @@
+"""Stream batches of spots through a served release.
+
+::
+
+    async with SpotStream("localhost:8001") as stream:
+        async for batch in stream.predict("slides/a.svs", centers):
+            result[batch.rows] = batch.expression
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import secrets
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tritonclient.grpc.aio as triton_aio
+from m2ost_preprocess import contract
+from m2ost_preprocess.contract import EngineInfo, RowStatus
+from m2ost_preprocess.decoder import Decoder, SlideInfo
+from m2ost_preprocess.views import spatial_order
+from tritonclient.utils import InferenceServerException
+
+from .errors import ReleaseChanged, RequestRejected, ServerUnavailable
+from .probe import is_dead_stub, tensor
+
+Rows = np.ndarray[Any, np.dtype[np.intp]]
+Expression = np.ndarray[Any, np.dtype[np.float32]]
+Statuses = np.ndarray[Any, np.dtype[np.int32]]
+
+_TRANSIENT = ("UNAVAILABLE", "DEADLINE_EXCEEDED", "CANCELLED")
+
+
+@dataclass(frozen=True, kw_only=True)
+class StreamOptions:
+    """How a stream behaves.
+
+    Parameters
+    ----------
+    batch_rows : int
+        Spots a request, 1 to 256.
+    window : int
+        Most requests in flight; bounds the client's and the server's memory.
+    deadline_s : float
+        Deadline of one request in seconds.
+    retry_for_s : float
+        How long a request is retried while the server is away or full, in seconds.
+
+    Raises
+    ------
+    ValueError
+        If a value is out of range.
+    """
+
+    batch_rows: int = 32
+    window: int = 4
+    deadline_s: float = 120.0
+    retry_for_s: float = 60.0
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.batch_rows <= contract.MAX_ROWS:
+            raise ValueError(f"batch_rows must be 1 to {contract.MAX_ROWS}, not {self.batch_rows}")
+        if self.window < 1 or self.deadline_s <= 0 or self.retry_for_s < 0:
+            raise ValueError("window and deadline_s must be positive, retry_for_s not negative")
+
+
+@dataclass(frozen=True)
+class SpotBatch:
+    """Results of one request.
+
+    Parameters
+    ----------
+    rows : ndarray of intp, shape (n,)
+        Which of the caller's spots these are.
+    expression : ndarray of float32, shape (n, G)
+        NaN in rows whose status is not OK.
+    status : ndarray of int32, shape (n,)
+        ``RowStatus`` values.
+    """
+
+    rows: Rows
+    expression: Expression
+    status: Statuses
+
+
+class _Window:
+    """How many requests may be in flight: halved when the server is full or away, grown by one a round of successes."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit, self.size, self._successes = limit, limit, 0
+
+    def shrink(self) -> None:
+        self.size, self._successes = max(1, self.size // 2), 0
+
+    def success(self) -> None:
+        self._successes += 1
+        if self._successes >= self.size:
+            self.size, self._successes = min(self._limit, self.size + 1), 0
+
+
+class SpotStream:
+    """An asynchronous client of one server; an async context manager.
+
+    Parameters
+    ----------
+    address : str
+        ``host:port`` of the gRPC service.
+    options : StreamOptions, optional
+
+    Attributes
+    ----------
+    retries : int
+        Requests that were sent again so far.
+    """
+
+    def __init__(self, address: str, options: StreamOptions | None = None) -> None:
+        self.address = address
+        self.options = options or StreamOptions()
+        self.retries = 0
+        self._run = secrets.token_hex(4)
+        self._requests = 0
+        self._info: EngineInfo | None = None
+        self._window = _Window(self.options.window)
+
+    async def __aenter__(self) -> SpotStream:
+        """Connect and read what is served.
+
+        Raises
+        ------
+        ServerUnavailable
+            If there is no answer within ``retry_for_s``.
+        RequestRejected
+            If the server serves no release of this project.
+        """
+        self._client = triton_aio.InferenceServerClient(self.address)
+        try:
+            self._info = await self._retrying(self._read_info)
+        except BaseException:
+            await self._client.close()
+            raise
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        await self._client.close()
+
+    @property
+    def info(self) -> EngineInfo:
+        """What the server serves, as read on entry."""
+        if self._info is None:
+            raise RuntimeError("SpotStream is not entered; use `async with`")
+        return self._info
+
+    async def slide_info(self, slide: str, *, pitch_um: float | None = None, mpp: float | None = None) -> SlideInfo:
+        """Describe a slide under the server's roots.
+
+        Parameters
+        ----------
+        slide : str
+            ``root/relative/path``.
+        pitch_um : float, optional
+            Ask for a grid of spots over the tissue, this many µm apart.
+        mpp : float, optional
+            µm/px of the slide, in place of what the file says.
+
+        Returns
+        -------
+        SlideInfo
+            ``centers`` are floored to whole pixels.
+
+        Raises
+        ------
+        RequestRejected
+            If the slide is unknown or unreadable, or a grid is asked for and µm/px is unknown.
+        """
+        inputs = [tensor(contract.SLIDE, np.array([slide], dtype=object))]
+        inputs += [
+            tensor(name, np.array([value], np.float32))
+            for name, value in (("PITCH_UM", pitch_um), ("MPP", mpp))
+            if value is not None
+        ]
+        answer = await self._retrying(lambda: self._infer(contract.MODEL_INFO, inputs))
+        facts = json.loads(answer.as_numpy("INFO")[0])
+        names = tuple(name.decode() for name in answer.as_numpy("SPOT_NAME"))
+        facts["size"] = tuple(facts["size"])
+        return SlideInfo(
+            **facts,
+            centers=answer.as_numpy(contract.CENTER).astype(np.float64).reshape(-1, 2),
+            names=names,
+            thumbnail=answer.as_numpy("THUMBNAIL"),
+        )
+
+    async def predict(self, slide: str, centers: Any, *, scale: float = 1.0) -> AsyncIterator[SpotBatch]:
+        """Score spots of a slide that lies under the server's roots: only coordinates are sent.
+
+        Parameters
+        ----------
+        slide : str
+            ``root/relative/path``.
+        centers : array_like, shape (n, 2)
+            x, y in level-0 pixels; floored.
+        scale : float
+            Level-0 pixels per view pixel of the finest view; 1 takes the slide's own pixels.
+
+        Yields
+        ------
+        SpotBatch
+            As the answers arrive, in any order; every spot exactly once. Leaving the loop cancels the rest.
+
+        Raises
+        ------
+        ValueError
+            If a centre is not a finite position.
+        RequestRejected
+            If the server refuses a request: unknown or unreadable slide.
+        ServerUnavailable
+            If a request finds no answer within ``retry_for_s``.
+        ReleaseChanged
+            If the server comes back with another release.
+        """
+        positions = contract.as_centers(centers)
+
+        async def score(rows: Rows) -> SpotBatch:
+            n = len(rows)
+            inputs = [
+                tensor(contract.SLIDE, np.full((n, 1), slide, dtype=object)),
+                tensor(contract.CENTER, positions[rows]),
+                tensor(contract.SCALE, np.full((n, 1), scale, np.float32)),
+            ]
+            answer = await self._retrying(lambda: self._infer(contract.MODEL_SLIDE, inputs))
+            status = answer.as_numpy(contract.STATUS).reshape(-1)
+            return SpotBatch(rows, answer.as_numpy(contract.EXPRESSION), status)
+
+        async for batch in self._stream(positions, score):
+            yield batch
+
+    async def predict_local(
+        self, path: Path, centers: Any, decoder: Decoder, *, scale: float = 1.0
+    ) -> AsyncIterator[SpotBatch]:
+        """Score spots of a slide that only this host can read: the views are cut here and sent.
+
+        Parameters
+        ----------
+        path : Path
+            The slide's file.
+        centers, scale
+            As in :meth:`predict`.
+        decoder : Decoder
+            For the views of the served engine (``info.views``).
+
+        Yields
+        ------
+        SpotBatch
+            As in :meth:`predict`.
+
+        Raises
+        ------
+        SlideError
+            If the slide cannot be read. Otherwise as :meth:`predict`.
+        """
+        positions = contract.as_centers(centers)
+
+        async def score(rows: Rows) -> SpotBatch:
+            views = [np.empty((len(rows), *self.info.views.shape), np.uint8) for _ in self.info.views.names]
+            scales = np.full(len(rows), scale, np.float32)
+            status = await asyncio.to_thread(decoder.cut_views, path, positions[rows], scales, views)
+            expression = await self.score_views(views)
+            return SpotBatch(rows, np.where(status[:, None] == RowStatus.OK, expression, np.float32(np.nan)), status)
+
+        async for batch in self._stream(positions, score):
+            yield batch
+
+    async def score_views(self, views: Sequence[np.ndarray[Any, np.dtype[np.uint8]]]) -> Expression:
+        """Score the views of up to 256 spots in one request.
+
+        Parameters
+        ----------
+        views : sequence of ndarray of uint8, each shape (n, size_px, size_px, 3)
+            Fine to coarse, RGB, as ``info.views`` says.
+
+        Returns
+        -------
+        ndarray of float32, shape (n, G)
+        """
+        inputs = [tensor(name, view) for name, view in zip(self.info.views.names, views, strict=True)]
+        answer = await self._retrying(lambda: self._infer(contract.MODEL_PATCHES, inputs))
+        expression: Expression = answer.as_numpy(contract.EXPRESSION)
+        return expression
+
+    async def _stream(
+        self, positions: np.ndarray[Any, np.dtype[np.int32]], score: Callable[[Rows], Awaitable[SpotBatch]]
+    ) -> AsyncIterator[SpotBatch]:
+        order = spatial_order(positions)
+        batches = [order[i : i + self.options.batch_rows] for i in range(0, len(order), self.options.batch_rows)]
+        batches.reverse()
+        pending: set[asyncio.Task[SpotBatch]] = set()
+        try:
+            while batches or pending:
+                while batches and len(pending) < self._window.size:
+                    pending.add(asyncio.ensure_future(score(batches.pop())))
+                done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
+                for task in done:
+                    batch = task.result()
+                    self._window.success()
+                    yield batch
+        finally:
+            for task in pending:
+                task.cancel()
+            await asyncio.gather(*pending, return_exceptions=True)
+
+    async def _infer(self, model: str, inputs: list[Any]) -> Any:
+        self._requests += 1
+        return await self._client.infer(
+            model, inputs, request_id=f"{self._run}-{self._requests}", client_timeout=self.options.deadline_s
+        )
+
+    async def _read_info(self) -> EngineInfo:
+        config = await self._client.get_model_config(contract.MODEL_ENGINE, client_timeout=self.options.deadline_s)
+        parameters = {key: value.string_value for key, value in config.config.parameters.items()}
+        try:
+            return EngineInfo.from_parameters(parameters)
+        except ValueError as error:
+            raise RequestRejected(f"{self.address}: {error}", "FAILED_PRECONDITION") from error
+
+    async def _retrying(self, call: Callable[[], Awaitable[Any]]) -> Any:
+        """Call until it succeeds, is refused, or ``retry_for_s`` has passed since it first failed."""
+        failing_since, pause_s = None, 0.1
+        while True:
+            try:
+                answer = await call()
+                if failing_since is not None:
+                    await self._check_release()
+                return answer
+            except InferenceServerException as error:
+                message, status = str(error.message()), str(error.status() or "").removeprefix("StatusCode.")
+                if status not in _TRANSIENT and not is_dead_stub(message):
+                    raise RequestRejected(message, status) from error
+                now = time.monotonic()
+                failing_since = failing_since or now
+                if now - failing_since >= self.options.retry_for_s:
+                    raise ServerUnavailable(
+                        f"{self.address}: no answer for {now - failing_since:.0f} s ({status}: {message}); check that the "
+                        "server runs (`m2ost serve`) and that the address is its gRPC port"
+                    ) from error
+            self.retries += 1
+            self._window.shrink()
+            await asyncio.sleep(pause_s * random.uniform(0.5, 1.5))
+            pause_s = min(pause_s * 2, 5.0)
+
+    async def _check_release(self) -> None:
+        if self._info is None:
+            return
+        now = await self._read_info()
+        if now.release_sha256 != self._info.release_sha256:
+            raise ReleaseChanged(
+                f"{self.address} now serves release {now.release_sha256[:12]}, the slide began with "
+                f"{self._info.release_sha256[:12]}; run it again"
+            )

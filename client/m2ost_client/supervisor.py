@@ -1,0 +1,359 @@
+"""A tritonserver under supervision: started, proved ready by real inferences, restarted when a part dies, cleaned up."""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import ctypes
+import os
+import secrets
+import shlex
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from m2ost_preprocess.contract import Manifest
+from m2ost_preprocess.slides import SlideRoots
+
+from . import logs
+from .errors import ServerStartError
+from .installation import Installation, find_installation
+from .probe import Health, probe
+
+RESTRICTED_APIS = ("model-repository", "shared-memory", "statistics", "trace", "logging")
+SHM = Path("/dev/shm")
+_SHM_PREFIX = "m2ost-"
+_PR_SET_PDEATHSIG = 1
+_LIBC = ctypes.CDLL(None, use_errno=True)
+
+
+@dataclass(frozen=True)
+class Ports:
+    """TCP ports; 0 means any free one."""
+
+    grpc: int = 0
+    http: int = 0
+    metrics: int = 0
+
+
+@dataclass(frozen=True)
+class ServerOptions:
+    """How a release is served.
+
+    Parameters
+    ----------
+    release : Path
+        The release folder.
+    roots : SlideRoots
+        Folders that slides are read from.
+    host : str
+        Address to listen on. The embedded tritonserver has known advisories: keep it on loopback.
+    ports : Ports
+        Ports to listen on.
+    profile : str
+        Triton's ``--model-config-name``.
+    start_timeout_s : float
+        Longest time until ready, in seconds.
+    probe_interval_s : float
+        Time between two liveness probes, in seconds.
+    hang_timeout_s : float
+        A probe that gets no answer for this long means a hung server.
+    max_restarts : int
+        Restarts within ten minutes after which the server is given up.
+    """
+
+    release: Path
+    roots: SlideRoots = field(default_factory=lambda: SlideRoots({}))
+    host: str = "127.0.0.1"
+    ports: Ports = field(default_factory=Ports)
+    profile: str = "cpu"
+    start_timeout_s: float = 120.0
+    probe_interval_s: float = 5.0
+    hang_timeout_s: float = 120.0
+    max_restarts: int = 5
+
+
+class TritonServer:
+    """A supervised tritonserver; a context manager.
+
+    The server dies with this process, whatever kills it.
+
+    Parameters
+    ----------
+    options : ServerOptions
+    on_log : callable, optional
+        Receives every log record as a dict, on the supervisor's threads.
+    installation : Installation, optional
+        Found on this machine by default.
+
+    Raises
+    ------
+    FileNotFoundError
+        If the release is none.
+    ServerStartError
+        If there is no tritonserver, or a requested port is taken.
+    """
+
+    def __init__(
+        self,
+        options: ServerOptions,
+        *,
+        on_log: Callable[[dict[str, Any]], None] | None = None,
+        installation: Installation | None = None,
+    ) -> None:
+        self.options = options
+        self.manifest = Manifest.read(options.release)
+        self.restarts = 0
+        self._installation = installation or find_installation()
+        self._on_log = on_log or (lambda record: None)
+        self._tail: collections.deque[str] = collections.deque(maxlen=40)
+        self._process: subprocess.Popen[str] | None = None
+        self._ready, self._stop = threading.Event(), threading.Event()
+        self._failure: ServerStartError | None = None
+        self._thread: threading.Thread | None = None
+        self._runtime: Path | None = None
+        self._shm_prefix = f"{_SHM_PREFIX}{os.getpid()}-{secrets.token_hex(4)}-"
+        self._admin_key = secrets.token_urlsafe(16)
+        self.ports = _choose_ports(options.host, options.ports)
+
+    @property
+    def address(self) -> str:
+        """``host:port`` of the gRPC service."""
+        return f"{self.options.host}:{self.ports.grpc}"
+
+    @property
+    def metrics_url(self) -> str:
+        """Address of the Prometheus metrics."""
+        return f"http://{self.options.host}:{self.ports.metrics}/metrics"
+
+    @property
+    def pid(self) -> int | None:
+        """Process id of the tritonserver, or None."""
+        return self._process.pid if self._process is not None else None
+
+    def command(self, runtime: Path) -> tuple[list[str], dict[str, str]]:
+        """The command line and the environment variables it needs."""
+        options, ports = self.options, self.ports
+        key = f"m2ost-admin={self._admin_key}"
+        command = [
+            str(self._installation.executable),
+            f"--model-repository={options.release.resolve()}",
+            f"--model-config-name={options.profile}",
+            "--model-control-mode=none",
+            "--disable-auto-complete-config",
+            "--strict-readiness=true",
+            "--exit-on-error=true",
+            "--exit-timeout-secs=10",
+            f"--backend-config=python,shm-region-prefix-name={self._shm_prefix}",
+            f"--grpc-address={options.host}",
+            f"--grpc-port={ports.grpc}",
+            f"--http-address={options.host}",
+            f"--http-port={ports.http}",
+            f"--metrics-address={options.host}",
+            f"--metrics-port={ports.metrics}",
+            f"--grpc-restricted-protocol={','.join(RESTRICTED_APIS)}:{key}",
+            f"--http-restricted-api={','.join(RESTRICTED_APIS)}:{key}",
+        ]
+        backends = self._installation.backend_directory(runtime)
+        if backends is not None:
+            command.append(f"--backend-directory={backends}")
+        return command, {**self._installation.environment, **options.roots.to_environment()}
+
+    def print_command(self) -> str:
+        """The command as one line for a shell."""
+        runtime = Path(tempfile.gettempdir()) / "m2ost-runtime"
+        command, environment = self.command(runtime)
+        return " ".join([*(f"{k}={shlex.quote(v)}" for k, v in environment.items()), shlex.join(command)])
+
+    def start(self) -> None:
+        """Start and wait until the server has answered real inferences.
+
+        Raises
+        ------
+        ServerStartError
+            If it does not within ``start_timeout_s``; quotes the server's last errors.
+        """
+        sweep_shared_memory()
+        self._runtime = Path(tempfile.mkdtemp(prefix="m2ost-server-"))
+        self._thread = threading.Thread(target=self._supervise, name="m2ost-supervisor", daemon=True)
+        self._thread.start()
+        self._ready.wait()
+        if self._failure is not None:
+            self.stop()
+            raise self._failure
+
+    def stop(self) -> None:
+        """Stop the server, let its running requests finish, and remove what it left behind."""
+        self._stop.set()
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        if self._runtime is not None:
+            shutil.rmtree(self._runtime, ignore_errors=True)
+            self._runtime = None
+
+    def wait(self, timeout_s: float | None = None) -> None:
+        """Block until the server is stopped or given up.
+
+        Raises
+        ------
+        ServerStartError
+            If it died more often than ``max_restarts``.
+        """
+        if self._thread is not None:
+            self._thread.join(timeout_s)
+        if self._failure is not None:
+            raise self._failure
+
+    def __enter__(self) -> TritonServer:
+        self.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.stop()
+
+    # --- the supervisor's thread: the only one that starts processes, because a child dies with its parent THREAD ---
+
+    def _supervise(self) -> None:
+        started: collections.deque[float] = collections.deque(maxlen=self.options.max_restarts + 1)
+        try:
+            while not self._stop.is_set():
+                started.append(time.monotonic())
+                reason = self._run_once()
+                if self._stop.is_set():
+                    return
+                first_start = not self._ready.is_set()
+                gave_up = len(started) == started.maxlen and started[-1] - started[0] < 600
+                if first_start or gave_up:
+                    self._fail(reason)
+                    return
+                self.restarts += 1
+                self._on_log(logs.event("error", "server_restarted", reason=reason, restarts=self.restarts))
+        except Exception as error:
+            self._fail(f"the supervisor failed: {error!r}")
+        finally:
+            self._kill()
+            self._ready.set()
+
+    def _run_once(self) -> str:
+        """Run one server until it must be replaced or stopped; returns why."""
+        process = self._spawn()
+        deadline = time.monotonic() + self.options.start_timeout_s
+        answered = 0.0
+        try:
+            while not self._stop.is_set():
+                if process.poll() is not None:
+                    return f"tritonserver ended with status {process.returncode}"
+                health = probe(self.address, self.manifest.engine.views)
+                now = time.monotonic()
+                if health is Health.READY:
+                    if not answered:
+                        self._on_log(logs.event("info", "server_ready", address=self.address, metrics=self.metrics_url))
+                        self._ready.set()
+                    answered = now
+                elif health is Health.DEAD_STUB:
+                    return "a Python model's process died"
+                elif not answered and now > deadline:
+                    return f"not ready within {self.options.start_timeout_s:g} s"
+                elif answered and now - answered > self.options.hang_timeout_s:
+                    return f"no answer to a probe for {self.options.hang_timeout_s:g} s"
+                self._pause(process, self.options.probe_interval_s if answered else 0.2)
+            return "stopped"
+        finally:
+            self._kill()
+
+    def _pause(self, process: subprocess.Popen[str], seconds: float) -> None:
+        """Sleep, but wake at once when the server ends or a stop is asked for."""
+        until = time.monotonic() + seconds
+        while time.monotonic() < until and process.poll() is None:
+            if self._stop.wait(min(0.1, seconds)):
+                return
+
+    def _spawn(self) -> subprocess.Popen[str]:
+        assert self._runtime is not None
+        command, environment = self.command(self._runtime)
+        parent = os.getpid()
+
+        def die_with_parent() -> None:
+            _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+            if os.getppid() != parent:
+                os._exit(1)
+
+        self._process = subprocess.Popen(
+            command,
+            env={**os.environ, **environment},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            start_new_session=True,
+            preexec_fn=die_with_parent,
+        )
+        threading.Thread(target=self._read_log, args=(self._process,), name="m2ost-server-log", daemon=True).start()
+        return self._process
+
+    def _read_log(self, process: subprocess.Popen[str]) -> None:
+        assert process.stdout is not None
+        with process.stdout:
+            for line in process.stdout:
+                record = logs.parse_line(line)
+                if record is None:
+                    continue
+                if record["level"] in ("warning", "error"):
+                    self._tail.append(str(record.get("message", record)))
+                self._on_log(record)
+
+    def _kill(self) -> None:
+        """End the server and its stubs: SIGTERM, ten seconds for running requests, then SIGKILL for the group."""
+        process, self._process = self._process, None
+        if process is None:
+            return
+        with contextlib.suppress(ProcessLookupError):
+            process.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=12)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        for leftover in SHM.glob(f"{self._shm_prefix}*"):
+            leftover.unlink(missing_ok=True)
+
+    def _fail(self, reason: str) -> None:
+        quoted = "".join(f"\n  {line}" for line in list(self._tail)[-8:])
+        self._failure = ServerStartError(f"the server on {self.address} was given up: {reason}{quoted}")
+        self._on_log(logs.event("error", "server_given_up", reason=reason))
+
+
+def sweep_shared_memory() -> None:
+    """Remove shared memory of servers whose supervisor is gone: what a ``kill -9`` leaves behind."""
+    for region in SHM.glob(f"{_SHM_PREFIX}*"):
+        owner = region.name.removeprefix(_SHM_PREFIX).partition("-")[0]
+        if owner.isdigit() and not Path(f"/proc/{owner}").exists():
+            region.unlink(missing_ok=True)
+
+
+def _choose_ports(host: str, wanted: Ports) -> Ports:
+    """Free ports for every 0; all are held while choosing, so that no two are the same."""
+    with contextlib.ExitStack() as held:
+        chosen = {}
+        for name, port in vars(wanted).items():
+            sock = held.enter_context(socket.socket())
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                sock.bind((host, port))
+                sock.listen()
+            except OSError as error:
+                raise ServerStartError(
+                    f"cannot listen on {host}:{port} for {name}: {error.strerror}; choose another port, or 0 for a free one"
+                ) from error
+            chosen[name] = sock.getsockname()[1]
+    return Ports(**chosen)
