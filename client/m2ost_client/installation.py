@@ -106,9 +106,13 @@ def from_environment(folder: Path) -> Installation:
     python = folder / "bin" / "python"
     try:
         # ServerStartError messages below name the environment; a broken interpreter shows here first.
-        answer = subprocess.run([python, "-c", _FACTS], capture_output=True, text=True, check=True, timeout=60)
+        answer = subprocess.run(
+            [python, "-c", _FACTS], capture_output=True, text=True, check=True, timeout=60
+        )
     except (OSError, subprocess.SubprocessError) as error:
-        raise ServerStartError(f"{folder}: its Python does not run ({error}); create the environment anew") from error
+        raise ServerStartError(
+            f"{folder}: its Python does not run ({error}); create the environment anew"
+        ) from error
     facts = json.loads(answer.stdout)
     check_glibc(platform.libc_ver()[1])
     root = Path(facts["purelib"]) / "pytriton" / "tritonserver"

@@ -9,7 +9,7 @@ from typing import Any
 
 from .probe import PROBE_REQUEST_ID
 
-_LINE = re.compile(r'([VIWE])(\d{4} \d\d:\d\d:\d\d\.\d+) \d+ ([\w.]+:\d+)\] ?(.*)$')
+_LINE = re.compile(r"([VIWE])(\d{4} \d\d:\d\d:\d\d\.\d+) \d+ ([\w.]+:\d+)\] ?(.*)$")
 _LEVELS = {"V": "debug", "I": "info", "W": "warning", "E": "error"}
 _TABLE = ("+-", "| ")
 

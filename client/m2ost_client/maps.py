@@ -80,7 +80,9 @@ def draw_gene(result: SlideResult, gene: str, path: Path) -> None:
     values = result.expression[valid, result.engine.genes.index(gene)]
     figure, (axes,) = _figure(result, 1)
     low, high = np.percentile(values, [1, 99]) if len(values) else (0.0, 1.0)
-    colours = matplotlib.cm.ScalarMappable(matplotlib.colors.Normalize(low, high if high > low else low + 1), "magma")
+    colours = matplotlib.cm.ScalarMappable(
+        matplotlib.colors.Normalize(low, high if high > low else low + 1), "magma"
+    )
     _draw_spots(axes, result, valid, colours.to_rgba(values))
     axes.set_title(f"{gene} · {result.title}", fontsize=9)
     figure.colorbar(colours, ax=axes, shrink=0.7, label=f"predicted {gene} ({result.engine.target})")
@@ -107,11 +109,16 @@ def _scale_bar(axis: Axes, result: SlideResult) -> AnchoredSizeBar:
     if result.slide.mpp:
         width_um = width_px * result.slide.mpp
         length_um = max([b for b in _SCALE_BARS_UM if b <= width_um / 4], default=_SCALE_BARS_UM[0])
-        length_px, label = length_um / result.slide.mpp, f"{length_um} µm" if length_um < 1000 else f"{length_um // 1000} mm"
+        length_px, label = (
+            length_um / result.slide.mpp,
+            f"{length_um} µm" if length_um < 1000 else f"{length_um // 1000} mm",
+        )
     else:
         length_px = float(10 ** int(np.log10(max(width_px, 1) / 2)))
         label = f"{length_px:g} px (µm/px unknown)"
-    return AnchoredSizeBar(axis.transData, length_px, label, "lower right", frameon=True, size_vertical=width_px / 150)
+    return AnchoredSizeBar(
+        axis.transData, length_px, label, "lower right", frameon=True, size_vertical=width_px / 150
+    )
 
 
 def _draw_spots(axis: Axes, result: SlideResult, valid: Any, colours: Any) -> None:

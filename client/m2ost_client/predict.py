@@ -125,7 +125,9 @@ async def predict_slide(
                     )
                 else:
                     slide = await stream.slide_info(options.slide, pitch_um=pitch_um, mpp=options.mpp)
-            spots = spots or Spots(slide.centers, slide.names, slide.pitch_px, f"grid, pitch {options.pitch_um:g} µm")
+            spots = spots or Spots(
+                slide.centers, slide.names, slide.pitch_px, f"grid, pitch {options.pitch_um:g} µm"
+            )
             scale = view_scale(options.view_mpp, slide, stream.info)
             with clock.stage("score_s"):
                 batches = (
@@ -167,16 +169,23 @@ def view_scale(view_mpp: float | str | None, slide: SlideInfo, engine: EngineInf
     if view_mpp is None:
         return 1.0
     if slide.mpp is None:
-        raise RequestRejected("views at a given µm/px need the slide's own and it has none; give --mpp", "INVALID_ARGUMENT")
+        raise RequestRejected(
+            "views at a given µm/px need the slide's own and it has none; give --mpp", "INVALID_ARGUMENT"
+        )
     if view_mpp == "model":
         if engine.mpp is None:
-            raise RequestRejected("the checkpoint does not record its µm/px; give --view-mpp a number", "INVALID_ARGUMENT")
+            raise RequestRejected(
+                "the checkpoint does not record its µm/px; give --view-mpp a number", "INVALID_ARGUMENT"
+            )
         view_mpp = engine.mpp
     return float(view_mpp) / slide.mpp
 
 
 async def _collect(
-    batches: AsyncIterator[SpotBatch], n_spots: int, n_genes: int, on_progress: Callable[[int, int], None] | None
+    batches: AsyncIterator[SpotBatch],
+    n_spots: int,
+    n_genes: int,
+    on_progress: Callable[[int, int], None] | None,
 ) -> tuple[Any, Any]:
     expression = np.full((n_spots, n_genes), np.nan, np.float32)
     status = np.zeros(n_spots, np.int32)

@@ -76,7 +76,8 @@ def to_anndata(result: SlideResult, metadata: dict[str, Any]) -> anndata.AnnData
     ``uns["m2ost"]`` carries ``metadata``.
     """
     obs = pd.DataFrame(
-        {"status": [RowStatus(int(s)).name for s in result.status]}, index=pd.Index(result.spots.names, dtype=str)
+        {"status": [RowStatus(int(s)).name for s in result.status]},
+        index=pd.Index(result.spots.names, dtype=str),
     )
     obs["status"] = obs["status"].astype("category")
     var = pd.DataFrame(index=pd.Index(result.engine.genes, dtype=str))
@@ -134,7 +135,9 @@ def write_complete(path: Path, write: Callable[[Path], Any]) -> None:
         scratch.replace(path)
     except (OSError, RuntimeError) as error:
         # h5py reports a full disk as RuntimeError or OSError, depending on when it notices.
-        raise OutputError(f"{path}: cannot be written ({error}); free space or choose another --out") from error
+        raise OutputError(
+            f"{path}: cannot be written ({error}); free space or choose another --out"
+        ) from error
     finally:
         if scratch is not None:
             scratch.unlink(missing_ok=True)

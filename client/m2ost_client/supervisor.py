@@ -256,7 +256,9 @@ class TritonServer:
                 now = time.monotonic()
                 if health is Health.READY:
                     if not answered:
-                        self._on_log(logs.event("info", "server_ready", address=self.address, metrics=self.metrics_url))
+                        self._on_log(
+                            logs.event("info", "server_ready", address=self.address, metrics=self.metrics_url)
+                        )
                         self._ready.set()
                     answered = now
                 elif health is Health.DEAD_STUB:
@@ -298,7 +300,9 @@ class TritonServer:
             start_new_session=True,
             preexec_fn=die_with_parent,
         )
-        threading.Thread(target=self._read_log, args=(self._process,), name="m2ost-server-log", daemon=True).start()
+        threading.Thread(
+            target=self._read_log, args=(self._process,), name="m2ost-server-log", daemon=True
+        ).start()
         return self._process
 
     def _read_log(self, process: subprocess.Popen[str]) -> None:

@@ -70,7 +70,10 @@ def build_release(model: M2OST, card: ModelCard, destination: Path) -> Manifest:
         manifest = Manifest(
             engine=info,
             architecture=model.config.to_dict(),
-            parity={"tolerance": parity.tolerance, "max_abs_diff": {str(b): d for b, d in parity.max_abs_diff.items()}},
+            parity={
+                "tolerance": parity.tolerance,
+                "max_abs_diff": {str(b): d for b, d in parity.max_abs_diff.items()},
+            },
             tools={name: _version(name) for name in _TOOLS},
             files=_file_hashes(scratch),
         )

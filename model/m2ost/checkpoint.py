@@ -72,7 +72,12 @@ class ModelCard:
     def to_dict(self) -> dict[str, Any]:
         """JSON form."""
         raw = {k: getattr(self, k) for k in self.__dataclass_fields__}
-        return {"format": FORMAT, **raw, "architecture": self.architecture.to_dict(), "genes": list(self.genes)}
+        return {
+            "format": FORMAT,
+            **raw,
+            "architecture": self.architecture.to_dict(),
+            "genes": list(self.genes),
+        }
 
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any]) -> ModelCard:
@@ -94,7 +99,9 @@ def complete_folder(destination: Path) -> Iterator[Path]:
     """
     destination = destination.resolve()
     if destination.exists():
-        raise FileExistsError(f"{destination} exists and is never overwritten; choose another folder or remove it")
+        raise FileExistsError(
+            f"{destination} exists and is never overwritten; choose another folder or remove it"
+        )
     destination.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=f".{destination.name}.", dir=destination.parent))
     try:
@@ -142,14 +149,18 @@ def load(folder: Path) -> tuple[M2OST, ModelCard]:
     card_path, weights_path = folder / CARD, folder / WEIGHTS
     for path in (card_path, weights_path):
         if not path.is_file():
-            raise CheckpointError(f"{folder}: not a checkpoint (no {path.name}); see `m2ost convert` and `m2ost init`")
+            raise CheckpointError(
+                f"{folder}: not a checkpoint (no {path.name}); see `m2ost convert` and `m2ost init`"
+            )
     try:
         card = ModelCard.from_dict(json.loads(card_path.read_text()))
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{card_path}: not a valid model card: {error!r}") from error
     found = sha256_file(weights_path)
     if found != card.sha256:
-        raise CheckpointError(f"{weights_path}: sha256 is {found}, the card says {card.sha256}; fetch the folder anew")
+        raise CheckpointError(
+            f"{weights_path}: sha256 is {found}, the card says {card.sha256}; fetch the folder anew"
+        )
     try:
         weights = load_file(weights_path)
     except SafetensorError as error:

@@ -74,11 +74,26 @@ def row_statuses(size: tuple[int, int], centers: Centers, scales: Scales) -> Sta
     return statuses
 
 
-def resize(window: Pixels, size_px: int) -> Pixels:
-    """Resize a square window to ``size_px`` with Pillow's antialiased bilinear filter; uint8, shape (s, s, 3)."""
-    if window.shape[0] == size_px:
-        return window
-    return np.asarray(Image.fromarray(window).resize((size_px, size_px), Image.Resampling.BILINEAR))
+def cut_window(region: Image.Image, left: int, top: int, side: int, size_px: int) -> Pixels:
+    """Cut a square window out of a decoded region and resize it with Pillow's antialiased bilinear filter.
+
+    Parameters
+    ----------
+    region : Image
+        RGB.
+    left, top, side : int
+        The window, in pixels of the region.
+    size_px : int
+        Side of the view.
+
+    Returns
+    -------
+    ndarray of uint8, shape (size_px, size_px, 3)
+    """
+    window = region.crop((left, top, left + side, top + side))
+    if side != size_px:
+        window = window.resize((size_px, size_px), Image.Resampling.BILINEAR)
+    return np.asarray(window)
 
 
 def cut_views(
@@ -114,12 +129,14 @@ def cut_views(
     counts = TilingCounts() if counts is None else counts
     statuses = row_statuses(reader.size, centers, scales)
     for rows in _groups(centers, scales, np.flatnonzero(statuses == RowStatus.OK)):
-        windows = {int(i): geometry.windows((int(centers[i, 0]), int(centers[i, 1])), float(scales[i])) for i in rows}
+        windows = {
+            int(i): geometry.windows((int(centers[i, 0]), int(centers[i, 1])), float(scales[i])) for i in rows
+        }
         flat = [w for spot in windows.values() for w in spot]
         left, top = min(x for x, _, _ in flat), min(y for _, y, _ in flat)
         right, bottom = max(x + side for x, _, side in flat), max(y + side for _, y, side in flat)
         try:
-            region = reader.read_padded(left, top, right - left, bottom - top)
+            region = Image.fromarray(reader.read_padded(left, top, right - left, bottom - top))
         except SlideError:
             statuses[rows] = RowStatus.DECODE_FAILED
             continue
@@ -128,8 +145,7 @@ def cut_views(
         counts.spots += len(rows)
         for row, spot in windows.items():
             for view, (x, y, side) in enumerate(spot):
-                window = region[y - top : y - top + side, x - left : x - left + side]
-                out[view][row] = resize(window, geometry.size_px)
+                out[view][row] = cut_window(region, x - left, y - top, side, geometry.size_px)
     for view in out:
         view[statuses != RowStatus.OK] = 0
     return statuses

@@ -1,10 +1,8 @@
 """The engine on ONNX Runtime in Triton's Python backend: VIEW0 … → EXPRESSION."""
 
-import os
 from pathlib import Path
 
 import numpy as np
-import onnxruntime as ort
 import triton_python_backend_utils as pb_utils
 from m2ost_preprocess import serving
 from m2ost_preprocess.contract import EXPRESSION, sha256_file
@@ -19,12 +17,10 @@ class TritonPythonModel:
         onnx = Path(args["model_repository"]) / args["model_version"] / "model.onnx"
         found = sha256_file(onnx)
         if found != info.onnx_sha256:
-            raise RuntimeError(f"{onnx}: sha256 is {found}, the release says {info.onnx_sha256}; export it anew")
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = len(os.sched_getaffinity(0))
-        # Spinning threads would take the cores that the tiler needs between two runs.
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        self._session = ort.InferenceSession(onnx, options, providers=["CPUExecutionProvider"])
+            raise RuntimeError(
+                f"{onnx}: sha256 is {found}, the release says {info.onnx_sha256}; export it anew"
+            )
+        self._session, self._large = serving.cpu_session(onnx)
         self._views = info.views.names
         family = pb_utils.MetricFamily(
             name="m2ost_engine_session_runs_total",
@@ -39,8 +35,9 @@ class TritonPythonModel:
         for name in self._views:
             parts = [np.from_dlpack(pb_utils.get_input_tensor_by_name(r, name)) for r in requests]
             batch[name] = parts[0] if len(parts) == 1 else np.concatenate(parts)
-        sizes = [np.from_dlpack(pb_utils.get_input_tensor_by_name(r, self._views[0])).shape[0] for r in requests]
-        expression = self._session.run([EXPRESSION], batch)[0]
+        sizes = [len(part) for part in parts]
+        options = self._large if sum(sizes) > serving.KEEP_MEMORY_ROWS else None
+        expression = self._session.run([EXPRESSION], batch, options)[0]
         self._runs.increment(1)
         parts = np.split(expression, np.cumsum(sizes)[:-1])
         return [pb_utils.InferenceResponse([pb_utils.Tensor(EXPRESSION, part)]) for part in parts]

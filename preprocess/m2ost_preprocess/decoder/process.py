@@ -112,7 +112,9 @@ class Decoder:
         """
         with self._lock:
             answer: ViewsCut = self._ask(CutViews(str(path), centers, scales, self._geometry), path)
-            for target, source in zip(out, view_arrays(self._buffer, self._geometry, len(centers)), strict=True):
+            for target, source in zip(
+                out, view_arrays(self._buffer, self._geometry, len(centers)), strict=True
+            ):
                 target[rows] = source
         if counts is not None:
             counts += answer.counts
@@ -136,10 +138,14 @@ class Decoder:
             self._pipe.send(job)
             if not self._pipe.poll(self._timeout_s):
                 self._stop()
-                raise UnreadableSlide(path.name, f"its reader did not answer within {self._timeout_s:g} s and was stopped")
+                raise UnreadableSlide(
+                    path.name, f"its reader did not answer within {self._timeout_s:g} s and was stopped"
+                )
             answer = self._pipe.recv()
         except (EOFError, OSError) as error:
-            raise UnreadableSlide(path.name, f"its reader crashed ({self._stop()}); the file is likely damaged") from error
+            raise UnreadableSlide(
+                path.name, f"its reader crashed ({self._stop()}); the file is likely damaged"
+            ) from error
         if isinstance(answer, PreprocessError):
             raise answer
         return answer

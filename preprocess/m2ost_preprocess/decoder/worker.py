@@ -60,7 +60,8 @@ def describe(slides: OpenSlides, job: Describe) -> SlideInfo:
     if job.pitch_um is not None:
         if resolution is None:
             raise UnknownResolution(
-                path.name, f"a pitch of {job.pitch_um:g} µm needs µm/px and the file carries none; give it with --mpp"
+                path.name,
+                f"a pitch of {job.pitch_um:g} µm needs µm/px and the file carries none; give it with --mpp",
             )
         spots = grid(reader.size, mask, job.pitch_um / resolution.mpp)
         centers, names, pitch_px = spots.centers, spots.names, spots.pitch_px

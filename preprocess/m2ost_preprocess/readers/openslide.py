@@ -33,7 +33,9 @@ class OpenSlideReader(SlideReader):
         properties = self._slide.properties
         self.size = self._slide.dimensions
         self.resolution = Resolution.from_tag(
-            properties.get(openslide.PROPERTY_NAME_MPP_X), properties.get(openslide.PROPERTY_NAME_MPP_Y), "openslide.mpp"
+            properties.get(openslide.PROPERTY_NAME_MPP_X),
+            properties.get(openslide.PROPERTY_NAME_MPP_Y),
+            "openslide.mpp",
         )
         colour = properties.get(openslide.PROPERTY_NAME_BACKGROUND_COLOR, "FFFFFF")
         self._background = (*ImageColor.getrgb(f"#{colour}")[:3], 255)
@@ -46,7 +48,9 @@ class OpenSlideReader(SlideReader):
         try:
             region = self._slide.read_region((left, top), level, (width, height))
         except openslide.OpenSlideError as error:
-            raise UnreadableSlide(self.path.name, f"OpenSlide cannot decode x {left}, y {top}: {error}") from error
+            raise UnreadableSlide(
+                self.path.name, f"OpenSlide cannot decode x {left}, y {top}: {error}"
+            ) from error
         if self._is_ycbcr:
             return Image.fromarray(ycbcr_to_rgb(np.asarray(region.convert("RGB"))))
         if region.getextrema()[3] == (255, 255):

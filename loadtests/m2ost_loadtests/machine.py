@@ -1,0 +1,39 @@
+"""Where a figure was measured, and how it is written down."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from datetime import UTC, datetime
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+
+def describe_machine() -> dict[str, Any]:
+    """Processor, cores this process may use, and versions."""
+    cpuinfo = Path("/proc/cpuinfo").read_text()
+    model = next(
+        (line.partition(":")[2].strip() for line in cpuinfo.splitlines() if line.startswith("model name")), ""
+    )
+    return {
+        "processor": model or platform.processor(),
+        "cores": len(os.sched_getaffinity(0)),
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        "measured": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def spread(values: list[float]) -> dict[str, float]:
+    """Median with its range."""
+    return {"median": median(values), "min": min(values), "max": max(values)}
+
+
+def write_report(report: dict[str, Any], folder: Path, name: str) -> Path:
+    """Write ``report`` as ``folder/name.json`` and return its path."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{name}.json"
+    path.write_text(json.dumps(report, indent=2) + "\n")
+    return path

@@ -1,0 +1,180 @@
+"""spots/s of the served ensemble, of a bare ONNX Runtime session, and of the authors' way; interleaved in one run.
+
+- **bare**: one ONNX Runtime session, configured as in the release, on views that lie ready in memory.
+- **served**: from slide ids and coordinates through gRPC, tiler and engine of an embedded Triton.
+- **authors**: Pillow crops and resizes every view from the decoded slide, PyTorch float32 in eager mode, batch 48.
+  Decoding the whole slide, which their data loader does once, is not counted.
+
+Usage: python -m m2ost_loadtests.served_vs_bare --release DIR --checkpoint DIR --slide FILE --out DIR
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from m2ost_client.stream import SpotStream, StreamOptions
+from m2ost_client.supervisor import ServerOptions, TritonServer
+from m2ost_preprocess import contract, serving
+from m2ost_preprocess.contract import EXPRESSION, Manifest, ViewGeometry
+from m2ost_preprocess.readers import open_slide
+from m2ost_preprocess.slides import SlideRoots
+from m2ost_preprocess.spots import grid
+from m2ost_preprocess.tissue import MASK_PX, tissue_mask
+from m2ost_preprocess.views import cut_views, spatial_order
+from PIL import Image
+
+from .machine import describe_machine, spread, write_report
+
+AUTHORS_BATCH = 48
+
+
+def bare_runner(release: Path, slide: Path, centers: Any, batch_rows: int) -> Callable[[], Any]:
+    """Score ready views with ONNX Runtime; returns the expression in the order of ``centers``."""
+    geometry = Manifest.read(release).engine.views
+    session, _ = serving.cpu_session(release / contract.MODEL_ENGINE / "1" / "model.onnx")
+    views = [np.empty((len(centers), *geometry.shape), np.uint8) for _ in geometry.names]
+    cut_views(open_slide(slide), centers, np.ones(len(centers), np.float32), geometry, views)
+
+    def run() -> Any:
+        parts = []
+        for first in range(0, len(centers), batch_rows):
+            batch = {n: v[first : first + batch_rows] for n, v in zip(geometry.names, views, strict=True)}
+            parts.append(session.run([EXPRESSION], batch)[0])
+        return np.concatenate(parts)
+
+    return run
+
+
+def served_runner(address: str, slide: str, centers: Any, options: StreamOptions) -> Callable[[], Any]:
+    """Score slide coordinates through the server."""
+
+    async def stream() -> Any:
+        async with SpotStream(address, options) as client:
+            expression = np.empty((len(centers), len(client.info.genes)), np.float32)
+            async for batch in client.predict(slide, centers):
+                expression[batch.rows] = batch.expression
+        return expression
+
+    return lambda: asyncio.run(stream())
+
+
+def authors_runner(checkpoint: Path, slide: Path, centers: Any) -> Callable[[], Any]:
+    """Crop with Pillow, score with PyTorch in eager mode."""
+    import torch
+    from m2ost.checkpoint import load
+
+    model, _ = load(checkpoint)
+    reader = open_slide(slide)
+    image = Image.fromarray(reader.read(0, 0, *reader.size))
+    geometry = model.config.views
+
+    def views_of(center: Any) -> list[Any]:
+        return [np.asarray(_authors_view(image, geometry, i, center)) for i in range(geometry.n_views)]
+
+    def run() -> Any:
+        parts = []
+        with torch.inference_mode():
+            for first in range(0, len(centers), AUTHORS_BATCH):
+                spots = [views_of(center) for center in centers[first : first + AUTHORS_BATCH]]
+                parts.append(
+                    model(*(torch.from_numpy(np.stack(view)) for view in zip(*spots, strict=True))).numpy()
+                )
+        return np.concatenate(parts)
+
+    return run
+
+
+def _authors_view(image: Image.Image, geometry: ViewGeometry, view: int, center: Any) -> Image.Image:
+    left, top, side = geometry.windows((int(center[0]), int(center[1])))[view]
+    crop = image.crop((left, top, left + side, top + side))
+    size = geometry.size_px
+    return crop if side == size else crop.resize((size, size), Image.Resampling.BILINEAR)
+
+
+def measure(
+    release: Path, checkpoint: Path, slide: Path, pitch_um: float, rounds: int, stream: StreamOptions
+) -> Any:
+    """Time the three ways ``rounds`` times in turn; also checks that they agree."""
+    slide = slide.resolve()
+    reader = open_slide(slide)
+    if reader.resolution is None:
+        raise SystemExit(f"{slide}: carries no µm/px; benchmark a slide that does")
+    spots = grid(reader.size, tissue_mask(reader.thumbnail(MASK_PX)), pitch_um / reader.resolution.mpp)
+    centers = contract.as_centers(spots.centers)
+    centers = centers[spatial_order(centers)]
+    began = time.perf_counter()
+    with TritonServer(ServerOptions(release=release, roots=SlideRoots({"bench": slide.parent}))) as server:
+        cold_start_s = time.perf_counter() - began
+        runners = {
+            "bare": bare_runner(release, slide, centers, stream.batch_rows),
+            "served": served_runner(server.address, f"bench/{slide.name}", centers, stream),
+            "authors": authors_runner(checkpoint, slide, centers),
+        }
+        results = {name: run() for name, run in runners.items()}
+        seconds: dict[str, list[float]] = {name: [] for name in runners}
+        for _ in range(rounds):
+            for name, run in runners.items():
+                began = time.perf_counter()
+                run()
+                seconds[name].append(time.perf_counter() - began)
+    rates = {name: [len(centers) / s for s in values] for name, values in seconds.items()}
+    ratios = {
+        f"served/{other}": spread([a / b for a, b in zip(rates["served"], rates[other], strict=True)])
+        for other in ("bare", "authors")
+    }
+    return {
+        "machine": describe_machine(),
+        "slide": slide.name,
+        "spots": len(centers),
+        "precision": "fp32",
+        "batch_rows": stream.batch_rows,
+        "window": stream.window,
+        "rounds": rounds,
+        "included": {
+            "bare": "inference only",
+            "served": "reading the slide, views, gRPC, inference",
+            "authors": "views, inference; not decoding the slide",
+        },
+        "spots_per_s": {name: spread(values) for name, values in rates.items()},
+        "ratios": ratios,
+        "max_abs_diff_to_bare": {n: float(np.abs(r - results["bare"]).max()) for n, r in results.items()},
+        "cold_start_s": cold_start_s,
+    }
+
+
+def main() -> None:
+    """Parse the command line, measure, print and write."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--release", type=Path, required=True)
+    parser.add_argument("--checkpoint", type=Path, required=True, help="what the release was exported from")
+    parser.add_argument("--slide", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--pitch-um", type=float, default=50.0)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--batch-rows", type=int, default=StreamOptions().batch_rows)
+    parser.add_argument("--window", type=int, default=StreamOptions().window)
+    arguments = parser.parse_args()
+    stream = StreamOptions(batch_rows=arguments.batch_rows, window=arguments.window)
+    report = measure(
+        arguments.release, arguments.checkpoint, arguments.slide, arguments.pitch_um, arguments.rounds, stream
+    )
+    lines = [
+        f"{report['spots']} spots of {report['slide']}, {report['rounds']} rounds, {report['machine']['processor']}"
+    ]
+    for name, rate in report["spots_per_s"].items():
+        lines.append(f"  {name:8} {rate['median']:6.2f} spots/s  ({report['included'][name]})")
+    for name, ratio in report["ratios"].items():
+        lines.append(f"  {name:15} {ratio['median']:.3f}  [{ratio['min']:.3f} … {ratio['max']:.3f}]")
+    lines.append(f"  cold start {report['cold_start_s']:.1f} s")
+    lines.append(f"  {write_report(report, arguments.out, 'served_vs_bare')}")
+    print("\n".join(lines))  # noqa: T201
+
+
+if __name__ == "__main__":
+    main()
