@@ -55,9 +55,7 @@ def convert(
 
 
 def info(
-    checkpoint: Annotated[
-        Path | None, typer.Argument(help="A checkpoint; by default the paper's model.")
-    ] = None,
+    checkpoint: Annotated[Path | None, typer.Argument(help="A checkpoint; by default the paper's model.")] = None,
 ) -> None:
     """Print parameters and floating-point operations beside published figures."""
     with needs("export"):
@@ -71,8 +69,8 @@ def info(
         print(_row(row))
     more = 100 * (ours.flop / joint.flop - 1)
     print(
-        f"\nDecoupling intra- from cross-level mixing costs {more:+.0f} % against joint attention: both look at the same "
-        "pairs of\ntokens, so it saves no attention; it projects every token twice, and has weights of its own for every level."
+        f"\nDecoupling intra- from cross-level mixing costs {more:+.0f} % against joint attention: both look at the\n"
+        "same pairs of tokens, so it saves no attention; it projects every token twice, with weights for each level."
     )
 
 

@@ -50,15 +50,9 @@ def serve(
     grpc_port: Annotated[int, typer.Option(help="0: any free port.")] = 8001,
     http_port: Annotated[int, typer.Option(help="0: any free port.")] = 8000,
     metrics_port: Annotated[int, typer.Option(help="0: any free port.")] = 8002,
-    profile: Annotated[
-        str, typer.Option(help="cpu, onnxruntime or tensorrt: Triton's --model-config-name.")
-    ] = "cpu",
-    log_level: Annotated[
-        str, typer.Option(help="Least level to print: debug, info, warning or error.")
-    ] = "info",
-    print_command: Annotated[
-        bool, typer.Option("--print-command", help="Print the command and exit.")
-    ] = False,
+    profile: Annotated[str, typer.Option(help="cpu, onnxruntime or tensorrt: Triton's --model-config-name.")] = "cpu",
+    log_level: Annotated[str, typer.Option(help="Least level to print: debug, info, warning or error.")] = "info",
+    print_command: Annotated[bool, typer.Option("--print-command", help="Print the command and exit.")] = False,
 ) -> None:
     """Serve a release. Prints JSON log lines; Ctrl-C or SIGTERM stops it cleanly."""
     with needs("client"):
@@ -84,40 +78,28 @@ def serve(
 
 
 def predict(
-    slide: Annotated[
-        str, typer.Argument(help="A slide file; with --server, its name there: root/relative/path.")
-    ],
+    slide: Annotated[str, typer.Argument(help="A slide file; with --server, its name there: root/relative/path.")],
     out: Annotated[Path, typer.Option("--out", help="Folder for the results.")],
     server: Annotated[
         str | None, typer.Option(help="host:port of a server; without it one runs for this slide.")
     ] = None,
     release: Annotated[Path | None, typer.Option(help="Release for the embedded server.")] = None,
-    checkpoint: Annotated[
-        Path | None, typer.Option(help="Checkpoint to export for the embedded server.")
-    ] = None,
+    checkpoint: Annotated[Path | None, typer.Option(help="Checkpoint to export for the embedded server.")] = None,
     spots: Annotated[Path | None, typer.Option(help="Spot table; by default a grid over the tissue.")] = None,
     pitch_um: Annotated[float, typer.Option(help="Pitch of the grid in µm.")] = 100.0,
-    mpp: Annotated[
-        float | None, typer.Option(help="µm/px of the slide, where the file does not say.")
-    ] = None,
+    mpp: Annotated[float | None, typer.Option(help="µm/px of the slide, where the file does not say.")] = None,
     view_mpp: Annotated[
         str | None,
         typer.Option(help="Cut views at this µm/px, or 'model'; by default at the slide's own pixels."),
     ] = None,
-    genes: Annotated[
-        list[str] | None, typer.Option("--map", help="Draw a map of this gene; repeatable.")
-    ] = None,
+    genes: Annotated[list[str] | None, typer.Option("--map", help="Draw a map of this gene; repeatable.")] = None,
     send_pixels: Annotated[
         bool, typer.Option("--send-pixels", help="With --server: read the slide here and send its views.")
     ] = False,
     batch_rows: Annotated[int, typer.Option(help="Spots a request.")] = 32,
     window: Annotated[int, typer.Option(help="Most requests in flight.")] = 4,
-    retry_for_s: Annotated[
-        float, typer.Option(help="How long to wait for a server that is away, in seconds.")
-    ] = 60.0,
-    server_log: Annotated[
-        Path | None, typer.Option(help="Write the embedded server's JSON log here.")
-    ] = None,
+    retry_for_s: Annotated[float, typer.Option(help="How long to wait for a server that is away, in seconds.")] = 60.0,
+    server_log: Annotated[Path | None, typer.Option(help="Write the embedded server's JSON log here.")] = None,
 ) -> None:
     """Predict one slide: an .h5ad, maps and run metadata."""
     with needs("client"):
@@ -141,9 +123,7 @@ def predict(
             name = f"{EMBEDDED_ROOT}/{path.name}"
             server = stack.enter_context(_embedded(path.parent, release, checkpoint, server_log))
         elif release or checkpoint:
-            raise UserError(
-                "--server already serves a release; give either --server or --release / --checkpoint"
-            )
+            raise UserError("--server already serves a release; give either --server or --release / --checkpoint")
         options = PredictOptions(
             slide=name,
             out=out,
@@ -171,9 +151,7 @@ def _embedded(folder: Path, release: Path | None, checkpoint: Path | None, log: 
             with needs("export"):
                 from m2ost.checkpoint import load
                 from m2ost_export.release import build_release
-            release = (
-                Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="m2ost-release-"))) / "release"
-            )
+            release = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="m2ost-release-"))) / "release"
             print(
                 f"exporting {checkpoint} for this run; `m2ost export` once and --release save this",
                 file=sys.stderr,
@@ -186,9 +164,7 @@ def _embedded(folder: Path, release: Path | None, checkpoint: Path | None, log: 
             )
         on_log = _json_lines(stack.enter_context(log.open("w")), "debug") if log else None
         roots = SlideRoots({EMBEDDED_ROOT: folder})
-        yield stack.enter_context(
-            TritonServer(ServerOptions(release=release, roots=roots), on_log=on_log)
-        ).address
+        yield stack.enter_context(TritonServer(ServerOptions(release=release, roots=roots), on_log=on_log)).address
 
 
 def _json_lines(stream: Any, least: str) -> Callable[[dict[str, Any]], None]:

@@ -106,13 +106,9 @@ def from_environment(folder: Path) -> Installation:
     python = folder / "bin" / "python"
     try:
         # ServerStartError messages below name the environment; a broken interpreter shows here first.
-        answer = subprocess.run(
-            [python, "-c", _FACTS], capture_output=True, text=True, check=True, timeout=60
-        )
+        answer = subprocess.run([python, "-c", _FACTS], capture_output=True, text=True, check=True, timeout=60)
     except (OSError, subprocess.SubprocessError) as error:
-        raise ServerStartError(
-            f"{folder}: its Python does not run ({error}); create the environment anew"
-        ) from error
+        raise ServerStartError(f"{folder}: its Python does not run ({error}); create the environment anew") from error
     facts = json.loads(answer.stdout)
     check_glibc(platform.libc_ver()[1])
     root = Path(facts["purelib"]) / "pytriton" / "tritonserver"
@@ -121,8 +117,8 @@ def from_environment(folder: Path) -> Installation:
     for needed in (executable, stub):
         if not needed.is_file():
             raise ServerStartError(
-                f"{folder}: no {needed.name} for Python {facts['version']}; the embedded server needs Python 3.11 or 3.12 "
-                "and `pip install --no-deps nvidia-pytriton==0.7.0` there"
+                f"{folder}: no {needed.name} for Python {facts['version']}; the embedded server needs Python 3.11 "
+                "or 3.12 and `pip install --no-deps nvidia-pytriton==0.7.0` there"
             )
     libpython = Path(facts["libdir"] or "") / str(facts["library"])
     if not facts["shared"] or not libpython.is_file():
@@ -161,6 +157,6 @@ def check_glibc(found: str) -> None:
         version = (0, 0)
     if version < MIN_GLIBC:
         raise ServerStartError(
-            f"this system's C library is glibc {found or 'of unknown version'}; the embedded tritonserver needs 2.35 or "
-            "later (Debian 12, Ubuntu 22.04). Use a server in a container and --server ADDRESS"
+            f"this system's C library is glibc {found or 'of unknown version'}; the embedded tritonserver needs 2.35 "
+            "or later (Debian 12, Ubuntu 22.04). Use a server in a container and --server ADDRESS"
         )

@@ -26,8 +26,8 @@ _EXPECTED_WITHOUT_GPU = (
 def parse_line(line: str) -> dict[str, Any] | None:
     """One line of Triton's output as an object, or None for blank lines and the frames of its tables.
 
-    A message that is itself a JSON object, as our models log it, is merged in: its ``event`` and ``request_id`` stand at
-    the top level. What a server without a GPU says about that, and the answers to liveness probes, come at level
+    A message that is itself a JSON object, as our models log it, is merged in: its ``event`` and ``request_id`` stand
+    at the top level. What a server without a GPU says about that, and the answers to liveness probes, come at level
     ``debug``.
     """
     line = line.rstrip()

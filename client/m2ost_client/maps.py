@@ -32,8 +32,8 @@ def pca_rgb(expression: Any) -> Rgb:
     Returns
     -------
     ndarray of float, shape (n, 3)
-        In [0, 1]: each component clipped at its 1st and 99th percentile. A component's sign is that in which its largest
-        gene weight is positive, so that equal inputs give equal colours. Components that do not exist are 0.5.
+        In [0, 1]: each component clipped at its 1st and 99th percentile. A component's sign is that in which its
+        largest gene weight is positive, so that equal inputs give equal colours. Components that do not exist are 0.5.
     """
     values = np.asarray(expression, np.float64)
     colours = np.full((len(values), 3), 0.5)
@@ -80,9 +80,7 @@ def draw_gene(result: SlideResult, gene: str, path: Path) -> None:
     values = result.expression[valid, result.engine.genes.index(gene)]
     figure, (axes,) = _figure(result, 1)
     low, high = np.percentile(values, [1, 99]) if len(values) else (0.0, 1.0)
-    colours = matplotlib.cm.ScalarMappable(
-        matplotlib.colors.Normalize(low, high if high > low else low + 1), "magma"
-    )
+    colours = matplotlib.cm.ScalarMappable(matplotlib.colors.Normalize(low, high if high > low else low + 1), "magma")
     _draw_spots(axes, result, valid, colours.to_rgba(values))
     axes.set_title(f"{gene} · {result.title}", fontsize=9)
     figure.colorbar(colours, ax=axes, shrink=0.7, label=f"predicted {gene} ({result.engine.target})")
@@ -116,9 +114,7 @@ def _scale_bar(axis: Axes, result: SlideResult) -> AnchoredSizeBar:
     else:
         length_px = float(10 ** int(np.log10(max(width_px, 1) / 2)))
         label = f"{length_px:g} px (µm/px unknown)"
-    return AnchoredSizeBar(
-        axis.transData, length_px, label, "lower right", frameon=True, size_vertical=width_px / 150
-    )
+    return AnchoredSizeBar(axis.transData, length_px, label, "lower right", frameon=True, size_vertical=width_px / 150)
 
 
 def _draw_spots(axis: Axes, result: SlideResult, valid: Any, colours: Any) -> None:

@@ -125,9 +125,7 @@ async def predict_slide(
                     )
                 else:
                     slide = await stream.slide_info(options.slide, pitch_um=pitch_um, mpp=options.mpp)
-            spots = spots or Spots(
-                slide.centers, slide.names, slide.pitch_px, f"grid, pitch {options.pitch_um:g} µm"
-            )
+            spots = spots or Spots(slide.centers, slide.names, slide.pitch_px, f"grid, pitch {options.pitch_um:g} µm")
             scale = view_scale(options.view_mpp, slide, stream.info)
             with clock.stage("score_s"):
                 batches = (

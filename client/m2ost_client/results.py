@@ -135,9 +135,7 @@ def write_complete(path: Path, write: Callable[[Path], Any]) -> None:
         scratch.replace(path)
     except (OSError, RuntimeError) as error:
         # h5py reports a full disk as RuntimeError or OSError, depending on when it notices.
-        raise OutputError(
-            f"{path}: cannot be written ({error}); free space or choose another --out"
-        ) from error
+        raise OutputError(f"{path}: cannot be written ({error}); free space or choose another --out") from error
     finally:
         if scratch is not None:
             scratch.unlink(missing_ok=True)

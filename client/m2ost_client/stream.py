@@ -156,9 +156,7 @@ class SpotStream:
             raise RuntimeError("SpotStream is not entered; use `async with`")
         return self._info
 
-    async def slide_info(
-        self, slide: str, *, pitch_um: float | None = None, mpp: float | None = None
-    ) -> SlideInfo:
+    async def slide_info(self, slide: str, *, pitch_um: float | None = None, mpp: float | None = None) -> SlideInfo:
         """Describe a slide under the server's roots.
 
         Parameters
@@ -272,9 +270,7 @@ class SpotStream:
             scales = np.full(len(rows), scale, np.float32)
             status = await asyncio.to_thread(decoder.cut_views, path, positions[rows], scales, views)
             expression = await self.score_views(views)
-            return SpotBatch(
-                rows, np.where(status[:, None] == RowStatus.OK, expression, np.float32(np.nan)), status
-            )
+            return SpotBatch(rows, np.where(status[:, None] == RowStatus.OK, expression, np.float32(np.nan)), status)
 
         async for batch in self._stream(positions, score):
             yield batch
@@ -300,9 +296,7 @@ class SpotStream:
         self, positions: np.ndarray[Any, np.dtype[np.int32]], score: Callable[[Rows], Awaitable[SpotBatch]]
     ) -> AsyncIterator[SpotBatch]:
         order = spatial_order(positions)
-        batches = [
-            order[i : i + self.options.batch_rows] for i in range(0, len(order), self.options.batch_rows)
-        ]
+        batches = [order[i : i + self.options.batch_rows] for i in range(0, len(order), self.options.batch_rows)]
         batches.reverse()
         pending: set[asyncio.Task[SpotBatch]] = set()
         try:
@@ -326,9 +320,7 @@ class SpotStream:
         )
 
     async def _read_info(self) -> EngineInfo:
-        config = await self._client.get_model_config(
-            contract.MODEL_ENGINE, client_timeout=self.options.deadline_s
-        )
+        config = await self._client.get_model_config(contract.MODEL_ENGINE, client_timeout=self.options.deadline_s)
         parameters = {key: value.string_value for key, value in config.config.parameters.items()}
         try:
             return EngineInfo.from_parameters(parameters)
@@ -352,8 +344,8 @@ class SpotStream:
                 failing_since = failing_since or now
                 if now - failing_since >= self.options.retry_for_s:
                     raise ServerUnavailable(
-                        f"{self.address}: no answer for {now - failing_since:.0f} s ({status}: {message}); check that the "
-                        "server runs (`m2ost serve`) and that the address is its gRPC port"
+                        f"{self.address}: no answer for {now - failing_since:.0f} s ({status}: {message}); check that "
+                        "the server runs (`m2ost serve`) and that the address is its gRPC port"
                     ) from error
             self.retries += 1
             self._window.shrink()

@@ -1,4 +1,4 @@
-"""A tritonserver under supervision: started, proved ready by real inferences, restarted when a part dies, cleaned up."""
+"""A tritonserver under supervision: proved ready by real inferences, restarted when a part dies, cleaned up after."""
 
 from __future__ import annotations
 
@@ -256,9 +256,7 @@ class TritonServer:
                 now = time.monotonic()
                 if health is Health.READY:
                     if not answered:
-                        self._on_log(
-                            logs.event("info", "server_ready", address=self.address, metrics=self.metrics_url)
-                        )
+                        self._on_log(logs.event("info", "server_ready", address=self.address, metrics=self.metrics_url))
                         self._ready.set()
                     answered = now
                 elif health is Health.DEAD_STUB:
@@ -300,9 +298,7 @@ class TritonServer:
             start_new_session=True,
             preexec_fn=die_with_parent,
         )
-        threading.Thread(
-            target=self._read_log, args=(self._process,), name="m2ost-server-log", daemon=True
-        ).start()
+        threading.Thread(target=self._read_log, args=(self._process,), name="m2ost-server-log", daemon=True).start()
         return self._process
 
     def _read_log(self, process: subprocess.Popen[str]) -> None:
@@ -357,7 +353,7 @@ def _choose_ports(host: str, wanted: Ports) -> Ports:
                 sock.listen()
             except OSError as error:
                 raise ServerStartError(
-                    f"cannot listen on {host}:{port} for {name}: {error.strerror}; choose another port, or 0 for a free one"
+                    f"cannot listen on {host}:{port} for {name}: {error.strerror}; choose another port, or 0 for any"
                 ) from error
             chosen[name] = sock.getsockname()[1]
     return Ports(**chosen)

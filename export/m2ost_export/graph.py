@@ -93,11 +93,7 @@ def _check_interface(path: Path, geometry: ViewGeometry) -> None:
 
     found = [signature(v) for v in [*graph.graph.input, *graph.graph.output]]
     expected = [(n, onnx.TensorProto.UINT8, ["batch", *geometry.shape]) for n in geometry.names]
-    if (
-        found[:-1] != expected
-        or found[-1][:2] != (EXPRESSION, onnx.TensorProto.FLOAT)
-        or found[-1][2][0] != "batch"
-    ):
+    if found[:-1] != expected or found[-1][:2] != (EXPRESSION, onnx.TensorProto.FLOAT) or found[-1][2][0] != "batch":
         raise ExportError(f"{path.name}: the graph's door is {found}, expected {expected} and {EXPRESSION}")
 
 

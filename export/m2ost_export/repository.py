@@ -67,9 +67,8 @@ def fit_config(template: str, info: EngineInfo) -> str:
             spec = warmup.inputs[tensor.name]
             spec.data_type, spec.zero_data = tensor.data_type, True
             spec.dims.extend(tensor.dims)
-    return "".join(f"{line}\n" for line in _head(template)) + text_format.MessageToString(
-        config, as_utf8=True
-    )
+    fitted: str = text_format.MessageToString(config, as_utf8=True)
+    return "".join(f"{line}\n" for line in _head(template)) + fitted
 
 
 def _fit_tensors(tensors: Any, info: EngineInfo) -> None:

@@ -14,9 +14,7 @@ from typing import Any
 def describe_machine() -> dict[str, Any]:
     """Processor, cores this process may use, and versions."""
     cpuinfo = Path("/proc/cpuinfo").read_text()
-    model = next(
-        (line.partition(":")[2].strip() for line in cpuinfo.splitlines() if line.startswith("model name")), ""
-    )
+    model = next((line.partition(":")[2].strip() for line in cpuinfo.splitlines() if line.startswith("model name")), "")
     return {
         "processor": model or platform.processor(),
         "cores": len(os.sched_getaffinity(0)),

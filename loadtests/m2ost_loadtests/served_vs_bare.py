@@ -82,9 +82,7 @@ def authors_runner(checkpoint: Path, slide: Path, centers: Any) -> Callable[[], 
         with torch.inference_mode():
             for first in range(0, len(centers), AUTHORS_BATCH):
                 spots = [views_of(center) for center in centers[first : first + AUTHORS_BATCH]]
-                parts.append(
-                    model(*(torch.from_numpy(np.stack(view)) for view in zip(*spots, strict=True))).numpy()
-                )
+                parts.append(model(*(torch.from_numpy(np.stack(view)) for view in zip(*spots, strict=True))).numpy())
         return np.concatenate(parts)
 
     return run
@@ -97,9 +95,7 @@ def _authors_view(image: Image.Image, geometry: ViewGeometry, view: int, center:
     return crop if side == size else crop.resize((size, size), Image.Resampling.BILINEAR)
 
 
-def measure(
-    release: Path, checkpoint: Path, slide: Path, pitch_um: float, rounds: int, stream: StreamOptions
-) -> Any:
+def measure(release: Path, checkpoint: Path, slide: Path, pitch_um: float, rounds: int, stream: StreamOptions) -> Any:
     """Time the three ways ``rounds`` times in turn; also checks that they agree."""
     slide = slide.resolve()
     reader = open_slide(slide)

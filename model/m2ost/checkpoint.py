@@ -99,9 +99,7 @@ def complete_folder(destination: Path) -> Iterator[Path]:
     """
     destination = destination.resolve()
     if destination.exists():
-        raise FileExistsError(
-            f"{destination} exists and is never overwritten; choose another folder or remove it"
-        )
+        raise FileExistsError(f"{destination} exists and is never overwritten; choose another folder or remove it")
     destination.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=f".{destination.name}.", dir=destination.parent))
     try:
@@ -149,18 +147,14 @@ def load(folder: Path) -> tuple[M2OST, ModelCard]:
     card_path, weights_path = folder / CARD, folder / WEIGHTS
     for path in (card_path, weights_path):
         if not path.is_file():
-            raise CheckpointError(
-                f"{folder}: not a checkpoint (no {path.name}); see `m2ost convert` and `m2ost init`"
-            )
+            raise CheckpointError(f"{folder}: not a checkpoint (no {path.name}); see `m2ost convert` and `m2ost init`")
     try:
         card = ModelCard.from_dict(json.loads(card_path.read_text()))
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{card_path}: not a valid model card: {error!r}") from error
     found = sha256_file(weights_path)
     if found != card.sha256:
-        raise CheckpointError(
-            f"{weights_path}: sha256 is {found}, the card says {card.sha256}; fetch the folder anew"
-        )
+        raise CheckpointError(f"{weights_path}: sha256 is {found}, the card says {card.sha256}; fetch the folder anew")
     try:
         weights = load_file(weights_path)
     except SafetensorError as error:

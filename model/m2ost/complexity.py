@@ -33,9 +33,7 @@ class Complexity:
     note: str = ""
 
 
-PAPER = Complexity(
-    "M2OST as the paper prints it", 6_810_000, 2.24e9, "MACs by thop: no attention, tables, cls"
-)
+PAPER = Complexity("M2OST as the paper prints it", 6_810_000, 2.24e9, "MACs by thop: no attention, tables, cls")
 ST_NET = Complexity("ST-Net (DenseNet-121)", 7_210_000, 5.67e9, "2×MAC, 250 outputs")
 
 

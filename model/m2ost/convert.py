@@ -112,16 +112,12 @@ def infer_config(state: Mapping[str, Tensor], source: str) -> M2OSTConfig:
         if key not in state:
             raise CheckpointError(f"{source}: not a checkpoint of the authors' M2OST: missing {key}")
         if state[key].ndim != dims:
-            raise CheckpointError(
-                f"{source}: {key} has shape {tuple(state[key].shape)}, expected {dims} dimensions"
-            )
+            raise CheckpointError(f"{source}: {key} has shape {tuple(state[key].shape)}, expected {dims} dimensions")
         return tuple(state[key].shape)
 
     blocks = [int(m.group(1)) for k in state if (m := re.match(r"transformer\.layers\.(\d+)\.", k))]
     if not blocks:
-        raise CheckpointError(
-            f"{source}: not a checkpoint of the authors' M2OST: missing transformer.layers.0.*"
-        )
+        raise CheckpointError(f"{source}: not a checkpoint of the authors' M2OST: missing transformer.layers.0.*")
     _, length, dim = shape("pos_embedding1", 3)
     grid = math.isqrt(length - 1)
     inner = shape("transformer.layers.0.0.to_qkv1.weight", 2)[0] // 3

@@ -41,8 +41,7 @@ class DeformablePatchEmbedding(nn.Module):
             )
         self.cls_token = nn.Parameter(torch.empty(1, 1, config.dim))
         self.positions = nn.ParameterList(
-            nn.Parameter(torch.empty(1, config.sequence_length(i), config.dim))
-            for i in range(config.n_levels)
+            nn.Parameter(torch.empty(1, config.sequence_length(i), config.dim)) for i in range(config.n_levels)
         )
         for parameter in [self.cls_token, *self.positions]:
             nn.init.trunc_normal_(parameter, std=0.02)
@@ -157,9 +156,7 @@ class CrossLevelTokenMixing(nn.Module):
         for level, (x, to_q, to_out) in enumerate(zip(normed, self.q, self.out, strict=True)):
             query = to_q(x)
             others = [j for j in range(len(normed)) if j != level]
-            mixed.append(
-                to_out(torch.cat([self.attention(query, keys[j], values[j]) for j in others], dim=-1))
-            )
+            mixed.append(to_out(torch.cat([self.attention(query, keys[j], values[j]) for j in others], dim=-1)))
         return mixed
 
 

@@ -229,9 +229,7 @@ class Manifest:
         """
         path = folder / cls.FILENAME
         if not path.is_file():
-            raise FileNotFoundError(
-                f"{folder}: not a release (no {cls.FILENAME}); make one with `m2ost export`"
-            )
+            raise FileNotFoundError(f"{folder}: not a release (no {cls.FILENAME}); make one with `m2ost export`")
         raw = json.loads(path.read_text())
         engine = dict(raw.pop("engine"))
         engine["genes"] = tuple(engine["genes"])

@@ -52,7 +52,7 @@ def cpu_session(onnx: Path) -> tuple[Any, Any]:
     options.intra_op_num_threads = len(os.sched_getaffinity(0))
     # Spinning threads would take the cores that the tiler needs between two runs.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    # Work is dealt out in shrinking portions, so that a core which the tiler uses for a while does not hold up the other.
+    # Work is dealt out in shrinking portions, so that a core the tiler uses for a while does not hold up the other.
     options.add_session_config_entry("session.dynamic_block_base", "4")
     # Memory patterns are laid out per batch size; with a batch that varies they double the memory, and from 32 rows on
     # cost a third of the speed.
@@ -80,11 +80,7 @@ def log_line(event: str, **fields: Any) -> str:
 
 def triton_error(pb_utils: Any, error: PreprocessError) -> Any:
     """A ``TritonError`` for a whole request, its code telling a missing slide from a bad one."""
-    code = (
-        pb_utils.TritonError.NOT_FOUND
-        if isinstance(error, SlideNotFound)
-        else pb_utils.TritonError.INVALID_ARG
-    )
+    code = pb_utils.TritonError.NOT_FOUND if isinstance(error, SlideNotFound) else pb_utils.TritonError.INVALID_ARG
     return pb_utils.TritonError(str(error), code)
 
 

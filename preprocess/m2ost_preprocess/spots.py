@@ -81,11 +81,11 @@ def grid(size: tuple[int, int], mask: Mask, pitch_px: float, *, source: str = "g
     centers = (np.stack([column, row], axis=1) + 0.5) * pitch_px
     inside = (centers[:, 0] < width) & (centers[:, 1] < height)
     names = tuple(f"{c}x{r}" for c, r in zip(column[inside], row[inside], strict=True))
-    return Spots(centers[inside], names, pitch_px, source)
+    return Spots(np.asarray(centers[inside], np.float64), names, pitch_px, source)
 
 
 def _cell_tissue(mask: Mask, span_x: float, span_y: float, columns: int, rows: int) -> np.ndarray[Any, Any]:
-    """Share of tissue in every cell: shape (rows, columns). The grid spans ``span`` times the mask's width and height."""
+    """Share of tissue in every cell: shape (rows, columns). The grid spans ``span`` times the mask's sides."""
     height, width = mask.shape
     table = np.zeros((height + 1, width + 1))
     table[1:, 1:] = mask.cumsum(0, dtype=np.float64).cumsum(1)
@@ -104,8 +104,8 @@ def read_spots(path: Path) -> Spots:
 
     The selection files of Spatial Transcriptomics (``x y new_x new_y pixel_x pixel_y selected``) are read by their
     pixel columns, rows with ``selected`` 0 left out, and named ``{x}x{y}``. Any other table needs the columns
-    ``pixel_x, pixel_y``, ``x_px, y_px`` or ``x, y`` in level-0 pixels; an optional column ``name`` or ``barcode`` names the
-    spots, else their row does.
+    ``pixel_x, pixel_y``, ``x_px, y_px`` or ``x, y`` in level-0 pixels; an optional column ``name`` or ``barcode``
+    names the spots, else their row does.
 
     Raises
     ------
@@ -129,7 +129,8 @@ def read_spots(path: Path) -> Spots:
         )
     is_selection = {"x", "y", "pixel_x", "pixel_y"} <= header
     label = next((column for column in ("name", "barcode") if column in header), None)
-    centers, names = [], []
+    centers: list[list[float]] = []
+    names: list[str] = []
     for row in table:
         if (row.get("selected") or "1").strip() in ("0", "0.0", "False", "false"):
             continue

@@ -39,7 +39,7 @@ def tissue_mask(overview: Pixels) -> Mask:
     saturation = np.divide(high - low, high, out=np.zeros_like(high), where=high > 0)
     # A pixel darker than any stain is a pen, a fold's shadow or the black border of a scan.
     saturation[high < 30] = 0
-    threshold = threshold_otsu(saturation) if np.ptp(saturation) > 0 else 1.0
+    threshold = float(threshold_otsu(saturation)) if np.ptp(saturation) > 0 else 1.0
     mask = saturation > max(threshold, MIN_SATURATION)
     cleaned: Mask = closing(opening(mask, disk(1)), disk(2)).astype(bool)
     return cleaned

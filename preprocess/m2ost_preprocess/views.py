@@ -129,9 +129,7 @@ def cut_views(
     counts = TilingCounts() if counts is None else counts
     statuses = row_statuses(reader.size, centers, scales)
     for rows in _groups(centers, scales, np.flatnonzero(statuses == RowStatus.OK)):
-        windows = {
-            int(i): geometry.windows((int(centers[i, 0]), int(centers[i, 1])), float(scales[i])) for i in rows
-        }
+        windows = {int(i): geometry.windows((int(centers[i, 0]), int(centers[i, 1])), float(scales[i])) for i in rows}
         flat = [w for spot in windows.values() for w in spot]
         left, top = min(x for x, _, _ in flat), min(y for _, y, _ in flat)
         right, bottom = max(x + side for x, _, side in flat), max(y + side for _, y, side in flat)
@@ -146,8 +144,8 @@ def cut_views(
         for row, spot in windows.items():
             for view, (x, y, side) in enumerate(spot):
                 out[view][row] = cut_window(region, x - left, y - top, side, geometry.size_px)
-    for view in out:
-        view[statuses != RowStatus.OK] = 0
+    for array in out:
+        array[statuses != RowStatus.OK] = 0
     return statuses
 
 

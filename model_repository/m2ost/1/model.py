@@ -17,9 +17,7 @@ class TritonPythonModel:
         onnx = Path(args["model_repository"]) / args["model_version"] / "model.onnx"
         found = sha256_file(onnx)
         if found != info.onnx_sha256:
-            raise RuntimeError(
-                f"{onnx}: sha256 is {found}, the release says {info.onnx_sha256}; export it anew"
-            )
+            raise RuntimeError(f"{onnx}: sha256 is {found}, the release says {info.onnx_sha256}; export it anew")
         self._session, self._large = serving.cpu_session(onnx)
         self._views = info.views.names
         family = pb_utils.MetricFamily(

@@ -24,17 +24,13 @@ class TritonPythonModel:
 
     def _answer(self, request):
         try:
-            slide = serving.text(
-                pb_utils.get_input_tensor_by_name(request, contract.SLIDE).as_numpy().reshape(-1)[0]
-            )
+            slide = serving.text(pb_utils.get_input_tensor_by_name(request, contract.SLIDE).as_numpy().reshape(-1)[0])
             info = self._decoder.describe(
                 self._roots.resolve(slide), pitch_um=_number(request, "PITCH_UM"), mpp=_number(request, "MPP")
             )
         except PreprocessError as error:
             pb_utils.Logger.log_warn(
-                serving.log_line(
-                    "slide_refused", request_id=request.request_id(), slide=slide, error=str(error)
-                )
+                serving.log_line("slide_refused", request_id=request.request_id(), slide=slide, error=str(error))
             )
             return pb_utils.InferenceResponse(error=serving.triton_error(pb_utils, error))
         pb_utils.Logger.log_info(serving.log_line("slide_info", request_id=request.request_id(), slide=slide))

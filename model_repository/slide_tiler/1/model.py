@@ -57,7 +57,7 @@ class TritonPythonModel:
             counter.increment(getattr(counts, name))
         seconds = time.monotonic() - started
         responses, first = [], 0
-        for request, request_slides in zip(requests, slides):
+        for request, request_slides in zip(requests, slides, strict=True):
             rows = slice(first, first + len(request_slides))
             first = rows.stop
             responses.append(self._respond(request_slides, errors, views, statuses, rows))
@@ -67,7 +67,7 @@ class TritonPythonModel:
     def _respond(self, slides, errors, views, statuses, rows):
         if all(slide in errors for slide in slides):
             return pb_utils.InferenceResponse(error=serving.triton_error(pb_utils, errors[slides[0]]))
-        tensors = [pb_utils.Tensor(n, v[rows]) for n, v in zip(self._geometry.names, views)]
+        tensors = [pb_utils.Tensor(n, v[rows]) for n, v in zip(self._geometry.names, views, strict=True)]
         return pb_utils.InferenceResponse([*tensors, pb_utils.Tensor(contract.STATUS, statuses[rows])])
 
     def _log(self, request, slides, statuses, errors, seconds):

@@ -1,5 +1,6 @@
 """Slide decoding in a child process: native decoders can crash, and then they take only that process with them."""
 
-from .process import Decoder, SlideInfo
+from .process import Decoder
+from .protocol import SlideInfo
 
 __all__ = ["Decoder", "SlideInfo"]

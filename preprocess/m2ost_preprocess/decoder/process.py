@@ -112,9 +112,7 @@ class Decoder:
         """
         with self._lock:
             answer: ViewsCut = self._ask(CutViews(str(path), centers, scales, self._geometry), path)
-            for target, source in zip(
-                out, view_arrays(self._buffer, self._geometry, len(centers)), strict=True
-            ):
+            for target, source in zip(out, view_arrays(self._buffer, self._geometry, len(centers)), strict=True):
                 target[rows] = source
         if counts is not None:
             counts += answer.counts

@@ -18,7 +18,7 @@ import numpy as np
 from ..errors import PreprocessError, UnknownResolution, UnreadableSlide
 from ..readers import Resolution, SlideReader, identify, open_slide
 from ..slides import fingerprint
-from ..spots import grid
+from ..spots import Spots, grid
 from ..tissue import MASK_PX, tissue_mask
 from ..views import TilingCounts, cut_views
 from .protocol import CutViews, Describe, SlideInfo, ViewsCut, view_arrays
@@ -56,7 +56,7 @@ def describe(slides: OpenSlides, job: Describe) -> SlideInfo:
     resolution = Resolution(job.mpp, "given") if job.mpp else reader.resolution
     mask_source = reader.thumbnail(MASK_PX)
     mask = tissue_mask(mask_source)
-    centers, names, pitch_px = np.zeros((0, 2)), (), 0.0
+    spots = Spots(np.zeros((0, 2)), (), 0.0, "none asked for")
     if job.pitch_um is not None:
         if resolution is None:
             raise UnknownResolution(
@@ -64,7 +64,6 @@ def describe(slides: OpenSlides, job: Describe) -> SlideInfo:
                 f"a pitch of {job.pitch_um:g} µm needs µm/px and the file carries none; give it with --mpp",
             )
         spots = grid(reader.size, mask, job.pitch_um / resolution.mpp)
-        centers, names, pitch_px = spots.centers, spots.names, spots.pitch_px
     return SlideInfo(
         size=reader.size,
         mpp=resolution.mpp if resolution else None,
@@ -75,9 +74,9 @@ def describe(slides: OpenSlides, job: Describe) -> SlideInfo:
         note=reader.note,
         fingerprint=fingerprint(path),
         tissue_fraction=float(mask.mean()),
-        pitch_px=pitch_px,
-        centers=centers,
-        names=names,
+        pitch_px=spots.pitch_px,
+        centers=spots.centers,
+        names=spots.names,
         thumbnail=mask_source if job.overview_px == MASK_PX else reader.thumbnail(job.overview_px),
     )
 

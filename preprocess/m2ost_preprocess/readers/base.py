@@ -73,7 +73,7 @@ class SlideReader(ABC):
 
     @abstractmethod
     def overview(self, max_px: int) -> Image.Image:
-        """The whole slide as RGB, its longer side at least ``max_px`` where the file allows, from the cheapest level."""
+        """The whole slide as RGB from the cheapest level; its longer side at least ``max_px`` where the file allows."""
 
     @property
     @abstractmethod

@@ -6,7 +6,7 @@ import math
 from pathlib import Path
 
 import numpy as np
-from cucim import CuImage
+from cucim.clara import CuImage
 from PIL import Image
 
 from ..errors import UnreadableSlide
@@ -56,9 +56,7 @@ class CuCimReader(SlideReader):
             region = self._image.read_region((left, top), (width, height), level)
             return np.ascontiguousarray(np.asarray(region)[..., :3])
         except (RuntimeError, ValueError, OSError) as error:
-            raise UnreadableSlide(
-                self.path.name, f"cuCIM cannot decode x {left}, y {top}: {error}"
-            ) from error
+            raise UnreadableSlide(self.path.name, f"cuCIM cannot decode x {left}, y {top}: {error}") from error
 
     def read(self, left: int, top: int, width: int, height: int) -> Pixels:
         return self._region(left, top, width, height, 0)

@@ -75,9 +75,7 @@ def _open(path: Path) -> Image.Image:
 def _decode(path: Path) -> tuple[Pixels, Resolution | None]:
     with _open(path) as image:
         if image.width * image.height > MAX_PIXELS:
-            raise ValueError(
-                f"{image.width}×{image.height} px is over {MAX_PIXELS} px; convert it to a tiled TIFF"
-            )
+            raise ValueError(f"{image.width}×{image.height} px is over {MAX_PIXELS} px; convert it to a tiled TIFF")
         if image.mode not in ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr"):
             raise ValueError(f"mode {image.mode} is not 8-bit grey or colour")
         resolution = _tiff_resolution(image)

@@ -48,12 +48,10 @@ class OpenSlideReader(SlideReader):
         try:
             region = self._slide.read_region((left, top), level, (width, height))
         except openslide.OpenSlideError as error:
-            raise UnreadableSlide(
-                self.path.name, f"OpenSlide cannot decode x {left}, y {top}: {error}"
-            ) from error
+            raise UnreadableSlide(self.path.name, f"OpenSlide cannot decode x {left}, y {top}: {error}") from error
         if self._is_ycbcr:
             return Image.fromarray(ycbcr_to_rgb(np.asarray(region.convert("RGB"))))
-        if region.getextrema()[3] == (255, 255):
+        if region.getchannel("A").getextrema() == (255, 255):
             return region.convert("RGB")
         backdrop = Image.new("RGBA", region.size, self._background)
         return Image.alpha_composite(backdrop, region).convert("RGB")
