@@ -22,8 +22,8 @@ Mask = np.ndarray[Any, np.dtype[np.bool_]]
 def tissue_mask(overview: Pixels) -> Mask:
     """Mark stained tissue on an overview of a slide.
 
-    Otsu's threshold on HSV saturation, but never below ``MIN_SATURATION``; single pixels are removed and pinholes
-    closed. A blank slide gives an empty mask.
+    Otsu's threshold on HSV saturation, but never below ``MIN_SATURATION``; specks are removed and gaps up to
+    ten pixels wide closed. A blank slide gives an empty mask.
 
     Parameters
     ----------
@@ -41,5 +41,5 @@ def tissue_mask(overview: Pixels) -> Mask:
     saturation[high < 30] = 0
     threshold = float(threshold_otsu(saturation)) if np.ptp(saturation) > 0 else 1.0
     mask = saturation > max(threshold, MIN_SATURATION)
-    cleaned: Mask = closing(opening(mask, disk(1)), disk(2)).astype(bool)
+    cleaned: Mask = closing(opening(mask, disk(1)), disk(5)).astype(bool)
     return cleaned

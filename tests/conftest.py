@@ -1,0 +1,63 @@
+"""Real data for the tests, and what happens where it is absent."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).parents[1]
+
+
+def shared_file(relative: str) -> Path:
+    """A file of the shared data. Absent, it skips the test by name; in CI it fails it."""
+    root = Path(os.environ.get("M2OST_SHARED_DATA", REPOSITORY.parent / "shared" / "data"))
+    path = root / relative
+    if not path.exists():
+        reason = f"real data absent: {path} (set M2OST_SHARED_DATA)"
+        if os.environ.get("CI") == "true":
+            pytest.fail(reason)
+        pytest.skip(reason)
+    return path
+
+
+@pytest.fixture(scope="session")
+def svs() -> Path:
+    return shared_file("wsi/CMU-1-Small-Region.svs")
+
+
+@pytest.fixture(scope="session")
+def dicom() -> Path:
+    return shared_file("wsi/dicom_cmu1_small_region")
+
+
+@pytest.fixture(scope="session")
+def pyramid() -> Path:
+    return shared_file("wsi/her2st_C2.tif")
+
+
+@pytest.fixture(scope="session")
+def section() -> Path:
+    return shared_file("her2st/images/C2.jpg")
+
+
+@pytest.fixture(scope="session")
+def selection() -> Path:
+    return shared_file("her2st/spots/C2_selection.tsv")
+
+
+@pytest.fixture(scope="session")
+def truncated_svs(svs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The first half of a real slide: its directory is at the end, and gone."""
+    path = tmp_path_factory.mktemp("bad") / "truncated.svs"
+    data = svs.read_bytes()
+    path.write_bytes(data[: len(data) // 2])
+    return path
+
+
+@pytest.fixture(scope="session")
+def text_svs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("bad") / "notes.svs"
+    path.write_text("this is not a slide\n")
+    return path

@@ -1,0 +1,112 @@
+"""A decoder process: the same bytes as in-process, and a crash costs only the slide that caused it."""
+
+import os
+import signal
+import threading
+import time
+
+import numpy as np
+import psutil
+import pytest
+from m2ost_preprocess.contract import ViewGeometry
+from m2ost_preprocess.decoder import Decoder
+from m2ost_preprocess.errors import SlideNotFound, UnknownResolution, UnreadableSlide
+from m2ost_preprocess.readers import open_slide
+from m2ost_preprocess.views import TilingCounts, cut_views
+
+GEOMETRY = ViewGeometry()
+CENTERS = np.array([[800, 900], [1500, 2000], [5, 5]], np.int32)
+SCALES = np.ones(3, np.float32)
+
+
+@pytest.fixture
+def decoder():
+    with Decoder(GEOMETRY) as decoder:
+        yield decoder
+
+
+def buffers(rows):
+    return [np.zeros((rows, *GEOMETRY.shape), np.uint8) for _ in GEOMETRY.names]
+
+
+def test_the_child_gives_the_same_views(decoder, svs):
+    expected, found, counts = buffers(3), buffers(5), TilingCounts()
+    cut_views(open_slide(svs), CENTERS, SCALES, GEOMETRY, expected)
+    statuses = decoder.cut_views(svs, CENTERS, SCALES, found, rows=np.array([4, 0, 2]), counts=counts)
+    assert statuses.tolist() == [0, 0, 0]
+    assert counts.spots == 3
+    for want, have in zip(expected, found, strict=True):
+        np.testing.assert_array_equal(have[[4, 0, 2]], want)
+        assert not have[[1, 3]].any()
+
+
+def test_describe_a_real_slide(decoder, svs):
+    info = decoder.describe(svs, pitch_um=100)
+    assert (info.size, info.mpp, info.mpp_source, info.reader) == ((2220, 2967), 0.499, "aperio.MPP", "cucim")
+    assert len(info.names) == len(info.centers) > 30
+    assert info.pitch_px == pytest.approx(100 / 0.499)
+    assert max(info.thumbnail.shape[:2]) == 1024
+
+
+def test_a_slide_without_resolution_needs_it_only_for_a_physical_pitch(decoder, section):
+    assert decoder.describe(section).mpp is None
+    with pytest.raises(UnknownResolution, match="--mpp"):
+        decoder.describe(section, pitch_um=200)
+    info = decoder.describe(section, pitch_um=200, mpp=0.688)
+    assert info.mpp_source == "given"
+    assert info.pitch_px == pytest.approx(200 / 0.688)
+
+
+def test_errors_cross_the_pipe_whole(decoder, truncated_svs, text_svs, svs, tmp_path):
+    for bad in (truncated_svs, text_svs):
+        with pytest.raises(UnreadableSlide) as error:
+            decoder.describe(bad)
+        assert error.value.slide == bad.name
+        with pytest.raises(UnreadableSlide):
+            decoder.cut_views(bad, CENTERS, SCALES, buffers(3))
+    with pytest.raises(SlideNotFound):
+        decoder.describe(tmp_path / "absent.svs")
+    assert decoder.describe(svs).reader == "cucim"
+
+
+@pytest.mark.parametrize("number", [signal.SIGSEGV, signal.SIGKILL])
+def test_a_reader_that_crashes_is_named_and_replaced(decoder, svs, number):
+    decoder.describe(svs)
+    first = decoder.pid
+    os.kill(first, signal.SIGSTOP)  # the job is under way when the process dies
+    killer = threading.Timer(0.3, lambda: (os.kill(first, number), os.kill(first, signal.SIGCONT)))
+    killer.start()
+    with pytest.raises(UnreadableSlide, match=rf"CMU-1-Small-Region\.svs: its reader crashed \({number.name}\)"):
+        decoder.cut_views(svs, CENTERS, SCALES, buffers(3))
+    killer.join()
+    assert decoder.cut_views(svs, CENTERS, SCALES, buffers(3)).tolist() == [0, 0, 0]
+    assert decoder.pid != first
+
+
+def test_a_reader_that_hangs_is_stopped(svs):
+    with Decoder(GEOMETRY, timeout_s=0.5) as decoder:
+        decoder.start()
+        time.sleep(2)  # imports
+        os.kill(decoder.pid, signal.SIGSTOP)
+        with pytest.raises(UnreadableSlide, match="did not answer within"):
+            decoder.describe(svs)
+
+
+def test_a_slide_replaced_on_disk_is_opened_anew(decoder, svs, tmp_path):
+    from PIL import Image
+
+    path = tmp_path / "slide.png"
+    for colour in (10, 200):
+        Image.new("RGB", (64, 64), (colour, colour, colour)).save(path)
+        out = buffers(1)
+        decoder.cut_views(path, np.array([[32, 32]], np.int32), SCALES[:1], out)
+        assert out[0][0, 112, 112].tolist() == [colour] * 3
+        time.sleep(0.02)
+
+
+def test_the_child_goes_when_its_parent_closes(svs):
+    decoder = Decoder(GEOMETRY)
+    decoder.start()
+    child = psutil.Process(decoder.pid)
+    decoder.close()
+    assert not child.is_running() or child.status() == psutil.STATUS_ZOMBIE

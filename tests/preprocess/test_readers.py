@@ -1,0 +1,134 @@
+"""Which reader serves which file, the pixels and µm/px they give, and what bad files become."""
+
+import io
+import shutil
+
+import numpy as np
+import pytest
+from m2ost_preprocess.errors import SlideNotFound, UnreadableSlide
+from m2ost_preprocess.readers import Resolution, identify, open_slide
+from m2ost_preprocess.readers import image as image_reader
+from PIL import Image, TiffImagePlugin
+
+
+@pytest.mark.parametrize(
+    ("source", "vendor", "reader", "size", "resolution"),
+    [
+        ("svs", "aperio", "cucim", (2220, 2967), Resolution(0.499, "aperio.MPP")),
+        ("dicom", "dicom", "openslide", (2220, 2967), Resolution(0.499, "openslide.mpp")),
+        ("pyramid", "generic-tiff", "cucim", (9274, 9911), Resolution(0.688, "tiff.resolution")),
+        ("section", "jpeg", "image", (9274, 9911), None),
+    ],
+)
+def test_the_content_decides_which_reader_serves(request, source, vendor, reader, size, resolution):
+    path = request.getfixturevalue(source)
+    found = identify(path)
+    assert (found.vendor, found.reader) == (vendor, reader)
+    slide = open_slide(path)
+    assert (slide.name, slide.size, slide.resolution) == (reader, size, resolution)
+
+
+def test_a_slide_under_a_foreign_name_is_still_what_it_is(svs, tmp_path):
+    renamed = tmp_path / "slide.jpg"
+    shutil.copy(svs, renamed)
+    assert identify(renamed).vendor == "aperio"
+
+
+@pytest.mark.parametrize("source", ["svs", "pyramid"])
+def test_cucim_and_openslide_give_the_same_level_0_pixels(request, source):
+    path = request.getfixturevalue(source)
+    cucim, openslide = open_slide(path, "cucim"), open_slide(path, "openslide")
+    width, height = cucim.size
+    for left, top in ((-100, -50), (width // 2 - 511, height // 2 + 3), (width - 900, height - 800)):
+        expected = openslide.read_padded(left, top, 1023, 1001)
+        np.testing.assert_array_equal(cucim.read_padded(left, top, 1023, 1001), expected)
+
+
+def test_dicom_frames_mislabelled_as_rgb_come_out_in_the_slides_colours(svs, dicom):
+    # The DICOM pyramid was made from this SVS with JPEG anew: pixels differ by compression, mean colours do not.
+    reference, converted = open_slide(svs), open_slide(dicom)
+    assert "YCbCr" in converted.note
+    for left, top in ((1000, 1000), (700, 2300), (100, 100)):
+        expected, found = (s.read(left, top, 400, 400).mean(axis=(0, 1)) for s in (reference, converted))
+        np.testing.assert_allclose(found, expected, atol=2)
+
+
+def test_the_dicom_correction_is_the_jpeg_decoders_own(dicom):
+    # Pillow decodes the first frame with its colour conversion; the reader must give exactly that.
+    instance = sorted(dicom.glob("*.dcm"))[0]
+    data = instance.read_bytes()
+    frame = data[data.index(b"\xff\xd8\xff") :]
+    with Image.open(io.BytesIO(frame), formats=["JPEG"]) as image:
+        expected = np.asarray(image.convert("RGB"))
+    height, width = expected.shape[:2]
+    np.testing.assert_array_equal(open_slide(instance).read(0, 0, width, height), expected)
+
+
+def test_plain_tiff_carries_its_resolution_only_in_physical_units(tmp_path):
+    pixels = Image.new("RGB", (64, 48), (200, 100, 150))
+    for name, unit, density, expected in (
+        ("scanner", 3, 20000.0, Resolution(0.5, "tiff.resolution")),
+        ("unitless", 1, 20000.0, None),
+        ("screen", 2, 72.0, None),
+    ):
+        tags = TiffImagePlugin.ImageFileDirectory_v2()
+        tags[TiffImagePlugin.RESOLUTION_UNIT] = unit
+        tags[TiffImagePlugin.X_RESOLUTION] = tags[TiffImagePlugin.Y_RESOLUTION] = density
+        pixels.save(tmp_path / f"{name}.tif", tiffinfo=tags)
+        slide = open_slide(tmp_path / f"{name}.tif")
+        assert (slide.name, slide.resolution) == ("image", expected)
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "RGBA", "CMYK"])
+def test_plain_images_of_other_modes_become_rgb(tmp_path, mode):
+    path = tmp_path / ("a.tif" if mode == "CMYK" else "a.png")
+    Image.new("RGB", (32, 20), (180, 90, 140)).convert(mode).save(path)
+    assert open_slide(path).read(0, 0, 32, 20).shape == (20, 32, 3)
+
+
+def test_sixteen_bit_images_are_refused_not_squeezed(tmp_path):
+    path = tmp_path / "deep.png"
+    Image.fromarray(np.full((20, 20), 40000, np.uint16)).save(path)
+    with pytest.raises(UnreadableSlide, match="8-bit"):
+        open_slide(path)
+
+
+def test_a_plain_image_over_the_limit_is_refused_before_decoding(section, monkeypatch):
+    monkeypatch.setattr(image_reader, "MAX_PIXELS", 10_000_000)
+    with pytest.raises(UnreadableSlide, match="tiled TIFF"):
+        open_slide(section)
+
+
+def test_bad_files_are_named_with_what_to_do(truncated_svs, text_svs, tmp_path):
+    for path in (truncated_svs, text_svs):
+        with pytest.raises(UnreadableSlide, match=f"{path.name}: .*(truncated|damaged|cannot)"):
+            open_slide(path)
+    with pytest.raises(SlideNotFound, match=r"absent\.svs: no such file"):
+        open_slide(tmp_path / "absent.svs")
+    with pytest.raises(SlideNotFound, match=r"without \.dcm"):
+        open_slide(tmp_path)
+    empty = tmp_path / "empty.svs"
+    empty.touch()
+    with pytest.raises(UnreadableSlide):
+        open_slide(empty)
+
+
+def test_truncated_jpeg_is_refused_not_filled_with_grey(section, tmp_path):
+    path = tmp_path / "half.jpg"
+    data = section.read_bytes()
+    path.write_bytes(data[: len(data) // 2])
+    with pytest.raises(UnreadableSlide, match=r"half\.jpg"):
+        open_slide(path)
+
+
+def test_an_explicit_reader_is_used_as_it_is(dicom, svs):
+    assert open_slide(svs, "openslide").name == "openslide"
+    with pytest.raises(UnreadableSlide):
+        open_slide(dicom, "cucim")
+    with pytest.raises(ValueError, match="reader must be one of"):
+        open_slide(svs, "vips")
+
+
+@pytest.mark.parametrize(("x", "y"), [(None, None), ("", "0.5"), (0.5, 0.6), (352.8, 352.8), (0, 0), ("nan", "nan")])
+def test_a_tag_that_cannot_be_true_is_no_resolution(x, y):
+    assert Resolution.from_tag(x, y, "tag") is None

@@ -1,0 +1,169 @@
+"""Views are bit-exact with Pillow's own crop and resize of the whole image, from every reader."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from m2ost_preprocess.contract import RowStatus, ViewGeometry
+from m2ost_preprocess.errors import UnreadableSlide
+from m2ost_preprocess.readers import SlideReader, open_slide
+from m2ost_preprocess.views import TilingCounts, cut_views, spatial_order
+from PIL import Image
+
+GEOMETRY = ViewGeometry()
+SOURCES = [
+    ("svs", "cucim"),
+    ("svs", "openslide"),
+    ("dicom", "openslide"),
+    ("pyramid", "cucim"),
+    ("pyramid", "openslide"),
+    ("section", "image"),
+]
+
+
+def definition(image, center, geometry, scale=1.0):
+    """The views as the definition states them, by nothing but Pillow: crop (black outside), then resize."""
+    views = []
+    for factor in geometry.factors:
+        side = max(1, int(np.floor(geometry.size_px * factor * scale + 0.5)))
+        left, top = center[0] - side // 2, center[1] - side // 2
+        crop = image.crop((left, top, left + side, top + side))
+        views.append(np.asarray(crop.resize((geometry.size_px, geometry.size_px), Image.Resampling.BILINEAR)))
+    return views
+
+
+def cut(reader, centers, scales=None, geometry=GEOMETRY, counts=None):
+    centers = np.asarray(centers, np.int32)
+    scales = np.ones(len(centers), np.float32) if scales is None else np.asarray(scales, np.float32)
+    out = [np.full((len(centers), *geometry.shape), 7, np.uint8) for _ in geometry.names]
+    return out, cut_views(reader, centers, scales, geometry, out, counts)
+
+
+def border_centers(size):
+    width, height = size
+    corners = [(0, 0), (width - 1, 0), (0, height - 1), (width - 1, height - 1)]
+    edges = [(width // 2, 3), (5, height // 2), (width - 113, height - 449), (111, 112), (449, 447)]
+    residues = [(width // 2 + dx, height // 2 + dy) for dx, dy in ((0, 0), (1, 0), (0, 1), (1, 1), (2, 3), (3, 2))]
+    return corners + edges + residues
+
+
+@pytest.fixture(params=SOURCES, ids="-".join)
+def opened(request):
+    source, reader = request.param
+    slide = open_slide(request.getfixturevalue(source), reader)
+    yield slide
+    slide.close()
+
+
+def test_views_equal_pillows_crop_and_resize_at_borders_and_odd_coordinates(opened):
+    image = Image.fromarray(opened.read(0, 0, *opened.size))
+    centers = border_centers(opened.size)
+    views, statuses = cut(opened, centers)
+    assert (statuses == RowStatus.OK).all()
+    for row, center in enumerate(centers):
+        for view, expected in zip(views, definition(image, center, GEOMETRY), strict=True):
+            np.testing.assert_array_equal(view[row], expected)
+
+
+@pytest.mark.parametrize("scale", [0.25, 0.5, 0.729, 1.38, 2.0])
+def test_views_at_another_resolution_equal_pillows(svs, scale):
+    reader = open_slide(svs)
+    image = Image.fromarray(reader.read(0, 0, *reader.size))
+    centers = [(0, 0), (1111, 1499), (2219, 2966)]
+    views, _ = cut(reader, centers, [scale] * 3)
+    for row, center in enumerate(centers):
+        for view, expected in zip(views, definition(image, center, GEOMETRY, scale), strict=True):
+            np.testing.assert_array_equal(view[row], expected)
+
+
+@pytest.mark.parametrize("geometry", [ViewGeometry(256), ViewGeometry(224, (1, 2)), ViewGeometry(64, (1,))])
+def test_other_geometries_equal_pillows(svs, geometry):
+    reader = open_slide(svs)
+    image = Image.fromarray(reader.read(0, 0, *reader.size))
+    views, _ = cut(reader, [(700, 901)], geometry=geometry)
+    for view, expected in zip(views, definition(image, (700, 901), geometry), strict=True):
+        np.testing.assert_array_equal(view[0], expected)
+
+
+def test_the_finest_view_is_the_slides_own_pixels(svs):
+    reader = open_slide(svs)
+    (fine, *_), _ = cut(reader, [(500, 600)])
+    np.testing.assert_array_equal(fine[0], reader.read(388, 488, 224, 224))
+
+
+def test_outside_the_slide_is_black(svs):
+    reader = open_slide(svs)
+    views, statuses = cut(reader, [(0, 0)])
+    assert statuses[0] == RowStatus.OK
+    for view in views:
+        assert not view[0, :111, :].any()
+        assert not view[0, :, :111].any()
+        assert view[0, 113:, 113:].any()
+
+
+def test_a_bad_row_costs_no_other(svs):
+    reader = open_slide(svs)
+    centers = [(800, 800), (-1, 5), (2220, 5), (5, 2967), (800, 800), (801, 800)]
+    scales = [1, 1, 1, 1, np.nan, 99]
+    views, statuses = cut(reader, centers, scales)
+    outside, bad = RowStatus.OUTSIDE_SLIDE, RowStatus.BAD_SCALE
+    assert statuses.tolist() == [RowStatus.OK, outside, outside, outside, bad, bad]
+    assert views[0][0].any()
+    assert not any(view[1:].any() for view in views)
+
+
+def test_grouping_does_not_change_a_view(svs):
+    reader = open_slide(svs)
+    random = np.random.default_rng(3)
+    centers = random.integers(0, (2220, 2967), (40, 2))
+    together, _ = cut(reader, centers)
+    order = random.permutation(40)
+    shuffled, _ = cut(reader, centers[order])
+    alone = [cut(reader, centers[i : i + 1])[0] for i in range(40)]
+    for level in range(3):
+        np.testing.assert_array_equal(shuffled[level], together[level][order])
+        np.testing.assert_array_equal(np.concatenate([a[level] for a in alone]), together[level])
+
+
+def test_counts_say_what_was_read(svs):
+    reader = open_slide(svs)
+    counts = TilingCounts()
+    cut(reader, [(1000, 1000), (1010, 1000), (2219, 2966)], counts=counts)
+    assert counts == TilingCounts(spots=3, regions=2, decoded_px=906 * 896 + 449 * 449)
+
+
+def test_a_region_that_cannot_be_decoded_costs_its_own_spots():
+    class HalfBroken(SlideReader):
+        name, path, size, resolution, resident_bytes = "test", Path("half.svs"), (8192, 1024), None, 0
+
+        def read(self, left, top, width, height):
+            if left + width > 5000:
+                raise UnreadableSlide("half.svs", "damaged tile")
+            return np.full((height, width, 3), 9, np.uint8)
+
+        def overview(self, max_px):
+            raise NotImplementedError
+
+        def close(self):
+            pass
+
+    views, statuses = cut(HalfBroken(), [(1000, 500), (7000, 500), (1200, 500)])
+    assert statuses.tolist() == [RowStatus.OK, RowStatus.DECODE_FAILED, RowStatus.OK]
+    assert views[0][[0, 2]].min() == 9
+    assert not views[0][1].any()
+
+
+def test_no_rows_are_no_work(svs):
+    counts = TilingCounts()
+    views, statuses = cut(open_slide(svs), np.zeros((0, 2)), counts=counts)
+    assert len(statuses) == 0
+    assert counts == TilingCounts()
+    assert all(len(view) == 0 for view in views)
+
+
+def test_spatial_order_keeps_neighbours_together_and_every_spot_once():
+    centers = np.random.default_rng(0).integers(0, 20000, (500, 2))
+    order = spatial_order(centers)
+    assert sorted(order.tolist()) == list(range(500))
+    squares = [tuple(square) for square in centers[order] // 2048]
+    assert len(set(squares)) == 1 + sum(a != b for a, b in zip(squares, squares[1:], strict=False))
