@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import platform
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -180,7 +181,7 @@ def view_scale(view_mpp: float | str | None, slide: SlideInfo, engine: EngineInf
 
 
 async def _collect(
-    batches: AsyncIterator[SpotBatch],
+    batches: AsyncGenerator[SpotBatch, None],
     n_spots: int,
     n_genes: int,
     on_progress: Callable[[int, int], None] | None,
@@ -190,11 +191,12 @@ async def _collect(
     done = 0
     if on_progress:
         on_progress(done, n_spots)
-    async for batch in batches:
-        expression[batch.rows], status[batch.rows] = batch.expression, batch.status
-        done += len(batch.rows)
-        if on_progress:
-            on_progress(done, n_spots)
+    async with aclosing(batches):
+        async for batch in batches:
+            expression[batch.rows], status[batch.rows] = batch.expression, batch.status
+            done += len(batch.rows)
+            if on_progress:
+                on_progress(done, n_spots)
     if done != n_spots:
         raise OutputError(f"{done} of {n_spots} spots came back; nothing was written")
     return expression, status

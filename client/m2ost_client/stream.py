@@ -14,7 +14,8 @@ import json
 import random
 import secrets
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -195,7 +196,7 @@ class SpotStream:
             thumbnail=answer.as_numpy("THUMBNAIL"),
         )
 
-    async def predict(self, slide: str, centers: Any, *, scale: float = 1.0) -> AsyncIterator[SpotBatch]:
+    async def predict(self, slide: str, centers: Any, *, scale: float = 1.0) -> AsyncGenerator[SpotBatch, None]:
         """Score spots of a slide that lies under the server's roots: only coordinates are sent.
 
         Parameters
@@ -210,7 +211,8 @@ class SpotStream:
         Yields
         ------
         SpotBatch
-            As the answers arrive, in any order; every spot exactly once. Leaving the loop cancels the rest.
+            As the answers arrive, in any order; every spot exactly once. Closing the generator (``contextlib.aclosing``)
+            cancels what is in flight.
 
         Raises
         ------
@@ -236,12 +238,13 @@ class SpotStream:
             status = answer.as_numpy(contract.STATUS).reshape(-1)
             return SpotBatch(rows, answer.as_numpy(contract.EXPRESSION), status)
 
-        async for batch in self._stream(positions, score):
-            yield batch
+        async with aclosing(self._stream(positions, score)) as batches:
+            async for batch in batches:
+                yield batch
 
     async def predict_local(
         self, path: Path, centers: Any, decoder: Decoder, *, scale: float = 1.0
-    ) -> AsyncIterator[SpotBatch]:
+    ) -> AsyncGenerator[SpotBatch, None]:
         """Score spots of a slide that only this host can read: the views are cut here and sent.
 
         Parameters
@@ -272,8 +275,9 @@ class SpotStream:
             expression = await self.score_views(views)
             return SpotBatch(rows, np.where(status[:, None] == RowStatus.OK, expression, np.float32(np.nan)), status)
 
-        async for batch in self._stream(positions, score):
-            yield batch
+        async with aclosing(self._stream(positions, score)) as batches:
+            async for batch in batches:
+                yield batch
 
     async def score_views(self, views: Sequence[np.ndarray[Any, np.dtype[np.uint8]]]) -> Expression:
         """Score the views of up to 256 spots in one request.
@@ -294,7 +298,7 @@ class SpotStream:
 
     async def _stream(
         self, positions: np.ndarray[Any, np.dtype[np.int32]], score: Callable[[Rows], Awaitable[SpotBatch]]
-    ) -> AsyncIterator[SpotBatch]:
+    ) -> AsyncGenerator[SpotBatch, None]:
         order = spatial_order(positions)
         batches = [order[i : i + self.options.batch_rows] for i in range(0, len(order), self.options.batch_rows)]
         batches.reverse()
@@ -308,6 +312,7 @@ class SpotStream:
                     batch = task.result()
                     self._window.success()
                     yield batch
+            await self._check_release()
         finally:
             for task in pending:
                 task.cancel()
@@ -316,7 +321,11 @@ class SpotStream:
     async def _infer(self, model: str, inputs: list[Any]) -> Any:
         self._requests += 1
         return await self._client.infer(
-            model, inputs, request_id=f"{self._run}-{self._requests}", client_timeout=self.options.deadline_s
+            model,
+            inputs,
+            request_id=f"{self._run}-{self._requests}",
+            client_timeout=self.options.deadline_s,
+            parameters={contract.RELEASE_PARAMETER: self.info.release_sha256},
         )
 
     async def _read_info(self) -> EngineInfo:
@@ -339,6 +348,7 @@ class SpotStream:
             except InferenceServerException as error:
                 message, status = str(error.message()), str(error.status() or "").removeprefix("StatusCode.")
                 if status not in _TRANSIENT and not is_dead_stub(message):
+                    await self._check_release()
                     raise RequestRejected(message, status) from error
                 now = time.monotonic()
                 failing_since = failing_since or now

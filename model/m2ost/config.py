@@ -64,7 +64,9 @@ class M2OSTConfig:
         if self.image_px % self.patch_px:
             raise ValueError(f"image_px {self.image_px} is not a multiple of patch_px {self.patch_px}")
         if self.patch_px % 2 ** (self.n_levels - 1):
-            raise ValueError(f"patch_px {self.patch_px} cannot be halved {self.n_levels - 1} times")
+            raise ValueError(
+                f"n_levels {self.n_levels}: patch_px {self.patch_px} cannot be halved {self.n_levels - 1} times"
+            )
         if self.n_levels > 1 and (self.image_px * (2 ** (self.n_levels - 1) - 1)) % 2**self.n_levels:
             raise ValueError(f"image_px {self.image_px} has no centred window for {self.n_levels} levels")
 

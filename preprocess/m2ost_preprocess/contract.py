@@ -35,6 +35,9 @@ MODEL_GUARD = "row_guard"
 SCALE_MIN, SCALE_MAX = 1 / 16, 8.0
 """Accepted SCALE. At 8 the 896-px window of the coarsest view covers 7,168 level-0 pixels (147 MiB decoded)."""
 
+RELEASE_PARAMETER = "release"
+"""Request parameter: sha256 of the release that the client means; the tiler refuses any other."""
+
 ENV_SLIDE_ROOTS = "M2OST_SLIDE_ROOTS"
 """Environment variable of the server: JSON object, root name → folder."""
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from .contract import EngineInfo
+from .contract import RELEASE_PARAMETER, EngineInfo
 from .errors import PreprocessError, SlideNotFound
 
 
@@ -82,6 +82,18 @@ def triton_error(pb_utils: Any, error: PreprocessError) -> Any:
     """A ``TritonError`` for a whole request, its code telling a missing slide from a bad one."""
     code = pb_utils.TritonError.NOT_FOUND if isinstance(error, SlideNotFound) else pb_utils.TritonError.INVALID_ARG
     return pb_utils.TritonError(str(error), code)
+
+
+def wrong_release(pb_utils: Any, request: Any, release_sha256: str) -> Any | None:
+    """The refusal of a request that was meant for another release (parameter ``release``), or None.
+
+    A client that reconnects to a server with a new release is told so, and mixes no two within one slide.
+    """
+    expected = json.loads(request.parameters() or "{}").get(RELEASE_PARAMETER, release_sha256)
+    if expected == release_sha256:
+        return None
+    message = f"this server serves release {release_sha256}, the request is for {expected}"
+    return pb_utils.InferenceResponse(error=pb_utils.TritonError(message, pb_utils.TritonError.INVALID_ARG))
 
 
 def text(value: Any) -> str:

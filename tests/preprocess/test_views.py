@@ -1,5 +1,6 @@
 """Views are bit-exact with Pillow's own crop and resize of the whole image, from every reader."""
 
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -166,4 +167,4 @@ def test_spatial_order_keeps_neighbours_together_and_every_spot_once():
     order = spatial_order(centers)
     assert sorted(order.tolist()) == list(range(500))
     squares = [tuple(square) for square in centers[order] // 2048]
-    assert len(set(squares)) == 1 + sum(a != b for a, b in zip(squares, squares[1:], strict=False))
+    assert len(set(squares)) == 1 + sum(a != b for a, b in pairwise(squares))

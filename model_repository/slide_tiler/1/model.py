@@ -22,7 +22,8 @@ class TritonPythonModel:
 
     def initialize(self, args):
         serving.check_environment()
-        self._geometry = serving.engine_info(args["model_config"]).views
+        info = serving.engine_info(args["model_config"])
+        self._geometry, self._release = info.views, info.release_sha256
         self._roots = SlideRoots.from_environment()
         self._decoder = Decoder(self._geometry)
         self._decoder.start()
@@ -60,7 +61,8 @@ class TritonPythonModel:
         for request, request_slides in zip(requests, slides, strict=True):
             rows = slice(first, first + len(request_slides))
             first = rows.stop
-            responses.append(self._respond(request_slides, errors, views, statuses, rows))
+            refusal = serving.wrong_release(pb_utils, request, self._release)
+            responses.append(refusal or self._respond(request_slides, errors, views, statuses, rows))
             self._log(request, request_slides, statuses[rows], errors, seconds)
         return responses
 

@@ -17,6 +17,7 @@ import numpy as np
 
 from ..errors import PreprocessError, UnknownResolution, UnreadableSlide
 from ..readers import Resolution, SlideReader, identify, open_slide
+from ..readers.base import MPP_PLAUSIBLE
 from ..slides import fingerprint
 from ..spots import Spots, grid
 from ..tissue import MASK_PX, tissue_mask
@@ -53,7 +54,12 @@ def describe(slides: OpenSlides, job: Describe) -> SlideInfo:
     path = Path(job.path)
     kind = identify(path)
     reader = slides.get(job.path)
-    resolution = Resolution(job.mpp, "given") if job.mpp else reader.resolution
+    resolution = reader.resolution
+    if job.mpp is not None:
+        low, high = MPP_PLAUSIBLE
+        if not low <= job.mpp <= high:
+            raise UnknownResolution(path.name, f"{job.mpp:g} µm/px was given; it must lie in {low:g} to {high:g}")
+        resolution = Resolution(job.mpp, "given")
     mask_source = reader.thumbnail(MASK_PX)
     mask = tissue_mask(mask_source)
     spots = Spots(np.zeros((0, 2)), (), 0.0, "none asked for")

@@ -1,0 +1,108 @@
+"""Real releases, and real tritonservers that serve them."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import urllib.request
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from m2ost.checkpoint import initialise, load, save
+from m2ost.config import M2OSTConfig
+from m2ost_client import ServerOptions, SpotStream, StreamOptions, TritonServer
+from m2ost_export.release import build_release
+from m2ost_preprocess.contract import as_centers
+from m2ost_preprocess.readers import open_slide
+from m2ost_preprocess.slides import SlideRoots
+from m2ost_preprocess.views import cut_views
+
+NARROW = M2OSTConfig(n_genes=6, depth=1, dim=12, heads=1, head_dim=12, ffn_dim=8, channel_dim=8)
+"""A depth-1, narrow network: the whole serving path at a fraction of the arithmetic."""
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            item.add_marker(pytest.mark.e2e)
+
+
+def make_release(folder: Path, config: M2OSTConfig, seed: int = 0) -> Path:
+    """Checkpoint and release of a freshly initialised network below ``folder``; returns the release."""
+    model, card = initialise(config, tuple(f"untrained_{i:03d}" for i in range(config.n_genes)), seed=seed)
+    build_release(model, save(folder / "checkpoint", model, card), folder / "release")
+    return folder / "release"
+
+
+def network_of(release: Path):
+    """The PyTorch network that a release was made from."""
+    return load(release.parent / "checkpoint")[0]
+
+
+def by_pytorch(release: Path, slide: Path, centers, scale: float = 1.0) -> np.ndarray:
+    """What PyTorch computes on the same views, cut in this process."""
+    model = network_of(release)
+    geometry, centers = model.config.views, as_centers(centers)
+    views = [np.empty((len(centers), *geometry.shape), np.uint8) for _ in geometry.names]
+    statuses = cut_views(open_slide(slide), centers, np.full(len(centers), scale, np.float32), geometry, views)
+    assert not statuses.any()
+    parts = []
+    with torch.inference_mode():
+        for first in range(0, len(centers), 16):
+            parts.append(model(*(torch.from_numpy(v[first : first + 16]) for v in views)).numpy())
+    return np.concatenate(parts)
+
+
+def by_server(address: str, slide: str, centers, scale: float = 1.0, **options):
+    """(expression, status) of every spot, through the server."""
+
+    async def stream():
+        async with SpotStream(address, StreamOptions(**options)) as client:
+            expression = np.full((len(centers), len(client.info.genes)), 99, np.float32)
+            status = np.full(len(centers), -1)
+            async for batch in client.predict(slide, centers, scale=scale):
+                assert (status[batch.rows] == -1).all(), "a spot came twice"
+                expression[batch.rows], status[batch.rows] = batch.expression, batch.status
+        assert (status >= 0).all()
+        return expression, status
+
+    return asyncio.run(stream())
+
+
+def metrics_of(server: TritonServer) -> dict[str, float]:
+    """Prometheus metrics, by ``name{model}``."""
+    with urllib.request.urlopen(server.metrics_url) as answer:
+        text = answer.read().decode()
+    found = re.findall(r'^(\w+)\{[^}]*model="(\w+)"[^}]*\} (\S+)$', text, re.M)
+    return {f"{name}{{{model}}}": float(value) for name, model, value in found}
+
+
+@pytest.fixture(scope="session")
+def paper_release(tmp_path_factory) -> Path:
+    return make_release(tmp_path_factory.mktemp("paper"), M2OSTConfig())
+
+
+@pytest.fixture(scope="session")
+def narrow_release(tmp_path_factory) -> Path:
+    return make_release(tmp_path_factory.mktemp("narrow"), NARROW)
+
+
+@pytest.fixture(scope="session")
+def roots(svs, section, truncated_svs, text_svs) -> SlideRoots:
+    return SlideRoots(
+        {"wsi": svs.parent, "her2st": section.parent, "half": truncated_svs.parent, "text": text_svs.parent}
+    )
+
+
+@pytest.fixture(scope="session")
+def narrow_log() -> list[dict]:
+    return []
+
+
+@pytest.fixture(scope="session")
+def narrow_server(narrow_release, roots, narrow_log):
+    """A server that no test may harm."""
+    with TritonServer(ServerOptions(release=narrow_release, roots=roots), on_log=narrow_log.append) as server:
+        yield server

@@ -1,0 +1,144 @@
+"""Export: parity decides, and a release is complete or absent."""
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+import torch
+from m2ost.checkpoint import initialise, save
+from m2ost.config import M2OSTConfig
+from m2ost_export import release as release_module
+from m2ost_export.graph import ExportError, export_onnx, measure_parity, probe_views
+from m2ost_export.release import build_release
+from m2ost_export.repository import parse_config
+from m2ost_preprocess.contract import MAX_ROWS, EngineInfo, Manifest, ViewGeometry, sha256_file
+
+SIZES = [
+    {"depth": 1},
+    {"depth": 1, "image_px": 256},
+    {"depth": 1, "n_levels": 2},
+    {"depth": 2, "n_levels": 1, "dim": 24, "heads": 1, "head_dim": 8},
+]
+
+
+def checkpoint(folder, **sizes):
+    config = M2OSTConfig(n_genes=6, **sizes)
+    model, card = initialise(config, tuple(f"g{i}" for i in range(6)))
+    return model, save(folder, model, card)
+
+
+@pytest.fixture(params=SIZES, ids=str, scope="module")
+def release(request, tmp_path_factory):
+    tmp_path = tmp_path_factory.mktemp("release")
+    model, card = checkpoint(tmp_path / "checkpoint", **request.param)
+    build_release(model, card, tmp_path / "release")
+    return model, card, tmp_path / "release"
+
+
+def test_a_release_serves_what_the_network_computes_at_any_batch(release):
+    model, _, folder = release
+    session = ort.InferenceSession(folder / "m2ost" / "1" / "model.onnx")
+    assert {i.shape[0] for i in session.get_inputs()} == {"batch"}
+    assert {i.type for i in session.get_inputs()} == {"tensor(uint8)"}
+    for batch in (1, 3, 33):
+        views = probe_views(model.config.views, batch, seed=99)
+        (found,) = session.run(None, dict(zip(model.config.views.names, views, strict=True)))
+        with torch.inference_mode():
+            expected = model(*(torch.from_numpy(v) for v in views)).numpy()
+        assert np.abs(found - expected).max() <= 1e-4
+
+
+def test_every_config_parses_and_fits_the_engine(release):
+    model, card, folder = release
+    manifest = Manifest.read(folder)
+    assert manifest.parity["max_abs_diff"].keys() == {"1", "2", "7", "32"}
+    configs = sorted(folder.glob("*/config.pbtxt")) + sorted(folder.glob("*/configs/*.pbtxt"))
+    assert len(configs) == 8
+    for path in configs:
+        config = parse_config(path.read_text())
+        assert config.max_batch_size == (0 if config.name == "slide_info" else MAX_ROWS)
+        assert path.read_text().startswith("# "), "the reasons are lost"
+        for tensor in [*config.input, *config.output]:
+            if tensor.name.startswith("VIEW"):
+                assert tuple(tensor.dims) == model.config.views.shape
+            if tensor.name == "EXPRESSION":
+                assert list(tensor.dims) == [6]
+        views = [t.name for t in [*config.input, *config.output] if t.name.startswith("VIEW")]
+        assert not views or tuple(views) == model.config.views.names
+    engine = parse_config((folder / "m2ost" / "config.pbtxt").read_text())
+    info = EngineInfo.from_parameters({k: v.string_value for k, v in engine.parameters.items()})
+    assert info == manifest.engine
+    assert (info.genes, info.checkpoint_sha256, info.trained) == (card.genes, card.sha256, False)
+
+
+def test_the_manifest_accounts_for_every_file(release):
+    *_, folder = release
+    manifest = Manifest.read(folder)
+    files = {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()} - {"manifest.json"}
+    assert set(manifest.files) == files
+    assert all(sha256_file(folder / name) == digest for name, digest in manifest.files.items())
+    assert len(list(folder.rglob("*.onnx"))) == 1
+    assert all((model / "1").is_dir() for model in folder.iterdir() if model.is_dir())
+
+
+def test_the_identity_follows_the_weights_and_repeats(tmp_path):
+    identities = []
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        model, card = initialise(M2OSTConfig(n_genes=2, depth=1, dim=12), ("x", "y"), seed=seed)
+        card = save(tmp_path / f"checkpoint-{name}", model, card)
+        identities.append(build_release(model, card, tmp_path / name).engine.release_sha256)
+    assert identities[0] == identities[1] != identities[2]
+
+
+def test_a_graph_that_differs_is_refused_and_nothing_is_left(tmp_path, monkeypatch):
+    model, card = checkpoint(tmp_path / "checkpoint", depth=1)
+
+    def damaged(network, path):
+        export_onnx(network, path)
+        graph = onnx.load(path)
+        for tensor in graph.graph.initializer:
+            if tensor.name.endswith("head.bias"):
+                tensor.raw_data = (onnx.numpy_helper.to_array(tensor) + np.float32(2e-4)).tobytes()
+        onnx.save(graph, path)
+
+    monkeypatch.setattr(release_module, "export_onnx", damaged)
+    with pytest.raises(ExportError, match="no release was written"):
+        build_release(model, card, tmp_path / "release")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["checkpoint"]
+
+
+def test_a_network_that_yields_nan_is_refused(tmp_path):
+    model, card = checkpoint(tmp_path / "checkpoint", depth=1)
+    with torch.no_grad():
+        model.head.bias[0] = float("nan")
+    with pytest.raises(ExportError, match="refused"):
+        build_release(model, card, tmp_path / "release")
+    assert not (tmp_path / "release").exists()
+
+
+def test_a_release_is_never_overwritten(tmp_path):
+    model, card = checkpoint(tmp_path / "checkpoint", depth=1, dim=12)
+    (tmp_path / "release").mkdir()
+    with pytest.raises(FileExistsError):
+        build_release(model, card, tmp_path / "release")
+
+
+def test_probe_views_span_the_range():
+    black_white = probe_views(ViewGeometry(), 7, 0)
+    for view in black_white:
+        assert not view[2].any()
+        assert view[3].min() == 255
+        assert view[0].std() > 30
+
+
+def test_parity_compares_at_the_batches_asked_for(tmp_path):
+    model, _ = checkpoint(tmp_path / "checkpoint", depth=1, dim=12)
+    export_onnx(model, tmp_path / "m.onnx")
+    parity = measure_parity(model, tmp_path / "m.onnx", batches=(2, 5))
+    assert set(parity.max_abs_diff) == {2, 5}
+    assert parity.passed
+
+
+def test_a_folder_that_is_no_release(tmp_path):
+    with pytest.raises(FileNotFoundError, match="m2ost export"):
+        Manifest.read(tmp_path)
