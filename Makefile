@@ -63,8 +63,14 @@ e2e: .venv/.complete .triton/.complete
 bench: .venv/.complete .triton/.complete $(DEMO_SLIDE) $(DEMO)/release
 	.venv/bin/python -m m2ost_loadtests.served_vs_bare --release $(DEMO)/release --checkpoint $(DEMO)/checkpoint --slide $(DEMO_SLIDE) --out build/bench
 
-soak: .venv/.complete .triton/.complete
-	.venv/bin/python -m m2ost_loadtests.soak --spots 50000 --out build/bench
+build/narrow/checkpoint: | .venv/.complete
+	$(M2OST) init --depth 1 --dim 24 --outputs 6 --out $@
+
+build/narrow/release: | build/narrow/checkpoint
+	$(M2OST) export build/narrow/checkpoint --out $@
+
+soak: .venv/.complete .triton/.complete $(DEMO_SLIDE) build/narrow/release
+	.venv/bin/python -m m2ost_loadtests.soak --release build/narrow/release --slide $(DEMO_SLIDE) --spots 50000 --out build/bench
 
 clean:
 	rm -rf build .venv .triton

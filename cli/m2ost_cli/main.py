@@ -41,7 +41,7 @@ def _root(
 
 def main() -> None:
     """Run the command. Exit status: 0 done; 1 an error, said in words; 2 usage; 3 some spots have no value."""
-    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         app()
     except KeyboardInterrupt:

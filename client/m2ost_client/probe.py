@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import tritonclient.grpc as triton
 from m2ost_preprocess import contract
-from m2ost_preprocess.contract import ViewGeometry
+from m2ost_preprocess.contract import EngineInfo
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
 PROBE_TIMEOUT_S = 20.0
@@ -37,25 +37,30 @@ def tensor(name: str, array: np.ndarray[Any, Any]) -> Any:
     return value
 
 
-def probe(address: str, views: ViewGeometry) -> Health:
-    """Score one black spot, and ask tiler and slide information for a slide that cannot exist.
+def probe(address: str, engine: EngineInfo) -> Health:
+    """Score one black spot, guard one row, and ask tiler and slide information for a slide that cannot exist.
 
     Parameters
     ----------
     address : str
         ``host:port`` of the gRPC service.
-    views : ViewGeometry
-        Views of the served engine.
+    engine : EngineInfo
+        What is served.
     """
-    black = [tensor(name, np.zeros((1, *views.shape), np.uint8)) for name in views.names]
+    black = [tensor(name, np.zeros((1, *engine.views.shape), np.uint8)) for name in engine.views.names]
     slide = np.array([[PROBE_SLIDE]], dtype=object)
     row = [
         tensor(contract.SLIDE, slide),
         tensor(contract.CENTER, np.zeros((1, 2), np.int32)),
         tensor(contract.SCALE, np.ones((1, 1), np.float32)),
     ]
+    value = [
+        tensor(contract.EXPRESSION, np.zeros((1, len(engine.genes)), np.float32)),
+        tensor(contract.STATUS, np.zeros((1, 1), np.int32)),
+    ]
     requests = [
         (contract.MODEL_PATCHES, black),
+        (contract.MODEL_GUARD, value),
         (contract.MODEL_SLIDE, row),
         (contract.MODEL_INFO, [tensor(contract.SLIDE, slide[0])]),
     ]

@@ -211,7 +211,7 @@ class SpotStream:
         Yields
         ------
         SpotBatch
-            As the answers arrive, in any order; every spot exactly once. Closing the generator (``contextlib.aclosing``)
+            As the answers arrive, in any order; every spot exactly once. Closing the generator (``aclosing``)
             cancels what is in flight.
 
         Raises

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from m2ost_preprocess.contract import Manifest
+from m2ost_preprocess.contract import MODEL_ENGINE, Manifest
 from m2ost_preprocess.slides import SlideRoots
 
 from . import logs
@@ -29,7 +29,11 @@ from .installation import Installation, find_installation
 from .probe import Health, probe
 
 RESTRICTED_APIS = ("model-repository", "shared-memory", "statistics", "trace", "logging")
+STOP_GRACE_S = 12.0
+"""Time for running requests when a server is stopped, in seconds; Triton itself takes up to ten."""
+
 SHM = Path("/dev/shm")
+DEFAULT_PROFILE = "cpu"
 _SHM_PREFIX = "m2ost-"
 _PR_SET_PDEATHSIG = 1
 _LIBC = ctypes.CDLL(None, use_errno=True)
@@ -74,7 +78,7 @@ class ServerOptions:
     roots: SlideRoots = field(default_factory=lambda: SlideRoots({}))
     host: str = "127.0.0.1"
     ports: Ports = field(default_factory=Ports)
-    profile: str = "cpu"
+    profile: str = DEFAULT_PROFILE
     start_timeout_s: float = 120.0
     probe_interval_s: float = 5.0
     hang_timeout_s: float = 120.0
@@ -99,7 +103,7 @@ class TritonServer:
     FileNotFoundError
         If the release is none.
     ServerStartError
-        If there is no tritonserver, or a requested port is taken.
+        If there is no tritonserver, the release has no such profile, or a requested port is taken.
     """
 
     def __init__(
@@ -111,12 +115,14 @@ class TritonServer:
     ) -> None:
         self.options = options
         self.manifest = Manifest.read(options.release)
+        _check_profile(options)
         self.restarts = 0
         self._installation = installation or find_installation()
         self._on_log = on_log or (lambda record: None)
         self._tail: collections.deque[str] = collections.deque(maxlen=40)
         self._process: subprocess.Popen[str] | None = None
-        self._ready, self._stop = threading.Event(), threading.Event()
+        # Events, because a join() that a signal interrupts takes the thread for ended (CPython 3.11).
+        self._ready, self._stop, self._ended = threading.Event(), threading.Event(), threading.Event()
         self._failure: ServerStartError | None = None
         self._thread: threading.Thread | None = None
         self._runtime: Path | None = None
@@ -194,6 +200,7 @@ class TritonServer:
         """Stop the server, let its running requests finish, and remove what it left behind."""
         self._stop.set()
         if self._thread is not None:
+            self._ended.wait()
             self._thread.join()
             self._thread = None
         if self._runtime is not None:
@@ -208,8 +215,7 @@ class TritonServer:
         ServerStartError
             If it died more often than ``max_restarts``.
         """
-        if self._thread is not None:
-            self._thread.join(timeout_s)
+        self._ended.wait(timeout_s)
         if self._failure is not None:
             raise self._failure
 
@@ -240,19 +246,20 @@ class TritonServer:
         except Exception as error:
             self._fail(f"the supervisor failed: {error!r}")
         finally:
-            self._kill()
             self._ready.set()
+            self._ended.set()
 
     def _run_once(self) -> str:
         """Run one server until it must be replaced or stopped; returns why."""
         process = self._spawn()
         deadline = time.monotonic() + self.options.start_timeout_s
         answered = 0.0
+        grace_s = 0.0  # a server that must be replaced has lost a part, and would wait for it in vain
         try:
             while not self._stop.is_set():
                 if process.poll() is not None:
                     return f"tritonserver ended with status {process.returncode}"
-                health = probe(self.address, self.manifest.engine.views)
+                health = probe(self.address, self.manifest.engine)
                 now = time.monotonic()
                 if health is Health.READY:
                     if not answered:
@@ -266,9 +273,10 @@ class TritonServer:
                 elif answered and now - answered > self.options.hang_timeout_s:
                     return f"no answer to a probe for {self.options.hang_timeout_s:g} s"
                 self._pause(process, self.options.probe_interval_s if answered else 0.2)
+            grace_s = STOP_GRACE_S
             return "stopped"
         finally:
-            self._kill()
+            self._kill(grace_s)
 
     def _pause(self, process: subprocess.Popen[str], seconds: float) -> None:
         """Sleep, but wake at once when the server ends or a stop is asked for."""
@@ -312,15 +320,15 @@ class TritonServer:
                     self._tail.append(str(record.get("message", record)))
                 self._on_log(record)
 
-    def _kill(self) -> None:
-        """End the server and its stubs: SIGTERM, ten seconds for running requests, then SIGKILL for the group."""
+    def _kill(self, grace_s: float) -> None:
+        """End the server and its stubs: SIGTERM and time for running requests, then SIGKILL for the group."""
         process, self._process = self._process, None
         if process is None:
             return
-        with contextlib.suppress(ProcessLookupError):
+        if grace_s:
             process.terminate()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(timeout=12)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(timeout=grace_s)
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
@@ -331,6 +339,14 @@ class TritonServer:
         quoted = "".join(f"\n  {line}" for line in list(self._tail)[-8:])
         self._failure = ServerStartError(f"the server on {self.address} was given up: {reason}{quoted}")
         self._on_log(logs.event("error", "server_given_up", reason=reason))
+
+
+def _check_profile(options: ServerOptions) -> None:
+    """Triton takes the default config for a profile it does not find; here that is an error."""
+    configs = options.release / MODEL_ENGINE / "configs"
+    known = [DEFAULT_PROFILE, *sorted(path.stem for path in configs.glob("*.pbtxt"))]
+    if options.profile not in known:
+        raise ServerStartError(f"{options.release} has no profile {options.profile!r}; it has {', '.join(known)}")
 
 
 def sweep_shared_memory() -> None:

@@ -28,7 +28,7 @@ def check_environment() -> None:
         )
 
 
-KEEP_MEMORY_ROWS = 128
+KEEP_MEMORY_ROWS = 32
 """A run of more rows gives its memory back: the network needs about 28 MiB a row, 7 GiB for a full request."""
 
 

@@ -1,0 +1,109 @@
+"""Memory of client and server while many spots stream through a release.
+
+Usage: python -m m2ost_loadtests.soak --release DIR --slide FILE --spots 50000 --out DIR
+
+Use a depth-1, narrow release: what is watched is the serving path, not the arithmetic.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+from contextlib import aclosing
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+from m2ost_client.stream import SpotStream
+from m2ost_client.supervisor import SHM, ServerOptions, TritonServer
+from m2ost_preprocess.readers import open_slide
+from m2ost_preprocess.slides import SlideRoots
+
+from .machine import describe_machine, write_report
+
+MIB = 1 << 20
+SAMPLES = 10
+
+
+def private_mib(root: psutil.Process, *, descendants: bool) -> float:
+    """Memory that would be freed if the processes ended, in MiB (unique set size)."""
+    processes = [root, *(root.children(recursive=True) if descendants else [])]
+    return float(sum(p.memory_full_info().uss for p in processes) / MIB)
+
+
+def shared_mib() -> float:
+    """Shared memory of every server of this project on this machine, in MiB."""
+    return sum(region.stat().st_blocks * 512 for region in SHM.glob("m2ost-*")) / MIB
+
+
+def measure(release: Path, slide: Path, spots: int, *, seed: int = 0) -> dict[str, Any]:
+    """Stream ``spots`` random spots of ``slide`` and sample the memory ten times on the way.
+
+    Returns
+    -------
+    dict
+        ``samples``: MiB of client, server (with its models' processes) and shared memory; ``growth_mib``: for each, the
+        maximum of the second half less that of the first: 0 or below where memory is flat.
+    """
+    slide = slide.resolve()
+    centers = np.random.default_rng(seed).integers((0, 0), open_slide(slide).size, (spots, 2))
+    with TritonServer(ServerOptions(release=release, roots=SlideRoots({"soak": slide.parent}))) as server:
+        samples = asyncio.run(_stream(server, f"soak/{slide.name}", centers))
+    halves = samples[: SAMPLES // 2], samples[SAMPLES // 2 :]
+    peaks = [{name: max(s[name] for s in half) for name in ("client", "server", "shared")} for half in halves]
+    return {
+        "machine": describe_machine(),
+        "slide": slide.name,
+        "spots": spots,
+        "restarts": server.restarts,
+        "samples": samples,
+        "growth_mib": {name: peak - peaks[0][name] for name, peak in peaks[1].items()},
+    }
+
+
+async def _stream(server: TritonServer, slide: str, centers: Any) -> list[dict[str, float]]:
+    assert server.pid is not None
+    client, triton = psutil.Process(), psutil.Process(server.pid)
+    samples: list[dict[str, float]] = []
+    done = 0
+    async with (
+        SpotStream(server.address) as stream,
+        aclosing(stream.predict(slide, centers)) as batches,
+    ):
+        async for batch in batches:
+            done += len(batch.rows)
+            if done >= len(centers) * (len(samples) + 1) // SAMPLES:
+                samples.append(
+                    {
+                        "spots": done,
+                        "client": private_mib(client, descendants=False),
+                        "server": private_mib(triton, descendants=True),
+                        "shared": shared_mib(),
+                    }
+                )
+    return samples
+
+
+def main() -> None:
+    """Parse the command line, measure, print and write."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--release", type=Path, required=True)
+    parser.add_argument("--slide", type=Path, required=True)
+    parser.add_argument("--spots", type=int, default=50_000)
+    parser.add_argument("--out", type=Path, required=True)
+    arguments = parser.parse_args()
+    report = measure(arguments.release, arguments.slide, arguments.spots)
+    lines = [f"{'spots':>8} {'client':>8} {'server':>8} {'shared':>8}  MiB"]
+    lines += ["{spots:8.0f} {client:8.1f} {server:8.1f} {shared:8.1f}".format(**s) for s in report["samples"]]
+    lines.append(
+        "growth of the peak from the first to the second half: {client:+.1f} {server:+.1f} {shared:+.1f} MiB".format(
+            **report["growth_mib"]
+        )
+    )
+    lines.append(str(write_report(report, arguments.out, "soak")))
+    print("\n".join(lines))  # noqa: T201
+
+
+if __name__ == "__main__":
+    main()

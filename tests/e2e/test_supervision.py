@@ -1,0 +1,223 @@
+"""Servers that start, die, are restarted, and leave nothing behind."""
+
+import asyncio
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+import tritonclient.grpc as triton
+from m2ost_client import ServerOptions, ServerStartError, SpotStream, StreamOptions, TritonServer
+from m2ost_client.supervisor import SHM, sweep_shared_memory
+from m2ost_loadtests import soak
+from m2ost_preprocess.contract import RowStatus
+
+from .conftest import by_pytorch, by_server
+
+SLIDE = "wsi/CMU-1-Small-Region.svs"
+M2OST = Path(sys.executable).with_name("m2ost")
+
+
+def wait_for(condition, what, seconds=40):
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        value = condition()
+        if value:
+            return value
+        time.sleep(0.1)
+    raise AssertionError(f"not within {seconds} s: {what}")
+
+
+def process_of(server, words):
+    for process in psutil.Process(server.pid).children(recursive=True):
+        if words in " ".join(process.cmdline()):
+            return process
+    raise AssertionError(f"no process {words}")
+
+
+def tiler_decoder(server):
+    (child,) = process_of(server, "slide_tiler").children()
+    return child
+
+
+@pytest.fixture
+def server(narrow_release, roots):
+    """A server of this test's own, to be harmed."""
+    log = []
+    options = ServerOptions(release=narrow_release, roots=roots, probe_interval_s=0.5)
+    with TritonServer(options, on_log=log.append) as server:
+        server.log = log
+        yield server
+
+
+@pytest.mark.parametrize("model", ["m2ost", "slide_tiler", "slide_info", "row_guard"])
+def test_a_dead_model_process_is_noticed_and_the_server_restarted(server, model):
+    before = set(SHM.glob(f"{server._shm_prefix}*"))
+    assert before
+    process_of(server, f"/{model}/1/model.py").send_signal(signal.SIGSEGV)
+    wait_for(lambda: server.restarts == 1, "restart")
+    _, status = by_server(server.address, SLIDE, [(800, 800)])
+    assert status.tolist() == [RowStatus.OK]
+    assert not before & set(SHM.glob(f"{server._shm_prefix}*")), "the dead server's shared memory is still there"
+    assert any(record.get("event") == "server_restarted" for record in server.log)
+
+
+def test_a_server_dying_in_mid_run_costs_no_spot(server, narrow_release, svs):
+    centers = np.random.default_rng(4).integers(100, 2000, (120, 2))
+
+    async def stream():
+        expression = np.full((120, 6), np.nan, np.float32)
+        async with SpotStream(server.address, StreamOptions(batch_rows=2, window=4)) as client:
+            done = 0
+            async for batch in client.predict(SLIDE, centers):
+                expression[batch.rows] = batch.expression
+                done += len(batch.rows)
+                if done == 20:
+                    os.kill(server.pid, signal.SIGKILL)
+            return expression, done, client.retries
+
+    expression, done, retries = asyncio.run(stream())
+    assert done == 120
+    assert retries > 0
+    assert server.restarts == 1
+    np.testing.assert_allclose(expression, by_pytorch(narrow_release, svs, centers), rtol=0, atol=1e-4)
+
+
+def test_a_reader_that_crashes_costs_the_request_not_the_model(server):
+    by_server(server.address, SLIDE, [(800, 800)])
+    child = tiler_decoder(server)
+    child.suspend()  # the request is under way when the process dies
+    with triton.InferenceServerClient(server.address) as client:
+        from .test_refusals import raw_request
+
+        answers = []
+        client.async_infer(
+            "m2ost_slide", raw_request([SLIDE], [(800, 800)]), lambda result, error: answers.append((result, error))
+        )
+        time.sleep(0.5)
+        child.send_signal(signal.SIGSEGV)
+        child.resume()
+        wait_for(lambda: answers, "an answer")
+    assert "CMU-1-Small-Region.svs: its reader crashed (SIGSEGV)" in str(answers[0][1])
+    _, status = by_server(server.address, SLIDE, [(800, 800)])
+    assert status.tolist() == [RowStatus.OK]
+    assert server.restarts == 0
+
+
+def test_a_server_that_keeps_dying_is_given_up(narrow_release, roots):
+    options = ServerOptions(release=narrow_release, roots=roots, probe_interval_s=0.5, max_restarts=1)
+    with TritonServer(options) as server:
+        os.kill(server.pid, signal.SIGKILL)
+        wait_for(lambda: server.restarts == 1 and server.pid, "restart")
+        by_server(server.address, SLIDE, [(1, 1)])
+        os.kill(server.pid, signal.SIGKILL)
+        with pytest.raises(ServerStartError, match="given up"):
+            server.wait(30)
+
+
+def serve(release, slides, *arguments):
+    command = [M2OST, "serve", release, "--slides", f"wsi={slides}", *arguments]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+FREE = ("--grpc-port", "0", "--http-port", "0", "--metrics-port", "0")
+
+
+def ready_record(process):
+    for line in process.stdout:
+        record = json.loads(line)
+        if record.get("event") == "server_ready":
+            return record
+    raise AssertionError(process.stderr.read())
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_m2ost_serve_starts_quickly_and_stops_cleanly(narrow_release, svs, number):
+    process = serve(narrow_release, svs.parent, *FREE)
+    address = ready_record(process)["address"]
+    family = psutil.Process(process.pid).children(recursive=True)
+    assert by_server(address, SLIDE, [(800, 800)])[1].tolist() == [0]
+    process.send_signal(number)
+    output, errors = process.communicate(timeout=30)
+    assert process.returncode == 0, errors
+    assert all(isinstance(json.loads(line), dict) for line in output.splitlines())
+    assert errors == ""
+    assert not [p for p in family if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
+    assert not list(SHM.glob(f"m2ost-{process.pid}-*"))
+
+
+def test_kill_9_of_the_parent_leaves_no_server(narrow_release, svs):
+    process = serve(narrow_release, svs.parent, *FREE)
+    ready_record(process)
+    family = psutil.Process(process.pid).children(recursive=True)
+    assert len(family) >= 7, "tritonserver, four models, two decoders"
+    process.kill()
+    process.wait()
+    wait_for(lambda: not [p for p in family if p.is_running() and p.status() != psutil.STATUS_ZOMBIE], "an end of all")
+    sweep_shared_memory()
+    assert not list(SHM.glob(f"m2ost-{process.pid}-*"))
+
+
+def test_the_printed_command_starts_the_same_server(narrow_release, svs):
+    printed = subprocess.run(
+        [M2OST, "serve", narrow_release, "--slides", svs.parent, *FREE, "--print-command"],
+        capture_output=True, text=True, check=True,
+    ).stdout  # fmt: skip
+    assert "--model-config-name=cpu" in printed
+    assert "--grpc-restricted-protocol=model-repository,shared-memory" in printed
+    port = re.search(r"--grpc-port=(\d+)", printed).group(1)
+    process = subprocess.Popen(printed, shell=True, start_new_session=True, stderr=subprocess.DEVNULL)
+    try:
+        _, status = by_server(f"127.0.0.1:{port}", f"{svs.parent.name}/{svs.name}", [(800, 800)])
+        assert status.tolist() == [0]
+    finally:
+        os.killpg(process.pid, signal.SIGTERM)
+        process.wait(30)
+
+
+def test_a_taken_port_is_a_clear_error(narrow_release, svs):
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        sock.listen()
+        process = serve(narrow_release, svs.parent, *FREE[2:], "--grpc-port", str(sock.getsockname()[1]))
+        _, errors = process.communicate(timeout=30)
+    assert process.returncode == 1
+    assert errors.startswith("error: cannot listen on 127.0.0.1:")
+    assert "choose another port" in errors
+
+
+@pytest.mark.parametrize("profile", ["onnxruntime", "tensorrt"])
+def test_every_profile_starts_but_for_the_missing_backend(narrow_release, roots, profile):
+    errors = []
+
+    def collect(record):
+        if record["level"] == "error" and "failed to load" in str(record.get("message")):
+            errors.append(record["message"])
+
+    options = ServerOptions(release=narrow_release, roots=roots, profile=profile)
+    with pytest.raises(ServerStartError, match=f"backend '{profile}'"), TritonServer(options, on_log=collect):
+        pass
+    assert len(errors) == 1
+    assert f"unable to find backend library for backend '{profile}'" in errors[0]
+
+
+def test_an_unknown_profile_is_not_silently_the_default(narrow_release, roots):
+    with pytest.raises(ServerStartError, match="no profile 'h100'; it has cpu, onnxruntime, tensorrt"):
+        TritonServer(ServerOptions(release=narrow_release, roots=roots, profile="h100"))
+
+
+def test_memory_stays_flat_over_2000_spots(narrow_release, svs):
+    report = soak.measure(narrow_release, svs, 2000)
+    assert report["restarts"] == 0
+    assert len(report["samples"]) == soak.SAMPLES
+    # Views of 64 spots, a request, are 28 MiB: less than one request's worth may be left over.
+    for name, growth in report["growth_mib"].items():
+        assert growth < 28, (name, report["samples"])
