@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import collections
 import contextlib
-import ctypes
 import os
 import secrets
 import shlex
@@ -35,8 +34,11 @@ STOP_GRACE_S = 12.0
 SHM = Path("/dev/shm")
 DEFAULT_PROFILE = "cpu"
 _SHM_PREFIX = "m2ost-"
-_PR_SET_PDEATHSIG = 1
-_LIBC = ctypes.CDLL(None, use_errno=True)
+
+_GUARD = 'read -r group || exit; read -r done || { kill -s KILL -- "-$group"; rm -rf "$1"* "$2"; }'
+"""A shell that outlives this process by a moment. Told the server's process group, it waits; if its input ends without
+a last word, this process was killed, and it ends the whole group: a Python model that is busy when tritonserver dies
+would otherwise wait for it for ever."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,7 @@ class ServerOptions:
 class TritonServer:
     """A supervised tritonserver; a context manager.
 
-    The server dies with this process, whatever kills it.
+    The server and its models die with this process, whatever kills it.
 
     Parameters
     ----------
@@ -121,6 +123,7 @@ class TritonServer:
         self._on_log = on_log or (lambda record: None)
         self._tail: collections.deque[str] = collections.deque(maxlen=40)
         self._process: subprocess.Popen[str] | None = None
+        self._guard: subprocess.Popen[str] | None = None
         # Events, because a join() that a signal interrupts takes the thread for ended (CPython 3.11).
         self._ready, self._stop, self._ended = threading.Event(), threading.Event(), threading.Event()
         self._failure: ServerStartError | None = None
@@ -226,8 +229,6 @@ class TritonServer:
     def __exit__(self, *exc: object) -> None:
         self.stop()
 
-    # --- the supervisor's thread: the only one that starts processes, because a child dies with its parent THREAD ---
-
     def _supervise(self) -> None:
         started: collections.deque[float] = collections.deque(maxlen=self.options.max_restarts + 1)
         try:
@@ -288,13 +289,12 @@ class TritonServer:
     def _spawn(self) -> subprocess.Popen[str]:
         assert self._runtime is not None
         command, environment = self.command(self._runtime)
-        parent = os.getpid()
-
-        def die_with_parent() -> None:
-            _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-            if os.getppid() != parent:
-                os._exit(1)
-
+        self._guard = subprocess.Popen(
+            ["/bin/sh", "-c", _GUARD, "m2ost-guard", str(SHM / self._shm_prefix), str(self._runtime)],
+            stdin=subprocess.PIPE,
+            start_new_session=True,
+            text=True,
+        )
         self._process = subprocess.Popen(
             command,
             env={**os.environ, **environment},
@@ -304,8 +304,9 @@ class TritonServer:
             text=True,
             errors="replace",
             start_new_session=True,
-            preexec_fn=die_with_parent,
         )
+        assert self._guard.stdin is not None
+        print(self._process.pid, file=self._guard.stdin, flush=True)
         threading.Thread(target=self._read_log, args=(self._process,), name="m2ost-server-log", daemon=True).start()
         return self._process
 
@@ -334,6 +335,8 @@ class TritonServer:
         process.wait()
         for leftover in SHM.glob(f"{self._shm_prefix}*"):
             leftover.unlink(missing_ok=True)
+        if self._guard is not None:
+            self._guard.communicate("all done\n")
 
     def _fail(self, reason: str) -> None:
         quoted = "".join(f"\n  {line}" for line in list(self._tail)[-8:])

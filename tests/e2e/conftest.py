@@ -13,6 +13,7 @@ import torch
 from m2ost.checkpoint import initialise, load, save
 from m2ost.config import M2OSTConfig
 from m2ost_client import ServerOptions, SpotStream, StreamOptions, TritonServer
+from m2ost_client.probe import tensor
 from m2ost_export.release import build_release
 from m2ost_preprocess.contract import as_centers
 from m2ost_preprocess.readers import open_slide
@@ -69,6 +70,15 @@ def by_server(address: str, slide: str, centers, scale: float = 1.0, **options):
         return expression, status
 
     return asyncio.run(stream())
+
+
+def raw_request(slides, centers):
+    """Inputs of m2ost_slide as a client without our library would send them."""
+    return [
+        tensor("SLIDE", np.array(slides, dtype=object).reshape(-1, 1)),
+        tensor("CENTER", np.array(centers, np.int32).reshape(-1, 2)),
+        tensor("SCALE", np.ones((len(slides), 1), np.float32)),
+    ]
 
 
 def metrics_of(server: TritonServer) -> dict[str, float]:

@@ -19,13 +19,12 @@ from m2ost_client import (
     StreamOptions,
     TritonServer,
 )
-from m2ost_client.probe import tensor
 from m2ost_client.supervisor import RESTRICTED_APIS
 from m2ost_preprocess.contract import RowStatus
 from m2ost_preprocess.decoder import Decoder
 from tritonclient.utils import InferenceServerException
 
-from .conftest import NARROW, by_server, make_release
+from .conftest import NARROW, by_server, make_release, raw_request
 
 SLIDE = "wsi/CMU-1-Small-Region.svs"
 
@@ -70,14 +69,6 @@ def test_a_symbolic_link_out_of_the_root_is_refused(narrow_release, svs, tmp_pat
     options = ServerOptions(release=narrow_release, roots=SlideRoots({"r": tmp_path / "root"}))
     with TritonServer(options) as server, pytest.raises(RequestRejected, match="leads out of its slide root"):
         by_server(server.address, "r/link.svs", [(5, 5)])
-
-
-def raw_request(slides, centers):
-    return [
-        tensor("SLIDE", np.array(slides, dtype=object).reshape(-1, 1)),
-        tensor("CENTER", np.array(centers, np.int32).reshape(-1, 2)),
-        tensor("SCALE", np.ones((len(slides), 1), np.float32)),
-    ]
 
 
 def test_a_bad_slide_in_a_mixed_request_costs_only_its_rows(narrow_server):

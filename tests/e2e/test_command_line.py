@@ -1,0 +1,231 @@
+"""The ``m2ost`` command as a person uses it: what it writes, what it says, and its exit status."""
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import anndata
+import numpy as np
+import psutil
+import pytest
+import torch
+from m2ost_client.supervisor import SHM
+from m2ost_preprocess.spots import read_spots
+from PIL import Image
+
+from .conftest import by_pytorch
+
+M2OST = Path(sys.executable).with_name("m2ost")
+
+
+def m2ost(*arguments, **options):
+    """Run the command; (exit status, stdout, stderr)."""
+    done = subprocess.run([M2OST, *map(str, arguments)], capture_output=True, text=True, timeout=300, **options)
+    return done.returncode, done.stdout, done.stderr
+
+
+def predict(slide, release, out, *arguments, **options):
+    return m2ost("predict", slide, "--release", release, "--out", out, *arguments, **options)
+
+
+def leftovers(folder):
+    return sorted(p.name for p in folder.iterdir()) if folder.exists() else []
+
+
+def test_a_real_slide_becomes_a_map(narrow_release, svs, tmp_path):
+    status, output, errors = predict(svs, narrow_release, tmp_path, "--pitch-um", 100, "--map", "untrained_003")
+    assert status == 0, errors
+    assert "UNTRAINED" in output
+    assert "0.499 µm/px (aperio.MPP)" in output
+    stem = "CMU-1-Small-Region"
+    assert leftovers(tmp_path) == [f"{stem}.{e}" for e in ("h5ad", "json", "pca.png", "untrained_003.png")]
+    adata = anndata.read_h5ad(tmp_path / f"{stem}.h5ad")
+    np.testing.assert_allclose(adata.X, by_pytorch(narrow_release, svs, adata.obsm["spatial"]), rtol=0, atol=1e-4)
+    metadata = json.loads((tmp_path / f"{stem}.json").read_text())
+    manifest = json.loads((narrow_release / "manifest.json").read_text())
+    for record in (metadata, adata.uns["m2ost"]):
+        assert record["release_sha256"] == manifest["engine"]["release_sha256"]
+        assert record["checkpoint_sha256"] == manifest["engine"]["checkpoint_sha256"]
+        assert not record["trained"]
+    assert metadata["spots"]["by_status"] == {"OK": len(adata)}
+    assert metadata["views"]["native_pixels"] is True
+    assert metadata["slide_facts"]["mpp_source"] == "aperio.MPP"
+    assert set(metadata["timings"]) == {"describe_s", "score_s", "write_s"}
+    assert Image.open(tmp_path / f"{stem}.pca.png").size[0] > 500
+
+
+def test_real_spots_of_a_section_by_their_names(narrow_release, section, selection, tmp_path):
+    status, output, errors = predict(section, narrow_release, tmp_path, "--spots", selection)
+    assert status == 0, errors
+    assert "µm/px unknown" in output
+    adata = anndata.read_h5ad(tmp_path / "C2.h5ad")
+    assert list(adata.obs_names) == list(read_spots(selection).names)
+
+
+def test_views_at_a_requested_resolution_are_recorded(narrow_release, svs, tmp_path):
+    assert predict(svs, narrow_release, tmp_path, "--pitch-um", 300, "--view-mpp", 0.688)[0] == 0
+    views = json.loads((tmp_path / "CMU-1-Small-Region.json").read_text())["views"]
+    assert views["native_pixels"] is False
+    assert views["mpp"] == pytest.approx(0.688)
+    assert views["level0_px_per_view_px"] == pytest.approx(0.688 / 0.499)
+    status, _, errors = predict(svs, narrow_release, tmp_path, "--view-mpp", "model")
+    assert status == 1
+    assert "--view-mpp" in errors
+
+
+def test_a_server_elsewhere_by_slide_name_and_by_pixels(narrow_server, svs, tmp_path):
+    arguments = ("--server", narrow_server.address, "--pitch-um", 200, "--out")
+    assert m2ost("predict", "wsi/CMU-1-Small-Region.svs", *arguments, tmp_path / "id")[0] == 0
+    assert m2ost("predict", svs, "--send-pixels", *arguments, tmp_path / "pixels")[0] == 0
+    by_id, by_pixels = (anndata.read_h5ad(tmp_path / n / "CMU-1-Small-Region.h5ad") for n in ("id", "pixels"))
+    np.testing.assert_allclose(by_pixels.X, by_id.X, rtol=0, atol=1e-5)
+    assert by_pixels.uns["m2ost"]["pixels_sent_by_client"]
+
+
+def test_zero_tissue_is_a_recorded_success(narrow_release, tmp_path):
+    blank = tmp_path / "blank.png"
+    Image.new("RGB", (1500, 1200), (243, 242, 243)).save(blank)
+    status, output, errors = predict(blank, narrow_release, tmp_path / "out", "--mpp", 0.5)
+    assert status == 0, errors
+    assert "0 spots: no tissue found" in output
+    assert leftovers(tmp_path / "out") == ["blank.h5ad", "blank.json"]
+    assert anndata.read_h5ad(tmp_path / "out" / "blank.h5ad").shape == (0, 6)
+
+
+def test_spots_outside_the_slide_have_no_value_and_the_exit_status_tells(narrow_release, svs, tmp_path):
+    spots = tmp_path / "spots.csv"
+    spots.write_text("name,x,y\nin,800,900\nleft,-5,900\nbelow,800,99999\n")
+    status, output, _ = predict(svs, narrow_release, tmp_path / "out", "--spots", spots)
+    assert status == 3
+    assert "2 spots without a value: OUTSIDE_SLIDE" in output
+    adata = anndata.read_h5ad(tmp_path / "out" / "CMU-1-Small-Region.h5ad")
+    assert np.isnan(adata["left"].X).all()
+    assert np.isfinite(adata["in"].X).all()
+
+
+def test_bad_slides_and_spots_are_errors_that_say_what_to_do(narrow_server, truncated_svs, text_svs, svs, tmp_path):
+    bad_spots = tmp_path / "spots.csv"
+    bad_spots.write_text("x,y\nnan,2\n")
+    server = ("--server", narrow_server.address)
+    for arguments, words in (
+        (("half/truncated.svs", *server), "truncated.svs: "),
+        (("text/notes.svs", *server), "notes.svs: no reader recognises the file"),
+        (("wsi/absent.svs", *server), "no such slide on the server"),
+        (("her2st/C2.jpg", *server), "give it with --mpp"),
+        (("wsi/CMU-1-Small-Region.svs", *server, "--spots", bad_spots), "line 2"),
+        (("wsi/CMU-1-Small-Region.svs", *server, "--spots", tmp_path / "absent.csv"), "cannot read"),
+        (("wsi/CMU-1-Small-Region.svs", *server, "--map", "TP53"), "gene 'TP53' is not in the panel"),
+        (("wsi/CMU-1-Small-Region.svs", *server, "--batch-rows", 300), "batch_rows must be"),
+        (("wsi/CMU-1-Small-Region.svs", *server, "--release", tmp_path), "already serves a release"),
+        ((tmp_path / "absent.svs",), "absent.svs: no such file"),
+        ((svs, "--release", tmp_path), "not a release"),
+        ((svs,), "no trained checkpoint ships"),
+        ((svs, "--send-pixels"), "give --server"),
+        ((truncated_svs, "--send-pixels", *server), "truncated.svs"),
+    ):
+        status, _, errors = m2ost("predict", *arguments, "--out", tmp_path / "out")
+        assert status == 1, arguments
+        assert words in errors, errors
+        assert "Traceback" not in errors
+        assert leftovers(tmp_path / "out") == []
+
+
+def test_a_server_that_is_away(tmp_path):
+    status, _, errors = m2ost("predict", "wsi/a.svs", "--server", "127.0.0.1:9", "--out", tmp_path, "--retry-for-s", 1)
+    assert status == 1
+    assert "127.0.0.1:9: no answer" in errors
+
+
+def test_an_output_folder_that_cannot_be_written(narrow_release, svs, tmp_path):
+    (tmp_path / "file").touch()
+    began = time.monotonic()
+    status, _, errors = predict(svs, narrow_release, tmp_path / "file" / "out")
+    assert status == 1
+    assert "choose another --out" in errors
+    assert time.monotonic() - began < 10, "no server was started first"
+
+
+def test_a_full_disk(narrow_server, tmp_path):
+    def small_files():
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
+
+    arguments = ("wsi/CMU-1-Small-Region.svs", "--server", narrow_server.address, "--out", tmp_path, "--pitch-um", 300)
+    status, _, errors = m2ost("predict", *arguments, preexec_fn=small_files)
+    assert status == 1
+    assert "cannot be written" in errors
+    assert leftovers(tmp_path) == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_cancelling_leaves_no_half_written_file_and_no_server(paper_release, svs, tmp_path, number):
+    command = [M2OST, "predict", svs, "--release", paper_release, "--out", tmp_path, "--pitch-um", "30"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    family = []
+    deadline = time.monotonic() + 60
+    while len(family) < 7 and time.monotonic() < deadline:
+        family = psutil.Process(process.pid).children(recursive=True)
+        time.sleep(0.1)
+    time.sleep(3)  # in the middle of scoring
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == (-9 if number == signal.SIGKILL else 130)
+    assert "Traceback" not in errors
+    psutil.wait_procs(family, timeout=20)
+    assert not [p for p in family if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
+    assert [n for n in leftovers(tmp_path) if not n.startswith(".")] == []
+    if number != signal.SIGKILL:
+        assert leftovers(tmp_path) == []
+        assert not list(SHM.glob(f"m2ost-{process.pid}-*"))
+
+
+def test_a_checkpoint_of_the_authors_all_the_way(tmp_path):
+    from m2ost.config import M2OSTConfig
+    from m2ost.convert import key_map
+    from m2ost.network import M2OST as Network
+
+    torch.manual_seed(0)
+    model = Network(M2OSTConfig(n_genes=3, depth=1)).state_dict()
+    torch.save({f"module.{k}": model[v] for k, v in key_map(1).items()}, tmp_path / "authors.pth")
+    (tmp_path / "panel.txt").write_text("A\nB\nC\n")
+    (tmp_path / "short.txt").write_text("A\n")
+    convert = ("convert", tmp_path / "authors.pth", "--genes")
+    status, _, errors = m2ost(*convert, tmp_path / "short.txt", "--out", tmp_path / "checkpoint")
+    assert (status, leftovers(tmp_path / "checkpoint")) == (1, [])
+    assert "predicts 3 genes but the panel lists 1" in errors
+    assert m2ost(*convert, tmp_path / "panel.txt", "--out", tmp_path / "checkpoint")[0] == 0
+    status, output, _ = m2ost("export", tmp_path / "checkpoint", "--out", tmp_path / "release")
+    assert status == 0
+    assert "3 genes" in output
+    status, _, errors = m2ost("export", tmp_path / "checkpoint", "--out", tmp_path / "release")
+    assert status == 1
+    assert "never overwritten" in errors
+    status, output, _ = m2ost("info", tmp_path / "checkpoint")
+    assert status == 0
+    assert "joint attention" in output
+
+
+def test_info_prints_the_papers_figures():
+    status, output, _ = m2ost("info")
+    assert status == 0
+    for figure in ("7,043,466", "8.617", "6,810,000", "2.240", "7,210,000", "5.670", "joint attention"):
+        assert figure in output
+
+
+def test_usage_errors_and_version():
+    assert m2ost("predict")[0] == 2
+    assert m2ost("init", "--out", "/tmp/x", "--depth", "0")[0] == 1
+    status, output, _ = m2ost("--version")
+    assert (status, output.strip()) == (0, "0.1.0")
+
+
+def test_a_missing_extra_is_named(tmp_path):
+    script = "import sys; sys.modules['torch'] = None; from m2ost_cli.main import main; main()"
+    done = subprocess.run([sys.executable, "-c", script, "info"], capture_output=True, text=True, env=os.environ)
+    assert done.returncode == 1
+    assert "pip install 'm2ost-triton[export]'" in done.stderr

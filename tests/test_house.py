@@ -1,0 +1,62 @@
+"""The rooms of the house, and that imports run one way between them."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import REPOSITORY
+
+ROOMS = {
+    "preprocess": ("m2ost_preprocess", set()),
+    "model": ("m2ost", {"m2ost_preprocess"}),
+    "export": ("m2ost_export", {"m2ost", "m2ost_preprocess"}),
+    "client": ("m2ost_client", {"m2ost_preprocess"}),
+    "model_repository": (None, {"m2ost_preprocess"}),
+    "loadtests": ("m2ost_loadtests", {"m2ost_client", "m2ost", "m2ost_preprocess"}),
+    "cli": ("m2ost_cli", {"m2ost_client", "m2ost_export", "m2ost", "m2ost_preprocess", "m2ost_loadtests"}),
+}
+OURS = {package for package, _ in ROOMS.values() if package}
+
+
+def imports_of(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            found.add(node.module.split(".")[0])
+    return found
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_imports_run_one_way(room):
+    package, allowed = ROOMS[room]
+    files = sorted((REPOSITORY / room).rglob("*.py"))
+    assert files
+    for path in files:
+        foreign = (imports_of(path) & OURS) - allowed - {package}
+        assert not foreign, f"{path} imports {foreign}"
+        if room in ("client", "preprocess", "model_repository"):
+            assert "torch" not in imports_of(path), path
+
+
+@pytest.mark.parametrize(
+    "modules",
+    [
+        "m2ost_client, m2ost_client.predict, m2ost_client.maps",
+        "m2ost_preprocess.serving, m2ost_preprocess.decoder.worker",
+        "m2ost_cli.main",
+    ],
+)
+def test_a_client_and_a_server_need_no_torch(modules):
+    # A None in sys.modules makes every import of that name fail.
+    script = f"import sys; sys.modules['torch'] = None; import {modules}"
+    subprocess.run([sys.executable, "-c", script], check=True)
+
+
+def test_the_contract_needs_the_standard_library_and_numpy_only():
+    used = imports_of(REPOSITORY / "preprocess" / "m2ost_preprocess" / "contract.py")
+    assert used <= {*sys.stdlib_module_names, "numpy"}
