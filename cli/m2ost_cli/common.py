@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from m2ost_preprocess.contract import ManifestError
 from m2ost_preprocess.errors import PreprocessError
 
 
@@ -27,7 +28,7 @@ def needs(extra: str) -> Iterator[None]:
 
 def expected_errors() -> tuple[type[Exception], ...]:
     """Errors raised on purpose by the rooms that are loaded; anything else is a defect and keeps its traceback."""
-    kinds: list[type[Exception]] = [PreprocessError, FileExistsError, FileNotFoundError]
+    kinds: list[type[Exception]] = [PreprocessError, ManifestError, OSError]
     for module, name in (
         ("m2ost.checkpoint", "CheckpointError"),
         ("m2ost_export.graph", "ExportError"),

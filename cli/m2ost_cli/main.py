@@ -12,7 +12,7 @@ import typer
 from . import model_commands, serving_commands
 from .common import UserError, expected_errors
 
-EXIT_ERROR, EXIT_INTERRUPTED = 1, 130
+EXIT_ERROR = 1
 
 app = typer.Typer(
     help="M2OST on NVIDIA Triton: spatial gene expression from H&E whole-slide images.",
@@ -40,13 +40,13 @@ def _root(
 
 
 def main() -> None:
-    """Run the command. Exit status: 0 done; 1 an error, said in words; 2 usage; 3 some spots have no value."""
+    """Run the command.
+
+    Exit status: 0 done; 1 an error, said in words; 2 usage; 3 some spots have no value; 130 interrupted.
+    """
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         app()
-    except KeyboardInterrupt:
-        print("interrupted; nothing half-written was left", file=sys.stderr)
-        sys.exit(EXIT_INTERRUPTED)
     except Exception as error:
         if not isinstance(error, (UserError, *expected_errors())):
             raise

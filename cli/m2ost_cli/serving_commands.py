@@ -47,9 +47,9 @@ def serve(
         list[str], typer.Option("--slides", help="FOLDER or NAME=FOLDER to read slides from; repeatable.")
     ],
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    grpc_port: Annotated[int, typer.Option(help="0: any free port.")] = 8001,
-    http_port: Annotated[int, typer.Option(help="0: any free port.")] = 8000,
-    metrics_port: Annotated[int, typer.Option(help="0: any free port.")] = 8002,
+    grpc_port: Annotated[int, typer.Option(min=0, max=65535, help="0: any free port.")] = 8001,
+    http_port: Annotated[int, typer.Option(min=0, max=65535, help="0: any free port.")] = 8000,
+    metrics_port: Annotated[int, typer.Option(min=0, max=65535, help="0: any free port.")] = 8002,
     profile: Annotated[str, typer.Option(help="cpu, onnxruntime or tensorrt: Triton's --model-config-name.")] = "cpu",
     log_level: Annotated[str, typer.Option(help="Least level to print: debug, info, warning or error.")] = "info",
     print_command: Annotated[bool, typer.Option("--print-command", help="Print the command and exit.")] = False,
@@ -113,6 +113,10 @@ def predict(
         views_at = view_mpp if view_mpp in (None, "model") else float(view_mpp)
     except ValueError as error:
         raise UserError(str(error)) from error
+    try:
+        slide.encode()
+    except UnicodeEncodeError as error:
+        raise UserError(f"{slide!r}: the name is not valid UTF-8; rename the slide") from error
     check_writable(out)
     with ExitStack() as stack:
         name = slide

@@ -57,8 +57,8 @@ class Installation:
         folder.mkdir(parents=True, exist_ok=True)
         for file in self.backend_files:
             link = folder / file.name
-            if not link.exists():
-                link.symlink_to(file)
+            link.unlink(missing_ok=True)
+            link.symlink_to(file)
         return folder.parent
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import platform
 import time
 from collections.abc import AsyncGenerator, Callable
@@ -118,7 +119,7 @@ async def predict_slide(
         _check_genes(options.genes, stream.info)
         local = Decoder(stream.info.views) if options.send_pixels else None
         try:
-            pitch_um = None if spots else options.pitch_um
+            pitch_um = options.pitch_um if spots is None else None
             with clock.stage("describe_s"):
                 if local:
                     slide = await asyncio.to_thread(
@@ -126,7 +127,10 @@ async def predict_slide(
                     )
                 else:
                     slide = await stream.slide_info(options.slide, pitch_um=pitch_um, mpp=options.mpp)
-            spots = spots or Spots(slide.centers, slide.names, slide.pitch_px, f"grid, pitch {options.pitch_um:g} µm")
+            _check_same_slide(options, slide)
+            if spots is None:
+                source = f"grid, pitch {options.pitch_um:g} µm"
+                spots = Spots(slide.centers, slide.names, slide.pitch_px, source)
             scale = view_scale(options.view_mpp, slide, stream.info)
             with clock.stage("score_s"):
                 batches = (
@@ -209,6 +213,17 @@ def _check_genes(genes: tuple[str, ...], engine: EngineInfo) -> None:
                 f"gene {gene!r} is not in the panel of {len(engine.genes)} genes ({', '.join(engine.genes[:5])} …)",
                 "NOT_FOUND",
             )
+
+
+def _check_same_slide(options: PredictOptions, slide: SlideInfo) -> None:
+    """Refuse to replace the result of another slide that has the same name."""
+    path = options.out / f"{result_name(options.slide)}.json"
+    try:
+        before = json.loads(path.read_text())["slide_facts"]["fingerprint"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return
+    if before != slide.fingerprint:
+        raise OutputError(f"{path} is the result of another slide of that name; choose another --out or remove it")
 
 
 def _write(options: PredictOptions, result: SlideResult, metadata: dict[str, Any]) -> tuple[Path, ...]:

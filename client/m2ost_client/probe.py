@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import urllib.request
 from enum import Enum
 from typing import Any
 
@@ -11,7 +12,7 @@ from m2ost_preprocess import contract
 from m2ost_preprocess.contract import EngineInfo
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
-PROBE_TIMEOUT_S = 20.0
+PROBE_TIMEOUT_S = 5.0
 PROBE_REQUEST_ID = "m2ost-probe"
 PROBE_SLIDE = "m2ost-probe"
 """No slide name can be this: the tiler refuses it at once, in words that prove that it is alive."""
@@ -35,6 +36,16 @@ def tensor(name: str, array: np.ndarray[Any, Any]) -> Any:
     value = triton.InferInput(name, list(array.shape), np_to_triton_dtype(array.dtype))
     value.set_data_from_numpy(array)
     return value
+
+
+def executions_so_far(metrics_url: str) -> float:
+    """Model executions since the server started, by its own metrics; -1 where it does not answer."""
+    try:
+        with urllib.request.urlopen(metrics_url, timeout=PROBE_TIMEOUT_S) as answer:
+            lines = answer.read().decode().splitlines()
+    except OSError:
+        return -1.0
+    return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith("nv_inference_exec_count{"))
 
 
 def probe(address: str, engine: EngineInfo) -> Health:

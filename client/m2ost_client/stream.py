@@ -15,7 +15,7 @@ import random
 import secrets
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -181,7 +181,7 @@ class SpotStream:
         """
         inputs = [tensor(contract.SLIDE, np.array([slide], dtype=object))]
         inputs += [
-            tensor(name, np.array([value], np.float32))
+            tensor(name, np.array([value], np.float64))
             for name, value in (("PITCH_UM", pitch_um), ("MPP", mpp))
             if value is not None
         ]
@@ -303,6 +303,7 @@ class SpotStream:
         batches = [order[i : i + self.options.batch_rows] for i in range(0, len(order), self.options.batch_rows)]
         batches.reverse()
         pending: set[asyncio.Task[SpotBatch]] = set()
+        done: set[asyncio.Task[SpotBatch]] = set()
         try:
             while batches or pending:
                 while batches and len(pending) < self._window.size:
@@ -312,11 +313,11 @@ class SpotStream:
                     batch = task.result()
                     self._window.success()
                     yield batch
-            await self._check_release()
+            await self._retrying(self._check_release)
         finally:
             for task in pending:
                 task.cancel()
-            await asyncio.gather(*pending, return_exceptions=True)
+            await asyncio.gather(*pending, *done, return_exceptions=True)
 
     async def _infer(self, model: str, inputs: list[Any]) -> Any:
         self._requests += 1
@@ -348,7 +349,8 @@ class SpotStream:
             except InferenceServerException as error:
                 message, status = str(error.message()), str(error.status() or "").removeprefix("StatusCode.")
                 if status not in _TRANSIENT and not is_dead_stub(message):
-                    await self._check_release()
+                    with suppress(InferenceServerException):
+                        await self._check_release()
                     raise RequestRejected(message, status) from error
                 now = time.monotonic()
                 failing_since = failing_since or now

@@ -25,7 +25,7 @@ from m2ost_preprocess.slides import SlideRoots
 from . import logs
 from .errors import ServerStartError
 from .installation import Installation, find_installation
-from .probe import Health, probe
+from .probe import Health, executions_so_far, probe
 
 RESTRICTED_APIS = ("model-repository", "shared-memory", "statistics", "trace", "logging")
 STOP_GRACE_S = 12.0
@@ -71,9 +71,9 @@ class ServerOptions:
     probe_interval_s : float
         Time between two liveness probes, in seconds.
     hang_timeout_s : float
-        A probe that gets no answer for this long means a hung server.
+        A server that neither answers a probe nor executes anything for this long is hung.
     max_restarts : int
-        Restarts within ten minutes after which the server is given up.
+        Restarts within ten minutes after which the server is given up; one that is not ready again is at once.
     """
 
     release: Path
@@ -178,7 +178,7 @@ class TritonServer:
 
     def print_command(self) -> str:
         """The command as one line for a shell."""
-        runtime = Path(tempfile.gettempdir()) / "m2ost-runtime"
+        runtime = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "m2ost" / "runtime"
         command, environment = self.command(runtime)
         return " ".join([*(f"{k}={shlex.quote(v)}" for k, v in environment.items()), shlex.join(command)])
 
@@ -194,7 +194,11 @@ class TritonServer:
         self._runtime = Path(tempfile.mkdtemp(prefix="m2ost-server-"))
         self._thread = threading.Thread(target=self._supervise, name="m2ost-supervisor", daemon=True)
         self._thread.start()
-        self._ready.wait()
+        try:
+            self._ready.wait()
+        except BaseException:
+            self.stop()
+            raise
         if self._failure is not None:
             self.stop()
             raise self._failure
@@ -234,12 +238,11 @@ class TritonServer:
         try:
             while not self._stop.is_set():
                 started.append(time.monotonic())
-                reason = self._run_once()
+                reason, was_ready = self._run_once()
                 if self._stop.is_set():
                     return
-                first_start = not self._ready.is_set()
                 gave_up = len(started) == started.maxlen and started[-1] - started[0] < 600
-                if first_start or gave_up:
+                if not was_ready or gave_up:
                     self._fail(reason)
                     return
                 self.restarts += 1
@@ -250,16 +253,16 @@ class TritonServer:
             self._ready.set()
             self._ended.set()
 
-    def _run_once(self) -> str:
-        """Run one server until it must be replaced or stopped; returns why."""
-        process = self._spawn()
+    def _run_once(self) -> tuple[str, bool]:
+        """Run one server until it must be replaced or stopped; returns why, and whether it was ever ready."""
         deadline = time.monotonic() + self.options.start_timeout_s
-        answered = 0.0
+        answered, executions = 0.0, 0.0
         grace_s = 0.0  # a server that must be replaced has lost a part, and would wait for it in vain
         try:
+            process = self._spawn()
             while not self._stop.is_set():
                 if process.poll() is not None:
-                    return f"tritonserver ended with status {process.returncode}"
+                    return f"tritonserver ended with status {process.returncode}", answered > 0
                 health = probe(self.address, self.manifest.engine)
                 now = time.monotonic()
                 if health is Health.READY:
@@ -268,14 +271,19 @@ class TritonServer:
                         self._ready.set()
                     answered = now
                 elif health is Health.DEAD_STUB:
-                    return "a Python model's process died"
+                    return "a Python model's process died", answered > 0
                 elif not answered and now > deadline:
-                    return f"not ready within {self.options.start_timeout_s:g} s"
-                elif answered and now - answered > self.options.hang_timeout_s:
-                    return f"no answer to a probe for {self.options.hang_timeout_s:g} s"
+                    return f"not ready within {self.options.start_timeout_s:g} s", False
+                elif answered:
+                    # A probe waits behind other requests: as long as those get done, the server is busy, not hung.
+                    before, executions = executions, executions_so_far(self.metrics_url)
+                    if executions != before:
+                        answered = now
+                    elif now - answered > self.options.hang_timeout_s:
+                        return f"nothing executed for {self.options.hang_timeout_s:g} s", True
                 self._pause(process, self.options.probe_interval_s if answered else 0.2)
             grace_s = STOP_GRACE_S
-            return "stopped"
+            return "stopped", answered > 0
         finally:
             self._kill(grace_s)
 
@@ -357,7 +365,8 @@ def sweep_shared_memory() -> None:
     for region in SHM.glob(f"{_SHM_PREFIX}*"):
         owner = region.name.removeprefix(_SHM_PREFIX).partition("-")[0]
         if owner.isdigit() and not Path(f"/proc/{owner}").exists():
-            region.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # another user's
+                region.unlink(missing_ok=True)
 
 
 def _choose_ports(host: str, wanted: Ports) -> Ports:

@@ -189,6 +189,10 @@ class EngineInfo:
         return cls(**values)
 
 
+class ManifestError(Exception):
+    """A release's manifest is damaged."""
+
+
 @dataclass(frozen=True)
 class Manifest:
     """``manifest.json`` of a release: where it came from and what was checked.
@@ -229,15 +233,20 @@ class Manifest:
         ------
         FileNotFoundError
             If ``folder`` is not a release.
+        ManifestError
+            If its manifest is damaged.
         """
         path = folder / cls.FILENAME
         if not path.is_file():
             raise FileNotFoundError(f"{folder}: not a release (no {cls.FILENAME}); make one with `m2ost export`")
-        raw = json.loads(path.read_text())
-        engine = dict(raw.pop("engine"))
-        engine["genes"] = tuple(engine["genes"])
-        engine["views"] = ViewGeometry.from_dict(engine["views"])
-        return cls(engine=EngineInfo(**engine), **raw)
+        try:
+            raw = json.loads(path.read_text())
+            engine = dict(raw.pop("engine"))
+            engine["genes"] = tuple(engine["genes"])
+            engine["views"] = ViewGeometry.from_dict(engine["views"])
+            return cls(engine=EngineInfo(**engine), **raw)
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise ManifestError(f"{path}: damaged manifest ({error!r}); export the release anew") from error
 
 
 def sha256_file(path: Path) -> str:

@@ -35,12 +35,15 @@ class SlideRoots:
     roots: Mapping[str, Path]
 
     def __post_init__(self) -> None:
+        real = {}
         for name, folder in self.roots.items():
             if not name or "/" in name or name in (".", ".."):
                 raise ValueError(f"slide root name {name!r} must be a plain word")
-            if not folder.is_dir():
+            path = os.path.realpath(_as_bytes(str(folder)))
+            if not os.path.isdir(path):
                 raise ValueError(f"slide root {name}={folder}: no such folder")
-        object.__setattr__(self, "roots", {k: v.resolve() for k, v in self.roots.items()})
+            real[name] = Path(_as_text(path))
+        object.__setattr__(self, "roots", real)
 
     @classmethod
     def from_environment(cls) -> SlideRoots:
@@ -68,7 +71,7 @@ class SlideRoots:
         shown = name if len(name) <= 200 else name[:200] + "…"
         parts = name.split("/")
         if (
-            len(os.fsencode(name)) > MAX_NAME_BYTES
+            len(name.encode(errors="replace")) > MAX_NAME_BYTES
             or len(parts) < 2
             or any(part in ("", ".", "..") or "\0" in part for part in parts)
         ):
@@ -77,22 +80,35 @@ class SlideRoots:
         if root is None:
             known = ", ".join(sorted(self.roots)) or "none: start the server with --slides"
             raise SlideNotFound(shown, f"unknown slide root {parts[0]!r}; this server has: {known}")
+        inside = _as_bytes(str(root)).rstrip(b"/") + b"/"
         try:
-            path = root.joinpath(*parts[1:]).resolve(strict=True)
-        except (OSError, RuntimeError) as error:
+            path = os.path.realpath(inside + "/".join(parts[1:]).encode(), strict=True)
+            # A folder is a slide of several files: none of them may lead out either.
+            files = [e.path for e in os.scandir(path) if e.name.endswith(b".dcm")] if os.path.isdir(path) else [path]
+            real = [os.path.realpath(file, strict=True) for file in files]
+        except (OSError, ValueError) as error:
             raise SlideNotFound(shown, "no such slide on the server") from error
-        if not path.is_relative_to(root):
+        if not all(file.startswith(inside) for file in (path, *real)):
             raise SlideNotFound(shown, "leads out of its slide root")
-        if not (path.is_file() or path.is_dir()):
+        if not all(os.path.isfile(file) for file in real):
             raise SlideNotFound(shown, "is not a regular file")
-        return path
+        return Path(_as_text(path))
+
+
+def _as_bytes(path: str) -> bytes:
+    """A path as the file system has it. Inside Triton's stub Python takes file names for ASCII, so it is not asked."""
+    return path.encode("utf-8", "surrogateescape")
+
+
+def _as_text(path: bytes) -> str:
+    return path.decode("utf-8", "surrogateescape")
 
 
 def fingerprint(path: Path) -> str:
     """Identity of a slide's content, without reading all of it.
 
-    sha256 over name-independent facts of every file of the slide: its size, its first and last 64 KiB, and 14 blocks
-    of 64 KiB spread between them.
+    For every file of the slide, sha256 over its size and 16 blocks of 64 KiB spread over it from the first to the last;
+    then sha256 over these, sorted: names do not matter.
 
     Parameters
     ----------
@@ -104,14 +120,19 @@ def fingerprint(path: Path) -> str:
     str
         64 hexadecimal digits.
     """
-    first = primary_file(path)
-    files = sorted(first.parent.glob("*.dcm")) if first.suffix.lower() == ".dcm" else [first]
-    digest = hashlib.sha256()
-    for file in files:
+    digests = []
+    for file in slide_files(path):
         size = file.stat().st_size
-        digest.update(size.to_bytes(8, "little"))
+        digest = hashlib.sha256(size.to_bytes(8, "little"))
         with file.open("rb") as stream:
             for i in range(16):
                 stream.seek(max(0, size - _BLOCK) * i // 15)
                 digest.update(stream.read(_BLOCK))
-    return digest.hexdigest()
+        digests.append(digest.digest())
+    return hashlib.sha256(b"".join(sorted(digests))).hexdigest()
+
+
+def slide_files(path: Path) -> list[Path]:
+    """The files that make a slide: itself, or all DICOM instances of its folder."""
+    first = primary_file(path)
+    return sorted(first.parent.glob("*.dcm")) if first.suffix.lower() == ".dcm" else [first]

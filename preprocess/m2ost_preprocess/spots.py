@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -114,10 +115,13 @@ def read_spots(path: Path) -> Spots:
         spots share a name.
     """
     try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        return _parse(path, lines)
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise SpotError(f"{path}: cannot read the spot file: {error}") from error
-    lines = text.splitlines()
+
+
+def _parse(path: Path, lines: list[str]) -> Spots:
     if not lines:
         raise SpotError(f"{path}: the spot file is empty; it needs a header with pixel_x and pixel_y")
     table = csv.DictReader(lines, delimiter="\t" if "\t" in lines[0] else ",")
@@ -138,13 +142,13 @@ def read_spots(path: Path) -> Spots:
             center = [float(row[column]) for column in pair]
         except (TypeError, ValueError):
             center = [math.nan]
-        if not all(math.isfinite(v) for v in center):
+        if not all(abs(v) < 2**31 - 1 for v in center):  # false for NaN too
             found = ", ".join(f"{column}={row[column]!r}" for column in pair)
             raise SpotError(f"{path}, line {table.line_num}: {found} is not a finite pixel position")
         centers.append(center)
         names.append(f"{row['x']}x{row['y']}" if is_selection else row[label] if label else str(len(names)))
     if len(set(names)) < len(names):
-        twice = next(name for name in names if names.count(name) > 1)
+        twice, _ = Counter(names).most_common(1)[0]
         raise SpotError(f"{path}: spot {twice!r} appears twice; names must be unique")
     positions = np.asarray(centers, np.float64).reshape(-1, 2)
     return Spots(positions, tuple(names), median_pitch_px(positions), f"file {path.name}")

@@ -97,6 +97,28 @@ def test_zero_tissue_is_a_recorded_success(narrow_release, tmp_path):
     assert anndata.read_h5ad(tmp_path / "out" / "blank.h5ad").shape == (0, 6)
 
 
+def test_an_empty_spot_file_is_zero_spots_not_a_grid(narrow_server, tmp_path):
+    spots = tmp_path / "spots.csv"
+    spots.write_text("x,y\n")
+    arguments = ("wsi/CMU-1-Small-Region.svs", "--server", narrow_server.address, "--spots", spots)
+    assert m2ost("predict", *arguments, "--out", tmp_path / "out")[0] == 0
+    assert anndata.read_h5ad(tmp_path / "out" / "CMU-1-Small-Region.h5ad").n_obs == 0
+
+
+def test_a_slide_and_a_folder_with_names_beyond_ascii(narrow_release, svs, tmp_path):
+    slide = tmp_path / "Mü nchen" / "Präparat 7.svs"
+    slide.parent.mkdir()
+    slide.write_bytes(svs.read_bytes())
+    status, output, errors = predict(slide, narrow_release, tmp_path / "out", "--pitch-um", 300)
+    assert status == 0, errors
+    assert "Präparat 7.h5ad" in output
+    other = tmp_path / "Präparat 7.png"
+    Image.new("RGB", (300, 300), (150, 60, 120)).save(other)
+    status, _, errors = predict(other, narrow_release, tmp_path / "out", "--mpp", 0.5)
+    assert status == 1
+    assert "the result of another slide of that name" in errors
+
+
 def test_spots_outside_the_slide_have_no_value_and_the_exit_status_tells(narrow_release, svs, tmp_path):
     spots = tmp_path / "spots.csv"
     spots.write_text("name,x,y\nin,800,900\nleft,-5,900\nbelow,800,99999\n")

@@ -49,6 +49,7 @@ def describe(address, slide, **options):
         ("wsi", "NOT_FOUND"),
         ("", "NOT_FOUND"),
         ("wsi/\u0000", "NOT_FOUND"),
+        ("wsi/é.svs", "NOT_FOUND"),
     ],
 )
 def test_a_bad_slide_is_named_in_the_answer(narrow_server, slide, status):

@@ -8,11 +8,13 @@ import time
 import numpy as np
 import psutil
 import pytest
-from m2ost_preprocess.contract import ViewGeometry
+from m2ost_preprocess.contract import RowStatus, ViewGeometry
 from m2ost_preprocess.decoder import Decoder
 from m2ost_preprocess.errors import SlideNotFound, UnknownResolution, UnreadableSlide
 from m2ost_preprocess.readers import open_slide
 from m2ost_preprocess.views import TilingCounts, cut_views
+
+from tests.preprocess.test_readers import damaged_tile
 
 GEOMETRY = ViewGeometry()
 CENTERS = np.array([[800, 900], [1500, 2000], [5, 5]], np.int32)
@@ -110,3 +112,24 @@ def test_the_child_goes_when_its_parent_closes(svs):
     child = psutil.Process(decoder.pid)
     decoder.close()
     assert not child.is_running() or child.status() == psutil.STATUS_ZOMBIE
+
+
+def test_a_damaged_tile_is_noticed_although_cucim_does_not_raise(decoder, svs, tmp_path):
+    damaged = damaged_tile(svs, tmp_path)
+    for _ in range(2):
+        statuses = decoder.cut_views(damaged, np.array([[100, 100], [2100, 2900]], np.int32), SCALES[:2], buffers(2))
+        assert statuses.tolist() == [RowStatus.DECODE_FAILED, RowStatus.OK]
+    with pytest.raises(UnreadableSlide, match=r"damaged\.svs: cuCIM cannot decode"):
+        decoder.describe(damaged)
+
+
+def test_more_spots_than_the_buffer_holds(decoder, svs):
+    with pytest.raises(ValueError, match="at most 256"):
+        decoder.cut_views(svs, np.zeros((257, 2), np.int32), np.ones(257, np.float32), [])
+
+
+def test_a_closed_decoder_gives_its_memory_back():
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(3):
+        Decoder(GEOMETRY).close()
+    assert len(os.listdir("/proc/self/fd")) == before

@@ -5,8 +5,9 @@ import shutil
 
 import numpy as np
 import pytest
+import tifffile
 from m2ost_preprocess.errors import SlideNotFound, UnreadableSlide
-from m2ost_preprocess.readers import Resolution, identify, open_slide
+from m2ost_preprocess.readers import Resolution, base, identify, open_slide
 from m2ost_preprocess.readers import image as image_reader
 from PIL import Image, TiffImagePlugin
 
@@ -132,3 +133,37 @@ def test_an_explicit_reader_is_used_as_it_is(dicom, svs):
 @pytest.mark.parametrize(("x", "y"), [(None, None), ("", "0.5"), (0.5, 0.6), (352.8, 352.8), (0, 0), ("nan", "nan")])
 def test_a_tag_that_cannot_be_true_is_no_resolution(x, y):
     assert Resolution.from_tag(x, y, "tag") is None
+
+
+def test_most_of_a_slide_is_not_a_plain_tiff(svs, tmp_path):
+    path = tmp_path / "most.svs"
+    data = svs.read_bytes()
+    path.write_bytes(data[: len(data) * 9 // 10])
+    with pytest.raises(UnreadableSlide):
+        open_slide(path)
+
+
+def damaged_tile(svs, tmp_path):
+    """The slide with the JPEG data of its first tile overwritten."""
+    with tifffile.TiffFile(svs) as tiff:
+        offset, count = tiff.pages[0].dataoffsets[0], tiff.pages[0].databytecounts[0]
+    data = bytearray(svs.read_bytes())
+    data[offset : offset + count] = bytes(count)
+    path = tmp_path / "damaged.svs"
+    path.write_bytes(data)
+    return path
+
+
+def test_openslide_recovers_from_a_damaged_tile(svs, tmp_path):
+    reader = open_slide(damaged_tile(svs, tmp_path), "openslide")
+    with pytest.raises(UnreadableSlide, match="cannot decode x 0, y 0"):
+        reader.read(0, 0, 240, 240)
+    np.testing.assert_array_equal(reader.read(1000, 1000, 50, 50), open_slide(svs).read(1000, 1000, 50, 50))
+
+
+@pytest.mark.parametrize("reader", ["cucim", "openslide"])
+def test_a_thumbnail_is_the_same_in_one_piece_or_in_strips(svs, reader, monkeypatch):
+    slide = open_slide(svs, reader)
+    whole = slide.thumbnail(500)
+    monkeypatch.setattr(base, "STRIP_PIXELS", 2220 * 100)
+    np.testing.assert_array_equal(slide.thumbnail(500), whole)

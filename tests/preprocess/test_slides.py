@@ -91,6 +91,18 @@ def test_the_fingerprint_of_a_dicom_slide_covers_all_its_files(dicom, tmp_path):
     for instance in dicom.glob("*.dcm"):
         (copy / instance.name).write_bytes(instance.read_bytes())
     assert fingerprint(copy) == fingerprint(dicom)
+    sorted(copy.glob("*.dcm"))[0].rename(copy / "renamed.dcm")
+    assert fingerprint(copy) == fingerprint(dicom)
     last = sorted(copy.glob("*.dcm"))[-1]
     last.write_bytes(last.read_bytes() + b"\0")
     assert fingerprint(copy) != fingerprint(dicom)
+
+
+def test_an_instance_of_a_folder_slide_may_not_lead_out_either(roots):
+    folder = roots.roots["wsi"] / "dicom"
+    folder.mkdir()
+    (folder / "a.dcm").touch()
+    assert roots.resolve("wsi/dicom") == folder
+    (folder / "b.dcm").symlink_to(roots.roots["wsi"].parent / "outside" / "secret.svs")
+    with pytest.raises(SlideNotFound, match="leads out"):
+        roots.resolve("wsi/dicom")

@@ -108,6 +108,8 @@ def test_spot_tables(tmp_path, text, names, centers):
         ("x,y\n1\n", "line 2"),
         ("x,y\n1,abc\n", "line 2: x='1', y='abc'"),
         ("name,x,y\na,1,2\na,3,4\n", "'a' appears twice"),
+        ("x,y\n1e12,5\n", "line 2"),
+        ("x,y\n" + "9" * 200_000 + ",5\n", "field larger than"),
     ],
 )
 def test_bad_spot_tables_name_the_line(tmp_path, text, message):

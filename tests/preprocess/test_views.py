@@ -135,14 +135,15 @@ def test_counts_say_what_was_read(svs):
 
 def test_a_region_that_cannot_be_decoded_costs_its_own_spots():
     class HalfBroken(SlideReader):
-        name, path, size, resolution, resident_bytes = "test", Path("half.svs"), (8192, 1024), None, 0
+        name, path, size, resolution = "test", Path("half.svs"), (8192, 1024), None
+        levels, resident_bytes = [(8192, 1024)], 0
 
         def read(self, left, top, width, height):
             if left + width > 5000:
                 raise UnreadableSlide("half.svs", "damaged tile")
             return np.full((height, width, 3), 9, np.uint8)
 
-        def overview(self, max_px):
+        def read_level(self, level, top, height):
             raise NotImplementedError
 
         def close(self):

@@ -6,7 +6,7 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 from m2ost_preprocess import contract, serving
 from m2ost_preprocess.decoder import Decoder
-from m2ost_preprocess.errors import PreprocessError
+from m2ost_preprocess.errors import PreprocessError, UnreadableSlide
 from m2ost_preprocess.slides import SlideRoots
 from m2ost_preprocess.views import TilingCounts
 
@@ -53,6 +53,9 @@ class TritonPythonModel:
                 )
             except PreprocessError as error:
                 errors[slide] = error
+            except Exception as error:  # one slide's surprise must not fail the requests of others
+                errors[slide] = UnreadableSlide(slide, f"unexpected {type(error).__name__}: {error}")
+            if slide in errors:
                 statuses[rows, 0] = contract.RowStatus.SLIDE_UNAVAILABLE
         for name, counter in self._counters.items():
             counter.increment(getattr(counts, name))

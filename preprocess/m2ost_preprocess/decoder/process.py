@@ -22,7 +22,7 @@ from ..readers.base import Pixels
 from ..views import Centers, Scales, Statuses, TilingCounts
 from .protocol import CutViews, Describe, SlideInfo, ViewsCut, view_arrays
 
-JOB_TIMEOUT_S = 300.0
+JOB_TIMEOUT_S = 60.0
 """A decoder that has not answered by then is taken for hung and killed."""
 
 
@@ -63,7 +63,7 @@ class Decoder:
         ours, theirs = socket.socketpair()
         with theirs:
             self._child = subprocess.Popen(
-                [_python(), "-m", f"{__package__}.worker", str(theirs.fileno()), str(self._buffer_fd)],
+                [_python(), "-P", "-m", f"{__package__}.worker", str(theirs.fileno()), str(self._buffer_fd)],
                 pass_fds=(theirs.fileno(), self._buffer_fd),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
@@ -109,7 +109,11 @@ class Decoder:
         ------
         SlideError
             If the slide cannot be opened or the child died on it.
+        ValueError
+            If there are more than 256 spots.
         """
+        if len(centers) > MAX_ROWS:
+            raise ValueError(f"{len(centers)} spots in one job; at most {MAX_ROWS}")
         with self._lock:
             answer: ViewsCut = self._ask(CutViews(str(path), centers, scales, self._geometry), path)
             for target, source in zip(out, view_arrays(self._buffer, self._geometry, len(centers)), strict=True):
@@ -119,9 +123,11 @@ class Decoder:
         return answer.statuses
 
     def close(self) -> None:
-        """End the child."""
+        """End the child and free the buffer; the decoder cannot be used again."""
         with self._lock:
             self._stop()
+            self._buffer.close()
+            os.close(self._buffer_fd)
 
     def __enter__(self) -> Decoder:
         return self

@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 
 from ..errors import PreprocessError, UnknownResolution, UnreadableSlide
-from ..readers import Resolution, SlideReader, identify, open_slide
+from ..readers import Resolution, SlideReader, identify, native_errors, open_slide
 from ..readers.base import MPP_PLAUSIBLE
-from ..slides import fingerprint
+from ..slides import fingerprint, slide_files
 from ..spots import Spots, grid
 from ..tissue import MASK_PX, tissue_mask
 from ..views import TilingCounts, cut_views
@@ -36,8 +36,8 @@ class OpenSlides:
 
     def get(self, path: str) -> SlideReader:
         """The reader of ``path``."""
-        stat = Path(path).stat()
-        key = (path, stat.st_mtime_ns, stat.st_size)
+        stats = [file.stat() for file in slide_files(Path(path))]
+        key = (path, max(s.st_mtime_ns for s in stats), sum(s.st_size for s in stats))
         if key not in self._readers:
             self._readers[key] = open_slide(Path(path))
             while len(self._readers) > 1 and (
@@ -81,7 +81,7 @@ def describe(slides: OpenSlides, job: Describe) -> SlideInfo:
         fingerprint=fingerprint(path),
         tissue_fraction=float(mask.mean()),
         pitch_px=spots.pitch_px,
-        centers=spots.centers,
+        centers=np.floor(spots.centers),
         names=spots.names,
         thumbnail=mask_source if job.overview_px == MASK_PX else reader.thumbnail(job.overview_px),
     )
@@ -101,6 +101,7 @@ def main() -> None:
     pipe = Connection(socket_fd)
     buffer = mmap.mmap(buffer_fd, 0)
     slides = OpenSlides()
+    native_errors.install()
     while True:
         try:
             job = pipe.recv()
@@ -111,8 +112,8 @@ def main() -> None:
             answer = describe(slides, job) if isinstance(job, Describe) else cut(slides, job, buffer)
         except PreprocessError as error:
             answer = error
-        except (OSError, MemoryError) as error:
-            answer = UnreadableSlide(Path(job.path).name, f"{type(error).__name__}: {error}")
+        except Exception as error:  # an answer, whatever it is: the parent takes silence for a crash
+            answer = UnreadableSlide(Path(job.path).name, f"unexpected {type(error).__name__}: {error}")
         try:
             pipe.send(answer)
         except OSError:

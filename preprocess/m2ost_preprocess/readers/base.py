@@ -10,6 +10,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+STRIP_PIXELS = 1 << 25
+"""Most pixels that an overview decodes at once."""
+
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
 
 MPP_PLAUSIBLE = (0.02, 20.0)
@@ -71,9 +74,14 @@ class SlideReader(ABC):
     def read(self, left: int, top: int, width: int, height: int) -> Pixels:
         """Level-0 pixels of a rectangle that lies inside the slide: uint8, shape (height, width, 3), RGB."""
 
+    @property
     @abstractmethod
-    def overview(self, max_px: int) -> Image.Image:
-        """The whole slide as RGB from the cheapest level; its longer side at least ``max_px`` where the file allows."""
+    def levels(self) -> list[tuple[int, int]]:
+        """Width and height of every level of the file's pyramid, level 0 first."""
+
+    @abstractmethod
+    def read_level(self, level: int, top: int, height: int) -> Image.Image:
+        """Rows of a level as RGB, over its full width; ``top`` and ``height`` in pixels of that level."""
 
     @property
     @abstractmethod
@@ -97,7 +105,16 @@ class SlideReader(ABC):
 
     def thumbnail(self, max_px: int) -> Pixels:
         """The whole slide, its longer side at most ``max_px``: uint8, shape (height, width, 3), RGB."""
-        image = self.overview(max_px)
+        level = cheapest_level(self.levels, max_px)
+        width, height = self.levels[level]
+        factor = max(1, max(width, height) // max_px)
+        # In strips: a slide without a pyramid does not fit into memory whole.
+        rows = max(factor, STRIP_PIXELS // width // factor * factor)
+        strips = [
+            np.asarray(self.read_level(level, top, min(rows, height - top)).reduce(factor))
+            for top in range(0, height, rows)
+        ]
+        image = Image.fromarray(np.concatenate(strips))
         image.thumbnail((max_px, max_px), Image.Resampling.BOX)
         return np.asarray(image)
 

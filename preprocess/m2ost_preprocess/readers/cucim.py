@@ -10,7 +10,8 @@ from cucim.clara import CuImage
 from PIL import Image
 
 from ..errors import UnreadableSlide
-from .base import Pixels, Resolution, SlideReader, cheapest_level
+from . import native_errors
+from .base import Pixels, Resolution, SlideReader
 
 
 class CuCimReader(SlideReader):
@@ -54,16 +55,24 @@ class CuCimReader(SlideReader):
     def _region(self, left: int, top: int, width: int, height: int, level: int) -> Pixels:
         try:
             region = self._image.read_region((left, top), (width, height), level)
-            return np.ascontiguousarray(np.asarray(region)[..., :3])
+            pixels = np.ascontiguousarray(np.asarray(region)[..., :3])
         except (RuntimeError, ValueError, OSError) as error:
             raise UnreadableSlide(self.path.name, f"cuCIM cannot decode x {left}, y {top}: {error}") from error
+        printed = native_errors.take()
+        if "ERROR" in printed.upper():
+            raise UnreadableSlide(self.path.name, f"cuCIM cannot decode x {left}, y {top}: {printed.strip()}")
+        return pixels
 
     def read(self, left: int, top: int, width: int, height: int) -> Pixels:
         return self._region(left, top, width, height, 0)
 
-    def overview(self, max_px: int) -> Image.Image:
-        level = cheapest_level(self._levels, max_px)
-        return Image.fromarray(self._region(0, 0, *self._levels[level], level))
+    @property
+    def levels(self) -> list[tuple[int, int]]:
+        return self._levels
+
+    def read_level(self, level: int, top: int, height: int) -> Image.Image:
+        top_0 = round(top * self.size[1] / self._levels[level][1])
+        return Image.fromarray(self._region(0, top_0, self._levels[level][0], height, level))
 
     @property
     def resident_bytes(self) -> int:

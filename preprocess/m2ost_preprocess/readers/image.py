@@ -41,8 +41,12 @@ class ImageReader(SlideReader):
     def read(self, left: int, top: int, width: int, height: int) -> Pixels:
         return self._pixels[top : top + height, left : left + width]
 
-    def overview(self, max_px: int) -> Image.Image:
-        return Image.fromarray(self._pixels).reduce(max(1, max(self.size) // max_px))
+    @property
+    def levels(self) -> list[tuple[int, int]]:
+        return [self.size]
+
+    def read_level(self, level: int, top: int, height: int) -> Image.Image:
+        return Image.fromarray(self._pixels[top : top + height])
 
     @property
     def resident_bytes(self) -> int:
@@ -56,8 +60,10 @@ def probe(path: Path) -> str | None:
     """The image format (``JPEG``, ``PNG``, ``TIFF``) by content, or None."""
     try:
         with _open(path) as image:
+            if isinstance(image, TiffImagePlugin.TiffImageFile):
+                _ = image.n_frames  # walks every directory: a truncated slide lacks one
             return image.format
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError):
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, TypeError, KeyError):
         return None
 
 

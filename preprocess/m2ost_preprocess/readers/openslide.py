@@ -9,7 +9,7 @@ import openslide
 from PIL import Image, ImageColor
 
 from ..errors import UnreadableSlide
-from .base import Pixels, Resolution, SlideReader, cheapest_level
+from .base import Pixels, Resolution, SlideReader
 from .dicom import frames_contradict_header, ycbcr_to_rgb
 
 
@@ -48,9 +48,14 @@ class OpenSlideReader(SlideReader):
         try:
             region = self._slide.read_region((left, top), level, (width, height))
         except openslide.OpenSlideError as error:
+            # OpenSlide's errors stick to the handle: without a new one, every later read would fail too.
+            self._slide.close()
+            self._slide = openslide.OpenSlide(str(self.path))
             raise UnreadableSlide(self.path.name, f"OpenSlide cannot decode x {left}, y {top}: {error}") from error
         if self._is_ycbcr:
-            return Image.fromarray(ycbcr_to_rgb(np.asarray(region.convert("RGB"))))
+            corrected = Image.fromarray(ycbcr_to_rgb(np.asarray(region)[..., :3]))
+            corrected.putalpha(region.getchannel("A"))
+            region = corrected
         if region.getchannel("A").getextrema() == (255, 255):
             return region.convert("RGB")
         backdrop = Image.new("RGBA", region.size, self._background)
@@ -59,9 +64,13 @@ class OpenSlideReader(SlideReader):
     def read(self, left: int, top: int, width: int, height: int) -> Pixels:
         return np.asarray(self._region(left, top, width, height, 0))
 
-    def overview(self, max_px: int) -> Image.Image:
-        level = cheapest_level(list(self._slide.level_dimensions), max_px)
-        return self._region(0, 0, *self._slide.level_dimensions[level], level)
+    @property
+    def levels(self) -> list[tuple[int, int]]:
+        return list(self._slide.level_dimensions)
+
+    def read_level(self, level: int, top: int, height: int) -> Image.Image:
+        top_0 = round(top * self.size[1] / self.levels[level][1])
+        return self._region(0, top_0, self.levels[level][0], height, level)
 
     @property
     def resident_bytes(self) -> int:
