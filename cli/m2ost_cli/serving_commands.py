@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from m2ost_preprocess.contract import RowStatus
 from m2ost_preprocess.slides import SlideRoots
 
 from .common import UserError, needs
@@ -212,7 +213,7 @@ def _summarise(report: PredictReport) -> None:
     print(f"{report.result.name}: {spots['count']} spots{rate}; read by {facts['reader']}, {resolution}")
     for status, count in spots["by_status"].items():
         if status != "OK":
-            print(f"  {count} spots without a value: {status}")
+            print(f"  {count} spots without a value: {status}, {RowStatus[status].reason}")
     for file in report.files:
         print(f"  {shlex.quote(str(file))}")
 

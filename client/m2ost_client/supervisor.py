@@ -100,6 +100,15 @@ class TritonServer:
     installation : Installation, optional
         Found on this machine by default.
 
+    Attributes
+    ----------
+    ports : Ports
+        The ports in use, chosen where 0 was asked for.
+    shm_prefix : str
+        How the names of this server's regions in /dev/shm begin.
+    restarts : int
+        How often the server was replaced so far.
+
     Raises
     ------
     FileNotFoundError
@@ -129,7 +138,7 @@ class TritonServer:
         self._failure: ServerStartError | None = None
         self._thread: threading.Thread | None = None
         self._runtime: Path | None = None
-        self._shm_prefix = f"{_SHM_PREFIX}{os.getpid()}-{secrets.token_hex(4)}-"
+        self.shm_prefix = f"{_SHM_PREFIX}{os.getpid()}-{secrets.token_hex(4)}-"
         self._admin_key = secrets.token_urlsafe(16)
         self.ports = _choose_ports(options.host, options.ports)
 
@@ -161,7 +170,7 @@ class TritonServer:
             "--strict-readiness=true",
             "--exit-on-error=true",
             "--exit-timeout-secs=10",
-            f"--backend-config=python,shm-region-prefix-name={self._shm_prefix}",
+            f"--backend-config=python,shm-region-prefix-name={self.shm_prefix}",
             f"--grpc-address={options.host}",
             f"--grpc-port={ports.grpc}",
             f"--http-address={options.host}",
@@ -298,7 +307,7 @@ class TritonServer:
         assert self._runtime is not None
         command, environment = self.command(self._runtime)
         self._guard = subprocess.Popen(
-            ["/bin/sh", "-c", _GUARD, "m2ost-guard", str(SHM / self._shm_prefix), str(self._runtime)],
+            ["/bin/sh", "-c", _GUARD, "m2ost-guard", str(SHM / self.shm_prefix), str(self._runtime)],
             stdin=subprocess.PIPE,
             start_new_session=True,
             text=True,
@@ -341,7 +350,7 @@ class TritonServer:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-        for leftover in SHM.glob(f"{self._shm_prefix}*"):
+        for leftover in SHM.glob(f"{self.shm_prefix}*"):
             leftover.unlink(missing_ok=True)
         if self._guard is not None:
             self._guard.communicate("all done\n")

@@ -32,9 +32,9 @@ def private_mib(root: psutil.Process, *, descendants: bool) -> float:
     return float(sum(p.memory_full_info().uss for p in processes) / MIB)
 
 
-def shared_mib() -> float:
-    """Shared memory of every server of this project on this machine, in MiB."""
-    return sum(region.stat().st_blocks * 512 for region in SHM.glob("m2ost-*")) / MIB
+def shared_mib(server: TritonServer) -> float:
+    """Shared memory of a server's Python models, in MiB."""
+    return sum(region.stat().st_blocks * 512 for region in SHM.glob(f"{server.shm_prefix}*")) / MIB
 
 
 def measure(release: Path, slide: Path, spots: int, *, seed: int = 0) -> dict[str, Any]:
@@ -79,7 +79,7 @@ async def _stream(server: TritonServer, slide: str, centers: Any) -> list[dict[s
                         "spots": done,
                         "client": private_mib(client, descendants=False),
                         "server": private_mib(triton, descendants=True),
-                        "shared": shared_mib(),
+                        "shared": shared_mib(server),
                     }
                 )
     return samples

@@ -60,13 +60,13 @@ def server(narrow_release, roots):
 
 @pytest.mark.parametrize("model", ["m2ost", "slide_tiler", "slide_info", "row_guard"])
 def test_a_dead_model_process_is_noticed_and_the_server_restarted(server, model):
-    before = set(SHM.glob(f"{server._shm_prefix}*"))
+    before = set(SHM.glob(f"{server.shm_prefix}*"))
     assert before
     process_of(server, f"/{model}/1/model.py").send_signal(signal.SIGSEGV)
     wait_for(lambda: server.restarts == 1, "restart")
     _, status = by_server(server.address, SLIDE, [(800, 800)])
     assert status.tolist() == [RowStatus.OK]
-    assert not before & set(SHM.glob(f"{server._shm_prefix}*")), "the dead server's shared memory is still there"
+    assert not before & set(SHM.glob(f"{server.shm_prefix}*")), "the dead server's shared memory is still there"
     assert any(record.get("event") == "server_restarted" for record in server.log)
 
 
