@@ -57,7 +57,8 @@ def serve(
 ) -> None:
     """Serve a release. Prints JSON log lines; Ctrl-C or SIGTERM stops it cleanly."""
     with needs("client"):
-        from m2ost_client.supervisor import Ports, ServerOptions, TritonServer
+        from m2ost_client.host import Ports
+        from m2ost_client.supervisor import ServerOptions, TritonServer
     if log_level not in _LEVELS:
         raise UserError(f"--log-level must be one of {', '.join(_LEVELS)}")
     options = ServerOptions(

@@ -8,8 +8,9 @@ from .errors import (
     ServerStartError,
     ServerUnavailable,
 )
+from .host import Ports
 from .stream import SpotBatch, SpotStream, StreamOptions
-from .supervisor import Ports, ServerOptions, TritonServer
+from .supervisor import ServerOptions, TritonServer
 
 __all__ = [
     "ClientError",

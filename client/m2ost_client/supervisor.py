@@ -9,7 +9,6 @@ import secrets
 import shlex
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 import threading
@@ -24,6 +23,7 @@ from m2ost_preprocess.slides import SlideRoots
 
 from . import logs
 from .errors import ServerStartError
+from .host import SHM, SHM_PREFIX, Ports, choose_ports, sweep_shared_memory
 from .installation import Installation, find_installation
 from .probe import Health, executions_so_far, probe
 
@@ -31,23 +31,12 @@ RESTRICTED_APIS = ("model-repository", "shared-memory", "statistics", "trace", "
 STOP_GRACE_S = 12.0
 """Time for running requests when a server is stopped, in seconds; Triton itself takes up to ten."""
 
-SHM = Path("/dev/shm")
 DEFAULT_PROFILE = "cpu"
-_SHM_PREFIX = "m2ost-"
 
 _GUARD = 'read -r group || exit; read -r done || { kill -s KILL -- "-$group"; rm -rf "$1"* "$2"; }'
 """A shell that outlives this process by a moment. Told the server's process group, it waits; if its input ends without
 a last word, this process was killed, and it ends the whole group: a Python model that is busy when tritonserver dies
 would otherwise wait for it for ever."""
-
-
-@dataclass(frozen=True)
-class Ports:
-    """TCP ports; 0 means any free one."""
-
-    grpc: int = 0
-    http: int = 0
-    metrics: int = 0
 
 
 @dataclass(frozen=True)
@@ -138,9 +127,9 @@ class TritonServer:
         self._failure: ServerStartError | None = None
         self._thread: threading.Thread | None = None
         self._runtime: Path | None = None
-        self.shm_prefix = f"{_SHM_PREFIX}{os.getpid()}-{secrets.token_hex(4)}-"
+        self.shm_prefix = f"{SHM_PREFIX}{os.getpid()}-{secrets.token_hex(4)}-"
         self._admin_key = secrets.token_urlsafe(16)
-        self.ports = _choose_ports(options.host, options.ports)
+        self.ports = choose_ports(options.host, options.ports)
 
     @property
     def address(self) -> str:
@@ -367,30 +356,3 @@ def _check_profile(options: ServerOptions) -> None:
     known = [DEFAULT_PROFILE, *sorted(path.stem for path in configs.glob("*.pbtxt"))]
     if options.profile not in known:
         raise ServerStartError(f"{options.release} has no profile {options.profile!r}; it has {', '.join(known)}")
-
-
-def sweep_shared_memory() -> None:
-    """Remove shared memory of servers whose supervisor is gone: what a ``kill -9`` leaves behind."""
-    for region in SHM.glob(f"{_SHM_PREFIX}*"):
-        owner = region.name.removeprefix(_SHM_PREFIX).partition("-")[0]
-        if owner.isdigit() and not Path(f"/proc/{owner}").exists():
-            with contextlib.suppress(OSError):  # another user's
-                region.unlink(missing_ok=True)
-
-
-def _choose_ports(host: str, wanted: Ports) -> Ports:
-    """Free ports for every 0; all are held while choosing, so that no two are the same."""
-    with contextlib.ExitStack() as held:
-        chosen = {}
-        for name, port in vars(wanted).items():
-            sock = held.enter_context(socket.socket())
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                sock.bind((host, port))
-                sock.listen()
-            except OSError as error:
-                raise ServerStartError(
-                    f"cannot listen on {host}:{port} for {name}: {error.strerror}; choose another port, or 0 for any"
-                ) from error
-            chosen[name] = sock.getsockname()[1]
-    return Ports(**chosen)

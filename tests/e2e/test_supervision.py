@@ -16,7 +16,7 @@ import psutil
 import pytest
 import tritonclient.grpc as triton
 from m2ost_client import ServerOptions, ServerStartError, SpotStream, StreamOptions, TritonServer
-from m2ost_client.supervisor import SHM, sweep_shared_memory
+from m2ost_client.host import SHM, sweep_shared_memory
 from m2ost_loadtests import soak
 from m2ost_preprocess.contract import RowStatus, ViewGeometry
 

@@ -1,0 +1,50 @@
+"""What a server takes from its host: ports, and shared memory that must not outlive it."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+
+from .errors import ServerStartError
+
+SHM = Path("/dev/shm")
+SHM_PREFIX = "m2ost-"
+"""Regions of a server are named after this and the process id of its supervisor."""
+
+
+@dataclass(frozen=True)
+class Ports:
+    """TCP ports; 0 means any free one."""
+
+    grpc: int = 0
+    http: int = 0
+    metrics: int = 0
+
+
+def sweep_shared_memory() -> None:
+    """Remove shared memory of servers whose supervisor is gone: what a ``kill -9`` leaves behind."""
+    for region in SHM.glob(f"{SHM_PREFIX}*"):
+        owner = region.name.removeprefix(SHM_PREFIX).partition("-")[0]
+        if owner.isdigit() and not Path(f"/proc/{owner}").exists():
+            with contextlib.suppress(OSError):  # another user's
+                region.unlink(missing_ok=True)
+
+
+def choose_ports(host: str, wanted: Ports) -> Ports:
+    """Free ports for every 0; all are held while choosing, so that no two are the same."""
+    with contextlib.ExitStack() as held:
+        chosen = {}
+        for name, port in vars(wanted).items():
+            sock = held.enter_context(socket.socket())
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                sock.bind((host, port))
+                sock.listen()
+            except OSError as error:
+                raise ServerStartError(
+                    f"cannot listen on {host}:{port} for {name}: {error.strerror}; choose another port, or 0 for any"
+                ) from error
+            chosen[name] = sock.getsockname()[1]
+    return Ports(**chosen)
