@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import signal
 import urllib.request
 from pathlib import Path
 
@@ -70,6 +71,11 @@ def by_server(address: str, slide: str, centers, scale: float = 1.0, **options):
         return expression, status
 
     return asyncio.run(stream())
+
+
+def heed_ctrl_c():
+    """For ``preexec_fn``: a shell that starts tests in the background has its children ignore SIGINT."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def raw_request(slides, centers):

@@ -18,7 +18,7 @@ from m2ost_client.host import SHM
 from m2ost_preprocess.spots import read_spots
 from PIL import Image
 
-from .conftest import by_pytorch
+from .conftest import by_pytorch, heed_ctrl_c
 
 M2OST = Path(sys.executable).with_name("m2ost")
 
@@ -187,7 +187,8 @@ def test_a_full_disk(narrow_server, tmp_path):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_cancelling_leaves_no_half_written_file_and_no_server(paper_release, svs, tmp_path, number):
     command = [M2OST, "predict", svs, "--release", paper_release, "--out", tmp_path, "--pitch-um", "30"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    process = subprocess.Popen(command, text=True, preexec_fn=heed_ctrl_c, **pipes)
     family = []
     deadline = time.monotonic() + 60
     while len(family) < 7 and time.monotonic() < deadline:

@@ -20,7 +20,7 @@ from m2ost_client.host import SHM, sweep_shared_memory
 from m2ost_loadtests import soak
 from m2ost_preprocess.contract import RowStatus, ViewGeometry
 
-from .conftest import by_pytorch, by_server, raw_request
+from .conftest import by_pytorch, by_server, heed_ctrl_c, raw_request
 
 SLIDE = "wsi/CMU-1-Small-Region.svs"
 M2OST = Path(sys.executable).with_name("m2ost")
@@ -123,7 +123,8 @@ def test_a_server_that_keeps_dying_is_given_up(narrow_release, roots):
 
 def serve(release, slides, *arguments):
     command = [M2OST, "serve", release, "--slides", f"wsi={slides}", *arguments]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return subprocess.Popen(command, text=True, preexec_fn=heed_ctrl_c, **pipes)
 
 
 FREE = ("--grpc-port", "0", "--http-port", "0", "--metrics-port", "0")
