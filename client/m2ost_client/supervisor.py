@@ -32,6 +32,8 @@ STOP_GRACE_S = 12.0
 """Time for running requests when a server is stopped, in seconds; Triton itself takes up to ten."""
 
 DEFAULT_PROFILE = "cpu"
+ENV_METRICS_URL = "M2OST_METRICS_URL"
+"""Environment variable of the server: where its own metrics are read."""
 
 _GUARD = 'read -r group || exit; read -r done || { kill -s KILL -- "-$group"; rm -rf "$1"* "$2"; }'
 """A shell that outlives this process by a moment. Told the server's process group, it waits; if its input ends without
@@ -172,7 +174,11 @@ class TritonServer:
         backends = self._installation.backend_directory(runtime)
         if backends is not None:
             command.append(f"--backend-directory={backends}")
-        return command, {**self._installation.environment, **options.roots.to_environment()}
+        return command, {
+            **self._installation.environment,
+            **options.roots.to_environment(),
+            ENV_METRICS_URL: self.metrics_url,
+        }
 
     def print_command(self) -> str:
         """The command as one line for a shell."""
