@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
+import re
+import urllib.request
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +66,38 @@ def cpu_session(onnx: Path) -> tuple[Any, Any]:
     return ort.InferenceSession(onnx, options, providers=["CPUExecutionProvider"]), large_run
 
 
+METRICS_URL_ENV = "M2OST_METRICS_URL"
+"""Environment variable with the address of the server's own metrics, where it is not Triton's default."""
+
+_PENDING = re.compile(r'^nv_inference_pending_request_count\{model="(\w+)"[^}]*\} (\d+)', re.MULTILINE)
+
+
+def waiting_requests(models: Sequence[str]) -> int:
+    """Requests that wait in this server's queues, as the server's own metrics count them.
+
+    The pipeline's limit is kept by this count and not by Triton's ``max_queue_size`` or queue timeouts. With one of
+    those set, Triton's batcher prepares no batch while the instance is busy and afterwards looks for it every 500 ms
+    only (``SupportPrefetching`` in its scheduler): measured on two cores, a tenth of the engine's time.
+
+    Parameters
+    ----------
+    models : sequence of str
+        Whose queues.
+
+    Raises
+    ------
+    OSError
+        If the metrics do not answer within a second; says which variable gives their address.
+    """
+    url = os.environ.get(METRICS_URL_ENV, "http://localhost:8002/metrics")
+    try:
+        with urllib.request.urlopen(url, timeout=1.0) as answer:
+            page = answer.read().decode()
+    except (OSError, http.client.HTTPException) as error:
+        raise OSError(f"{url}: {error}; set {METRICS_URL_ENV} to this server's metrics") from error
+    return sum(int(count) for model, count in _PENDING.findall(page) if model in models)
+
+
 def parameters(config_json: str) -> dict[str, str]:
     """The string parameters of a model's config, from ``args['model_config']``."""
     raw = json.loads(config_json).get("parameters", {})
@@ -85,7 +121,7 @@ def triton_error(pb_utils: Any, error: PreprocessError) -> Any:
 
 
 def wrong_release(pb_utils: Any, request: Any, release_sha256: str) -> Any | None:
-    """The refusal of a request that was meant for another release (parameter ``release``), or None.
+    """A ``TritonError`` for a request that was meant for another release (parameter ``release``), or None.
 
     A client that reconnects to a server with a new release is told so, and mixes no two within one slide.
     """
@@ -93,7 +129,7 @@ def wrong_release(pb_utils: Any, request: Any, release_sha256: str) -> Any | Non
     if expected == release_sha256:
         return None
     message = f"this server serves release {release_sha256}, the request is for {expected}"
-    return pb_utils.InferenceResponse(error=pb_utils.TritonError(message, pb_utils.TritonError.INVALID_ARG))
+    return pb_utils.TritonError(message, pb_utils.TritonError.INVALID_ARG)
 
 
 def text(value: Any) -> str:

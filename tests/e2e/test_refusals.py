@@ -24,7 +24,7 @@ from m2ost_preprocess.contract import RowStatus
 from m2ost_preprocess.decoder import Decoder
 from tritonclient.utils import InferenceServerException
 
-from .conftest import NARROW, by_server, make_release, raw_request
+from .conftest import NARROW, by_server, make_release, metrics_of, raw_request
 
 SLIDE = "wsi/CMU-1-Small-Region.svs"
 
@@ -186,8 +186,8 @@ def test_an_onnx_file_that_is_not_the_releases(narrow_release, roots, tmp_path):
         pass
 
 
-def test_a_full_queue_is_waited_out(narrow_server):
-    # 80 requests at once against a tiler queue of 64: some are refused, retried, and every spot comes back.
+def test_an_overload_is_waited_out(narrow_server):
+    # 300 requests at once where 64 may wait: some are refused unread, sent again, and every spot comes back.
     centers = np.random.default_rng(2).integers(200, 2000, (640, 2))
 
     async def flood():
@@ -198,9 +198,11 @@ def test_a_full_queue_is_waited_out(narrow_server):
                 assert not batch.status.any()
             return done, stream.retries
 
+    before = metrics_of(narrow_server)["m2ost_tiler_spots_total{slide_tiler}"]
     done, retries = asyncio.run(flood())
     assert done == 640
     assert retries > 0
+    assert metrics_of(narrow_server)["m2ost_tiler_spots_total{slide_tiler}"] - before == 640
 
 
 def test_leaving_the_loop_cancels_the_rest(narrow_server):

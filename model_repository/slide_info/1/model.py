@@ -6,7 +6,7 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 from m2ost_preprocess import contract, serving
 from m2ost_preprocess.decoder import Decoder
-from m2ost_preprocess.errors import PreprocessError
+from m2ost_preprocess.errors import PreprocessError, UnreadableSlide
 from m2ost_preprocess.slides import SlideRoots
 
 
@@ -23,12 +23,14 @@ class TritonPythonModel:
         return [self._answer(request) for request in requests]
 
     def _answer(self, request):
+        slide = serving.text(pb_utils.get_input_tensor_by_name(request, contract.SLIDE).as_numpy().reshape(-1)[0])
         try:
-            slide = serving.text(pb_utils.get_input_tensor_by_name(request, contract.SLIDE).as_numpy().reshape(-1)[0])
             info = self._decoder.describe(
                 self._roots.resolve(slide), pitch_um=_number(request, "PITCH_UM"), mpp=_number(request, "MPP")
             )
-        except PreprocessError as error:
+        except Exception as surprise:
+            known = isinstance(surprise, PreprocessError)
+            error = surprise if known else UnreadableSlide(slide, f"unexpected {type(surprise).__name__}: {surprise}")
             pb_utils.Logger.log_warn(
                 serving.log_line("slide_refused", request_id=request.request_id(), slide=slide, error=str(error))
             )

@@ -16,6 +16,11 @@ COUNTERS = {
     "decoded_px": "level-0 pixels read",
 }
 
+MAX_WAITING = 64
+"""Requests that may wait for tiler and engine. A tiled one holds its views: 14 MiB at 32 rows, 0.9 GiB in all."""
+
+QUEUES = (contract.MODEL_TILER, contract.MODEL_ENGINE)
+
 
 class TritonPythonModel:
     """Cuts the views of all rows of an execution, slide by slide, so that requests on one slide share its regions."""
@@ -37,6 +42,24 @@ class TritonPythonModel:
 
     def execute(self, requests):
         started = time.monotonic()
+        waiting = _waiting_requests()
+        refusals = [_overload(waiting) or serving.wrong_release(pb_utils, r, self._release) for r in requests]
+        answers = iter(self._tile([r for r, refusal in zip(requests, refusals, strict=True) if refusal is None]))
+        responses = []
+        for request, refusal in zip(requests, refusals, strict=True):
+            if refusal is None:
+                response, facts = next(answers)
+                _log(request, "tiled", **facts, execution_s=round(time.monotonic() - started, 4))
+            else:
+                response = pb_utils.InferenceResponse(error=refusal)
+                _log(request, "refused", errors=[refusal.message()])
+            responses.append(response)
+        return responses
+
+    def _tile(self, requests):
+        """(response, facts for the log) of each request."""
+        if not requests:
+            return []
         slides = [[serving.text(v) for v in _array(r, contract.SLIDE).reshape(-1)] for r in requests]
         centers = np.concatenate([_array(r, contract.CENTER) for r in requests])
         scales = np.concatenate([_array(r, contract.SCALE).reshape(-1) for r in requests])
@@ -59,15 +82,19 @@ class TritonPythonModel:
                 statuses[rows, 0] = contract.RowStatus.SLIDE_UNAVAILABLE
         for name, counter in self._counters.items():
             counter.increment(getattr(counts, name))
-        seconds = time.monotonic() - started
-        responses, first = [], 0
-        for request, request_slides in zip(requests, slides, strict=True):
+        answers, first = [], 0
+        for request_slides in slides:
             rows = slice(first, first + len(request_slides))
             first = rows.stop
-            refusal = serving.wrong_release(pb_utils, request, self._release)
-            responses.append(refusal or self._respond(request_slides, errors, views, statuses, rows))
-            self._log(request, request_slides, statuses[rows], errors, seconds)
-        return responses
+            response = self._respond(request_slides, errors, views, statuses, rows)
+            facts = {
+                "slides": sorted(set(request_slides)),
+                "rows": len(request_slides),
+                "rows_without_value": int(np.count_nonzero(statuses[rows])),
+                "errors": [str(errors[s]) for s in sorted(set(request_slides)) if s in errors],
+            }
+            answers.append((response, facts))
+        return answers
 
     def _respond(self, slides, errors, views, statuses, rows):
         if all(slide in errors for slide in slides):
@@ -75,21 +102,29 @@ class TritonPythonModel:
         tensors = [pb_utils.Tensor(n, v[rows]) for n, v in zip(self._geometry.names, views, strict=True)]
         return pb_utils.InferenceResponse([*tensors, pb_utils.Tensor(contract.STATUS, statuses[rows])])
 
-    def _log(self, request, slides, statuses, errors, seconds):
-        failed = int(np.count_nonzero(statuses))
-        line = serving.log_line(
-            "tiled",
-            request_id=request.request_id(),
-            slides=sorted(set(slides)),
-            rows=len(slides),
-            rows_without_value=failed,
-            errors=[str(errors[s]) for s in sorted(set(slides)) if s in errors],
-            execution_s=round(seconds, 4),
-        )
-        (pb_utils.Logger.log_warn if failed else pb_utils.Logger.log_info)(line)
-
     def finalize(self):
         self._decoder.close()
+
+
+def _waiting_requests():
+    try:
+        return serving.waiting_requests(QUEUES)
+    except OSError as error:
+        pb_utils.Logger.log_warn(serving.log_line("backlog_unknown", error=str(error)))
+        return 0
+
+
+def _overload(waiting):
+    """The refusal of a request while too many wait, or None; a new object each time, as a stub cannot send one twice."""
+    if waiting <= MAX_WAITING:
+        return None
+    message = f"{waiting} requests wait for this server, {MAX_WAITING} may; send this one again later"
+    return pb_utils.TritonError(message, pb_utils.TritonError.UNAVAILABLE)
+
+
+def _log(request, event, **facts):
+    line = serving.log_line(event, request_id=request.request_id(), **facts)
+    (pb_utils.Logger.log_warn if facts["errors"] or facts.get("rows_without_value") else pb_utils.Logger.log_info)(line)
 
 
 def _array(request, name):
