@@ -5,13 +5,16 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 from .contract import ENV_SLIDE_ROOTS
 from .errors import SlideNotFound
 from .readers import primary_file
+from .readers.dicom import series_uid
 
 MAX_NAME_BYTES = 1024
 _BLOCK = 1 << 16
@@ -47,12 +50,29 @@ class SlideRoots:
 
     @classmethod
     def from_environment(cls) -> SlideRoots:
-        """The roots that the server was started with; none where the variable is unset."""
+        """The roots that the server was started with.
+
+        Returns
+        -------
+        SlideRoots
+            Empty where the variable is unset.
+
+        Raises
+        ------
+        ValueError
+            If the variable is not JSON or names no usable root.
+        """
         raw = json.loads(os.environ.get(ENV_SLIDE_ROOTS, "{}"))
         return cls({name: Path(folder) for name, folder in raw.items()})
 
     def to_environment(self) -> dict[str, str]:
-        """The environment variable that hands the roots to a server."""
+        """The environment variable that hands the roots to a server.
+
+        Returns
+        -------
+        dict of str to str
+            Name → value.
+        """
         return {ENV_SLIDE_ROOTS: json.dumps({name: str(folder) for name, folder in self.roots.items()})}
 
     def resolve(self, name: str) -> Path:
@@ -63,10 +83,16 @@ class SlideRoots:
         name : str
             ``root/relative/path``: no ``..``, no empty or ``.`` part, not absolute, not over 1,024 bytes.
 
+        Returns
+        -------
+        Path
+            Absolute, without symbolic links.
+
         Raises
         ------
         SlideNotFound
-            If the name is malformed, the root unknown, the file missing, or a symbolic link leads out of the root.
+            If the name is malformed, the root unknown, the file missing, or a symbolic link leads out of the root, be
+            it that of another file of the slide.
         """
         shown = name if len(name) <= 200 else name[:200] + "…"
         parts = name.split("/")
@@ -83,15 +109,15 @@ class SlideRoots:
         inside = _as_bytes(str(root)).rstrip(b"/") + b"/"
         try:
             path = os.path.realpath(inside + "/".join(parts[1:]).encode(), strict=True)
-            # A folder is a slide of several files: none of them may lead out either.
-            files = [e.path for e in os.scandir(path) if e.name.endswith(b".dcm")] if os.path.isdir(path) else [path]
-            real = [os.path.realpath(file, strict=True) for file in files]
+            # A slide may be several files: none of them may lead out either.
+            files = slide_files(Path(os.fsdecode(path))) if path.startswith(inside) else []
+            real = [os.path.realpath(os.fsencode(file), strict=True) for file in files]
+        except SlideNotFound as error:
+            raise SlideNotFound(shown, error.message) from error
         except (OSError, ValueError) as error:
             raise SlideNotFound(shown, "no such slide on the server") from error
         if not all(file.startswith(inside) for file in (path, *real)):
             raise SlideNotFound(shown, "leads out of its slide root")
-        if not all(os.path.isfile(file) for file in real):
-            raise SlideNotFound(shown, "is not a regular file")
         return Path(_as_text(path))
 
 
@@ -119,6 +145,13 @@ def fingerprint(path: Path) -> str:
     -------
     str
         64 hexadecimal digits.
+
+    Raises
+    ------
+    SlideNotFound
+        If there is no such slide.
+    OSError
+        If one of its files cannot be read.
     """
     digests = []
     for file in slide_files(path):
@@ -133,6 +166,45 @@ def fingerprint(path: Path) -> str:
 
 
 def slide_files(path: Path) -> list[Path]:
-    """The files that make a slide: itself, or all DICOM instances of its folder."""
+    """The files that make a slide.
+
+    Parameters
+    ----------
+    path : Path
+        The slide's file, or its folder of DICOM instances.
+
+    Returns
+    -------
+    list of Path
+        For DICOM every file of its folder, under whatever name, that is of the same series or does not say of which;
+        for MRXS the file and those of its companion folder; else the file alone.
+
+    Raises
+    ------
+    SlideNotFound
+        If there is no such slide.
+    OSError
+        If its folder cannot be listed.
+    """
     first = primary_file(path)
-    return sorted(first.parent.glob("*.dcm")) if first.suffix.lower() == ".dcm" else [first]
+    if first.suffix.lower() == ".mrxs" and (companion := first.with_suffix("")).is_dir():
+        return [first, *sorted(file for file in companion.iterdir() if file.is_file())]
+    series = _series(first)
+    if series is None:
+        return [first]
+    return sorted(file for file in first.parent.iterdir() if file == first or _series(file) in (series, b""))
+
+
+def _series(file: Path) -> bytes | None:
+    """The DICOM series of a file; None where it is no file, not DICOM, or unreadable."""
+    try:
+        now = file.stat()
+        return _read_series(file, now.st_mtime_ns, now.st_size) if stat.S_ISREG(now.st_mode) else None
+    except OSError:
+        return None
+
+
+@lru_cache(maxsize=1 << 14)
+def _read_series(file: Path, mtime_ns: int, size_bytes: int) -> bytes | None:
+    """The DICOM series of a file as it stood then: only a file that changes is read anew."""
+    return series_uid(file)

@@ -38,7 +38,17 @@ class SlideFormat:
 
 
 def primary_file(path: Path) -> Path:
-    """The file to open for a slide: itself, or for a folder of DICOM instances the first of them.
+    """The file to open for a slide.
+
+    Parameters
+    ----------
+    path : Path
+        A file, or a folder of DICOM instances.
+
+    Returns
+    -------
+    Path
+        The file itself, or the first ``.dcm`` file of the folder, by name.
 
     Raises
     ------
@@ -46,7 +56,7 @@ def primary_file(path: Path) -> Path:
         If there is no such file, or a folder without ``.dcm`` files.
     """
     if path.is_dir():
-        instances = sorted(path.glob("*.dcm"))
+        instances = sorted(file for file in path.iterdir() if file.suffix.lower() == ".dcm" and file.is_file())
         if not instances:
             raise SlideNotFound(path.name, "is a folder without .dcm files; name the slide file itself")
         return instances[0]
@@ -62,6 +72,10 @@ def identify(path: Path) -> SlideFormat:
     ----------
     path : Path
         A file, or a folder of DICOM instances.
+
+    Returns
+    -------
+    SlideFormat
 
     Raises
     ------
@@ -99,9 +113,16 @@ def open_slide(path: Path, reader: str = "auto") -> SlideReader:
     reader : {"auto", "cucim", "openslide", "image"}
         An explicit choice is used as it is: where that reader cannot serve, the call fails.
 
+    Returns
+    -------
+    SlideReader
+
     Raises
     ------
-    SlideNotFound, UnreadableSlide
+    SlideNotFound
+        If there is no such file.
+    UnreadableSlide
+        If the reader cannot open it.
     ValueError
         If ``reader`` is not a reader's name.
     """
