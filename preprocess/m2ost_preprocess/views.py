@@ -58,6 +58,11 @@ def spatial_order(centers: Any) -> np.ndarray[Any, np.dtype[np.intp]]:
     ----------
     centers : array_like, shape (n, 2)
         x, y in level-0 pixels.
+
+    Returns
+    -------
+    ndarray of intp, shape (n,)
+        A permutation of the rows.
     """
     positions = np.asarray(centers).reshape(-1, 2)
     square = np.floor_divide(positions, REGION_PX)
@@ -65,7 +70,22 @@ def spatial_order(centers: Any) -> np.ndarray[Any, np.dtype[np.intp]]:
 
 
 def row_statuses(size: tuple[int, int], centers: Centers, scales: Scales) -> Statuses:
-    """Which rows can be cut from a slide of ``size`` (width, height): ``RowStatus`` values, int32, shape (n,)."""
+    """Which rows can be cut from a slide.
+
+    Parameters
+    ----------
+    size : (int, int)
+        Width and height of the slide in level-0 pixels.
+    centers : ndarray of int32, shape (n, 2)
+        x, y in level-0 pixels.
+    scales : ndarray of float32, shape (n,)
+        Level-0 pixels per view pixel of the finest view.
+
+    Returns
+    -------
+    ndarray of int32, shape (n,)
+        ``RowStatus``: OK, OUTSIDE_SLIDE or BAD_SCALE.
+    """
     statuses = np.full(len(centers), RowStatus.OK, np.int32)
     inside = (centers >= 0).all(axis=1) & (centers < np.asarray(size)).all(axis=1)
     statuses[~inside] = RowStatus.OUTSIDE_SLIDE
@@ -124,11 +144,13 @@ def cut_views(
     Returns
     -------
     ndarray of int32, shape (n,)
-        A ``RowStatus`` a row. A region that cannot be decoded costs its own spots only.
+        A ``RowStatus`` a row. Damage costs exactly the spots whose own windows cannot be decoded.
     """
     counts = TilingCounts() if counts is None else counts
     statuses = row_statuses(reader.size, centers, scales)
-    for rows in _groups(centers, scales, np.flatnonzero(statuses == RowStatus.OK)):
+    groups = list(_groups(centers, scales, np.flatnonzero(statuses == RowStatus.OK)))
+    while groups:
+        rows = groups.pop()
         windows = {int(i): geometry.windows((int(centers[i, 0]), int(centers[i, 1])), float(scales[i])) for i in rows}
         flat = [w for spot in windows.values() for w in spot]
         left, top = min(x for x, _, _ in flat), min(y for _, y, _ in flat)
@@ -136,7 +158,11 @@ def cut_views(
         try:
             region = Image.fromarray(reader.read_padded(left, top, right - left, bottom - top))
         except SlideError:
-            statuses[rows] = RowStatus.DECODE_FAILED
+            # A row's value must not depend on its company: rows that failed together are tried alone.
+            if len(rows) > 1:
+                groups.extend(rows.reshape(-1, 1))
+            else:
+                statuses[rows] = RowStatus.DECODE_FAILED
             continue
         counts.regions += 1
         counts.decoded_px += _area_inside(reader.size, left, top, right, bottom)

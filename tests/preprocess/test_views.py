@@ -133,7 +133,7 @@ def test_counts_say_what_was_read(svs):
     assert counts == TilingCounts(spots=3, regions=2, decoded_px=906 * 896 + 449 * 449)
 
 
-def test_a_region_that_cannot_be_decoded_costs_its_own_spots():
+def test_damage_costs_the_spots_whose_windows_touch_it_and_no_other():
     class HalfBroken(SlideReader):
         name, path, size, resolution = "test", Path("half.svs"), (8192, 1024), None
         levels, resident_bytes = [(8192, 1024)], 0
@@ -149,10 +149,14 @@ def test_a_region_that_cannot_be_decoded_costs_its_own_spots():
         def close(self):
             pass
 
-    views, statuses = cut(HalfBroken(), [(1000, 500), (7000, 500), (1200, 500)])
-    assert statuses.tolist() == [RowStatus.OK, RowStatus.DECODE_FAILED, RowStatus.OK]
-    assert views[0][[0, 2]].min() == 9
-    assert not views[0][1].any()
+    centers = [(1000, 500), (7000, 500), (1200, 500), (4600, 500), (4500, 500), (4552, 500), (4553, 500)]
+    views, statuses = cut(HalfBroken(), centers)
+    ok, failed = RowStatus.OK, RowStatus.DECODE_FAILED
+    assert statuses.tolist() == [ok, failed, ok, failed, ok, ok, failed]
+    assert views[0][statuses == ok].min() == 9
+    assert not views[0][statuses == failed].any()
+    alone = [cut(HalfBroken(), [center])[1][0] for center in centers]
+    assert statuses.tolist() == alone
 
 
 def test_no_rows_are_no_work(svs):
