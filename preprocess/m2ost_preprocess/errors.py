@@ -1,4 +1,4 @@
-"""Errors of the ground floor.
+"""Errors of the ground floor about slides and spots; a caller's mistake is a ``ValueError`` or ``RuntimeError``.
 
 ::
 
@@ -6,7 +6,7 @@
     ├── SlideError              about one slide; carries its name
     │   ├── SlideNotFound       no such file, or not under an allowed root
     │   ├── UnreadableSlide     not a slide, truncated, corrupt, or its reader died
-    │   └── UnknownResolution   a physical unit was asked for and the slide has no µm/px
+    │   └── UnknownResolution   a physical unit was asked for and there is no plausible µm/px
     └── SpotError               a spot file or spot coordinates cannot be used
 """
 
@@ -14,7 +14,7 @@ from __future__ import annotations
 
 
 class PreprocessError(Exception):
-    """Base of every error that ``m2ost_preprocess`` raises on purpose."""
+    """Base of every error about slides and spots."""
 
 
 class SlideError(PreprocessError):
@@ -46,7 +46,7 @@ class UnreadableSlide(SlideError):
 
 
 class UnknownResolution(SlideError):
-    """µm/px is needed and the slide does not carry it."""
+    """µm/px is needed, and neither the slide nor the caller gives a plausible one."""
 
 
 class SpotError(PreprocessError):

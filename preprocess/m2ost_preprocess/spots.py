@@ -46,7 +46,7 @@ class Spots:
         return len(self.names)
 
 
-def grid(size: tuple[int, int], mask: Mask, pitch_px: float, *, source: str = "grid") -> Spots:
+def grid(size: tuple[int, int], mask: Mask, pitch_px: float) -> Spots:
     """A square grid over the tissue.
 
     Parameters
@@ -57,8 +57,6 @@ def grid(size: tuple[int, int], mask: Mask, pitch_px: float, *, source: str = "g
         Tissue, on an overview of the whole slide.
     pitch_px : float
         Distance between spots in level-0 pixels.
-    source : str
-        What to record as the spots' source.
 
     Returns
     -------
@@ -82,7 +80,7 @@ def grid(size: tuple[int, int], mask: Mask, pitch_px: float, *, source: str = "g
     centers = (np.stack([column, row], axis=1) + 0.5) * pitch_px
     inside = (centers[:, 0] < width) & (centers[:, 1] < height)
     names = tuple(f"{c}x{r}" for c, r in zip(column[inside], row[inside], strict=True))
-    return Spots(np.asarray(centers[inside], np.float64), names, pitch_px, source)
+    return Spots(np.asarray(centers[inside], np.float64), names, pitch_px, "grid")
 
 
 def _cell_tissue(mask: Mask, span_x: float, span_y: float, columns: int, rows: int) -> np.ndarray[Any, Any]:
@@ -107,6 +105,15 @@ def read_spots(path: Path) -> Spots:
     pixel columns, rows with ``selected`` 0 left out, and named ``{x}x{y}``. Any other table needs the columns
     ``pixel_x, pixel_y``, ``x_px, y_px`` or ``x, y`` in level-0 pixels; an optional column ``name`` or ``barcode``
     names the spots, else their row does.
+
+    Parameters
+    ----------
+    path : Path
+        The table, UTF-8.
+
+    Returns
+    -------
+    Spots
 
     Raises
     ------
@@ -155,7 +162,18 @@ def _parse(path: Path, lines: list[str]) -> Spots:
 
 
 def median_pitch_px(centers: Centers) -> float:
-    """Median distance of a spot to its nearest neighbour in pixels; 0 for fewer than two spots."""
+    """Median distance of a spot to its nearest neighbour.
+
+    Parameters
+    ----------
+    centers : ndarray of float64, shape (n, 2)
+        x, y in pixels.
+
+    Returns
+    -------
+    float
+        Pixels; 0 for fewer than two spots.
+    """
     if len(centers) < 2:
         return 0.0
     distances, _ = cKDTree(centers).query(centers, k=2)

@@ -80,11 +80,41 @@ def test_plain_tiff_carries_its_resolution_only_in_physical_units(tmp_path):
         assert (slide.name, slide.resolution) == ("image", expected)
 
 
-@pytest.mark.parametrize("mode", ["L", "P", "RGBA", "CMYK"])
-def test_plain_images_of_other_modes_become_rgb(tmp_path, mode):
+@pytest.mark.parametrize(
+    ("unit", "density", "expected"),
+    [("centimeter", 10_000, 1.0), ("inch", 25_400, 1.0), ("centimeter", 20_000, 0.5), ("none", 10_000, None)],
+)
+def test_readers_agree_on_the_resolution_of_a_tiled_tiff(tmp_path, unit, density, expected):
+    path = tmp_path / "tiled.tif"
+    options = {"tile": (256, 256), "photometric": "rgb", "compression": "zlib"}
+    pixels = np.zeros((512, 512, 3), np.uint8)
+    tifffile.imwrite(path, pixels, resolution=(density, density), resolutionunit=unit, **options)
+    found = [open_slide(path, reader).resolution for reader in ("cucim", "openslide")]
+    assert [resolution and resolution.mpp for resolution in found] == [expected] * 2
+
+
+@pytest.mark.parametrize(
+    ("mode", "expected"),
+    [
+        ("RGB", (180, 90, 140)),
+        ("RGBA", (180, 90, 140)),
+        ("CMYK", (180, 90, 140)),
+        ("P", (180, 90, 140)),
+        ("L", (123, 123, 123)),
+        ("LA", (123, 123, 123)),
+        ("1", (255, 255, 255)),
+    ],
+)
+def test_plain_images_of_every_mode_become_rgb_of_the_same_colour(tmp_path, mode, expected):
     path = tmp_path / ("a.tif" if mode == "CMYK" else "a.png")
-    Image.new("RGB", (32, 20), (180, 90, 140)).convert(mode).save(path)
-    assert open_slide(path).read(0, 0, 32, 20).shape == (20, 32, 3)
+    image = Image.new("RGB", (32, 20), (180, 90, 140))
+    if mode == "1":
+        image = image.point(lambda value: 255)
+    image.convert(mode, palette=Image.Palette.ADAPTIVE).save(path)
+    with Image.open(path) as saved:
+        assert saved.mode == mode
+    pixels = open_slide(path).read(0, 0, 32, 20)
+    np.testing.assert_array_equal(pixels, np.full((20, 32, 3), expected, np.uint8))
 
 
 def test_sixteen_bit_images_are_refused_not_squeezed(tmp_path):

@@ -28,7 +28,7 @@ class Resolution:
     mpp : float
         µm/px; the mean of x and y.
     source : str
-        Where the figure was read, e.g. ``aperio.MPP`` or ``--mpp``.
+        Where the figure was read, e.g. ``aperio.MPP``; ``given`` where the caller gave it.
     """
 
     mpp: float
@@ -36,7 +36,20 @@ class Resolution:
 
     @classmethod
     def from_tag(cls, x: Any, y: Any, source: str) -> Resolution | None:
-        """A tag's µm/px, or None where it is absent, implausible, or differs by over 2 % between x and y."""
+        """A tag's µm/px.
+
+        Parameters
+        ----------
+        x, y : float or str or None
+            µm per level-0 pixel across and down, as the tag has it.
+        source : str
+            The tag.
+
+        Returns
+        -------
+        Resolution or None
+            None where the figure is absent, implausible, or differs by over 2 % between x and y.
+        """
         try:
             mpp_x, mpp_y = float(x), float(y)
         except (TypeError, ValueError):
@@ -72,28 +85,90 @@ class SlideReader(ABC):
 
     @abstractmethod
     def read(self, left: int, top: int, width: int, height: int) -> Pixels:
-        """Level-0 pixels of a rectangle that lies inside the slide: uint8, shape (height, width, 3), RGB."""
+        """Level-0 pixels of a rectangle that lies inside the slide.
+
+        Parameters
+        ----------
+        left, top, width, height : int
+            The rectangle in level-0 pixels.
+
+        Returns
+        -------
+        ndarray of uint8, shape (height, width, 3)
+            RGB.
+
+        Raises
+        ------
+        UnreadableSlide
+            If they cannot be decoded.
+        """
 
     @property
     @abstractmethod
     def levels(self) -> list[tuple[int, int]]:
-        """Width and height of every level of the file's pyramid, level 0 first."""
+        """The levels of the file's pyramid.
+
+        Returns
+        -------
+        list of (int, int)
+            Width and height of every level in its pixels, level 0 first.
+        """
 
     @abstractmethod
     def read_level(self, level: int, top: int, height: int) -> Image.Image:
-        """Rows of a level as RGB, over its full width; ``top`` and ``height`` in pixels of that level."""
+        """Rows of a level over its full width.
+
+        Parameters
+        ----------
+        level : int
+            Index into :attr:`levels`.
+        top, height : int
+            The rows, in pixels of that level.
+
+        Returns
+        -------
+        Image
+            RGB.
+
+        Raises
+        ------
+        UnreadableSlide
+            If they cannot be decoded.
+        """
 
     @property
     @abstractmethod
     def resident_bytes(self) -> int:
-        """Memory that stays occupied while the slide is open, in bytes."""
+        """Memory that stays occupied while the slide is open.
+
+        Returns
+        -------
+        int
+            Bytes.
+        """
 
     @abstractmethod
     def close(self) -> None:
         """Release the file."""
 
     def read_padded(self, left: int, top: int, width: int, height: int) -> Pixels:
-        """Level-0 pixels of any rectangle; black outside the slide. uint8, shape (height, width, 3), RGB."""
+        """Level-0 pixels of any rectangle.
+
+        Parameters
+        ----------
+        left, top, width, height : int
+            The rectangle in level-0 pixels.
+
+        Returns
+        -------
+        ndarray of uint8, shape (height, width, 3)
+            RGB; black outside the slide.
+
+        Raises
+        ------
+        UnreadableSlide
+            If they cannot be decoded.
+        """
         x0, y0 = max(left, 0), max(top, 0)
         x1, y1 = min(left + width, self.size[0]), min(top + height, self.size[1])
         if (x0, y0, x1, y1) == (left, top, left + width, top + height):
@@ -104,7 +179,23 @@ class SlideReader(ABC):
         return out
 
     def thumbnail(self, max_px: int) -> Pixels:
-        """The whole slide, its longer side at most ``max_px``: uint8, shape (height, width, 3), RGB."""
+        """The whole slide, made small.
+
+        Parameters
+        ----------
+        max_px : int
+            Most pixels of the longer side.
+
+        Returns
+        -------
+        ndarray of uint8, shape (height, width, 3)
+            RGB.
+
+        Raises
+        ------
+        UnreadableSlide
+            If the slide cannot be decoded.
+        """
         level = cheapest_level(self.levels, max_px)
         width, height = self.levels[level]
         factor = max(1, max(width, height) // max_px)
@@ -120,6 +211,19 @@ class SlideReader(ABC):
 
 
 def cheapest_level(dimensions: list[tuple[int, int]], max_px: int) -> int:
-    """The smallest level whose longer side is at least ``max_px``; level 0 where none is."""
+    """The smallest level that an overview can be made of.
+
+    Parameters
+    ----------
+    dimensions : list of (int, int)
+        Width and height of every level in its pixels, level 0 first.
+    max_px : int
+        Longer side of the overview in pixels.
+
+    Returns
+    -------
+    int
+        The smallest level whose longer side is at least ``max_px``; level 0 where none is.
+    """
     fitting = [i for i, d in enumerate(dimensions) if max(d) >= max_px]
     return min(fitting, key=lambda i: max(dimensions[i]), default=0)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +15,11 @@ from .base import Pixels, Resolution, SlideReader
 
 class CuCimReader(SlideReader):
     """A slide opened by cuCIM.
+
+    Parameters
+    ----------
+    path : Path
+        The file.
 
     Raises
     ------
@@ -48,19 +52,19 @@ class CuCimReader(SlideReader):
             return None
         # cuCIM holds the spacing as float32; what the tag said is the shortest decimal that rounds to it.
         y, x = (float(str(np.float32(v))) for v in spacing[:2])
-        if math.isclose(x, 1.0) and math.isclose(y, 1.0):
-            return None
         return Resolution.from_tag(x, y, "tiff.resolution")
 
     def _region(self, left: int, top: int, width: int, height: int, level: int) -> Pixels:
+        native_errors.take()
         try:
             region = self._image.read_region((left, top), (width, height), level)
             pixels = np.ascontiguousarray(np.asarray(region)[..., :3])
         except (RuntimeError, ValueError, OSError) as error:
             raise UnreadableSlide(self.path.name, f"cuCIM cannot decode x {left}, y {top}: {error}") from error
-        printed = native_errors.take()
-        if "ERROR" in printed.upper():
-            raise UnreadableSlide(self.path.name, f"cuCIM cannot decode x {left}, y {top}: {printed.strip()}")
+        printed = native_errors.take().splitlines()
+        failure = next((line.strip() for line in printed if "ERROR" in line.upper()), None)
+        if failure is not None:
+            raise UnreadableSlide(self.path.name, f"cuCIM cannot decode x {left}, y {top}: {failure}")
         return pixels
 
     def read(self, left: int, top: int, width: int, height: int) -> Pixels:

@@ -22,6 +22,11 @@ _PILLOW_LIMIT = threading.Lock()
 class ImageReader(SlideReader):
     """A plain image, held in memory as RGB. EXIF orientation is ignored: coordinates are those of the stored pixels.
 
+    Parameters
+    ----------
+    path : Path
+        The file.
+
     Raises
     ------
     UnreadableSlide
@@ -57,7 +62,18 @@ class ImageReader(SlideReader):
 
 
 def probe(path: Path) -> str | None:
-    """The image format (``JPEG``, ``PNG``, ``TIFF``) by content, or None."""
+    """Recognise a plain image by its content.
+
+    Parameters
+    ----------
+    path : Path
+        A file.
+
+    Returns
+    -------
+    str or None
+        ``JPEG``, ``PNG`` or ``TIFF``; None for anything else, and for a TIFF that lacks a directory.
+    """
     try:
         with _open(path) as image:
             if isinstance(image, TiffImagePlugin.TiffImageFile):
@@ -85,7 +101,7 @@ def _decode(path: Path) -> tuple[Pixels, Resolution | None]:
         if image.mode not in ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr"):
             raise ValueError(f"mode {image.mode} is not 8-bit grey or colour")
         resolution = _tiff_resolution(image)
-        return np.asarray(image.convert("RGB")), resolution
+        return np.asarray(image if image.mode == "RGB" else image.convert("RGB")), resolution
 
 
 def _tiff_resolution(image: Image.Image) -> Resolution | None:

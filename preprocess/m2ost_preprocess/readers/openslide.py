@@ -16,6 +16,11 @@ from .dicom import frames_contradict_header, ycbcr_to_rgb
 class OpenSlideReader(SlideReader):
     """A slide opened by OpenSlide. Regions that were never scanned show the slide's background colour.
 
+    Parameters
+    ----------
+    path : Path
+        The file.
+
     Raises
     ------
     UnreadableSlide
