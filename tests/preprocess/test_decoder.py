@@ -1,15 +1,22 @@
 """A decoder process: the same bytes as in-process, and a crash costs only the slide that caused it."""
 
+import contextlib
 import os
+import shutil
 import signal
+import subprocess
+import sys
 import threading
 import time
 
 import numpy as np
+import openslide
 import psutil
 import pytest
+import tifffile
 from m2ost_preprocess.contract import RowStatus, ViewGeometry
-from m2ost_preprocess.decoder import Decoder
+from m2ost_preprocess.decoder import Decoder, worker
+from m2ost_preprocess.decoder.protocol import Describe
 from m2ost_preprocess.errors import SlideNotFound, UnknownResolution, UnreadableSlide
 from m2ost_preprocess.readers import open_slide
 from m2ost_preprocess.views import TilingCounts, cut_views
@@ -86,12 +93,78 @@ def test_a_reader_that_crashes_is_named_and_replaced(decoder, svs, number):
 
 
 def test_a_reader_that_hangs_is_stopped(svs):
-    with Decoder(GEOMETRY, timeout_s=0.5) as decoder:
+    with Decoder(GEOMETRY, timeout_s=0.4, describe_timeout_s=0.5) as decoder:
         decoder.start()
-        time.sleep(2)  # imports
         os.kill(decoder.pid, signal.SIGSTOP)
-        with pytest.raises(UnreadableSlide, match="did not answer within"):
+        with pytest.raises(UnreadableSlide, match=r"did not answer within 0\.5 s"):
             decoder.describe(svs)
+        decoder.start()
+        os.kill(decoder.pid, signal.SIGSTOP)
+        with pytest.raises(UnreadableSlide, match=r"did not answer within 0\.4 s"):
+            decoder.cut_views(svs, CENTERS, SCALES, buffers(3))
+
+
+class Interrupted(BaseException):
+    """Stands for KeyboardInterrupt, which would end the test run where it is not caught."""
+
+
+def test_after_an_interrupt_the_next_job_gets_its_own_answer(decoder, svs, pyramid):
+    def interrupt(number, frame):
+        raise Interrupted
+
+    decoder.describe(svs)
+    first = decoder.pid
+    os.kill(first, signal.SIGSTOP)  # the job is under way when the interrupt comes
+    before = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.3)
+        with pytest.raises(Interrupted):
+            decoder.describe(svs)
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(first, signal.SIGCONT)
+    assert decoder.describe(pyramid).size == (9274, 9911)
+    assert decoder.pid != first
+
+
+def test_a_child_that_cannot_be_killed_holds_nobody_up(svs):
+    class Undying:
+        pid, kills = 0, 0
+
+        def poll(self):
+            return None
+
+        def kill(self):
+            self.kills += 1
+
+        def wait(self, timeout):
+            raise subprocess.TimeoutExpired("decoder", timeout)
+
+    decoder = Decoder(GEOMETRY)
+    decoder._child = undying = Undying()
+    assert decoder._stop() == "does not end"
+    assert undying.kills == 1
+    with decoder:
+        assert decoder.describe(svs).reader == "cucim"
+
+
+def test_the_child_goes_when_its_parent_dies_during_a_decode(dicom, tmp_path):
+    slide = shutil.copytree(dicom, tmp_path / "hangs")
+    os.mkfifo(slide / "pipe")  # OpenSlide opens every file of the folder, and waits here for ever
+    code = "import sys; from pathlib import Path; from m2ost_preprocess.decoder import Decoder; " + (
+        "decoder = Decoder(); decoder.start(); print(decoder.pid, flush=True); decoder.describe(Path(sys.argv[1]))"
+    )
+    with subprocess.Popen([sys.executable, "-c", code, str(slide)], stdout=subprocess.PIPE, text=True) as parent:
+        try:
+            child = psutil.Process(int(parent.stdout.readline()))
+            while not any(file.path.endswith(".dcm") for file in child.open_files()):
+                time.sleep(0.05)
+            time.sleep(0.2)
+            assert child.is_running()
+        finally:
+            parent.kill()
+    child.wait(10)
 
 
 def test_a_slide_replaced_on_disk_is_opened_anew(decoder, svs, tmp_path):
@@ -104,6 +177,22 @@ def test_a_slide_replaced_on_disk_is_opened_anew(decoder, svs, tmp_path):
         decoder.cut_views(path, np.array([[32, 32]], np.int32), SCALES[:1], out)
         assert out[0][0, 112, 112].tolist() == [colour] * 3
         time.sleep(0.02)
+
+
+def test_a_slide_is_opened_anew_once_any_of_its_files_has_changed(dicom, tmp_path):
+    slide = shutil.copytree(dicom, tmp_path / "slide")
+    slides = worker.OpenSlides()
+    first = slides.get(str(slide))
+    assert slides.get(str(slide)) is first
+    os.utime(sorted(slide.iterdir())[-1], ns=(0, 0))
+    assert slides.get(str(slide)) is not first
+
+
+def test_a_slide_is_recognised_once(svs, monkeypatch):
+    detect, asked = openslide.OpenSlide.detect_format, []
+    monkeypatch.setattr(openslide.OpenSlide, "detect_format", lambda path: asked.append(path) or detect(path))
+    assert worker.describe(worker.OpenSlides(), Describe(str(svs))).vendor == "aperio"
+    assert asked == [str(svs)]
 
 
 def test_the_child_goes_when_its_parent_closes(svs):
@@ -123,6 +212,33 @@ def test_a_damaged_tile_is_noticed_although_cucim_does_not_raise(decoder, svs, t
         decoder.describe(damaged)
 
 
+def test_a_damaged_tile_costs_the_same_spots_in_any_batch(decoder, svs, tmp_path):
+    damaged = damaged_tile(svs, tmp_path)
+    centers = np.random.default_rng(2).integers(0, 1200, (32, 2)).astype(np.int32)
+    scales = np.ones(32, np.float32)
+    together = decoder.cut_views(damaged, centers, scales, buffers(32))
+    alone = [decoder.cut_views(damaged, centers[[i]], scales[[i]], buffers(1))[0] for i in range(32)]
+    touches = (centers - 448 < 240).all(axis=1)
+    assert 4 < touches.sum() < 28
+    expected = np.where(touches, RowStatus.DECODE_FAILED, RowStatus.OK)
+    assert together.tolist() == alone == expected.tolist()
+
+
+def test_what_one_slides_decoder_prints_is_not_held_against_the_next(decoder, svs, tmp_path):
+    bad = tmp_path / "bad.tif"
+    noise = np.random.default_rng(0).integers(0, 255, (512, 512, 3), np.uint8)
+    tifffile.imwrite(bad, noise, photometric="rgb", compression="zlib")
+    with tifffile.TiffFile(bad) as tiff:
+        offset, count = tiff.pages[0].dataoffsets[0], tiff.pages[0].databytecounts[0]
+    data = bytearray(bad.read_bytes())
+    data[offset + 10 : offset + count] = b"\xff" * (count - 10)
+    bad.write_bytes(data)
+    for _ in range(2):
+        with pytest.raises(UnreadableSlide, match=r"bad\.tif"):
+            decoder.cut_views(bad, CENTERS, SCALES, buffers(3))
+        assert decoder.cut_views(svs, CENTERS, SCALES, buffers(3)).tolist() == [0, 0, 0]
+
+
 def test_more_spots_than_the_buffer_holds(decoder, svs):
     with pytest.raises(ValueError, match="at most 256"):
         decoder.cut_views(svs, np.zeros((257, 2), np.int32), np.ones(257, np.float32), [])
@@ -130,6 +246,18 @@ def test_more_spots_than_the_buffer_holds(decoder, svs):
 
 def test_a_closed_decoder_gives_its_memory_back():
     before = len(os.listdir("/proc/self/fd"))
-    for _ in range(3):
-        Decoder(GEOMETRY).close()
+    for _ in range(2):
+        with Decoder(GEOMETRY) as decoder:
+            decoder.start()
     assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_a_closed_decoder_says_so(svs):
+    decoder = Decoder(GEOMETRY)
+    held = np.frombuffer(decoder._buffer, np.uint8, 1)
+    decoder.close()
+    decoder.close()
+    for use in (decoder.start, lambda: decoder.describe(svs), lambda: decoder.cut_views(svs, CENTERS, SCALES, [])):
+        with pytest.raises(RuntimeError, match="decoder is closed"):
+            use()
+    assert held.tolist() == [0]

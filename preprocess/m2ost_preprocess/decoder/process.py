@@ -22,8 +22,13 @@ from ..readers.base import Pixels
 from ..views import Centers, Scales, Statuses, TilingCounts
 from .protocol import CutViews, Describe, SlideInfo, ViewsCut, view_arrays
 
-JOB_TIMEOUT_S = 60.0
-"""A decoder that has not answered by then is taken for hung and killed."""
+CUT_TIMEOUT_S = 60.0
+"""A decoder that has not cut views by then is taken for hung and killed."""
+
+DESCRIBE_TIMEOUT_S = 300.0
+"""The same for describing a slide, which may decode a whole plain image."""
+
+_STOP_TIMEOUT_S = 2.0
 
 
 class Decoder:
@@ -33,16 +38,26 @@ class Decoder:
 
     Parameters
     ----------
-    geometry : ViewGeometry
+    geometry : ViewGeometry, optional
         Views that :meth:`cut_views` will be asked for; sizes the shared buffer.
     timeout_s : float
-        Longest time for one job in seconds.
+        Longest time for cutting views once in seconds.
+    describe_timeout_s : float
+        Longest time for describing a slide in seconds.
     """
 
-    def __init__(self, geometry: ViewGeometry | None = None, *, timeout_s: float = JOB_TIMEOUT_S) -> None:
+    def __init__(
+        self,
+        geometry: ViewGeometry | None = None,
+        *,
+        timeout_s: float = CUT_TIMEOUT_S,
+        describe_timeout_s: float = DESCRIBE_TIMEOUT_S,
+    ) -> None:
         self._geometry = geometry or ViewGeometry()
         self._timeout_s = timeout_s
+        self._describe_timeout_s = describe_timeout_s
         self._lock = threading.Lock()
+        self._closed = False
         size = MAX_ROWS * self._geometry.n_views * int(np.prod(self._geometry.shape))
         self._buffer_fd = os.memfd_create("m2ost-views")
         os.ftruncate(self._buffer_fd, size)
@@ -52,15 +67,36 @@ class Decoder:
 
     @property
     def pid(self) -> int | None:
-        """Process id of the living child, or None."""
+        """Process id of the living child.
+
+        Returns
+        -------
+        int or None
+            None where no child lives.
+        """
         return self._child.pid if self._child is not None and self._child.poll() is None else None
 
     def start(self) -> None:
-        """Start the child if none is alive."""
-        if self.pid is not None:
+        """Start the child if none is alive, so that the first job need not.
+
+        Raises
+        ------
+        RuntimeError
+            If the decoder is closed.
+        OSError
+            If the system grants no process.
+        """
+        with self._lock:
+            self._start()
+
+    def _start(self) -> None:
+        if self._closed:
+            raise RuntimeError("the decoder is closed")
+        if self._pipe is not None and self.pid is not None:
             return
         self._stop()
         ours, theirs = socket.socketpair()
+        self._pipe = Connection(ours.detach())
         with theirs:
             self._child = subprocess.Popen(
                 [_python(), "-P", "-m", f"{__package__}.worker", str(theirs.fileno()), str(self._buffer_fd)],
@@ -68,25 +104,34 @@ class Decoder:
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
             )
-        self._pipe = Connection(ours.detach())
 
-    def describe(self, path: Path, **options: Any) -> SlideInfo:
+    def describe(self, path: Path, *, pitch_um: float | None = None, mpp: float | None = None) -> SlideInfo:
         """Describe a slide.
 
         Parameters
         ----------
         path : Path
             The slide's file, already resolved.
-        **options
-            ``pitch_um``, ``mpp``, ``overview_px`` as in :class:`m2ost_preprocess.decoder.protocol.Describe`.
+        pitch_um : float, optional
+            Asks for a spot grid with this distance between spots in µm.
+        mpp : float, optional
+            µm per level-0 pixel, in place of the slide's own.
+
+        Returns
+        -------
+        SlideInfo
 
         Raises
         ------
         SlideError
             If the slide cannot be read, or a pitch in µm is asked for without µm/px.
+        SpotError
+            If the pitch gives no usable grid.
+        RuntimeError
+            If the decoder is closed.
         """
         with self._lock:
-            info: SlideInfo = self._ask(Describe(str(path), **options), path)
+            info: SlideInfo = self._ask(Describe(str(path), pitch_um, mpp), path, self._describe_timeout_s)
         return info
 
     def cut_views(
@@ -102,8 +147,23 @@ class Decoder:
 
         Parameters
         ----------
+        path : Path
+            The slide's file, already resolved.
+        centers : ndarray of int32, shape (n, 2)
+            x, y: floor of the spot's centre in level-0 pixels.
+        scales : ndarray of float32, shape (n,)
+            Level-0 pixels per view pixel of the finest view.
+        out : sequence of ndarray of uint8, each shape (rows, size_px, size_px, 3)
+            Receives one array a view, RGB; rows whose status is not OK become black.
         rows : index of the first axis of ``out``
             Which rows of ``out`` receive the views, in the order of ``centers``.
+        counts : TilingCounts, optional
+            Added to.
+
+        Returns
+        -------
+        ndarray of int32, shape (n,)
+            A ``RowStatus`` a row.
 
         Raises
         ------
@@ -111,11 +171,14 @@ class Decoder:
             If the slide cannot be opened or the child died on it.
         ValueError
             If there are more than 256 spots.
+        RuntimeError
+            If the decoder is closed.
         """
         if len(centers) > MAX_ROWS:
             raise ValueError(f"{len(centers)} spots in one job; at most {MAX_ROWS}")
         with self._lock:
-            answer: ViewsCut = self._ask(CutViews(str(path), centers, scales, self._geometry), path)
+            job = CutViews(str(path), centers, scales, self._geometry)
+            answer: ViewsCut = self._ask(job, path, self._timeout_s)
             for target, source in zip(out, view_arrays(self._buffer, self._geometry, len(centers)), strict=True):
                 target[rows] = source
         if counts is not None:
@@ -123,11 +186,13 @@ class Decoder:
         return answer.statuses
 
     def close(self) -> None:
-        """End the child and free the buffer; the decoder cannot be used again."""
+        """End the child and free the buffer, after the jobs under way; later ones raise ``RuntimeError``."""
         with self._lock:
-            self._stop()
-            self._buffer.close()
-            os.close(self._buffer_fd)
+            if not self._closed:
+                self._closed = True
+                self._stop()
+                del self._buffer  # unmapped with the last view of it, which a traceback may hold
+                os.close(self._buffer_fd)
 
     def __enter__(self) -> Decoder:
         return self
@@ -135,21 +200,22 @@ class Decoder:
     def __exit__(self, *exc: object) -> None:
         self.close()
 
-    def _ask(self, job: CutViews | Describe, path: Path) -> Any:
-        self.start()
+    def _ask(self, job: CutViews | Describe, path: Path, timeout_s: float) -> Any:
+        self._start()
         assert self._pipe is not None
         try:
             self._pipe.send(job)
-            if not self._pipe.poll(self._timeout_s):
-                self._stop()
-                raise UnreadableSlide(
-                    path.name, f"its reader did not answer within {self._timeout_s:g} s and was stopped"
-                )
+            if not self._pipe.poll(timeout_s):
+                raise UnreadableSlide(path.name, f"its reader did not answer within {timeout_s:g} s and was stopped")
             answer = self._pipe.recv()
         except (EOFError, OSError) as error:
             raise UnreadableSlide(
                 path.name, f"its reader crashed ({self._stop()}); the file is likely damaged"
             ) from error
+        except BaseException:
+            # The answer may still come, and the next job would take it for its own.
+            self._stop()
+            raise
         if isinstance(answer, PreprocessError):
             raise answer
         return answer
@@ -162,12 +228,16 @@ class Decoder:
         if self._child is None:
             return "never started"
         try:
-            # A child that crashed is already on its way out; one that hangs is not.
-            code = self._child.wait(timeout=2)
+            # A child leaves once the pipe is closed; one that is stopped, or waits for a dead disk, does not.
+            code = self._child.wait(_STOP_TIMEOUT_S)
         except subprocess.TimeoutExpired:
             self._child.kill()
-            code = self._child.wait()
-        self._child = None
+            try:
+                code = self._child.wait(_STOP_TIMEOUT_S)
+            except subprocess.TimeoutExpired:
+                return "does not end"
+        finally:
+            self._child = None
         return signal.Signals(-code).name if code < 0 else f"exit status {code}"
 
 

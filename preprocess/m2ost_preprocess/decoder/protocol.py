@@ -15,7 +15,19 @@ from ..views import Centers, Scales, TilingCounts
 
 @dataclass(frozen=True)
 class CutViews:
-    """Cut the views of spots into the shared buffer; answered by :class:`ViewsCut`."""
+    """Cut the views of spots into the shared buffer; answered by :class:`ViewsCut`.
+
+    Parameters
+    ----------
+    path : str
+        The slide's file.
+    centers : ndarray of int32, shape (n, 2)
+        x, y: floor of the spot's centre in level-0 pixels; n at most 256.
+    scales : ndarray of float32, shape (n,)
+        Level-0 pixels per view pixel of the finest view.
+    geometry : ViewGeometry
+        The windows.
+    """
 
     path: str
     centers: Centers
@@ -25,7 +37,15 @@ class CutViews:
 
 @dataclass(frozen=True)
 class ViewsCut:
-    """Statuses of the rows, and what it took."""
+    """Statuses of the rows, and what it took.
+
+    Parameters
+    ----------
+    statuses : ndarray of int32, shape (n,)
+        A ``RowStatus`` a row.
+    counts : TilingCounts
+        Regions and pixels read for them.
+    """
 
     statuses: np.ndarray[Any, np.dtype[np.int32]]
     counts: TilingCounts
@@ -35,13 +55,19 @@ class ViewsCut:
 class Describe:
     """Describe a slide; answered by :class:`SlideInfo`.
 
-    ``pitch_um`` asks for a spot grid, ``mpp`` overrides the slide's own µm/px, ``overview_px`` bounds the thumbnail.
+    Parameters
+    ----------
+    path : str
+        The slide's file.
+    pitch_um : float, optional
+        Asks for a spot grid with this distance between spots in µm.
+    mpp : float, optional
+        µm per level-0 pixel, in place of the slide's own.
     """
 
     path: str
     pitch_um: float | None = None
     mpp: float | None = None
-    overview_px: int = 1024
 
 
 @dataclass(frozen=True)
@@ -55,7 +81,7 @@ class SlideInfo:
     mpp : float or None
         µm per level-0 pixel.
     mpp_source : str or None
-        Who says so.
+        Who says so; ``given`` where the request did.
     vendor, reader, reader_reason, note : str
         The file's format, what reads it and why, and what the reader put right.
     fingerprint : str
@@ -69,7 +95,7 @@ class SlideInfo:
     names : tuple of str
         Their names.
     thumbnail : ndarray of uint8, shape (h, w, 3)
-        RGB overview.
+        RGB overview, its longer side at most ``m2ost_preprocess.tissue.MASK_PX``.
     """
 
     size: tuple[int, int]
@@ -87,13 +113,34 @@ class SlideInfo:
     thumbnail: Pixels
 
     def facts(self) -> dict[str, Any]:
-        """Everything but the arrays, for JSON."""
+        """Everything but the arrays.
+
+        Returns
+        -------
+        dict
+            Field name → value that JSON can hold.
+        """
         arrays = ("centers", "names", "thumbnail")
         return {k: getattr(self, k) for k in self.__dataclass_fields__ if k not in arrays}
 
 
 def view_arrays(buffer: mmap.mmap, geometry: ViewGeometry, rows: int) -> list[Pixels]:
-    """The shared buffer as one array a view: uint8, shape (rows, size_px, size_px, 3), one after the other."""
+    """The shared buffer as one array a view, one after the other.
+
+    Parameters
+    ----------
+    buffer : mmap
+        Memory that parent and child share.
+    geometry : ViewGeometry
+        The views in it.
+    rows : int
+        Spots in it.
+
+    Returns
+    -------
+    list of ndarray of uint8, each shape (rows, size_px, size_px, 3)
+        RGB; no copies.
+    """
     shape = (rows, *geometry.shape)
     step = int(np.prod(shape))
     return [np.frombuffer(buffer, np.uint8, step, i * step).reshape(shape) for i in range(geometry.n_views)]

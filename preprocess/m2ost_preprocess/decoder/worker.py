@@ -1,13 +1,16 @@
 """The child process: ``python -m m2ost_preprocess.decoder.worker SOCKET_FD BUFFER_FD``.
 
-Reads jobs from the socket until its parent closes it, so it never outlives the parent. Views go into the shared
-buffer, everything else through the socket.
+Reads jobs from the socket until its parent closes it or dies, in the middle of a job too: it does not outlive the
+parent. Views go into the shared buffer, everything else through the socket.
 """
 
 from __future__ import annotations
 
 import mmap
+import os
+import select
 import sys
+import threading
 from collections import OrderedDict
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -16,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import PreprocessError, UnknownResolution, UnreadableSlide
-from ..readers import Resolution, SlideReader, identify, native_errors, open_slide
+from ..readers import Resolution, SlideFormat, SlideReader, identify, native_errors, open_slide
 from ..readers.base import MPP_PLAUSIBLE
 from ..slides import fingerprint, slide_files
 from ..spots import Spots, grid
@@ -32,36 +35,73 @@ class OpenSlides:
     """Slides kept open, least recently used first out; a file that changed on disk is opened anew."""
 
     def __init__(self) -> None:
-        self._readers: OrderedDict[tuple[str, int, int], SlideReader] = OrderedDict()
+        self._open: OrderedDict[tuple[object, ...], tuple[SlideFormat, SlideReader]] = OrderedDict()
 
-    def get(self, path: str) -> SlideReader:
-        """The reader of ``path``."""
+    def get(self, path: str) -> tuple[SlideFormat, SlideReader]:
+        """A slide, opened if it is not open as it now stands on disk.
+
+        Parameters
+        ----------
+        path : str
+            The slide's file, or its folder of DICOM instances.
+
+        Returns
+        -------
+        SlideFormat
+            What it is and why this reader.
+        SlideReader
+            Stays open until slides asked for later displace it.
+
+        Raises
+        ------
+        SlideNotFound, UnreadableSlide
+        """
         stats = [file.stat() for file in slide_files(Path(path))]
-        key = (path, max(s.st_mtime_ns for s in stats), sum(s.st_size for s in stats))
-        if key not in self._readers:
-            self._readers[key] = open_slide(Path(path))
-            while len(self._readers) > 1 and (
-                len(self._readers) > MAX_OPEN_SLIDES
-                or sum(r.resident_bytes for r in self._readers.values()) > MAX_RESIDENT_BYTES
+        key = (path, *((s.st_ino, s.st_mtime_ns, s.st_size) for s in stats))
+        if key not in self._open:
+            kind = identify(Path(path))
+            self._open[key] = kind, open_slide(Path(path), kind.reader)
+            while len(self._open) > 1 and (
+                len(self._open) > MAX_OPEN_SLIDES
+                or sum(reader.resident_bytes for _, reader in self._open.values()) > MAX_RESIDENT_BYTES
             ):
-                self._readers.popitem(last=False)[1].close()
-        self._readers.move_to_end(key)
-        return self._readers[key]
+                self._open.popitem(last=False)[1][1].close()
+        self._open.move_to_end(key)
+        return self._open[key]
 
 
 def describe(slides: OpenSlides, job: Describe) -> SlideInfo:
-    """Answer a :class:`Describe` job."""
+    """Answer a :class:`Describe` job.
+
+    Parameters
+    ----------
+    slides : OpenSlides
+        Where the slide is, or will be, open.
+    job : Describe
+        What is asked.
+
+    Returns
+    -------
+    SlideInfo
+
+    Raises
+    ------
+    SlideNotFound, UnreadableSlide
+    UnknownResolution
+        If ``job.mpp`` is implausible, or a pitch is asked for and nobody gives µm/px.
+    SpotError
+        If the pitch gives no usable grid.
+    """
     path = Path(job.path)
-    kind = identify(path)
-    reader = slides.get(job.path)
+    kind, reader = slides.get(job.path)
     resolution = reader.resolution
     if job.mpp is not None:
         low, high = MPP_PLAUSIBLE
         if not low <= job.mpp <= high:
             raise UnknownResolution(path.name, f"{job.mpp:g} µm/px was given; it must lie in {low:g} to {high:g}")
         resolution = Resolution(job.mpp, "given")
-    mask_source = reader.thumbnail(MASK_PX)
-    mask = tissue_mask(mask_source)
+    overview = reader.thumbnail(MASK_PX)
+    mask = tissue_mask(overview)
     spots = Spots(np.zeros((0, 2)), (), 0.0, "none asked for")
     if job.pitch_um is not None:
         if resolution is None:
@@ -83,16 +123,42 @@ def describe(slides: OpenSlides, job: Describe) -> SlideInfo:
         pitch_px=spots.pitch_px,
         centers=np.floor(spots.centers),
         names=spots.names,
-        thumbnail=mask_source if job.overview_px == MASK_PX else reader.thumbnail(job.overview_px),
+        thumbnail=overview,
     )
 
 
 def cut(slides: OpenSlides, job: CutViews, buffer: mmap.mmap) -> ViewsCut:
-    """Answer a :class:`CutViews` job."""
+    """Answer a :class:`CutViews` job.
+
+    Parameters
+    ----------
+    slides : OpenSlides
+        Where the slide is, or will be, open.
+    job : CutViews
+        What is asked.
+    buffer : mmap
+        Receives the views.
+
+    Returns
+    -------
+    ViewsCut
+
+    Raises
+    ------
+    SlideNotFound, UnreadableSlide
+    """
     counts = TilingCounts()
     out = view_arrays(buffer, job.geometry, len(job.centers))
-    statuses = cut_views(slides.get(job.path), job.centers, job.scales, job.geometry, out, counts)
-    return ViewsCut(statuses, counts)
+    _, reader = slides.get(job.path)
+    return ViewsCut(cut_views(reader, job.centers, job.scales, job.geometry, out, counts), counts)
+
+
+def _leave_with(socket_fd: int) -> None:
+    """End this process once the other end of the socket is closed; a decode under way would not notice."""
+    poll = select.poll()
+    poll.register(socket_fd, 0)  # a hang-up is reported unasked
+    poll.poll()
+    os._exit(0)
 
 
 def main() -> None:
@@ -102,6 +168,7 @@ def main() -> None:
     buffer = mmap.mmap(buffer_fd, 0)
     slides = OpenSlides()
     native_errors.install()
+    threading.Thread(target=_leave_with, args=(socket_fd,), daemon=True).start()
     while True:
         try:
             job = pipe.recv()
@@ -114,6 +181,7 @@ def main() -> None:
             answer = error
         except Exception as error:  # an answer, whatever it is: the parent takes silence for a crash
             answer = UnreadableSlide(Path(job.path).name, f"unexpected {type(error).__name__}: {error}")
+        native_errors.take()
         try:
             pipe.send(answer)
         except OSError:
