@@ -1,7 +1,9 @@
 """Streaming client for served M2OST releases, whole-slide prediction, and the embedded server. Never imports torch."""
 
+from .command import ServerOptions
 from .errors import (
     ClientError,
+    InputError,
     OutputError,
     ReleaseChanged,
     RequestRejected,
@@ -10,10 +12,11 @@ from .errors import (
 )
 from .host import Ports
 from .stream import SpotBatch, SpotStream, StreamOptions
-from .supervisor import ServerOptions, TritonServer
+from .supervisor import TritonServer
 
 __all__ = [
     "ClientError",
+    "InputError",
     "OutputError",
     "Ports",
     "ReleaseChanged",

@@ -3,6 +3,7 @@
 ::
 
     ClientError
+    ├── InputError          what was asked for cannot be, told before the server is asked
     ├── ServerUnavailable   no answer within the time for retries
     ├── RequestRejected     the server refused a request; its words, with its status code
     ├── ReleaseChanged      the server came back with another release in the middle of a slide
@@ -15,6 +16,10 @@ from __future__ import annotations
 
 class ClientError(Exception):
     """Base of every error that ``m2ost_client`` raises on purpose."""
+
+
+class InputError(ClientError):
+    """The caller asked for what cannot be: a gene that is not in the panel, views at an impossible resolution."""
 
 
 class ServerUnavailable(ClientError):

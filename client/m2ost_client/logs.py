@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
@@ -57,6 +59,28 @@ def parse_line(line: str) -> dict[str, Any] | None:
     if fields.get("request_id") == PROBE_REQUEST_ID:
         record["level"] = "debug"
     return {**record, **fields}
+
+
+class Sink:
+    """Hands records to a receiver; one that fails is dropped: a full disk or a closed pipe must not end a server.
+
+    Parameters
+    ----------
+    receive : callable, optional
+        Receives every record.
+    """
+
+    def __init__(self, receive: Callable[[dict[str, Any]], None] | None) -> None:
+        self._receive = receive
+
+    def __call__(self, record: dict[str, Any]) -> None:
+        if self._receive is None:
+            return
+        try:
+            self._receive(record)
+        except Exception as error:
+            self._receive = None
+            logging.getLogger(__name__).warning("the server's log is cut off here and the server runs on: %r", error)
 
 
 def event(level: str, name: str, **fields: Any) -> dict[str, Any]:

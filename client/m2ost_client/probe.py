@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import http.client
+import queue
+import re
 import urllib.request
-from enum import Enum
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,13 +21,28 @@ PROBE_REQUEST_ID = "m2ost-probe"
 PROBE_SLIDE = "m2ost-probe"
 """No slide name can be this: the tiler refuses it at once, in words that prove that it is alive."""
 
+_EXECUTIONS = re.compile(r'^nv_inference_exec_count\{[^}]*\bmodel="([^"]*)"[^}]*\} ([0-9.e+]+)$', re.MULTILINE)
 
-class Health(Enum):
-    """What a probe found."""
 
-    READY = "answers real inferences"
-    NO_ANSWER = "does not answer yet, or is too busy to"
-    DEAD_STUB = "the process of a Python model has died"
+@dataclass(frozen=True)
+class Health:
+    """What a probe found.
+
+    Parameters
+    ----------
+    silent : tuple of str
+        Models that do not answer yet, or are too busy to.
+    dead : tuple of str
+        Models whose process has died.
+    """
+
+    silent: tuple[str, ...] = ()
+    dead: tuple[str, ...] = ()
+
+    @property
+    def ready(self) -> bool:
+        """Whether every model answers real inferences."""
+        return not self.silent and not self.dead
 
 
 def is_dead_stub(message: str) -> bool:
@@ -38,18 +57,23 @@ def tensor(name: str, array: np.ndarray[Any, Any]) -> Any:
     return value
 
 
-def executions_so_far(metrics_url: str) -> float:
-    """Model executions since the server started, by its own metrics; -1 where it does not answer."""
+def executions_so_far(metrics_url: str) -> dict[str, float]:
+    """Executions by model since the server started, by its own metrics; empty where it does not answer."""
     try:
         with urllib.request.urlopen(metrics_url, timeout=PROBE_TIMEOUT_S) as answer:
-            lines = answer.read().decode().splitlines()
-    except OSError:
-        return -1.0
-    return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith("nv_inference_exec_count{"))
+            text = answer.read().decode(errors="replace")
+    except (OSError, http.client.HTTPException):
+        return {}
+    executions: dict[str, float] = {}
+    for model, count in _EXECUTIONS.findall(text):
+        executions[model] = executions.get(model, 0.0) + float(count)
+    return executions
 
 
 def probe(address: str, engine: EngineInfo) -> Health:
     """Score one black spot, guard one row, and ask tiler and slide information for a slide that cannot exist.
+
+    All are asked at once, so that one that hangs hides none of the others.
 
     Parameters
     ----------
@@ -69,20 +93,30 @@ def probe(address: str, engine: EngineInfo) -> Health:
         tensor(contract.EXPRESSION, np.zeros((1, len(engine.genes)), np.float32)),
         tensor(contract.STATUS, np.zeros((1, 1), np.int32)),
     ]
-    requests = [
-        (contract.MODEL_PATCHES, black),
-        (contract.MODEL_GUARD, value),
-        (contract.MODEL_SLIDE, row),
-        (contract.MODEL_INFO, [tensor(contract.SLIDE, slide[0])]),
-    ]
+    # The model whose process answers → the model that is asked: an ensemble has no process of its own.
+    requests = {
+        contract.MODEL_ENGINE: (contract.MODEL_PATCHES, black),
+        contract.MODEL_GUARD: (contract.MODEL_GUARD, value),
+        contract.MODEL_TILER: (contract.MODEL_SLIDE, row),
+        contract.MODEL_INFO: (contract.MODEL_INFO, [tensor(contract.SLIDE, slide[0])]),
+    }
+    answers: queue.SimpleQueue[tuple[str, str]] = queue.SimpleQueue()
     with triton.InferenceServerClient(address) as client:
-        for model, inputs in requests:
-            try:
-                client.infer(model, inputs, request_id=PROBE_REQUEST_ID, client_timeout=PROBE_TIMEOUT_S)
-            except InferenceServerException as error:
-                message = str(error.message())
-                if is_dead_stub(message):
-                    return Health.DEAD_STUB
-                if PROBE_SLIDE not in message:
-                    return Health.NO_ANSWER
-    return Health.READY
+        for model, (asked, inputs) in requests.items():
+            client.async_infer(
+                asked,
+                inputs,
+                partial(_hand_in, answers, model),
+                request_id=PROBE_REQUEST_ID,
+                client_timeout=PROBE_TIMEOUT_S,
+            )
+        words = dict(answers.get() for _ in requests)
+    dead = tuple(model for model in requests if is_dead_stub(words[model]))
+    silent = (m for m in requests if words[m] and PROBE_SLIDE not in words[m] and m not in dead)
+    return Health(tuple(silent), dead)
+
+
+def _hand_in(
+    answers: queue.SimpleQueue[tuple[str, str]], model: str, *, result: Any, error: InferenceServerException | None
+) -> None:
+    answers.put((model, "" if error is None else str(error.message())))

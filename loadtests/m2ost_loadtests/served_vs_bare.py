@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from m2ost_client.command import ServerOptions
 from m2ost_client.stream import SpotStream, StreamOptions
-from m2ost_client.supervisor import ServerOptions, TritonServer
+from m2ost_client.supervisor import TritonServer
 from m2ost_preprocess import contract, serving
 from m2ost_preprocess.contract import EXPRESSION, Manifest, ViewGeometry
 from m2ost_preprocess.readers import open_slide

@@ -15,9 +15,10 @@ from typing import Any
 
 import numpy as np
 import psutil
+from m2ost_client.command import ServerOptions
 from m2ost_client.host import SHM
 from m2ost_client.stream import SpotStream
-from m2ost_client.supervisor import ServerOptions, TritonServer
+from m2ost_client.supervisor import TritonServer
 from m2ost_preprocess.readers import open_slide
 from m2ost_preprocess.slides import SlideRoots
 

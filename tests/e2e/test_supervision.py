@@ -17,6 +17,7 @@ import pytest
 import tritonclient.grpc as triton
 from m2ost_client import ServerOptions, ServerStartError, SpotStream, StreamOptions, TritonServer
 from m2ost_client.host import SHM, sweep_shared_memory
+from m2ost_client.probe import tensor
 from m2ost_loadtests import soak
 from m2ost_preprocess.contract import RowStatus, ViewGeometry
 
@@ -68,6 +69,25 @@ def test_a_dead_model_process_is_noticed_and_the_server_restarted(server, model)
     assert status.tolist() == [RowStatus.OK]
     assert not before & set(SHM.glob(f"{server.shm_prefix}*")), "the dead server's shared memory is still there"
     assert any(record.get("event") == "server_restarted" for record in server.log)
+
+
+@pytest.mark.parametrize("model", ["slide_tiler", "slide_info"])
+def test_a_model_that_hangs_while_the_others_answer_is_noticed(narrow_release, roots, model):
+    options = ServerOptions(release=narrow_release, roots=roots, probe_interval_s=0.5, hang_timeout_s=3)
+    with TritonServer(options) as server:
+        (decoder,) = process_of(server, f"/{model}/1/model.py").children()
+        decoder.suspend()  # for its model a job that does not end, for a minute at least
+        with triton.InferenceServerClient(server.address) as client:
+            slide = raw_request([SLIDE], [(800, 800)])
+            if model == "slide_tiler":
+                client.async_infer("m2ost_slide", slide, lambda result, error: None)
+            else:
+                client.async_infer(
+                    model, [tensor("SLIDE", np.array([SLIDE], dtype=object))], lambda result, error: None
+                )
+            wait_for(lambda: server.restarts == 1, "restart", 30)
+        _, status = by_server(server.address, SLIDE, [(800, 800)])
+        assert status.tolist() == [RowStatus.OK]
 
 
 def test_a_server_dying_in_mid_run_costs_no_spot(server, narrow_release, svs):
@@ -139,7 +159,7 @@ def ready_record(process):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_m2ost_serve_starts_quickly_and_stops_cleanly(narrow_release, svs, number):
+def test_m2ost_serve_says_when_it_is_ready_and_stops_cleanly(narrow_release, svs, number):
     process = serve(narrow_release, svs.parent, *FREE)
     address = ready_record(process)["address"]
     family = psutil.Process(process.pid).children(recursive=True)
@@ -151,6 +171,20 @@ def test_m2ost_serve_starts_quickly_and_stops_cleanly(narrow_release, svs, numbe
     assert errors == ""
     assert not [p for p in family if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
     assert not list(SHM.glob(f"m2ost-{process.pid}-*"))
+
+
+def test_m2ost_serve_runs_on_when_nobody_reads_its_log(narrow_release, svs):
+    process = serve(narrow_release, svs.parent, *FREE)
+    address = ready_record(process)["address"]
+    process.stdout.close()  # as `| head` does
+    centers = np.full((1200, 2), 800)
+    # More lines than a pipe holds.
+    assert not by_server(address, SLIDE, centers, batch_rows=1)[1].any()
+    assert process.poll() is None
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(30) == 0
+    (said,) = process.stderr.read().splitlines()
+    assert "the server's log is cut off here" in said
 
 
 def test_kill_9_of_the_parent_leaves_no_server(narrow_release, svs):
@@ -231,8 +265,8 @@ def test_memory_stays_flat_over_2000_spots(narrow_release, svs):
     assert len(report["samples"]) == soak.SAMPLES
     options, geometry = StreamOptions(), ViewGeometry()
     request = options.batch_rows * geometry.n_views * np.prod(geometry.shape) / soak.MIB
-    # What may be left over is less than two requests' worth of views; the second thousand spots brought 31 requests.
-    assert report["growth_mib"]["client"] < 2 * request, report["samples"]
-    assert report["growth_mib"]["server"] < 2 * request, report["samples"]
+    # The second thousand spots brought 31 requests: one in sixty that is not given back shows.
+    assert report["growth_mib"]["client"] < request / 2, report["samples"]
+    assert report["growth_mib"]["server"] < request / 2, report["samples"]
     # /dev/shm holds what is in flight once behind the tiler and once before the engine.
     assert report["samples"][-1]["shared"] <= 2 * options.window * request, report["samples"]

@@ -1,0 +1,150 @@
+"""How a release is served: the options, and the command line and environment of tritonserver that they come to."""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from m2ost_preprocess.contract import MODEL_ENGINE
+from m2ost_preprocess.slides import SlideRoots
+
+from .errors import ServerStartError
+from .host import Ports
+from .installation import Installation
+
+DEFAULT_PROFILE = "cpu"
+ENV_METRICS_URL = "M2OST_METRICS_URL"
+"""Environment variable of the server: where its own metrics are read."""
+
+
+@dataclass(frozen=True)
+class ServerOptions:
+    """How a release is served.
+
+    Parameters
+    ----------
+    release : Path
+        The release folder.
+    roots : SlideRoots
+        Folders that slides are read from.
+    host : str
+        Address to listen on. The embedded tritonserver has known advisories: keep it on loopback.
+    ports : Ports
+        Ports to listen on.
+    profile : str
+        Triton's ``--model-config-name``.
+    start_timeout_s : float
+        Longest time until ready, in seconds.
+    probe_interval_s : float
+        Time between two liveness probes, in seconds.
+    hang_timeout_s : float
+        A model that neither answers a probe nor executes anything for this long is hung, and the server replaced. A
+        slide's reader that hangs has long been stopped by its own limit then, at the cost of that slide alone.
+    max_restarts : int
+        Restarts within ten minutes after which the server is given up; one that is not ready again is at once.
+    """
+
+    release: Path
+    roots: SlideRoots = field(default_factory=lambda: SlideRoots({}))
+    host: str = "127.0.0.1"
+    ports: Ports = field(default_factory=Ports)
+    profile: str = DEFAULT_PROFILE
+    start_timeout_s: float = 120.0
+    probe_interval_s: float = 5.0
+    hang_timeout_s: float = 360.0
+    max_restarts: int = 5
+
+
+@dataclass(frozen=True)
+class Command:
+    """What to run.
+
+    Parameters
+    ----------
+    arguments : list of str
+        The program and its arguments.
+    environment : dict
+        Variables it needs on top of the caller's.
+    """
+
+    arguments: list[str]
+    environment: dict[str, str]
+
+    def for_shell(self) -> str:
+        """One line for a shell."""
+        variables = (f"{name}={shlex.quote(value)}" for name, value in self.environment.items())
+        return " ".join([*variables, shlex.join(self.arguments)])
+
+
+def build_command(
+    options: ServerOptions,
+    installation: Installation,
+    *,
+    ports: Ports,
+    shm_prefix: str,
+    restricted: str,
+    runtime: Path,
+) -> Command:
+    """The command that serves a release.
+
+    Parameters
+    ----------
+    options : ServerOptions
+    installation : Installation
+    ports : Ports
+        The ports in use: none is 0.
+    shm_prefix : str
+        How the names of the server's regions in /dev/shm begin.
+    restricted : str
+        APIs that need a header, and the header: ``api,api:name=value``.
+    runtime : Path
+        Folder for what is laid out for this server.
+    """
+    arguments = [
+        str(installation.executable),
+        f"--model-repository={options.release.resolve()}",
+        f"--model-config-name={options.profile}",
+        "--model-control-mode=none",
+        "--disable-auto-complete-config",
+        "--strict-readiness=true",
+        "--exit-on-error=true",
+        "--exit-timeout-secs=10",
+        f"--backend-config=python,shm-region-prefix-name={shm_prefix}",
+        f"--grpc-address={options.host}",
+        f"--grpc-port={ports.grpc}",
+        f"--http-address={options.host}",
+        f"--http-port={ports.http}",
+        f"--metrics-address={options.host}",
+        f"--metrics-port={ports.metrics}",
+        f"--grpc-restricted-protocol={restricted}",
+        f"--http-restricted-api={restricted}",
+    ]
+    backends = installation.backend_directory(runtime)
+    if backends is not None:
+        arguments.append(f"--backend-directory={backends}")
+    environment = {
+        **installation.environment,
+        **options.roots.to_environment(),
+        ENV_METRICS_URL: metrics_url(options.host, ports),
+    }
+    return Command(arguments, environment)
+
+
+def metrics_url(host: str, ports: Ports) -> str:
+    """Address of a server's Prometheus metrics."""
+    return f"http://{host}:{ports.metrics}/metrics"
+
+
+def check_profile(options: ServerOptions) -> None:
+    """Triton takes the default config for a profile it does not find; here that is an error.
+
+    Raises
+    ------
+    ServerStartError
+        If the release has no such profile.
+    """
+    configs = options.release / MODEL_ENGINE / "configs"
+    known = [DEFAULT_PROFILE, *sorted(path.stem for path in configs.glob("*.pbtxt"))]
+    if options.profile not in known:
+        raise ServerStartError(f"{options.release} has no profile {options.profile!r}; it has {', '.join(known)}")

@@ -1,0 +1,113 @@
+"""One tritonserver and its models' processes: started together, read, and ended together."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from . import logs
+from .command import Command
+from .host import SHM
+
+_GUARD = 'read -r group || exit; read -r done || { kill -s KILL -- "-$group"; rm -rf "$1"* "$2"; }'
+"""A shell that outlives this process by a moment. Told the server's process group, it waits; if its input ends without
+a last word, this process was killed, and it ends the whole group: a Python model that is busy when tritonserver dies
+would otherwise wait for it for ever."""
+
+_LOG_END_S = 5.0
+"""Longest time for the log's last lines once all processes are gone, in seconds."""
+
+
+class ServerProcess:
+    """A tritonserver in a process group of its own. It dies with this process, whatever kills it.
+
+    Parameters
+    ----------
+    command : Command
+        What to run.
+    shm_prefix : str
+        How the names of its regions in /dev/shm begin.
+    runtime : Path
+        Folder to remove with it if this process is killed.
+    on_log : callable
+        Receives every log record as a dict, on a thread of its own; must not raise.
+
+    Raises
+    ------
+    OSError
+        If the program cannot be run.
+    """
+
+    def __init__(
+        self, command: Command, *, shm_prefix: str, runtime: Path, on_log: Callable[[dict[str, Any]], None]
+    ) -> None:
+        self._shm_prefix = shm_prefix
+        self._guard = subprocess.Popen(
+            ["/bin/sh", "-c", _GUARD, "m2ost-guard", str(SHM / shm_prefix), str(runtime)],
+            stdin=subprocess.PIPE,
+            start_new_session=True,
+            text=True,
+        )
+        try:
+            self._process = subprocess.Popen(
+                command.arguments,
+                env={**os.environ, **command.environment},
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                encoding="utf-8",
+                errors="replace",
+                start_new_session=True,
+            )
+        except BaseException:
+            self._guard.communicate()
+            raise
+        assert self._guard.stdin is not None
+        print(self._process.pid, file=self._guard.stdin, flush=True)
+        self._log = threading.Thread(target=self._read_log, args=(on_log,), name="m2ost-server-log", daemon=True)
+        self._log.start()
+
+    @property
+    def pid(self) -> int:
+        """Process id of the tritonserver, and of its group."""
+        return self._process.pid
+
+    def poll(self) -> int | None:
+        """Its exit status, or None while it runs."""
+        return self._process.poll()
+
+    def end(self, grace_s: float) -> None:
+        """End the server and its models: SIGTERM and time for running requests, then SIGKILL for the group.
+
+        Returns when all it said has been handed to ``on_log``.
+
+        Parameters
+        ----------
+        grace_s : float
+            Time for running requests in seconds; with 0 it is killed at once.
+        """
+        if grace_s:
+            self._process.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(timeout=grace_s)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.pid, signal.SIGKILL)
+        self._process.wait()
+        for leftover in SHM.glob(f"{self._shm_prefix}*"):
+            leftover.unlink(missing_ok=True)
+        self._guard.communicate("all done\n")
+        self._log.join(_LOG_END_S)
+
+    def _read_log(self, on_log: Callable[[dict[str, Any]], None]) -> None:
+        assert self._process.stdout is not None
+        with self._process.stdout:
+            for line in self._process.stdout:
+                record = logs.parse_line(line)
+                if record is not None:
+                    on_log(record)

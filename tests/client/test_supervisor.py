@@ -1,0 +1,190 @@
+"""What supervision decides, and how it treats its log, its command and its guard, without a tritonserver."""
+
+import http.server
+import json
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from m2ost_client import ServerOptions, TritonServer
+from m2ost_client.command import Command
+from m2ost_client.errors import ServerStartError
+from m2ost_client.host import SHM, SHM_PREFIX, sweep_shared_memory
+from m2ost_client.installation import Installation
+from m2ost_client.policy import RESTART_WINDOW_S, HangWatch, RestartBudget
+from m2ost_client.probe import executions_so_far
+from m2ost_client.process import ServerProcess
+from m2ost_preprocess.contract import Manifest
+
+from .conftest import ENGINE
+
+MONTH_S = 30 * 24 * 3600.0
+
+
+def test_restarts_long_ago_do_not_count():
+    budget = RestartBudget(5)
+    assert all(budget.spend(100.0 * i) for i in range(5))
+    assert budget.spend(MONTH_S)
+
+
+def test_too_many_restarts_at_once_are_refused():
+    budget = RestartBudget(2)
+    assert budget.spend(0)
+    assert budget.spend(10)
+    assert not budget.spend(20)
+    assert not budget.spend(RESTART_WINDOW_S - 1)
+    assert budget.spend(RESTART_WINDOW_S)
+    assert not RestartBudget(0).spend(0)
+
+
+def test_a_model_that_hangs_while_others_work_is_found():
+    watch = HangWatch(10)
+    for now in range(0, 11, 5):
+        assert watch.hung(["slide_tiler"], {"slide_tiler": 7, "m2ost": now}, now) is None
+    assert watch.hung(["slide_tiler"], {"slide_tiler": 7, "m2ost": 15}, 15) == "slide_tiler"
+
+
+def test_a_model_that_is_busy_is_not_hung():
+    watch = HangWatch(10)
+    assert all(watch.hung(["m2ost"], {"m2ost": now}, now) is None for now in range(0, 100, 5))
+
+
+def test_a_model_that_answers_in_between_is_not_hung_and_one_that_does_not_is():
+    watch = HangWatch(10)
+    for now in range(0, 11, 5):
+        silent = ["slide_tiler", "m2ost"] if now % 10 else ["slide_tiler"]
+        assert watch.hung(silent, {}, now) is None
+    assert watch.hung(["m2ost", "slide_tiler"], {}, 15) == "slide_tiler"
+
+
+def test_a_server_whose_metrics_do_not_answer_either_is_hung():
+    watch = HangWatch(10)
+    assert watch.hung(["m2ost"], {"m2ost": 3}, 0) is None
+    assert watch.hung(["m2ost"], {}, 8) is None
+    assert watch.hung(["m2ost"], {}, 11) == "m2ost"
+
+
+class Metrics(http.server.BaseHTTPRequestHandler):
+    page = """# TYPE nv_inference_exec_count counter
+nv_inference_exec_count{model="m2ost",version="1"} 3
+nv_inference_exec_count{gpu_uuid="GPU-1",model="slide_tiler",version="1"} 40
+nv_inference_exec_count{gpu_uuid="GPU-2",model="slide_tiler",version="1"} 2
+nv_inference_count{model="m2ost",version="1"} 99
+"""
+
+    def do_GET(self):
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(self.page) + (10 if self.path == "/cut" else 0)))
+        self.end_headers()
+        self.wfile.write(self.page.encode())
+
+    def log_message(self, *args):
+        pass
+
+
+def test_executions_are_counted_by_model_and_a_cut_answer_is_none():
+    with http.server.HTTPServer(("127.0.0.1", 0), Metrics) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}"
+        assert executions_so_far(f"{address}/metrics") == {"m2ost": 3, "slide_tiler": 42}
+        assert executions_so_far(f"{address}/cut") == {}
+        server.shutdown()
+    assert executions_so_far(f"{address}/metrics") == {}
+
+
+def test_all_a_process_said_has_been_handed_on_when_it_has_ended(tmp_path):
+    records, begun = [], threading.Event()
+
+    def slowly(record):
+        begun.set()
+        time.sleep(0.001)
+        records.append(record["message"])
+
+    command = Command(["/bin/sh", "-c", "seq 500; sleep 60"], {})
+    process = ServerProcess(command, shm_prefix=f"{SHM_PREFIX}test-", runtime=tmp_path / "runtime", on_log=slowly)
+    assert begun.wait(10)
+    time.sleep(0.1)  # until all is in the pipe
+    process.end(0)
+    assert records == [str(i) for i in range(1, 501)]
+    assert process.poll() == -9
+
+
+def test_a_program_that_cannot_be_run_leaves_no_guard(tmp_path):
+    before = psutil.Process().children()
+    command = Command([str(tmp_path / "absent")], {})
+    with pytest.raises(OSError, match="absent"):
+        ServerProcess(command, shm_prefix=f"{SHM_PREFIX}test-", runtime=tmp_path / "runtime", on_log=print)
+    assert psutil.Process().children() == before
+
+
+def fake_server(tmp_path, script, on_log=None, **options):
+    """A supervised program that is none of Triton's."""
+    release = tmp_path / "release"
+    release.mkdir()
+    Manifest(ENGINE, {}, {}, {}).write(release)
+    program = tmp_path / "tritonserver"
+    program.write_text(f"#!/bin/sh\n{script}\n")
+    program.chmod(0o755)
+    return TritonServer(ServerOptions(release=release, **options), on_log=on_log, installation=Installation(program))
+
+
+ENDS_BADLY = """i=0
+while [ $i -lt 5000 ]; do echo "line $i of a log that is longer than a pipe holds"; i=$((i+1)); done
+echo 'E1123 19:32:05.023168 1 x.cc:1] "the last word"'
+exit 3"""
+
+
+def test_the_last_words_of_a_server_that_cannot_start_are_quoted(tmp_path):
+    with pytest.raises(ServerStartError, match=r"ended with status 3\n  the last word$"):
+        fake_server(tmp_path, ENDS_BADLY).start()
+
+
+def test_a_receiver_of_the_log_that_fails_ends_nothing(tmp_path):
+    calls = []
+
+    def full_disk(record):
+        calls.append(record)
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(ServerStartError, match=r"ended with status 3\n  the last word$"):
+        fake_server(tmp_path, ENDS_BADLY, on_log=full_disk).start()
+    assert len(calls) == 1
+
+
+def test_a_server_starts_once(tmp_path):
+    server = fake_server(tmp_path, "exit 1")
+    server.stop()
+    with pytest.raises(RuntimeError, match="make a new one"):
+        server.start()
+
+
+def test_regions_of_a_printed_commands_server_are_never_swept(tmp_path):
+    # Printed by a process that has ended since, as `m2ost serve --print-command` has.
+    script = f"""
+import sys
+sys.path.insert(0, {str(Path(__file__).parents[2])!r})
+from pathlib import Path
+from tests.client.test_supervisor import fake_server
+print(fake_server(Path({str(tmp_path)!r}), "exit 1").print_command())
+"""
+    printed = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
+    prefix = printed.partition("shm-region-prefix-name=")[2].split()[0]
+    assert prefix.startswith(SHM_PREFIX)
+    region = SHM / f"{prefix}region"
+    try:
+        region.touch()
+        sweep_shared_memory()
+        assert region.exists()
+    finally:
+        region.unlink(missing_ok=True)
+
+
+def test_a_command_for_a_shell_says_where_the_metrics_are(tmp_path):
+    server = fake_server(tmp_path, 'echo "$M2OST_METRICS_URL $M2OST_SLIDE_ROOTS"')
+    done = subprocess.run(server.print_command(), shell=True, capture_output=True, text=True, check=True)
+    url, roots = done.stdout.split()
+    assert (url, json.loads(roots)) == (server.metrics_url, {})
