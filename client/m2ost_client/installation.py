@@ -6,6 +6,7 @@ import json
 import os
 import platform
 import shutil
+import stat
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ from pathlib import Path
 from .errors import ServerStartError
 
 ENV_SERVER = "M2OST_SERVER_ENV"
-"""Environment variable that names the server environment; else ``.triton`` beside the client's or above the cwd."""
+"""Environment variable that names the server environment; else ``.triton`` beside the client's or in the cwd."""
 
 MIN_GLIBC = (2, 35)
 
@@ -66,7 +67,8 @@ def find_installation() -> Installation:
     """The tritonserver to use.
 
     A server environment named by ``M2OST_SERVER_ENV`` comes first, then a ``tritonserver`` on PATH (as in NGC's
-    images), then a ``.triton`` environment beside the client's environment or in the working folder or above it.
+    images), then a ``.triton`` environment beside the client's environment, or in the working folder if nobody but the
+    caller can write to it: its Python is run.
 
     Raises
     ------
@@ -83,15 +85,26 @@ def find_installation() -> Installation:
         if (folder / "bin" / "python").exists():
             return from_environment(folder)
     raise ServerStartError(
-        "no tritonserver: none on PATH, and no .triton environment here. In a checkout run `make .triton`; elsewhere "
-        f"create one as the README shows and point {ENV_SERVER} at it, or give --server ADDRESS"
+        "no tritonserver: none on PATH, no .triton environment beside this one, none here that only you can write to. "
+        "In a checkout run `make .triton`; elsewhere create one as the README shows and point "
+        f"{ENV_SERVER} at it, or give --server ADDRESS"
     )
 
 
 def _candidates() -> Iterator[Path]:
     yield Path(sys.prefix).parent / ".triton"
-    for folder in (Path.cwd(), *Path.cwd().parents):
-        yield folder / ".triton"
+    if _is_private(here := Path.cwd() / ".triton"):
+        yield here
+
+
+def _is_private(folder: Path) -> bool:
+    """Whether a folder, and a link to it, belongs to the caller and no one else can write to it."""
+    try:
+        link, target = folder.lstat(), folder.stat()
+    except OSError:
+        return False
+    shared = target.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+    return link.st_uid == target.st_uid == os.geteuid() and not shared
 
 
 def from_environment(folder: Path) -> Installation:
@@ -106,7 +119,7 @@ def from_environment(folder: Path) -> Installation:
     python = folder / "bin" / "python"
     try:
         # ServerStartError messages below name the environment; a broken interpreter shows here first.
-        answer = subprocess.run([python, "-c", _FACTS], capture_output=True, text=True, check=True, timeout=60)
+        answer = subprocess.run([python, "-c", _FACTS], capture_output=True, encoding="utf-8", check=True, timeout=60)
     except (OSError, subprocess.SubprocessError) as error:
         raise ServerStartError(f"{folder}: its Python does not run ({error}); create the environment anew") from error
     facts = json.loads(answer.stdout)
