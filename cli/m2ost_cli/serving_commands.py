@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import shlex
 import sys
 import tempfile
@@ -57,8 +58,9 @@ def serve(
 ) -> None:
     """Serve a release. Prints JSON log lines; Ctrl-C or SIGTERM stops it cleanly."""
     with needs("client"):
+        from m2ost_client.command import ServerOptions
         from m2ost_client.host import Ports
-        from m2ost_client.supervisor import ServerOptions, TritonServer
+        from m2ost_client.supervisor import TritonServer
     if log_level not in _LEVELS:
         raise UserError(f"--log-level must be one of {', '.join(_LEVELS)}")
     options = ServerOptions(
@@ -105,8 +107,8 @@ def predict(
 ) -> None:
     """Predict one slide: an .h5ad, maps and run metadata."""
     with needs("client"):
+        from m2ost_client.files import check_writable
         from m2ost_client.predict import PredictOptions, predict_slide
-        from m2ost_client.results import check_writable
         from m2ost_client.stream import StreamOptions
     if send_pixels and not server:
         raise UserError("--send-pixels is for a server elsewhere; give --server ADDRESS")
@@ -133,6 +135,7 @@ def predict(
         options = PredictOptions(
             slide=name,
             out=out,
+            source=slide,
             spots_file=spots,
             pitch_um=pitch_um,
             mpp=mpp,
@@ -150,7 +153,8 @@ def predict(
 
 @contextmanager
 def _embedded(folder: Path, release: Path | None, checkpoint: Path | None, log: Path | None) -> Iterator[str]:
-    from m2ost_client.supervisor import ServerOptions, TritonServer
+    from m2ost_client.command import ServerOptions
+    from m2ost_client.supervisor import TritonServer
 
     with ExitStack() as stack:
         if checkpoint is not None:
@@ -168,7 +172,7 @@ def _embedded(folder: Path, release: Path | None, checkpoint: Path | None, log: 
                 "no trained checkpoint ships with this version; give --release, --checkpoint or --server "
                 "(`m2ost init` makes an untrained checkpoint to try with)"
             )
-        on_log = _json_lines(stack.enter_context(log.open("w")), "debug") if log else None
+        on_log = _json_lines(stack.enter_context(log.open("w", encoding="utf-8")), "debug") if log else None
         roots = SlideRoots({EMBEDDED_ROOT: folder})
         yield stack.enter_context(TritonServer(ServerOptions(release=release, roots=roots), on_log=on_log)).address
 
@@ -177,8 +181,15 @@ def _json_lines(stream: Any, least: str) -> Callable[[dict[str, Any]], None]:
     shown = _LEVELS[_LEVELS.index(least) :]
 
     def write(record: dict[str, Any]) -> None:
-        if record["level"] in shown:
+        if record["level"] not in shown:
+            return
+        try:
             print(json.dumps(record, ensure_ascii=False), file=stream, flush=True)
+        except OSError:
+            # What is left in the stream's buffer would fail once more when it is closed.
+            with Path(os.devnull).open("w", encoding="utf-8") as nowhere:
+                os.dup2(nowhere.fileno(), stream.fileno())
+            raise
 
     return write
 
@@ -214,7 +225,9 @@ def _summarise(report: PredictReport) -> None:
     print(f"{report.result.name}: {spots['count']} spots{rate}; read by {facts['reader']}, {resolution}")
     for status, count in spots["by_status"].items():
         if status != "OK":
-            print(f"  {count} spots without a value: {status}, {RowStatus[status].reason}")
+            known = status in RowStatus.__members__
+            reason = RowStatus[status].reason if known else "which only a newer client can explain"
+            print(f"  {count} spots without a value: {status}, {reason}")
     for file in report.files:
         print(f"  {shlex.quote(str(file))}")
 

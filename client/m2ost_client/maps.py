@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from mpl_toolkits.axes_grid1.anchored_artists import AnchoredSizeBar
 
-from .results import SlideResult, write_complete
+from .results import SlideResult
 
 Rgb = np.ndarray[Any, np.dtype[np.float64]]
 
@@ -49,19 +49,13 @@ def pca_rgb(expression: Any) -> Rgb:
 
 
 def draw_pca(result: SlideResult, path: Path) -> None:
-    """Map of :func:`pca_rgb` over the thumbnail, the slide beside it.
-
-    Raises
-    ------
-    OutputError
-        If the file cannot be written.
-    """
+    """Map of :func:`pca_rgb` over the thumbnail, the slide beside it."""
     valid = result.status == 0
     figure, (slide_axes, map_axes) = _figure(result, 2)
     slide_axes.set_title(result.title, fontsize=9)
     _draw_spots(map_axes, result, valid, pca_rgb(result.expression[valid]))
     map_axes.set_title(f"predicted expression, PCA as RGB · {int(valid.sum())} spots", fontsize=9)
-    _save(figure, path)
+    figure.savefig(path)
 
 
 def draw_gene(result: SlideResult, gene: str, path: Path) -> None:
@@ -71,8 +65,6 @@ def draw_gene(result: SlideResult, gene: str, path: Path) -> None:
     ------
     KeyError
         If the gene is not in the panel.
-    OutputError
-        If the file cannot be written.
     """
     if gene not in result.engine.genes:
         raise KeyError(gene)
@@ -84,7 +76,7 @@ def draw_gene(result: SlideResult, gene: str, path: Path) -> None:
     _draw_spots(axes, result, valid, colours.to_rgba(values))
     axes.set_title(f"{gene} · {result.title}", fontsize=9)
     figure.colorbar(colours, ax=axes, shrink=0.7, label=f"predicted {gene} ({result.engine.target})")
-    _save(figure, path)
+    figure.savefig(path)
 
 
 def _figure(result: SlideResult, panels: int) -> tuple[Figure, list[Axes]]:
@@ -122,7 +114,3 @@ def _draw_spots(axis: Axes, result: SlideResult, valid: Any, colours: Any) -> No
     corners = result.spots.centers[valid] - side / 2
     patches = [Rectangle((x, y), side, side) for x, y in corners]
     axis.add_collection(PatchCollection(patches, facecolors=colours, edgecolors="none", alpha=0.85))
-
-
-def _save(figure: Figure, path: Path) -> None:
-    write_complete(path, lambda scratch: figure.savefig(scratch))

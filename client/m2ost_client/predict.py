@@ -3,29 +3,25 @@
 from __future__ import annotations
 
 import asyncio
-import json
-import platform
-import time
+import os
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from m2ost_preprocess.contract import EngineInfo
+from m2ost_preprocess.contract import SCALE_MAX, SCALE_MIN, EngineInfo
 from m2ost_preprocess.decoder import Decoder, SlideInfo
 from m2ost_preprocess.spots import Spots, read_spots
 
-from . import maps
-from .errors import OutputError, RequestRejected
-from .results import SlideResult, check_writable, write_h5ad, write_json
+from .errors import InputError, OutputError
+from .files import check_writable, metadata_path, read_metadata, write_result
+from .metadata import run_metadata, stage
+from .results import SlideResult
 from .stream import SpotBatch, SpotStream, StreamOptions
 
 DEFAULT_PITCH_UM = 100.0
-_PACKAGES = ("m2ost-triton", "numpy", "anndata", "tritonclient", "pillow")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +34,8 @@ class PredictOptions:
         The slide's name on the server (``root/relative/path``), or with ``send_pixels`` a path on this host.
     out : Path
         Folder for the results.
+    source : str, optional
+        The slide as the caller knows it, which is recorded and names the results; by default ``slide``.
     spots_file : Path, optional
         Spots to score; else a grid over the tissue.
     pitch_um : float
@@ -55,6 +53,7 @@ class PredictOptions:
 
     slide: str
     out: Path
+    source: str | None = None
     spots_file: Path | None = None
     pitch_um: float = DEFAULT_PITCH_UM
     mpp: float | None = None
@@ -74,7 +73,7 @@ class PredictReport:
     metadata : dict
         The content of ``<name>.json``.
     files : tuple of Path
-        Every file written.
+        Every file written, the table last.
     """
 
     result: SlideResult
@@ -107,32 +106,35 @@ async def predict_slide(
 
     Raises
     ------
+    InputError
+        If a gene is not in the panel, or views cannot be cut as asked. Told before anything is scored.
     OutputError
         If a result cannot be written. Checked before work begins; nothing half-written is left.
     SpotError, SlideError, RequestRejected, ServerUnavailable, ReleaseChanged
         As their modules say.
     """
     check_writable(options.out)
-    clock = _Stages()
+    name = result_name(options.source or options.slide)
+    seconds: dict[str, float] = {}
     spots = read_spots(options.spots_file) if options.spots_file else None
     async with SpotStream(address, options.stream) as stream:
         _check_genes(options.genes, stream.info)
         local = Decoder(stream.info.views) if options.send_pixels else None
         try:
             pitch_um = options.pitch_um if spots is None else None
-            with clock.stage("describe_s"):
+            with stage(seconds, "describe_s"):
                 if local:
                     slide = await asyncio.to_thread(
                         local.describe, Path(options.slide), pitch_um=pitch_um, mpp=options.mpp
                     )
                 else:
                     slide = await stream.slide_info(options.slide, pitch_um=pitch_um, mpp=options.mpp)
-            _check_same_slide(options, slide)
+            scale = view_scale(options.view_mpp, slide, stream.info)
+            _check_same_slide(options.out, name, slide)
             if spots is None:
                 source = f"grid, pitch {options.pitch_um:g} µm"
                 spots = Spots(slide.centers, slide.names, slide.pitch_px, source)
-            scale = view_scale(options.view_mpp, slide, stream.info)
-            with clock.stage("score_s"):
+            with stage(seconds, "score_s"):
                 batches = (
                     stream.predict_local(Path(options.slide), spots.centers, local, scale=scale)
                     if local
@@ -141,19 +143,16 @@ async def predict_slide(
                 expression, status = await _collect(batches, len(spots), len(stream.info.genes), on_progress)
         finally:
             if local:
-                local.close()
-        result = SlideResult(result_name(options.slide), slide, stream.info, spots, expression, status)
-        metadata = _metadata(options, result, scale, address, stream.retries, clock)
-    with clock.stage("write_s"):
-        files = await asyncio.to_thread(_write, options, result, metadata)
-    metadata["timings"] = clock.seconds
-    write_json(metadata, options.out / f"{result.name}.json")
-    return PredictReport(result, metadata, (*files, options.out / f"{result.name}.json"))
+                await asyncio.to_thread(local.close)
+        result = SlideResult(name, slide, stream.info, spots, expression, status)
+        metadata = run_metadata(options, result, scale=scale, server=address, retries=stream.retries, seconds=seconds)
+    files = await asyncio.to_thread(write_result, result, metadata, options.genes, options.out)
+    return PredictReport(result, metadata, files)
 
 
 def result_name(slide: str) -> str:
     """Stem of a slide's result files."""
-    return Path(slide).stem
+    return Path(os.path.abspath(slide)).stem
 
 
 def view_scale(view_mpp: float | str | None, slide: SlideInfo, engine: EngineInfo) -> float:
@@ -166,22 +165,26 @@ def view_scale(view_mpp: float | str | None, slide: SlideInfo, engine: EngineInf
 
     Raises
     ------
-    RequestRejected
-        If a physical unit is asked for and µm/px of the slide, or of the training, is unknown.
+    InputError
+        If a physical unit is asked for and µm/px of the slide, or of the training, is unknown; or if the views would
+        be cut at a scale that the contract does not allow.
     """
     if view_mpp is None:
         return 1.0
     if slide.mpp is None:
-        raise RequestRejected(
-            "views at a given µm/px need the slide's own and it has none; give --mpp", "INVALID_ARGUMENT"
-        )
+        raise InputError("views at a given µm/px need the slide's own and it has none; give --mpp")
     if view_mpp == "model":
         if engine.mpp is None:
-            raise RequestRejected(
-                "the checkpoint does not record its µm/px; give --view-mpp a number", "INVALID_ARGUMENT"
-            )
+            raise InputError("the checkpoint does not record its µm/px; give --view-mpp a number")
         view_mpp = engine.mpp
-    return float(view_mpp) / slide.mpp
+    scale = float(view_mpp) / slide.mpp
+    if not SCALE_MIN <= scale <= SCALE_MAX:  # true for NaN too
+        low, high = SCALE_MIN * slide.mpp, SCALE_MAX * slide.mpp
+        raise InputError(
+            f"views at {float(view_mpp):g} µm/px cannot be cut from a slide of {slide.mpp:g} µm/px; "
+            f"--view-mpp must lie in {low:g} to {high:g}"
+        )
+    return scale
 
 
 async def _collect(
@@ -209,96 +212,17 @@ async def _collect(
 def _check_genes(genes: tuple[str, ...], engine: EngineInfo) -> None:
     for gene in genes:
         if gene not in engine.genes:
-            raise RequestRejected(
-                f"gene {gene!r} is not in the panel of {len(engine.genes)} genes ({', '.join(engine.genes[:5])} …)",
-                "NOT_FOUND",
+            raise InputError(
+                f"gene {gene!r} is not in the panel of {len(engine.genes)} genes ({', '.join(engine.genes[:5])} …)"
             )
 
 
-def _check_same_slide(options: PredictOptions, slide: SlideInfo) -> None:
+def _check_same_slide(out: Path, name: str, slide: SlideInfo) -> None:
     """Refuse to replace the result of another slide that has the same name."""
-    path = options.out / f"{result_name(options.slide)}.json"
     try:
-        before = json.loads(path.read_text())["slide_facts"]["fingerprint"]
-    except (OSError, ValueError, KeyError, TypeError):
+        before = read_metadata(out, name)["slide_facts"]["fingerprint"]
+    except (KeyError, TypeError):
         return
     if before != slide.fingerprint:
+        path = metadata_path(out, name)
         raise OutputError(f"{path} is the result of another slide of that name; choose another --out or remove it")
-
-
-def _write(options: PredictOptions, result: SlideResult, metadata: dict[str, Any]) -> tuple[Path, ...]:
-    h5ad = options.out / f"{result.name}.h5ad"
-    write_h5ad(result, metadata, h5ad)
-    files = [h5ad]
-    if len(result.spots):
-        pca = options.out / f"{result.name}.pca.png"
-        maps.draw_pca(result, pca)
-        files.append(pca)
-    for gene in options.genes if len(result.spots) else ():
-        path = options.out / f"{result.name}.{gene}.png"
-        maps.draw_gene(result, gene, path)
-        files.append(path)
-    return tuple(files)
-
-
-def _metadata(
-    options: PredictOptions, result: SlideResult, scale: float, address: str, retries: int, clock: _Stages
-) -> dict[str, Any]:
-    n_spots, slide, engine = len(result.spots), result.slide, result.engine
-    score_s = clock.seconds["score_s"]
-    return {
-        "slide": options.slide,
-        "trained": engine.trained,
-        "checkpoint_sha256": engine.checkpoint_sha256,
-        "release_sha256": engine.release_sha256,
-        "precision": engine.precision,
-        "target": engine.target,
-        "slide_facts": {**slide.facts(), "size": list(slide.size)},
-        "views": {
-            **engine.views.to_dict(),
-            "level0_px_per_view_px": scale,
-            "native_pixels": scale == 1.0,
-            "mpp": None if slide.mpp is None else slide.mpp * scale,
-            "trained_at_mpp": engine.mpp,
-        },
-        "spots": {"count": n_spots, "source": result.spots.source, "by_status": result.counts_by_status()},
-        "spots_per_s": n_spots / score_s if n_spots else None,
-        "retries": retries,
-        "server": address,
-        "pixels_sent_by_client": options.send_pixels,
-        "batch_rows": options.stream.batch_rows,
-        "window": options.stream.window,
-        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-        "versions": {"python": platform.python_version(), **{p: _version(p) for p in _PACKAGES}},
-        "timings": dict(clock.seconds),
-    }
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "not installed"
-
-
-class _Stages:
-    """Wall-clock seconds by stage."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-
-    def stage(self, name: str) -> _Stage:
-        return _Stage(self.seconds, name)
-
-
-@dataclass
-class _Stage:
-    seconds: dict[str, float]
-    name: str
-    started: float = 0.0
-
-    def __enter__(self) -> None:
-        self.started = time.perf_counter()
-
-    def __exit__(self, *exc: object) -> None:
-        self.seconds[self.name] = round(time.perf_counter() - self.started, 4)

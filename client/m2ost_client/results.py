@@ -1,13 +1,8 @@
-"""A slide's result as files: ``<name>.h5ad`` and ``<name>.json``, complete under their final names or absent."""
+"""A slide's result, and its table."""
 
 from __future__ import annotations
 
-import json
-import os
-import tempfile
-from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import anndata
@@ -17,7 +12,6 @@ from m2ost_preprocess.contract import EngineInfo, RowStatus
 from m2ost_preprocess.decoder import SlideInfo
 from m2ost_preprocess.spots import Spots
 
-from .errors import OutputError
 from .stream import Expression, Statuses
 
 DEFAULT_SPOT_UM = 100.0
@@ -66,7 +60,13 @@ class SlideResult:
     def counts_by_status(self) -> dict[str, int]:
         """Spots by status name, those that occur."""
         values, counts = np.unique(self.status, return_counts=True)
-        return {RowStatus(int(v)).name: int(c) for v, c in zip(values, counts, strict=True)}
+        return {status_name(v): int(c) for v, c in zip(values, counts, strict=True)}
+
+
+def status_name(status: int) -> str:
+    """Name of a row's status; ``status N`` for one that only a newer server knows."""
+    known = status in RowStatus.__members__.values()
+    return RowStatus(status).name if known else f"status {status}"
 
 
 def to_anndata(result: SlideResult, metadata: dict[str, Any]) -> anndata.AnnData:
@@ -76,7 +76,7 @@ def to_anndata(result: SlideResult, metadata: dict[str, Any]) -> anndata.AnnData
     ``uns["m2ost"]`` carries ``metadata``.
     """
     obs = pd.DataFrame(
-        {"status": [RowStatus(int(s)).name for s in result.status]},
+        {"status": [status_name(s) for s in result.status]},
         index=pd.Index(result.spots.names, dtype=str),
     )
     obs["status"] = obs["status"].astype("category")
@@ -95,66 +95,6 @@ def to_anndata(result: SlideResult, metadata: dict[str, Any]) -> anndata.AnnData
     }
     adata.uns["m2ost"] = _storable(metadata)
     return adata
-
-
-def write_h5ad(result: SlideResult, metadata: dict[str, Any], path: Path) -> None:
-    """Write a result as ``.h5ad``.
-
-    Raises
-    ------
-    OutputError
-        If it cannot be written; nothing is left under ``path`` then.
-    """
-    adata = to_anndata(result, metadata)
-    write_complete(path, lambda scratch: adata.write_h5ad(scratch))
-
-
-def write_json(value: dict[str, Any], path: Path) -> None:
-    """Write JSON. Raises :class:`OutputError` as :func:`write_h5ad` does."""
-    text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
-    write_complete(path, lambda scratch: scratch.write_text(text))
-
-
-def write_complete(path: Path, write: Callable[[Path], Any]) -> None:
-    """Let ``write`` fill a scratch file beside ``path``, then give it its final name.
-
-    Raises
-    ------
-    OutputError
-        If anything goes wrong: the disk is full, the folder is not writable.
-    """
-    scratch: Path | None = None
-    try:
-        handle, name = tempfile.mkstemp(prefix=f".{path.stem}.", suffix=path.suffix, dir=path.parent)
-        os.close(handle)
-        scratch = Path(name)
-        write(scratch)
-        with scratch.open("rb") as stream:
-            os.fsync(stream.fileno())
-        scratch.chmod(0o644)
-        scratch.replace(path)
-    except (OSError, RuntimeError) as error:
-        # h5py reports a full disk as RuntimeError or OSError, depending on when it notices.
-        raise OutputError(f"{path}: cannot be written ({error}); free space or choose another --out") from error
-    finally:
-        if scratch is not None:
-            scratch.unlink(missing_ok=True)
-
-
-def check_writable(folder: Path) -> None:
-    """Make the output folder and prove that a file can be written there, before any work is done.
-
-    Raises
-    ------
-    OutputError
-        If not.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise OutputError(f"{folder}: cannot write there ({error.strerror}); choose another --out") from error
 
 
 def _storable(value: Any) -> Any:

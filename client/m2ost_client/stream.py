@@ -11,31 +11,24 @@ from __future__ import annotations
 
 import asyncio
 import json
-import random
-import secrets
-import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
-from contextlib import aclosing, suppress
+from contextlib import aclosing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tritonclient.grpc.aio as triton_aio
 from m2ost_preprocess import contract
 from m2ost_preprocess.contract import EngineInfo, RowStatus
 from m2ost_preprocess.decoder import Decoder, SlideInfo
 from m2ost_preprocess.views import spatial_order
-from tritonclient.utils import InferenceServerException
 
-from .errors import ReleaseChanged, RequestRejected, ServerUnavailable
-from .probe import is_dead_stub, tensor
+from .connection import Connection, Window
+from .probe import tensor
 
 Rows = np.ndarray[Any, np.dtype[np.intp]]
 Expression = np.ndarray[Any, np.dtype[np.float32]]
 Statuses = np.ndarray[Any, np.dtype[np.int32]]
-
-_TRANSIENT = ("UNAVAILABLE", "DEADLINE_EXCEEDED", "CANCELLED")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,21 +83,6 @@ class SpotBatch:
     status: Statuses
 
 
-class _Window:
-    """How many requests may be in flight: halved when the server is full or away, grown by one a round of successes."""
-
-    def __init__(self, limit: int) -> None:
-        self._limit, self.size, self._successes = limit, limit, 0
-
-    def shrink(self) -> None:
-        self.size, self._successes = max(1, self.size // 2), 0
-
-    def success(self) -> None:
-        self._successes += 1
-        if self._successes >= self.size:
-            self.size, self._successes = min(self._limit, self.size + 1), 0
-
-
 class SpotStream:
     """An asynchronous client of one server; an async context manager.
 
@@ -113,21 +91,13 @@ class SpotStream:
     address : str
         ``host:port`` of the gRPC service.
     options : StreamOptions, optional
-
-    Attributes
-    ----------
-    retries : int
-        Requests that were sent again so far.
     """
 
     def __init__(self, address: str, options: StreamOptions | None = None) -> None:
-        self.address = address
         self.options = options or StreamOptions()
-        self.retries = 0
-        self._run = secrets.token_hex(4)
-        self._requests = 0
-        self._info: EngineInfo | None = None
-        self._window = _Window(self.options.window)
+        self._window = Window(self.options.window)
+        deadline_s, retry_for_s = self.options.deadline_s, self.options.retry_for_s
+        self._connection = Connection(address, deadline_s=deadline_s, retry_for_s=retry_for_s, window=self._window)
 
     async def __aenter__(self) -> SpotStream:
         """Connect and read what is served.
@@ -139,23 +109,21 @@ class SpotStream:
         RequestRejected
             If the server serves no release of this project.
         """
-        self._client = triton_aio.InferenceServerClient(self.address)
-        try:
-            self._info = await self._retrying(self._read_info)
-        except BaseException:
-            await self._client.close()
-            raise
+        await self._connection.open()
         return self
 
     async def __aexit__(self, *exc: object) -> None:
-        await self._client.close()
+        await self._connection.close()
 
     @property
     def info(self) -> EngineInfo:
         """What the server serves, as read on entry."""
-        if self._info is None:
-            raise RuntimeError("SpotStream is not entered; use `async with`")
-        return self._info
+        return self._connection.info
+
+    @property
+    def retries(self) -> int:
+        """Requests that were sent again so far."""
+        return self._connection.retries
 
     async def slide_info(self, slide: str, *, pitch_um: float | None = None, mpp: float | None = None) -> SlideInfo:
         """Describe a slide under the server's roots.
@@ -185,16 +153,7 @@ class SpotStream:
             for name, value in (("PITCH_UM", pitch_um), ("MPP", mpp))
             if value is not None
         ]
-        answer = await self._retrying(lambda: self._infer(contract.MODEL_INFO, inputs))
-        facts = json.loads(answer.as_numpy("INFO")[0])
-        names = tuple(name.decode() for name in answer.as_numpy("SPOT_NAME"))
-        facts["size"] = tuple(facts["size"])
-        return SlideInfo(
-            **facts,
-            centers=answer.as_numpy(contract.CENTER).astype(np.float64).reshape(-1, 2),
-            names=names,
-            thumbnail=answer.as_numpy("THUMBNAIL"),
-        )
+        return _slide_info(await self._connection.infer(contract.MODEL_INFO, inputs))
 
     async def predict(self, slide: str, centers: Any, *, scale: float = 1.0) -> AsyncGenerator[SpotBatch, None]:
         """Score spots of a slide that lies under the server's roots: only coordinates are sent.
@@ -234,7 +193,7 @@ class SpotStream:
                 tensor(contract.CENTER, positions[rows]),
                 tensor(contract.SCALE, np.full((n, 1), scale, np.float32)),
             ]
-            answer = await self._retrying(lambda: self._infer(contract.MODEL_SLIDE, inputs))
+            answer = await self._connection.infer(contract.MODEL_SLIDE, inputs)
             status = answer.as_numpy(contract.STATUS).reshape(-1)
             return SpotBatch(rows, answer.as_numpy(contract.EXPRESSION), status)
 
@@ -263,9 +222,13 @@ class SpotStream:
 
         Raises
         ------
+        ValueError
+            If the decoder cuts other views than the engine takes.
         SlideError
             If the slide cannot be read. Otherwise as :meth:`predict`.
         """
+        if decoder._geometry != self.info.views:
+            raise ValueError(f"the engine takes {self.info.views}, the decoder cuts {decoder._geometry}")
         positions = contract.as_centers(centers)
 
         async def score(rows: Rows) -> SpotBatch:
@@ -292,7 +255,7 @@ class SpotStream:
         ndarray of float32, shape (n, G)
         """
         inputs = [tensor(name, view) for name, view in zip(self.info.views.names, views, strict=True)]
-        answer = await self._retrying(lambda: self._infer(contract.MODEL_PATCHES, inputs))
+        answer = await self._connection.infer(contract.MODEL_PATCHES, inputs)
         expression: Expression = answer.as_numpy(contract.EXPRESSION)
         return expression
 
@@ -313,63 +276,20 @@ class SpotStream:
                     batch = task.result()
                     self._window.success()
                     yield batch
-            await self._retrying(self._check_release)
+            await self._connection.check_release()
         finally:
             for task in pending:
                 task.cancel()
             await asyncio.gather(*pending, *done, return_exceptions=True)
 
-    async def _infer(self, model: str, inputs: list[Any]) -> Any:
-        self._requests += 1
-        return await self._client.infer(
-            model,
-            inputs,
-            request_id=f"{self._run}-{self._requests}",
-            client_timeout=self.options.deadline_s,
-            parameters={contract.RELEASE_PARAMETER: self.info.release_sha256},
-        )
 
-    async def _read_info(self) -> EngineInfo:
-        config = await self._client.get_model_config(contract.MODEL_ENGINE, client_timeout=self.options.deadline_s)
-        parameters = {key: value.string_value for key, value in config.config.parameters.items()}
-        try:
-            return EngineInfo.from_parameters(parameters)
-        except ValueError as error:
-            raise RequestRejected(f"{self.address}: {error}", "FAILED_PRECONDITION") from error
-
-    async def _retrying(self, call: Callable[[], Awaitable[Any]]) -> Any:
-        """Call until it succeeds, is refused, or ``retry_for_s`` has passed since it first failed."""
-        failing_since, pause_s = None, 0.1
-        while True:
-            try:
-                answer = await call()
-                if failing_since is not None:
-                    await self._check_release()
-                return answer
-            except InferenceServerException as error:
-                message, status = str(error.message()), str(error.status() or "").removeprefix("StatusCode.")
-                if status not in _TRANSIENT and not is_dead_stub(message):
-                    with suppress(InferenceServerException):
-                        await self._check_release()
-                    raise RequestRejected(message, status) from error
-                now = time.monotonic()
-                failing_since = failing_since or now
-                if now - failing_since >= self.options.retry_for_s:
-                    raise ServerUnavailable(
-                        f"{self.address}: no answer for {now - failing_since:.0f} s ({status}: {message}); check that "
-                        "the server runs (`m2ost serve`) and that the address is its gRPC port"
-                    ) from error
-            self.retries += 1
-            self._window.shrink()
-            await asyncio.sleep(pause_s * random.uniform(0.5, 1.5))
-            pause_s = min(pause_s * 2, 5.0)
-
-    async def _check_release(self) -> None:
-        if self._info is None:
-            return
-        now = await self._read_info()
-        if now.release_sha256 != self._info.release_sha256:
-            raise ReleaseChanged(
-                f"{self.address} now serves release {now.release_sha256[:12]}, the slide began with "
-                f"{self._info.release_sha256[:12]}; run it again"
-            )
+def _slide_info(answer: Any) -> SlideInfo:
+    """The answer of ``slide_info``; a newer server's further facts are left out."""
+    facts = {k: v for k, v in json.loads(answer.as_numpy("INFO")[0]).items() if k in SlideInfo.__dataclass_fields__}
+    facts["size"] = tuple(facts["size"])
+    return SlideInfo(
+        **facts,
+        centers=answer.as_numpy(contract.CENTER).astype(np.float64).reshape(-1, 2),
+        names=tuple(name.decode() for name in answer.as_numpy("SPOT_NAME")),
+        thumbnail=answer.as_numpy("THUMBNAIL"),
+    )

@@ -1,61 +1,26 @@
-"""The client's parts that need no server: logs, installation, window, results, maps."""
+"""The client's parts that need no server: logs, installation, options, maps, version skew."""
 
+import asyncio
 import json
-import pickle
-import subprocess
+import math
+import os
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
-import anndata
 import numpy as np
 import pytest
 from m2ost_client import installation, logs, maps
-from m2ost_client.errors import OutputError, RequestRejected, ServerStartError
-from m2ost_client.predict import view_scale
-from m2ost_client.results import SlideResult, check_writable, write_complete, write_h5ad
-from m2ost_client.stream import StreamOptions, _Window
-from m2ost_preprocess.contract import EngineInfo, RowStatus, ViewGeometry
-from m2ost_preprocess.decoder import SlideInfo
-from m2ost_preprocess.spots import Spots
+from m2ost_client.errors import InputError, ServerStartError
+from m2ost_client.predict import result_name, view_scale
+from m2ost_client.results import to_anndata
+from m2ost_client.stream import SpotStream, StreamOptions, _slide_info
+from m2ost_preprocess.contract import ViewGeometry
+from m2ost_preprocess.decoder import Decoder
 from PIL import Image
 
-ENGINE = EngineInfo(
-    genes=("DDX5", "B2M", "FN1", "ERBB2"),
-    views=ViewGeometry(),
-    mpp=0.7,
-    target="log1p_cpm_panel",
-    trained=False,
-    precision="fp32",
-    checkpoint_sha256="a" * 64,
-    onnx_sha256="b" * 64,
-    release_sha256="c" * 64,
-)
-
-
-@pytest.fixture
-def result():
-    slide = SlideInfo(
-        size=(2000, 1500),
-        mpp=0.5,
-        mpp_source="aperio.MPP",
-        vendor="aperio",
-        reader="cucim",
-        reader_reason="",
-        note="",
-        fingerprint="f",
-        tissue_fraction=0.5,
-        pitch_px=100.0,
-        centers=np.zeros((0, 2)),
-        names=(),
-        thumbnail=np.full((300, 400, 3), 230, np.uint8),
-    )
-    centers = np.stack(np.meshgrid(np.arange(50, 1000, 100), np.arange(50, 800, 100)), -1).reshape(-1, 2).astype(float)
-    expression = np.random.default_rng(0).normal(size=(len(centers), 4)).astype(np.float32)
-    status = np.zeros(len(centers), np.int32)
-    status[3], expression[3] = RowStatus.OUTSIDE_SLIDE, np.nan
-    spots = Spots(centers, tuple(f"s{i}" for i in range(len(centers))), 100.0, "grid")
-    return SlideResult("slide", slide, ENGINE, spots, expression, status)
+from .conftest import ENGINE
 
 
 def test_triton_lines_become_objects():
@@ -139,97 +104,58 @@ def test_no_server_anywhere_says_how_to_get_one(tmp_path, monkeypatch):
         installation.find_installation()
 
 
-def test_the_window_halves_on_trouble_and_recovers_with_success():
-    window = _Window(8)
-    window.shrink()
-    window.shrink()
-    assert window.size == 2
-    for _ in range(2):
-        window.success()
-    assert window.size == 3
-    for _ in range(100):
-        window.success()
-    assert window.size == 8
-    for _ in range(9):
-        window.shrink()
-    assert window.size == 1
+def clean_search(tmp_path, monkeypatch):
+    """No server environment anywhere but below ``tmp_path``; the working folder is ``tmp_path / "here"``."""
+    here = tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    monkeypatch.delenv(installation.ENV_SERVER, raising=False)
+    monkeypatch.setattr(sys, "prefix", str(tmp_path / "checkout" / ".venv"))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    return here
+
+
+def environment_that_tells(folder):
+    """A server environment whose Python leaves a mark when it is run."""
+    python = folder / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.write_text(f"#!/bin/sh\n: > {folder}/was-run\nexit 1\n")
+    python.chmod(0o755)
+    folder.chmod(0o755)
+    return folder / "was-run"
+
+
+def test_a_server_environment_beside_the_clients_or_in_the_working_folder_is_found(tmp_path, monkeypatch):
+    here = clean_search(tmp_path, monkeypatch)
+    mark = environment_that_tells(here / ".triton")
+    with pytest.raises(ServerStartError, match="its Python does not run"):
+        installation.find_installation()
+    assert mark.exists()
+    beside = environment_that_tells(tmp_path / "checkout" / ".triton")
+    (tmp_path / "checkout" / ".triton").chmod(0o775)  # as `make` creates it under umask 002
+    with pytest.raises(ServerStartError, match="its Python does not run"):
+        installation.find_installation()
+    assert beside.exists()
+
+
+def test_no_python_is_run_that_someone_else_could_have_put_there(tmp_path, monkeypatch):
+    here = clean_search(tmp_path, monkeypatch)
+    marks = [environment_that_tells(folder / ".triton") for folder in (here, tmp_path)]
+    for mode in (0o775, 0o757):
+        (here / ".triton").chmod(mode)
+        with pytest.raises(ServerStartError, match="only you can write to"):
+            installation.find_installation()
+    (here / ".triton").chmod(0o755)
+    monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)
+    with pytest.raises(ServerStartError, match="no tritonserver"):
+        installation.find_installation()
+    assert not any(mark.exists() for mark in marks)
 
 
 @pytest.mark.parametrize("options", [{"batch_rows": 0}, {"batch_rows": 257}, {"window": 0}, {"deadline_s": 0}])
 def test_impossible_stream_options(options):
     with pytest.raises(ValueError, match="must be"):
         StreamOptions(**options)
-
-
-def test_the_table_is_what_scanpy_and_squidpy_expect(result, tmp_path):
-    metadata = {"release_sha256": "c" * 64, "nothing": None, "nested": {"mpp": 0.5, "none": None}, "list": [1, 2]}
-    write_h5ad(result, metadata, tmp_path / "slide.h5ad")
-    read = anndata.read_h5ad(tmp_path / "slide.h5ad")
-    assert read.shape == (80, 4)
-    assert list(read.var_names) == list(ENGINE.genes)
-    np.testing.assert_array_equal(read.obsm["spatial"], result.spots.centers)
-    np.testing.assert_array_equal(read.X, result.expression)
-    assert read.obs["status"].value_counts().to_dict() == {"OK": 79, "OUTSIDE_SLIDE": 1}
-    assert read.uns["m2ost"]["release_sha256"] == "c" * 64
-    assert "nothing" not in read.uns["m2ost"]
-    spatial = read.uns["spatial"]["slide"]
-    assert spatial["scalefactors"]["tissue_hires_scalef"] == 0.2
-    assert spatial["scalefactors"]["spot_diameter_fullres"] == 100
-
-
-def test_scanpy_plots_the_file_as_it_is(result, tmp_path):
-    write_h5ad(result, {}, tmp_path / "slide.h5ad")
-    script = (
-        "import matplotlib; matplotlib.use('Agg'); import scanpy as sc, sys;"
-        "a = sc.read_h5ad(sys.argv[1]); (axes,) = sc.pl.spatial(a, color='DDX5', show=False);"
-        "axes.figure.savefig(sys.argv[2])"
-    )
-    figure = tmp_path / "figure.png"
-    subprocess.run([sys.executable, "-W", "ignore", "-c", script, tmp_path / "slide.h5ad", figure], check=True)
-    assert Image.open(figure).getextrema() != ((255, 255),) * 4
-
-
-def test_a_file_under_its_final_name_is_complete(tmp_path):
-    path = tmp_path / "a.json"
-    path.write_text("before")
-
-    def fail(scratch):
-        scratch.write_text("half")
-        raise OSError(28, "No space left on device")
-
-    with pytest.raises(OutputError, match=r"a\.json: cannot be written .*No space left"):
-        write_complete(path, fail)
-    assert path.read_text() == "before"
-    assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
-
-
-def test_a_full_disk_is_an_error_that_leaves_nothing(result, tmp_path):
-    # A limit on file size stands in for a full disk: the write of the real file fails half-way.
-    script = f"""
-import resource, signal, pickle, sys
-from pathlib import Path
-from m2ost_client.errors import OutputError
-from m2ost_client.results import write_h5ad
-result = pickle.loads(Path({str(tmp_path / "result.pickle")!r}).read_bytes())
-signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
-try:
-    write_h5ad(result, {{}}, Path({str(tmp_path / "out" / "slide.h5ad")!r}))
-except OutputError as error:
-    sys.exit(0 if "free space" in str(error) else str(error))
-sys.exit("written?")
-"""
-    (tmp_path / "out").mkdir()
-    (tmp_path / "result.pickle").write_bytes(pickle.dumps(result))
-    subprocess.run([sys.executable, "-c", script], check=True)
-    assert not list((tmp_path / "out").iterdir())
-
-
-def test_a_folder_that_cannot_be_written_is_refused_before_any_work(tmp_path):
-    (tmp_path / "file").touch()
-    for folder in (tmp_path / "file", tmp_path / "file" / "below", Path("/proc/out")):
-        with pytest.raises(OutputError, match="choose another --out"):
-            check_writable(folder)
 
 
 def test_pca_colours():
@@ -247,12 +173,47 @@ def test_pca_colours():
         assert maps.pca_rgb(few).tolist() == [[0.5] * 3] * len(few)
 
 
+def inside_spots(result, margin_px=0.0):
+    """Which pixels of the overview lie in the square of a spot with a value, ``margin_px`` within its edge."""
+    height, width = result.slide.thumbnail.shape[:2]
+    scale = result.slide.size[0] / width
+    x, y = (np.arange(width) + 0.5) * scale, (np.arange(height) + 0.5) * scale
+    half = result.spot_diameter_px / 2 - margin_px
+    mask = np.zeros((height, width), bool)
+    for center_x, center_y in result.spots.centers[result.status == 0]:
+        mask |= (np.abs(y - center_y) < half)[:, None] & (np.abs(x - center_x) < half)
+    return mask
+
+
+def panels(path, result):
+    """The overviews in a map, cut out of the figure by their grey and resized to the thumbnail."""
+    image = Image.open(path).convert("RGB")
+    pixels = np.asarray(image).astype(int)
+    page = (pixels == 255).all(axis=2)
+    columns = np.flatnonzero(~page[page.shape[0] // 2])
+    groups = np.split(columns, np.flatnonzero(np.diff(columns) > 1) + 1)
+    height, width = result.slide.thumbnail.shape[:2]
+    for group in (g for g in groups if len(g) > page.shape[1] / 4):
+        rows = np.flatnonzero(~page[:, group[len(group) // 2]])
+        rows = max(np.split(rows, np.flatnonzero(np.diff(rows) > 1) + 1), key=len)
+        box = (group[0], rows[0], group[-1] + 1, rows[-1] + 1)
+        yield np.asarray(image.crop(box).resize((width, height), Image.Resampling.NEAREST)).astype(int)
+
+
+def coloured(pixels):
+    return np.ptp(pixels, axis=2) > 20
+
+
 def test_maps_are_drawn_where_the_spots_are(result, tmp_path):
     maps.draw_gene(result, "DDX5", tmp_path / "gene.png")
     maps.draw_pca(result, tmp_path / "pca.png")
-    for name in ("gene.png", "pca.png"):
-        pixels = np.asarray(Image.open(tmp_path / name).convert("RGB")).astype(int)
-        assert (pixels.max(axis=2) - pixels.min(axis=2) > 60).mean() > 0.05, "no coloured spots"
+    (gene,) = panels(tmp_path / "gene.png", result)
+    slide, pca = panels(tmp_path / "pca.png", result)
+    inside, outside = inside_spots(result, margin_px=15), ~inside_spots(result, margin_px=-15)
+    for drawn in (gene, pca):
+        assert coloured(drawn)[inside].mean() > 0.9
+        assert not coloured(drawn)[outside].any()
+    assert not coloured(slide).any()
     with pytest.raises(KeyError):
         maps.draw_gene(result, "TP53", tmp_path / "no.png")
 
@@ -260,10 +221,14 @@ def test_maps_are_drawn_where_the_spots_are(result, tmp_path):
 def test_maps_without_resolution_or_values(result, tmp_path):
     unknown = replace(result, slide=replace(result.slide, mpp=None, mpp_source=None))
     maps.draw_gene(unknown, "B2M", tmp_path / "a.png")
+    (drawn,) = panels(tmp_path / "a.png", result)
+    assert coloured(drawn)[inside_spots(result, margin_px=15)].mean() > 0.9
     none = replace(result, status=np.ones_like(result.status), expression=np.full_like(result.expression, np.nan))
     maps.draw_pca(none, tmp_path / "b.png")
     maps.draw_gene(none, "B2M", tmp_path / "c.png")
-    assert all((tmp_path / f"{n}.png").stat().st_size > 5000 for n in "abc")
+    for name in ("b.png", "c.png"):
+        for drawn in panels(tmp_path / name, result):
+            assert not coloured(drawn).any()
 
 
 def test_untrained_results_say_so(result):
@@ -275,7 +240,48 @@ def test_view_scale(result):
     assert view_scale(None, result.slide, ENGINE) == 1.0
     assert view_scale(1.0, result.slide, ENGINE) == 2.0
     assert view_scale("model", result.slide, ENGINE) == pytest.approx(1.4)
-    with pytest.raises(RequestRejected, match="--mpp"):
+    with pytest.raises(InputError, match="--mpp"):
         view_scale(1.0, replace(result.slide, mpp=None), ENGINE)
-    with pytest.raises(RequestRejected, match="--view-mpp"):
+    with pytest.raises(InputError, match="--view-mpp"):
         view_scale("model", result.slide, replace(ENGINE, mpp=None))
+
+
+@pytest.mark.parametrize("view_mpp", [0, -0.5, math.nan, math.inf, 0.03, 4.1, 1000])
+def test_a_view_scale_that_no_row_could_have_is_refused_at_once(result, view_mpp):
+    with pytest.raises(InputError, match=r"--view-mpp must lie in 0\.03125 to 4"):
+        view_scale(view_mpp, result.slide, ENGINE)
+
+
+def test_results_are_named_by_what_the_caller_typed():
+    for typed, name in (("a/sample1.svs", "sample1"), ("~/b.svs", "b"), ("wsi/x.y.svs", "x.y"), ("a/dicom/", "dicom")):
+        assert result_name(typed) == name
+    assert result_name(".") == Path.cwd().stem
+
+
+def test_a_newer_servers_facts_and_statuses_are_no_errors(result):
+    facts = {**result.slide.facts(), "scanner": "of a later version"}
+    arrays = {
+        "INFO": np.array([json.dumps(facts).encode()], object),
+        "CENTER": np.array([[3, 4]], np.int32),
+        "SPOT_NAME": np.array([b"0x0"], object),
+        "THUMBNAIL": result.slide.thumbnail,
+    }
+    slide = _slide_info(SimpleNamespace(as_numpy=arrays.get))
+    assert (slide.size, slide.names, slide.fingerprint) == ((2000, 1500), ("0x0",), "f")
+    result.status[5] = 7
+    assert result.counts_by_status() == {"OK": 78, "OUTSIDE_SLIDE": 1, "status 7": 1}
+    assert to_anndata(result, {}).obs["status"].iloc[5] == "status 7"
+
+
+def test_a_decoder_for_other_views_is_refused_before_it_is_asked(svs):
+    stream = SpotStream("127.0.0.1:9")
+    stream._connection._info = ENGINE
+
+    async def score(decoder):
+        return [batch async for batch in stream.predict_local(svs, [(1, 1)], decoder)]
+
+    with (
+        Decoder(ViewGeometry(size_px=112)) as decoder,
+        pytest.raises(ValueError, match=r"size_px=224.*the decoder cuts .*size_px=112"),
+    ):
+        asyncio.run(score(decoder))

@@ -97,6 +97,16 @@ def test_zero_tissue_is_a_recorded_success(narrow_release, tmp_path):
     assert anndata.read_h5ad(tmp_path / "out" / "blank.h5ad").shape == (0, 6)
 
 
+def test_a_full_disk_under_the_servers_log_costs_the_log_alone(narrow_release, tmp_path):
+    blank = tmp_path / "blank.png"
+    Image.new("RGB", (1500, 1200), (243, 242, 243)).save(blank)
+    arguments = ("--mpp", 0.5, "--server-log", "/dev/full")
+    status, _, errors = predict(blank, narrow_release, tmp_path / "out", *arguments)
+    assert status == 0, errors
+    assert "the server's log is cut off here" in errors
+    assert leftovers(tmp_path / "out") == ["blank.h5ad", "blank.json"]
+
+
 def test_an_empty_spot_file_is_zero_spots_not_a_grid(narrow_server, tmp_path):
     spots = tmp_path / "spots.csv"
     spots.write_text("x,y\n")
@@ -117,6 +127,19 @@ def test_a_slide_and_a_folder_with_names_beyond_ascii(narrow_release, svs, tmp_p
     status, _, errors = predict(other, narrow_release, tmp_path / "out", "--mpp", 0.5)
     assert status == 1
     assert "the result of another slide of that name" in errors
+
+
+def test_a_linked_slide_keeps_the_name_it_was_given_by(narrow_release, svs, tmp_path):
+    store, slide = tmp_path / "store" / "MD5E-7f.svs", tmp_path / "sample1.svs"
+    store.parent.mkdir()
+    store.write_bytes(svs.read_bytes())
+    slide.symlink_to(store)
+    status, _, errors = predict("sample1.svs", narrow_release, "out", "--pitch-um", 300, cwd=tmp_path)
+    assert status == 0, errors
+    assert leftovers(tmp_path / "out") == [f"sample1.{e}" for e in ("h5ad", "json", "pca.png")]
+    recorded = json.loads((tmp_path / "out" / "sample1.json").read_text())
+    assert (recorded["slide"], recorded["served_as"]) == ("sample1.svs", "slides/MD5E-7f.svs")
+    assert anndata.read_h5ad(tmp_path / "out" / "sample1.h5ad").uns["m2ost"]["served_as"] == "slides/MD5E-7f.svs"
 
 
 def test_spots_outside_the_slide_have_no_value_and_the_exit_status_tells(narrow_release, svs, tmp_path):
@@ -142,6 +165,9 @@ def test_bad_slides_and_spots_are_errors_that_say_what_to_do(narrow_server, trun
         (("wsi/CMU-1-Small-Region.svs", *server, "--spots", bad_spots), "line 2"),
         (("wsi/CMU-1-Small-Region.svs", *server, "--spots", tmp_path / "absent.csv"), "cannot read"),
         (("wsi/CMU-1-Small-Region.svs", *server, "--map", "TP53"), "gene 'TP53' is not in the panel"),
+        (("wsi/CMU-1-Small-Region.svs", *server, "--view-mpp", 0), "--view-mpp must lie in 0.0311875 to 3.992"),
+        (("wsi/CMU-1-Small-Region.svs", *server, "--view-mpp", "nan"), "--view-mpp must lie in"),
+        (("wsi/CMU-1-Small-Region.svs", *server, "--view-mpp", 1000), "--view-mpp must lie in"),
         (("wsi/CMU-1-Small-Region.svs", *server, "--batch-rows", 300), "batch_rows must be"),
         (("wsi/CMU-1-Small-Region.svs", *server, "--release", tmp_path), "already serves a release"),
         ((tmp_path / "absent.svs",), "absent.svs: no such file"),
@@ -186,25 +212,31 @@ def test_a_full_disk(narrow_server, tmp_path):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_cancelling_leaves_no_half_written_file_and_no_server(paper_release, svs, tmp_path, number):
-    command = [M2OST, "predict", svs, "--release", paper_release, "--out", tmp_path, "--pitch-um", "30"]
+    out, log = tmp_path / "out", tmp_path / "server.log"
+    command = [M2OST, "predict", svs, "--release", paper_release, "--out", out, "--pitch-um", "30", "--server-log", log]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     process = subprocess.Popen(command, text=True, preexec_fn=heed_ctrl_c, **pipes)
-    family = []
     deadline = time.monotonic() + 60
-    while len(family) < 7 and time.monotonic() < deadline:
-        family = psutil.Process(process.pid).children(recursive=True)
+    while not scored_requests(log) and time.monotonic() < deadline:
         time.sleep(0.1)
-    time.sleep(3)  # in the middle of scoring
+    assert scored_requests(log) > 0, "scoring is under way"
+    family = psutil.Process(process.pid).children(recursive=True)
+    assert len(family) >= 8, "a guard, tritonserver, four models, two decoders"
     process.send_signal(number)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == (-9 if number == signal.SIGKILL else 130)
     assert "Traceback" not in errors
     psutil.wait_procs(family, timeout=20)
     assert not [p for p in family if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
-    assert [n for n in leftovers(tmp_path) if not n.startswith(".")] == []
-    if number != signal.SIGKILL:
-        assert leftovers(tmp_path) == []
-        assert not list(SHM.glob(f"m2ost-{process.pid}-*"))
+    assert leftovers(out) == []
+    assert not list(SHM.glob(f"m2ost-{process.pid}-*"))
+
+
+def scored_requests(log):
+    """Requests whose views an embedded server has cut so far, by its log; probes left out."""
+    lines = log.read_text(encoding="utf-8").splitlines() if log.exists() else []
+    records = [json.loads(line) for line in lines if line.endswith("}")]
+    return sum(record.get("event") == "tiled" and record["level"] == "info" for record in records)
 
 
 def test_a_checkpoint_of_the_authors_all_the_way(tmp_path):
@@ -240,9 +272,10 @@ def test_info_prints_the_papers_figures():
         assert figure in output
 
 
-def test_usage_errors_and_version():
+def test_usage_errors_and_version(tmp_path):
     assert m2ost("predict")[0] == 2
-    assert m2ost("init", "--out", "/tmp/x", "--depth", "0")[0] == 1
+    assert m2ost("init", "--out", tmp_path / "x", "--depth", "0")[0] == 1
+    assert leftovers(tmp_path) == []
     status, output, _ = m2ost("--version")
     assert (status, output.strip()) == (0, "0.1.0")
 

@@ -1,0 +1,207 @@
+"""Requests to one server that outlive its restarts, go easy on it when it is full, and never mix two releases."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import secrets
+import time
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from typing import Any
+
+import tritonclient.grpc.aio as triton_aio
+from m2ost_preprocess import contract
+from m2ost_preprocess.contract import EngineInfo
+from tritonclient.utils import InferenceServerException
+
+from .errors import ReleaseChanged, RequestRejected, ServerUnavailable
+from .probe import is_dead_stub
+
+_TRANSIENT = ("UNAVAILABLE", "DEADLINE_EXCEEDED", "CANCELLED")
+
+
+class Window:
+    """How many requests may be in flight: halved when the server is full or away, grown by one a round of successes.
+
+    Parameters
+    ----------
+    limit : int
+        Most requests in flight.
+
+    Attributes
+    ----------
+    size : int
+        Requests that may be in flight now.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._limit, self.size, self._successes = limit, limit, 0
+
+    def shrink(self) -> None:
+        """Note that the server is full or away."""
+        self.size, self._successes = max(1, self.size // 2), 0
+
+    def success(self) -> None:
+        """Note a request that was answered."""
+        self._successes += 1
+        if self._successes >= self.size:
+            self.size, self._successes = min(self._limit, self.size + 1), 0
+
+
+class Connection:
+    """A connection to one server and the release it serves.
+
+    Parameters
+    ----------
+    address : str
+        ``host:port`` of the gRPC service.
+    deadline_s : float
+        Deadline of one request in seconds.
+    retry_for_s : float
+        How long a request is retried while the server is away or full, in seconds.
+    window : Window
+        Told of every request that must be sent again.
+    transport : callable
+        Makes a client for an address: tritonclient's, or one that stands in for it.
+
+    Attributes
+    ----------
+    retries : int
+        Requests that were sent again so far.
+    """
+
+    def __init__(
+        self,
+        address: str,
+        *,
+        deadline_s: float,
+        retry_for_s: float,
+        window: Window,
+        transport: Callable[[str], Any] = triton_aio.InferenceServerClient,
+    ) -> None:
+        self.address = address
+        self.retries = 0
+        self._deadline_s, self._retry_for_s = deadline_s, retry_for_s
+        self._window = window
+        self._transport = transport
+        self._client: Any = None
+        self._info: EngineInfo | None = None
+        self._run = secrets.token_hex(4)
+        self._requests = 0
+
+    async def open(self) -> None:
+        """Connect and read what is served.
+
+        Raises
+        ------
+        ServerUnavailable
+            If there is no answer within ``retry_for_s``.
+        RequestRejected
+            If the server serves no release of this project.
+        """
+        self._client = self._transport(self.address)
+        try:
+            self._info = await self._retrying(self._read_info)
+        except BaseException:
+            await self.close()
+            raise
+
+    async def close(self) -> None:
+        """End it."""
+        await self._client.close()
+
+    @property
+    def info(self) -> EngineInfo:
+        """What the server served when the connection was opened."""
+        if self._info is None:
+            raise RuntimeError("not connected; use `async with SpotStream(address)`")
+        return self._info
+
+    async def infer(self, model: str, inputs: list[Any]) -> Any:
+        """Ask a model, again and again while the server is away or full.
+
+        Parameters
+        ----------
+        model : str
+            Name of the model.
+        inputs : list
+            Inputs of tritonclient's.
+
+        Raises
+        ------
+        RequestRejected
+            If the server refuses the request.
+        ServerUnavailable
+            If there is no answer within ``retry_for_s``.
+        ReleaseChanged
+            If the server comes back with another release.
+        """
+        release = self.info.release_sha256
+
+        async def send() -> Any:
+            self._requests += 1
+            return await self._client.infer(
+                model,
+                inputs,
+                request_id=f"{self._run}-{self._requests}",
+                client_timeout=self._deadline_s,
+                parameters={contract.RELEASE_PARAMETER: release},
+            )
+
+        return await self._retrying(send)
+
+    async def check_release(self) -> None:
+        """Ask whether the release is still the one served when the connection was opened.
+
+        Raises
+        ------
+        ReleaseChanged
+            If not. Otherwise as :meth:`infer`.
+        """
+        await self._retrying(self._compare_release)
+
+    async def _compare_release(self) -> None:
+        if self._info is None:
+            return
+        now = await self._read_info()
+        if now.release_sha256 != self._info.release_sha256:
+            raise ReleaseChanged(
+                f"{self.address} now serves release {now.release_sha256[:12]}, the slide began with "
+                f"{self._info.release_sha256[:12]}; run it again"
+            )
+
+    async def _read_info(self) -> EngineInfo:
+        config = await self._client.get_model_config(contract.MODEL_ENGINE, client_timeout=self._deadline_s)
+        parameters = {key: value.string_value for key, value in config.config.parameters.items()}
+        try:
+            return EngineInfo.from_parameters(parameters)
+        except ValueError as error:
+            raise RequestRejected(f"{self.address}: {error}", "FAILED_PRECONDITION") from error
+
+    async def _retrying(self, call: Callable[[], Awaitable[Any]]) -> Any:
+        """Call until it succeeds, is refused, or ``retry_for_s`` has passed since it first failed."""
+        failing_since, pause_s = None, 0.1
+        while True:
+            try:
+                answer = await call()
+                if failing_since is not None:
+                    await self._compare_release()
+                return answer
+            except InferenceServerException as error:
+                message, status = str(error.message()), str(error.status() or "").removeprefix("StatusCode.")
+                if status not in _TRANSIENT and not is_dead_stub(message):
+                    with suppress(InferenceServerException):
+                        await self._compare_release()
+                    raise RequestRejected(message, status) from error
+                now = time.monotonic()
+                failing_since = failing_since or now
+                if now - failing_since >= self._retry_for_s:
+                    raise ServerUnavailable(
+                        f"{self.address}: no answer for {now - failing_since:.0f} s ({status}: {message}); check that "
+                        "the server runs (`m2ost serve`) and that the address is its gRPC port"
+                    ) from error
+            self.retries += 1
+            self._window.shrink()
+            await asyncio.sleep(pause_s * random.uniform(0.5, 1.5))
+            pause_s = min(pause_s * 2, 5.0)

@@ -1,0 +1,137 @@
+"""Retries, the window and the release check, on a transport that is a script."""
+
+import asyncio
+from types import SimpleNamespace
+
+import pytest
+from m2ost_client.connection import Connection, Window
+from m2ost_client.errors import ReleaseChanged, RequestRejected, ServerUnavailable
+from tritonclient.utils import InferenceServerException
+
+from .conftest import ENGINE
+
+AWAY = InferenceServerException("connection refused", status="StatusCode.UNAVAILABLE")
+LATE = InferenceServerException("too late", status="StatusCode.DEADLINE_EXCEEDED")
+DEAD = InferenceServerException("Stub process is not healthy.", status="StatusCode.INTERNAL")
+BAD = InferenceServerException("no such slide on the server", status="StatusCode.NOT_FOUND")
+
+
+class Script:
+    """Stands in for tritonclient: plays what ``answers`` says, then answers; serves ``release``."""
+
+    def __init__(self, *answers, release=ENGINE.release_sha256):
+        self.answers, self.release = list(answers), release
+        self.requests = []
+        self.closed = False
+
+    async def infer(self, model, inputs, **options):
+        self.requests.append((model, options))
+        return self._play() or "answer"
+
+    async def get_model_config(self, model, client_timeout):
+        values = {**ENGINE.to_parameters(), "release_sha256": self.release}
+        parameters = {key: SimpleNamespace(string_value=value) for key, value in values.items()}
+        return SimpleNamespace(config=SimpleNamespace(parameters=parameters))
+
+    async def close(self):
+        self.closed = True
+
+    def _play(self):
+        step = self.answers.pop(0) if self.answers else None
+        if isinstance(step, Exception):
+            raise step
+        return step() if callable(step) else step
+
+
+def ask(script, *, requests=1, retry_for_s=30.0):
+    """(connection, window, what it answered) after some requests."""
+
+    async def run():
+        window = Window(8)
+        connection = Connection(
+            "host:1", deadline_s=5, retry_for_s=retry_for_s, window=window, transport=lambda address: script
+        )
+        await connection.open()
+        try:
+            return connection, window, [await connection.infer("m2ost_slide", []) for _ in range(requests)]
+        finally:
+            await connection.close()
+
+    return asyncio.run(run())
+
+
+def test_the_window_halves_on_trouble_and_recovers_with_success():
+    window = Window(8)
+    window.shrink()
+    window.shrink()
+    assert window.size == 2
+    for _ in range(2):
+        window.success()
+    assert window.size == 3
+    for _ in range(100):
+        window.success()
+    assert window.size == 8
+    for _ in range(9):
+        window.shrink()
+    assert window.size == 1
+
+
+def test_a_request_names_its_release_its_deadline_and_itself():
+    script = Script()
+    ask(script, requests=2)
+    (model, first), (_, second) = script.requests
+    assert (model, first["client_timeout"]) == ("m2ost_slide", 5)
+    assert first["parameters"] == {"release": ENGINE.release_sha256}
+    assert first["request_id"] != second["request_id"]
+    assert script.closed
+
+
+@pytest.mark.parametrize("trouble", [AWAY, LATE, DEAD])
+def test_what_passes_is_sent_again_and_fewer_at_a_time(trouble):
+    connection, window, answers = ask(Script(trouble, trouble))
+    assert answers == ["answer"]
+    assert connection.retries == 2
+    assert window.size == 2
+
+
+def test_a_refusal_is_not_sent_again():
+    script = Script(BAD)
+    with pytest.raises(RequestRejected, match="no such slide") as caught:
+        ask(script)
+    assert caught.value.status == "NOT_FOUND"
+    assert len(script.requests) == 1
+
+
+def test_a_server_that_stays_away_is_given_up_in_time():
+    script = Script(*[AWAY] * 100)
+    with pytest.raises(ServerUnavailable, match=r"host:1: no answer .*connection refused.*m2ost serve"):
+        ask(script, retry_for_s=0.3)
+    assert 2 <= len(script.requests) <= 8
+
+
+@pytest.mark.parametrize("last", [None, BAD], ids=["an answer", "a refusal"])
+def test_another_release_after_trouble_is_told_whatever_it_answers(last):
+    script = Script()
+
+    def comes_back_changed():
+        script.release = "d" * 64
+        if last is not None:
+            raise last
+
+    script.answers = [AWAY, comes_back_changed]
+    with pytest.raises(ReleaseChanged, match="now serves release dddddddddddd"):
+        ask(script)
+
+
+def test_a_server_of_something_else_is_refused_and_the_client_closed():
+    script = Script()
+    script.get_model_config = lambda *a, **k: asyncio.sleep(0, SimpleNamespace(config=SimpleNamespace(parameters={})))
+    with pytest.raises(RequestRejected, match="not a release"):
+        ask(script)
+    assert script.closed
+
+
+def test_a_connection_that_was_never_opened_says_so():
+    connection = Connection("host:1", deadline_s=1, retry_for_s=1, window=Window(1))
+    with pytest.raises(RuntimeError, match="async with"):
+        asyncio.run(connection.infer("m2ost_slide", []))
