@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import math
 from collections import Counter
 from dataclasses import dataclass
@@ -13,11 +12,8 @@ import numpy as np
 from scipy.spatial import cKDTree
 
 from .errors import SpotError
+from .spot_files import Centers, read_positions
 from .tissue import Mask
-
-Centers = np.ndarray[Any, np.dtype[np.float64]]
-
-_COLUMNS = (("pixel_x", "pixel_y"), ("x_px", "y_px"), ("x", "y"))
 
 
 @dataclass(frozen=True)
@@ -99,17 +95,12 @@ def _cell_tissue(mask: Mask, span_x: float, span_y: float, columns: int, rows: i
 
 
 def read_spots(path: Path) -> Spots:
-    """Read spots from a table with a header: tab- or comma-separated.
-
-    The selection files of Spatial Transcriptomics (``x y new_x new_y pixel_x pixel_y selected``) are read by their
-    pixel columns, rows with ``selected`` 0 left out, and named ``{x}x{y}``. Any other table needs the columns
-    ``pixel_x, pixel_y``, ``x_px, y_px`` or ``x, y`` in level-0 pixels; an optional column ``name`` or ``barcode``
-    names the spots, else their row does.
+    """Read spots from a file; see :mod:`m2ost_preprocess.spot_files` for the forms.
 
     Parameters
     ----------
     path : Path
-        The table, UTF-8.
+        A table, also gzipped, or ``.h5ad``.
 
     Returns
     -------
@@ -118,47 +109,14 @@ def read_spots(path: Path) -> Spots:
     Raises
     ------
     SpotError
-        If the file cannot be read, has no such columns, a coordinate is not a finite number (names the line), or two
+        If the file cannot be read, holds no positions, a coordinate is not a finite number (names the line), or two
         spots share a name.
     """
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-        return _parse(path, lines)
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise SpotError(f"{path}: cannot read the spot file: {error}") from error
-
-
-def _parse(path: Path, lines: list[str]) -> Spots:
-    if not lines:
-        raise SpotError(f"{path}: the spot file is empty; it needs a header with pixel_x and pixel_y")
-    table = csv.DictReader(lines, delimiter="\t" if "\t" in lines[0] else ",")
-    header = set(table.fieldnames or ())
-    pair = next((pair for pair in _COLUMNS if header.issuperset(pair)), None)
-    if pair is None:
-        raise SpotError(
-            f"{path}: no pixel columns among {', '.join(sorted(header))}; the header must hold pixel_x and pixel_y"
-        )
-    is_selection = {"x", "y", "pixel_x", "pixel_y"} <= header
-    label = next((column for column in ("name", "barcode") if column in header), None)
-    centers: list[list[float]] = []
-    names: list[str] = []
-    for row in table:
-        if (row.get("selected") or "1").strip() in ("0", "0.0", "False", "false"):
-            continue
-        try:
-            center = [float(row[column]) for column in pair]
-        except (TypeError, ValueError):
-            center = [math.nan]
-        if not all(abs(v) < 2**31 - 1 for v in center):  # false for NaN too
-            found = ", ".join(f"{column}={row[column]!r}" for column in pair)
-            raise SpotError(f"{path}, line {table.line_num}: {found} is not a finite pixel position")
-        centers.append(center)
-        names.append(f"{row['x']}x{row['y']}" if is_selection else row[label] if label else str(len(names)))
+    centers, names = read_positions(path)
     if len(set(names)) < len(names):
         twice, _ = Counter(names).most_common(1)[0]
         raise SpotError(f"{path}: spot {twice!r} appears twice; names must be unique")
-    positions = np.asarray(centers, np.float64).reshape(-1, 2)
-    return Spots(positions, tuple(names), median_pitch_px(positions), f"file {path.name}")
+    return Spots(centers, names, median_pitch_px(centers), f"file {path.name}")
 
 
 def median_pitch_px(centers: Centers) -> float:

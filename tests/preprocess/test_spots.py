@@ -1,5 +1,8 @@
 """Tissue, spot grids and spot files."""
 
+import gzip
+import sys
+
 import numpy as np
 import pytest
 from m2ost_preprocess.errors import SpotError
@@ -85,6 +88,14 @@ def test_a_real_selection_file(selection):
         ("barcode\tx_px\ty_px\nAAAC-1\t10\t20\n", ("AAAC-1",), [[10, 20]]),
         ("x\ty\tpixel_x\tpixel_y\tselected\n1\t2\t10\t20\t1\n3\t4\t30\t40\t0\n", ("1x2",), [[10, 20]]),
         ("\ufeffx,y\r\n1,2\r\n", ("0",), [[1, 2]]),
+        (",X,Y\n7x9,1.5,2\n", ("7x9",), [[1.5, 2]]),
+        ("id,X,Y\n7x9,1.5,2\n", ("7x9",), [[1.5, 2]]),
+        (
+            "barcode,in_tissue,array_row,array_col,pxl_row_in_fullres,pxl_col_in_fullres\nAC-1,1,0,0,20,10\nAG-1,0,0,2,20,30\n",
+            ("AC-1",),
+            [[10, 20]],
+        ),
+        ("AC-1,1,0,0,20,10\nAG-1,0,0,2,20,30\nAT-1,1,0,4,20,50\n", ("AC-1", "AT-1"), [[10, 20], [50, 20]]),
         ("x,y\n", (), []),
     ],
 )
@@ -95,6 +106,58 @@ def test_spot_tables(tmp_path, text, names, centers):
     assert spots.names == names
     assert spots.centers.tolist() == centers
     assert spots.centers.shape == (len(names), 2)
+
+
+def test_a_packed_table_is_read_as_it_is(tmp_path, selection):
+    packed = tmp_path / "packed"
+    packed.write_bytes(gzip.compress(selection.read_bytes()))
+    assert read_spots(packed).names == read_spots(selection).names
+
+
+def write_h5ad(path, names=("a", "b"), spatial=((1.5, 2), (3, 4))):
+    h5py = pytest.importorskip("h5py")
+    with h5py.File(path, "w") as file:
+        file["obs/spot"] = list(names)
+        file["obs"].attrs["_index"] = "spot"
+        file["obsm/spatial"] = spatial
+    return path
+
+
+def test_spots_of_an_h5ad(tmp_path):
+    spots = read_spots(write_h5ad(tmp_path / "slide.h5ad"))
+    assert spots.names == ("a", "b")
+    assert spots.centers.tolist() == [[1.5, 2], [3, 4]]
+    assert spots.source == "file slide.h5ad"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"names": ("a", "a")}, "'a' appears twice"),
+        ({"names": ("a", "b", "c")}, "for 3 spots"),
+        ({"spatial": ((1, 2, 3), (4, 5, 6))}, "shape"),
+        ({"spatial": ((1, 2), (3, float("nan")))}, r"spot b: \[3.0, nan\] is not a finite"),
+        ({"spatial": ("near", "far")}, "cannot read obs_names"),
+    ],
+)
+def test_a_bad_h5ad_is_named(tmp_path, content, message):
+    path = write_h5ad(tmp_path / "slide.h5ad", **content)
+    with pytest.raises(SpotError, match=message) as error:
+        read_spots(path)
+    assert str(path) in str(error.value)
+
+
+def test_an_h5ad_that_is_none(tmp_path):
+    pytest.importorskip("h5py")
+    (tmp_path / "slide.h5ad").write_text("x,y\n1,2\n")
+    with pytest.raises(SpotError, match="cannot read obs_names"):
+        read_spots(tmp_path / "slide.h5ad")
+
+
+def test_without_h5py_the_error_names_the_extra(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "h5py", None)
+    with pytest.raises(SpotError, match=r"pip install 'm2ost-triton\[client\]'"):
+        read_spots(tmp_path / "slide.h5ad")
 
 
 @pytest.mark.parametrize(
@@ -109,6 +172,8 @@ def test_spot_tables(tmp_path, text, names, centers):
         ("x,y\n1,abc\n", "line 2: x='1', y='abc'"),
         ("name,x,y\na,1,2\na,3,4\n", "'a' appears twice"),
         ("x,y\n1e12,5\n", "line 2"),
+        ("AC-1,1,0,0,20,10\nAG-1,1,0,2,20,\n", "line 2: pxl_col_in_fullres=''"),
+        ("AC-1,1,0,0,20,10\nAC-1,1,0,2,20,30\n", "'AC-1' appears twice"),
         ("x,y\n" + "9" * 200_000 + ",5\n", "field larger than"),
     ],
 )

@@ -1,0 +1,1 @@
+"""Data sets of spatial transcriptomics, in their owners' layouts, as sections of one type."""

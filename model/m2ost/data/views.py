@@ -1,0 +1,103 @@
+"""The views of a section's spots, cut once and kept as uint8 on disk: a training run maps them, and holds none."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from m2ost_preprocess.contract import RowStatus, ViewGeometry, as_centers
+from m2ost_preprocess.readers import open_slide
+from m2ost_preprocess.slides import fingerprint
+from m2ost_preprocess.views import cut_views, spatial_order
+
+from .errors import DataError
+from .section import Section
+
+CHUNK = 64
+"""Spots cut at a time; their views take 28 MiB."""
+
+Views = np.ndarray[Any, np.dtype[np.uint8]]
+
+
+class ViewCache:
+    """Views by section, in a folder; the key is what they depend on, so that a changed slide is cut anew.
+
+    Parameters
+    ----------
+    folder : Path
+        Created where absent. Takes 441 KiB a spot for the paper's views.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def views(self, section: Section, geometry: ViewGeometry) -> Views:
+        """All views of a section's spots.
+
+        Returns
+        -------
+        ndarray of uint8, shape (n, views, size_px, size_px, 3)
+            Mapped from disk, read-only.
+
+        Raises
+        ------
+        DataError
+            If a spot lies outside the image or cannot be decoded, or the folder cannot be written.
+        SlideError
+            If the image cannot be opened.
+        """
+        centers = as_centers(section.centers)
+        key = hashlib.sha256(repr((fingerprint(section.image), geometry)).encode() + centers.tobytes()).hexdigest()
+        path = self.folder / f"{section.name}-{key[:16]}.npy"
+        if not path.is_file():
+            self._cut(section, centers, geometry, path)
+        mapped: Views = np.load(path, mmap_mode="r")
+        return mapped
+
+    def _cut(self, section: Section, centers: Any, geometry: ViewGeometry, path: Path) -> None:
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            handle, scratch = tempfile.mkstemp(dir=self.folder, prefix=f".{path.name}.")
+        except OSError as error:
+            raise DataError(f"{self.folder}: cannot keep views there: {error}; choose another folder") from error
+        os.close(handle)
+        try:
+            shape = (len(centers), geometry.n_views, *geometry.shape)
+            out = np.lib.format.open_memmap(scratch, "w+", np.uint8, shape)
+            _reserve(Path(scratch))
+            reader = open_slide(section.image)
+            order = spatial_order(centers)
+            for first in range(0, len(order), CHUNK):
+                rows = order[first : first + CHUNK]
+                views = [np.empty((len(rows), *geometry.shape), np.uint8) for _ in range(geometry.n_views)]
+                statuses = cut_views(reader, centers[rows], np.ones(len(rows), np.float32), geometry, views)
+                bad = np.flatnonzero(statuses != RowStatus.OK)
+                if len(bad):
+                    spot = section.spot_names[int(rows[bad[0]])]
+                    x, y = centers[rows[bad[0]]]
+                    raise DataError(
+                        f"section {section.name}, spot {spot} at ({x}, {y}): {RowStatus(statuses[bad[0]]).name} on "
+                        f"{section.image} of {reader.size[0]}×{reader.size[1]} px; are positions and image of the "
+                        "same resolution?"
+                    )
+                for view, cut in enumerate(views):
+                    out[rows, view] = cut
+            out.flush()
+            del out
+            os.replace(scratch, path)
+        finally:
+            Path(scratch).unlink(missing_ok=True)
+
+
+def _reserve(path: Path) -> None:
+    """Take the space of a sparse file: a mapping that runs out of space kills the process."""
+    with path.open("rb+") as file:
+        size = os.fstat(file.fileno()).st_size
+        try:
+            os.posix_fallocate(file.fileno(), 0, size)
+        except OSError as error:
+            raise DataError(f"{path.parent}: no room for {size / 2**20:.0f} MiB of views ({error})") from error
