@@ -31,6 +31,8 @@ def expected_errors() -> tuple[type[Exception], ...]:
     kinds: list[type[Exception]] = [PreprocessError, ManifestError, OSError]
     for module, name in (
         ("m2ost.checkpoint", "CheckpointError"),
+        ("m2ost.data.errors", "DataError"),
+        ("m2ost.training.config", "ConfigError"),
         ("m2ost_export.graph", "ExportError"),
         ("m2ost_client.errors", "ClientError"),
     ):

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from . import model_commands, serving_commands
+from . import model_commands, serving_commands, training_commands
 from .common import UserError, expected_errors
 
 EXIT_ERROR = 1
@@ -21,6 +21,7 @@ app = typer.Typer(
     add_completion=False,
 )
 model_commands.register(app)
+training_commands.register(app)
 serving_commands.register(app)
 
 

@@ -82,6 +82,8 @@ class ModelCard:
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any]) -> ModelCard:
         """Inverse of :meth:`to_dict`."""
+        if raw.get("format") != FORMAT:
+            raise ValueError(f"format {raw.get('format')!r}, this version reads {FORMAT}")
         values = {k: raw[k] for k in cls.__dataclass_fields__}
         values["architecture"] = M2OSTConfig.from_dict(values["architecture"])
         values["genes"] = tuple(values["genes"])
@@ -110,8 +112,17 @@ def complete_folder(destination: Path) -> Iterator[Path]:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def save(folder: Path, model: M2OST, card: ModelCard) -> ModelCard:
+def save(folder: Path, model: M2OST, card: ModelCard, *, half: bool = False) -> ModelCard:
     """Write a checkpoint.
+
+    Parameters
+    ----------
+    folder : Path
+        Created.
+    model : M2OST
+    card : ModelCard
+    half : bool
+        Store the weights as float16, in half the space; they are float32 again when read.
 
     Returns
     -------
@@ -124,9 +135,10 @@ def save(folder: Path, model: M2OST, card: ModelCard) -> ModelCard:
         If ``folder`` exists.
     """
     with complete_folder(folder) as scratch:
-        save_file({k: v.detach().contiguous() for k, v in model.state_dict().items()}, scratch / WEIGHTS)
+        dtype = torch.float16 if half else torch.float32
+        save_file({k: v.detach().to(dtype).contiguous() for k, v in model.state_dict().items()}, scratch / WEIGHTS)
         card = ModelCard(**{**vars(card), "sha256": sha256_file(scratch / WEIGHTS)})
-        (scratch / CARD).write_text(json.dumps(card.to_dict(), indent=2, ensure_ascii=False) + "\n")
+        (scratch / CARD).write_text(json.dumps(card.to_dict(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     return card
 
 
@@ -149,8 +161,8 @@ def load(folder: Path) -> tuple[M2OST, ModelCard]:
         if not path.is_file():
             raise CheckpointError(f"{folder}: not a checkpoint (no {path.name}); see `m2ost convert` and `m2ost init`")
     try:
-        card = ModelCard.from_dict(json.loads(card_path.read_text()))
-    except (KeyError, TypeError, ValueError) as error:
+        card = ModelCard.from_dict(json.loads(card_path.read_text(encoding="utf-8")))
+    except (KeyError, TypeError, ValueError, CheckpointError) as error:
         raise CheckpointError(f"{card_path}: not a valid model card: {error!r}") from error
     found = sha256_file(weights_path)
     if found != card.sha256:

@@ -35,6 +35,9 @@ class M2OSTConfig:
         Hidden width of the cross-level channel mixing.
     mask_ratio : float
         Share of attention entries hidden at random in training, in [0, 1). Nothing is masked at inference.
+    token_drop : float
+        Share of each level's patch tokens left out at random in training, in [0, 1): a regulariser that also makes
+        training cheaper (PatchDropout, Liu et al., WACV 2023). Nothing is left out at inference.
 
     Raises
     ------
@@ -53,14 +56,16 @@ class M2OSTConfig:
     ffn_dim: int = 128
     channel_dim: int = 384
     mask_ratio: float = 0.0
+    token_drop: float = 0.0
 
     def __post_init__(self) -> None:
         for f in fields(self):
             value = getattr(self, f.name)
-            if f.name != "mask_ratio" and (not isinstance(value, int) or value < 1):
+            if f.name in ("mask_ratio", "token_drop"):
+                if not 0 <= value < 1:
+                    raise ValueError(f"{f.name} must lie in [0, 1), not {value}")
+            elif not isinstance(value, int) or value < 1:
                 raise ValueError(f"{f.name} must be a positive integer, not {value!r}")
-        if not 0 <= self.mask_ratio < 1:
-            raise ValueError(f"mask_ratio must lie in [0, 1), not {self.mask_ratio}")
         if self.image_px % self.patch_px:
             raise ValueError(f"image_px {self.image_px} is not a multiple of patch_px {self.patch_px}")
         if self.patch_px % 2 ** (self.n_levels - 1):

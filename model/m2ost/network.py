@@ -73,8 +73,18 @@ class DeformablePatchEmbedding(nn.Module):
         for level, view in enumerate(views):
             tokens = [embed(self.patches(view, j)) for j, embed in enumerate(self.embeddings) if j <= level]
             cls = self.cls_token.expand(tokens[0].shape[0], -1, -1)
-            sequences.append(torch.cat([cls, *reversed(tokens)], dim=1) + self.positions[level])
+            sequences.append(self._drop(torch.cat([cls, *reversed(tokens)], dim=1) + self.positions[level]))
         return sequences
+
+    def _drop(self, sequence: Tensor) -> Tensor:
+        """In training, leave out a share ``token_drop`` of the patch tokens, drawn anew for each spot; never cls."""
+        if not self.training or self.config.token_drop == 0:
+            return sequence
+        batch, n, dim = sequence.shape
+        kept = max(1, round((n - 1) * (1 - self.config.token_drop)))
+        draw = 1 + torch.rand(batch, n - 1, device=sequence.device).topk(kept, dim=1).indices
+        rows = torch.cat([draw.new_zeros(batch, 1), draw], dim=1)
+        return sequence.gather(1, rows[:, :, None].expand(-1, -1, dim))
 
 
 class _Attention(nn.Module):

@@ -41,13 +41,17 @@ def test_the_papers_model_has_the_papers_size():
     assert found.parameters - tables - 192 - 4 * 2 * 576 == pytest.approx(6.81e6, rel=1e-3)
 
 
-def test_joint_attention_is_counted_from_first_principles():
+def test_operations_are_counted_from_first_principles():
     lengths, d = (197, 393, 589), 192
     tokens = sum(lengths)
     attention = 4 * (4 * sum(n * n for n in lengths) * d + 2 * tokens * 4 * d * d)
     cross = 4 * (4 * (tokens**2 - sum(n * n for n in lengths)) * d + 2 * tokens * 5 * d * d)
     joint = 4 * (4 * tokens**2 * d + 2 * tokens * 4 * d * d)
-    assert joint_attention(M2OSTConfig()).flop == count(M2OSTConfig()).flop - attention - cross + joint
+    embedding = 2 * 196 * (3 * (768 + 192) * 576 + 2 * (192 + 192) * 288 + (48 + 192) * 144)
+    feed_forward, channel, head = 2 * tokens * 2 * d * 128, 2 * 2 * 576 * 384, 2 * 576 * 250
+    rest = embedding + 4 * (feed_forward + channel) + head
+    assert count(M2OSTConfig()).flop == rest + attention + cross
+    assert joint_attention(M2OSTConfig()).flop == rest + joint
 
 
 def test_token_counts_and_the_place_of_every_patch():

@@ -1,0 +1,165 @@
+"""What can be judged: a checkpoint, a release or ``.onnx`` file, an ``.h5ad`` of ``m2ost predict``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from m2ost_preprocess.contract import EXPRESSION, MODEL_ENGINE, Manifest, ViewGeometry
+
+from ..data.errors import DataError
+from ..data.section import TARGETS, Section
+from ..data.splits import Split
+from ..data.views import ViewCache
+from .judge import Prediction
+
+ONNX_ROWS = 32
+
+
+@dataclass(frozen=True, kw_only=True)
+class Facts:
+    """What a subject says of itself.
+
+    Parameters
+    ----------
+    name : str
+        For the report.
+    genes : tuple of str
+        What it predicts.
+    target : str
+        In which units; see :data:`m2ost.data.section.TARGETS`.
+    split : Split or None
+        What it was trained on, where it says so.
+    """
+
+    name: str
+    genes: tuple[str, ...]
+    target: str = TARGETS[0]
+    split: Split | None = None
+
+
+class Subject(Protocol):
+    """Something that predicts the expression of a section's spots."""
+
+    facts: Facts
+
+    def predict(self, section: Section) -> Prediction:
+        """Predict every spot of ``section``, or raise a ``DataError``."""
+
+
+def open_subject(path: Path, cache: ViewCache, genes: Sequence[str] | None = None) -> Subject:
+    """Open whatever ``path`` is.
+
+    Parameters
+    ----------
+    path : Path
+        A checkpoint or release folder, an ``.onnx`` file, or an ``.h5ad`` that ``m2ost predict`` wrote.
+    cache : ViewCache
+        For the views of sections.
+    genes : sequence of str, optional
+        The panel of a bare ``.onnx`` file.
+
+    Raises
+    ------
+    DataError
+        If it is none of these, or does not fit the panel.
+    CheckpointError, ManifestError
+        If the folder is damaged.
+    """
+    if (path / "model.json").is_file():
+        return CheckpointSubject(path, cache)
+    if path.is_dir():
+        manifest = Manifest.read(path)
+        facts = Facts(name=f"{path.name} ({manifest.engine.release_sha256[:12]})", genes=manifest.engine.genes)
+        return OnnxSubject(path / MODEL_ENGINE / "1" / "model.onnx", facts, cache)
+    if path.suffix == ".onnx":
+        if genes is None:
+            raise DataError(f"{path}: an .onnx file has no gene names; give its panel with --genes")
+        return OnnxSubject(path, Facts(name=path.name, genes=tuple(genes)), cache)
+    if path.suffix == ".h5ad":
+        return ResultSubject(path)
+    raise DataError(f"{path}: not a checkpoint or release folder, an .onnx file or an .h5ad")
+
+
+class CheckpointSubject:
+    """A checkpoint, run by PyTorch in float32."""
+
+    def __init__(self, folder: Path, cache: ViewCache) -> None:
+        from ..checkpoint import load
+
+        self._model, card = load(folder)
+        split = card.provenance.get("training", {}).get("split")
+        self.facts = Facts(
+            name=f"{folder.name} ({card.sha256[:12]})",
+            genes=card.genes,
+            target=card.target,
+            split=Split(**{part: tuple(names) for part, names in split.items()}) if split else None,
+        )
+        self._cache = cache
+
+    def predict(self, section: Section) -> Prediction:
+        """See :class:`Subject`."""
+        from ..training.loop import predict
+        from ..training.spots import SpotSet
+
+        no_targets = np.zeros((len(section), 0), np.float32)
+        views = self._cache.views(section, self._model.config.views)
+        return Prediction(self.facts.genes, predict(self._model, SpotSet([views], no_targets)))
+
+
+class OnnxSubject:
+    """An exported network, run by ONNX Runtime on the CPU: inputs VIEW0 … of uint8, output EXPRESSION."""
+
+    def __init__(self, onnx: Path, facts: Facts, cache: ViewCache) -> None:
+        import onnxruntime as ort
+
+        self.facts, self._cache = facts, cache
+        try:
+            self._session: Any = ort.InferenceSession(onnx, providers=["CPUExecutionProvider"])
+            self._inputs = [node.name for node in self._session.get_inputs()]
+            size_px = int(self._session.get_inputs()[0].shape[1])
+            outputs = self._session.get_outputs()[0].shape[1]
+        except Exception as error:  # onnxruntime raises a kind of its own for each cause
+            raise DataError(f"{onnx}: not an exported M2OST: {error}") from error
+        self._geometry = ViewGeometry(size_px, tuple(2**i for i in range(len(self._inputs))))
+        if outputs != len(facts.genes):
+            raise DataError(f"{onnx}: has {outputs} outputs and the panel {len(facts.genes)} genes; give its own panel")
+
+    def predict(self, section: Section) -> Prediction:
+        """See :class:`Subject`."""
+        views, parts = self._cache.views(section, self._geometry), []
+        for first in range(0, len(section), ONNX_ROWS):
+            rows = views[first : first + ONNX_ROWS]
+            feed = {name: np.ascontiguousarray(rows[:, i]) for i, name in enumerate(self._inputs)}
+            parts.append(np.asarray(self._session.run([EXPRESSION], feed)[0], np.float32))
+        return Prediction(self.facts.genes, np.concatenate(parts))
+
+
+class ResultSubject:
+    """What ``m2ost predict`` wrote for one section; spots are matched by name."""
+
+    def __init__(self, path: Path) -> None:
+        import anndata
+
+        try:
+            self._table = anndata.read_h5ad(path)
+        except (OSError, KeyError, ValueError) as error:
+            raise DataError(f"{path}: cannot read the prediction: {error}") from error
+        self.facts = Facts(name=path.name, genes=tuple(str(gene) for gene in self._table.var_names))
+        self._path = path
+
+    def predict(self, section: Section) -> Prediction:
+        """See :class:`Subject`; a spot that the file lacks is NaN."""
+        row_of = {str(name): i for i, name in enumerate(self._table.obs_names)}
+        rows = np.array([row_of.get(name, -1) for name in section.spot_names])
+        if (rows < 0).all():
+            raise DataError(
+                f"{self._path}: holds no spot of section {section.name} (it has {', '.join(list(row_of)[:3])} …); "
+                "predict the section's own spots, with --spots"
+            )
+        values = np.asarray(self._table.X, np.float32)[rows]
+        values[rows < 0] = np.nan
+        return Prediction(self.facts.genes, values)

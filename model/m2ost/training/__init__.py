@@ -1,0 +1,1 @@
+"""Training of M2OST: configuration, augmentation, the loop, and the state it resumes from."""

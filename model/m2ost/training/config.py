@@ -1,0 +1,209 @@
+"""The settings of a training run, read from YAML."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any, get_type_hints
+
+import yaml
+
+from ..config import M2OSTConfig
+from ..data.section import TARGETS
+from ..data.splits import Split
+from .augment import AugmentConfig
+
+
+class ConfigError(ValueError):
+    """A training configuration cannot be used; the message names the field."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """What is learned from.
+
+    Parameters
+    ----------
+    root : str
+        The data set's folder.
+    layout : str
+        Name of its layout, or ``auto``.
+    panel : str
+        File of gene names, one a line, in output order.
+    target : str
+        See :data:`m2ost.data.section.TARGETS`.
+    cache : str
+        Folder for the views, 441 KiB a spot.
+    """
+
+    root: str
+    panel: str
+    layout: str = "auto"
+    target: str = TARGETS[0]
+    cache: str = "build/views"
+
+    def __post_init__(self) -> None:
+        if self.target not in TARGETS:
+            raise ValueError(f"data.target must be {' or '.join(TARGETS)}, not {self.target!r}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimConfig:
+    """AdamW with linear warm-up and cosine decay, by epochs.
+
+    Parameters
+    ----------
+    epochs, batch_size : int
+        ``batch_size`` spots make a step, over all processes together.
+    learning_rate, weight_decay : float
+        Decay is applied to matrices only, not to biases, norms and tables.
+    warmup_epochs : float
+    clip_norm : float
+        Gradients of a greater norm are scaled down to it.
+    ema : float
+        Decay a step of the moving average of the weights, which is what is validated and kept; 0 for none.
+    patience : int
+        Epochs without a better validation after which the run ends.
+    scale_loss : bool
+        Divide each gene's error by its standard deviation over the training spots.
+    target_rank : int
+        Train on the targets' projection on this many leading principal components over the training spots, which
+        keeps what spots have in common and drops most of the counting noise; 0 for the targets as they are.
+    head_scale : float
+        Factor on the head's initial weights; its bias starts at the training mean.
+    precision : str
+        ``bf16`` (autocast) or ``fp32``.
+    """
+
+    epochs: int = 30
+    batch_size: int = 24
+    learning_rate: float = 4e-4
+    weight_decay: float = 0.05
+    warmup_epochs: float = 2.0
+    clip_norm: float = 1.0
+    ema: float = 0.99
+    patience: int = 15
+    scale_loss: bool = True
+    target_rank: int = 0
+    head_scale: float = 1.0
+    precision: str = "bf16"
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "learning_rate", "clip_norm", "patience"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"optim.{name} must be positive, not {getattr(self, name)}")
+        if not 0 <= self.ema < 1:
+            raise ValueError(f"optim.ema must lie in [0, 1), not {self.ema}")
+        if self.precision not in ("bf16", "fp32"):
+            raise ValueError(f"optim.precision must be bf16 or fp32, not {self.precision!r}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """A training run.
+
+    Parameters
+    ----------
+    data : DataConfig
+    split : Split
+        Names of the sections to train on, to select by, and to leave alone.
+    model : M2OSTConfig
+        ``n_genes`` is the panel's size and need not be given.
+    optim : OptimConfig
+    augment : AugmentConfig
+    seed : int
+        One seed makes a run repeatable on one kind of machine.
+    """
+
+    data: DataConfig
+    split: Split
+    model: M2OSTConfig = field(default_factory=M2OSTConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    seed: int = 0
+
+    def to_dict(self) -> dict[str, Any]:
+        """YAML form."""
+        return asdict(self)
+
+
+def read_config(path: Path, overrides: Sequence[str] = ()) -> TrainConfig:
+    """Read a run's settings.
+
+    Parameters
+    ----------
+    path : Path
+        YAML. Paths in it are relative to the working directory.
+    overrides : sequence of str
+        ``section.field=value``, the value as YAML; each replaces one field.
+
+    Raises
+    ------
+    ConfigError
+        If the file is no YAML mapping, or a field is unknown (names the nearest), missing or out of range.
+    """
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"{path}: cannot read the configuration: {error}") from error
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{path}: a configuration is a mapping with the sections data, split, model, optim, augment")
+    for override in overrides:
+        key, equals, value = override.partition("=")
+        if not equals:
+            raise ConfigError(f"--set {override}: must read field=value, for example optim.epochs=10")
+        *sections, name = key.split(".")
+        target = raw
+        for section in sections:
+            target = target.setdefault(section, {})
+            if not isinstance(target, dict):
+                raise ConfigError(f"--set {override}: {section} is a value, not a section")
+        try:
+            target[name] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise ConfigError(f"--set {override}: {value!r} is no YAML value") from error
+    return config_from(raw, str(path))
+
+
+def config_from(raw: Mapping[str, Any], source: str) -> TrainConfig:
+    """Settings from plain mappings; see :func:`read_config`."""
+    config = _build(TrainConfig, raw, "", source)
+    assert isinstance(config, TrainConfig)
+    return config
+
+
+def _build(kind: type, raw: Any, prefix: str, source: str) -> Any:
+    if not isinstance(raw, Mapping):
+        raise ConfigError(f"{source}: {prefix.rstrip('.')} must be a mapping of fields, not {raw!r}")
+    known = [f.name for f in fields(kind)]
+    for name in raw:
+        if name not in known:
+            near = difflib.get_close_matches(str(name), known, 1, cutoff=0.0)
+            raise ConfigError(f"{source}: unknown field {prefix}{name}; the nearest known one is {prefix}{near[0]}")
+    hints = get_type_hints(kind)
+    values = {
+        name: _build(hints[name], value, f"{prefix}{name}.", source)
+        if is_dataclass(hints[name])
+        else _value(hints[name], value, f"{prefix}{name}", source)
+        for name, value in raw.items()
+    }
+    try:
+        return kind(**values)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{source}: {error}") from error
+
+
+def _value(kind: Any, value: Any, name: str, source: str) -> Any:
+    """A plain value of the field's type: YAML reads ``4e-4`` as text and ``1`` as an integer."""
+    try:
+        if kind is float and not isinstance(value, bool):
+            return float(value)
+        if kind in (int, str, bool) and isinstance(value, kind) and (kind is bool or not isinstance(value, bool)):
+            return value
+        if kind not in (int, str, bool, float) and isinstance(value, (list, tuple)):
+            return tuple(str(item) for item in value)
+    except (TypeError, ValueError):
+        pass
+    raise ConfigError(f"{source}: {name} cannot be {value!r}")

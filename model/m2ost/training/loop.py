@@ -1,0 +1,248 @@
+"""The training loop: on the CPU, one GPU, or several processes started by torchrun."""
+
+from __future__ import annotations
+
+import csv
+import math
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from .. import metrics
+from ..checkpoint import CheckpointError
+from ..network import M2OST
+from .augment import augment
+from .config import TrainConfig
+from .schedule import warmup_cosine
+from .spots import SpotSet, project
+from .state import Progress, read_state, save_state
+
+STATE, LOG = "last.safetensors", "log.csv"
+PREDICT_ROWS = 32
+
+Report = Callable[[Mapping[str, float]], None]
+
+
+@dataclass(frozen=True)
+class Workers:
+    """This process among those of the run: one by default, as many as torchrun started else."""
+
+    rank: int
+    count: int
+    device: torch.device
+
+    @property
+    def leads(self) -> bool:
+        """Whether this process validates, logs and writes."""
+        return self.rank == 0
+
+
+@contextmanager
+def workers(device: str | None = None) -> Any:
+    """Join the processes that torchrun started; a GPU each where there are GPUs."""
+    local = int(os.environ.get("LOCAL_RANK", "0"))
+    kind = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    chosen = torch.device(kind, local) if kind == "cuda" else torch.device(kind)
+    if "WORLD_SIZE" not in os.environ:
+        yield Workers(0, 1, chosen)
+        return
+    if kind == "cuda":
+        torch.cuda.set_device(chosen)
+    dist.init_process_group("nccl" if kind == "cuda" else "gloo")
+    try:
+        yield Workers(dist.get_rank(), dist.get_world_size(), chosen)
+    finally:
+        dist.destroy_process_group()
+
+
+def predict(model: nn.Module, spots: SpotSet, *, precision: str = "fp32") -> np.ndarray[Any, np.dtype[np.float32]]:
+    """Predict every spot, unvaried: float32, shape (len(spots), genes). The model's mode is left as it was."""
+    device = next(model.parameters()).device
+    was_training, parts = model.training, []
+    model.eval()
+    with torch.inference_mode():
+        for first in range(0, len(spots), PREDICT_ROWS):
+            views = spots.batch(np.arange(first, min(first + PREDICT_ROWS, len(spots)))).to(device)
+            with _autocast(device, precision):
+                parts.append(model(*views.unbind(1)).float().cpu().numpy())
+    model.train(was_training)
+    return np.concatenate(parts)
+
+
+def fit(
+    config: TrainConfig,
+    train: SpotSet,
+    validation: Sequence[SpotSet],
+    folder: Path,
+    team: Workers,
+    report: Report = lambda row: None,
+) -> tuple[M2OST, Progress]:
+    """Train until the last epoch, or until ``patience`` epochs brought nothing better.
+
+    Every epoch ends with a state in ``folder``; a run that finds one goes on from it, to the same weights bit for bit
+    on a CPU as if it had never stopped: order of spots, augmentation and masks are drawn from seed and epoch.
+
+    Parameters
+    ----------
+    config : TrainConfig
+    train : SpotSet
+    validation : sequence of SpotSet
+        One a section: r per gene is taken within sections.
+    folder : Path
+        Receives the state and ``log.csv``.
+    team : Workers
+    report : callable
+        Called by the leading process after each epoch with the row of the log.
+
+    Returns
+    -------
+    model : M2OST
+        The weights of the best epoch, in eval mode, on the CPU.
+    progress : Progress
+
+    Raises
+    ------
+    CheckpointError
+        If the folder holds the state of a run with other settings.
+    """
+    optim = config.optim
+    torch.manual_seed(config.seed)
+    model = M2OST(config.model)
+    targets = project(train.targets, optim.target_rank)
+    start_head(model, targets, optim.head_scale)
+    model.to(team.device)
+    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(optim.ema))
+    best = M2OST(config.model).to(team.device)
+    optimizer = torch.optim.AdamW(_parameter_groups(model, optim.weight_decay), optim.learning_rate)
+    parts = {"model": model, "average": average, "best": best}
+    progress = Progress(config.to_dict())
+    if (folder / STATE).is_file():
+        progress = read_state(folder / STATE, parts, optimizer)
+        if progress.config != _plain(config.to_dict()):
+            raise CheckpointError(f"{folder / STATE}: belongs to a run with other settings; choose another folder")
+    step_model: nn.Module = DistributedDataParallel(model) if team.count > 1 else model
+    target = torch.from_numpy(targets).to(team.device)
+    spread = train.targets.std(axis=0) if optim.scale_loss else np.ones(targets.shape[1])
+    weight = torch.from_numpy(1 / np.maximum(spread, 1e-3) ** 2).float().to(team.device)
+
+    while progress.epoch < optim.epochs and progress.epoch - progress.best_epoch < optim.patience:
+        began = time.perf_counter()
+        loss = _epoch(config, step_model, average, optimizer, train, target, weight, progress.epoch, team)
+        candidate: nn.Module = average.module if optim.ema else model
+        row: dict[str, float] = {
+            "epoch": progress.epoch + 1,
+            "train_loss": loss,
+            "seconds": time.perf_counter() - began,
+        }
+        row |= {"learning_rate": optimizer.param_groups[0]["lr"], **_validate(candidate, validation, weight, config)}
+        progress.epoch += 1
+        if row["validation_r_gene_mean"] > progress.best_score:
+            progress.best_score, progress.best_epoch = row["validation_r_gene_mean"], progress.epoch
+            best.load_state_dict(candidate.state_dict())
+        if team.leads:
+            _log(folder / LOG, row)
+            save_state(folder / STATE, parts, optimizer, progress)
+            report(row)
+    return best.cpu().eval(), progress
+
+
+def start_head(model: M2OST, targets: Any, scale: float) -> None:
+    """Start the head at the mean of the targets, its weights scaled by ``scale``."""
+    with torch.no_grad():
+        model.head.bias.copy_(torch.from_numpy(np.asarray(targets).mean(axis=0)))
+        model.head.weight.mul_(scale)
+
+
+def _epoch(
+    config: TrainConfig,
+    model: nn.Module,
+    average: AveragedModel,
+    optimizer: torch.optim.Optimizer,
+    spots: SpotSet,
+    target: Tensor,
+    weight: Tensor,
+    epoch: int,
+    team: Workers,
+) -> float:
+    """One pass over the spots; returns the mean loss of this process's share."""
+    optim = config.optim
+    draws = torch.Generator().manual_seed(config.seed * 100_003 + epoch)
+    order = torch.randperm(len(spots), generator=draws)
+    torch.manual_seed((config.seed * 100_003 + epoch) * 1_009 + team.rank)  # masks and dropped tokens
+    own_draws = torch.Generator().manual_seed((config.seed * 100_003 + epoch) * 1_009 + team.rank + 1)
+    n_steps = max(1, len(spots) // optim.batch_size)
+    warmup_steps = round(optim.warmup_epochs * n_steps)
+    model.train()
+    total = 0.0
+    for step in range(n_steps):
+        rate = warmup_cosine(epoch * n_steps + step, warmup_steps=warmup_steps, total_steps=optim.epochs * n_steps)
+        for group in optimizer.param_groups:
+            group["lr"] = optim.learning_rate * rate
+        rows = order[step * optim.batch_size : (step + 1) * optim.batch_size][team.rank :: team.count]
+        views = augment(spots.batch(rows.numpy()).to(team.device), config.augment, own_draws)
+        with _autocast(team.device, optim.precision):
+            predicted = model(*views.unbind(1))
+        loss = ((predicted.float() - target[rows.to(team.device)]).square() * weight).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), optim.clip_norm)
+        optimizer.step()
+        if optim.ema:
+            average.update_parameters(model.module if isinstance(model, DistributedDataParallel) else model)
+        total += loss.item()
+    return total / n_steps
+
+
+def _validate(model: nn.Module, validation: Sequence[SpotSet], weight: Tensor, config: TrainConfig) -> dict[str, float]:
+    """Loss and mean scores over the validation sections; every process gets the same figures."""
+    scores, losses = [], []
+    for spots in validation:
+        predicted = predict(model, spots, precision=config.optim.precision)
+        scores.append(metrics.score(spots.targets, predicted))
+        losses.append(float((np.square(predicted - spots.targets) * weight.cpu().numpy()).mean()))
+    means = {f"validation_{name}": float(np.mean([s[name] for s in scores])) for name in metrics.MEASURES}
+    return {"validation_loss": float(np.mean(losses)), **means}
+
+
+def _parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Matrices decay; biases, norms, the cls token and position tables do not."""
+    trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    decays = [p.ndim == 2 for _, p in trained]
+    return [
+        {"params": [p for (_, p), d in zip(trained, decays, strict=True) if d], "weight_decay": weight_decay},
+        {"params": [p for (_, p), d in zip(trained, decays, strict=True) if not d], "weight_decay": 0.0},
+    ]
+
+
+def _autocast(device: torch.device, precision: str) -> torch.autocast:
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
+
+
+def _plain(value: Any) -> Any:
+    """As JSON gives it back: tuples are lists."""
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def _log(path: Path, row: Mapping[str, float]) -> None:
+    """Append a row; rows of epochs that are run again after a crash are replaced."""
+    rows: list[Mapping[str, Any]] = []
+    if path.is_file():
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = [old for old in csv.DictReader(file) if int(float(old["epoch"])) < row["epoch"]]
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(row))
+        writer.writeheader()
+        writer.writerows([*rows, {key: value if math.isfinite(value) else "" for key, value in row.items()}])

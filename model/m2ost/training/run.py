@@ -1,0 +1,107 @@
+"""A training run from its settings to a checkpoint."""
+
+from __future__ import annotations
+
+import platform
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from ..checkpoint import CheckpointError, ModelCard, read_panel, save
+from ..data.datasets import read_sections
+from ..data.errors import DataError
+from ..data.section import Section
+from ..data.views import ViewCache
+from .config import TrainConfig
+from .loop import Report, fit, workers
+from .spots import SpotSet, spot_set
+
+CHECKPOINT = "checkpoint"
+
+
+def train(config: TrainConfig, folder: Path, *, device: str | None = None, report: Report = lambda row: None) -> Path:
+    """Train, and write the checkpoint of the best epoch to ``folder/checkpoint``.
+
+    Parameters
+    ----------
+    config : TrainConfig
+    folder : Path
+        Receives the settings, the split, the log and the state that a killed run goes on from.
+    device : str, optional
+        ``cpu`` or ``cuda``; by default a GPU where there is one.
+    report : callable
+        Called after each epoch with its row of the log.
+
+    Returns
+    -------
+    Path
+        The checkpoint.
+
+    Raises
+    ------
+    DataError
+        If the data cannot be used.
+    CheckpointError
+        If the folder holds a finished run, or one with other settings.
+    """
+    destination = folder / CHECKPOINT
+    if destination.exists():
+        raise CheckpointError(f"{destination}: this run is finished; choose another folder")
+    panel = read_panel(Path(config.data.panel))
+    config = replace(config, model=replace(config.model, n_genes=len(panel)))
+    folder.mkdir(parents=True, exist_ok=True)
+    with workers(device) as team:
+        if config.optim.batch_size % team.count:
+            raise DataError(f"a batch of {config.optim.batch_size} spots cannot be shared by {team.count} processes")
+        train_spots, validation, facts = _load(config, panel)
+        if team.leads:
+            (folder / "config.yaml").write_text(yaml.safe_dump(_yaml(config.to_dict()), sort_keys=False), "utf-8")
+            config.split.write(folder / "split.yaml")
+        model, progress = fit(config, train_spots, validation, folder, team, report)
+        if team.leads:
+            provenance = {
+                "training": {
+                    **facts,
+                    "split": config.split.to_dict(),
+                    "best_epoch": progress.best_epoch,
+                    "validation_r_gene_mean": progress.best_score,
+                    "config": _yaml(config.to_dict()),
+                    "torch": torch.__version__,
+                    "machine": platform.machine(),
+                    "device": team.device.type,
+                    "processes": team.count,
+                }
+            }
+            card = ModelCard(config.model, panel, True, facts["mpp"], config.data.target, provenance)
+            save(destination, model, card)
+    return destination
+
+
+def _load(config: TrainConfig, panel: tuple[str, ...]) -> tuple[SpotSet, list[SpotSet], dict[str, Any]]:
+    data, cache, geometry = config.data, ViewCache(Path(config.data.cache)), config.model.views
+
+    def part(names: tuple[str, ...]) -> list[Section]:
+        sections = read_sections(Path(data.root), names, data.layout)
+        return [section.expressed(panel, data.target) for section in sections]
+
+    train_sections, validation = part(config.split.train), part(config.split.validation)
+    resolutions = {section.mpp for section in train_sections}
+    facts = {
+        "spots": {section.name: len(section) for section in [*train_sections, *validation]},
+        "left_out": {section.name: dict(section.left_out) for section in [*train_sections, *validation]},
+        "mpp": resolutions.pop() if len(resolutions) == 1 else None,
+    }
+    return (
+        spot_set(train_sections, panel, data.target, geometry, cache),
+        [spot_set([section], panel, data.target, geometry, cache) for section in validation],
+        facts,
+    )
+
+
+def _yaml(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _yaml(item) for key, item in value.items()}
+    return [_yaml(item) for item in value] if isinstance(value, (list, tuple)) else value
