@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from m2ost_preprocess.contract import MODEL_ENGINE
+from m2ost_preprocess.serving import METRICS_URL_ENV
 from m2ost_preprocess.slides import SlideRoots
 
 from .errors import ServerStartError
@@ -14,8 +15,6 @@ from .host import Ports
 from .installation import Installation
 
 DEFAULT_PROFILE = "cpu"
-ENV_METRICS_URL = "M2OST_METRICS_URL"
-"""Environment variable of the server: where its own metrics are read."""
 
 
 @dataclass(frozen=True)
@@ -126,7 +125,7 @@ def build_command(
     environment = {
         **installation.environment,
         **options.roots.to_environment(),
-        ENV_METRICS_URL: metrics_url(options.host, ports),
+        METRICS_URL_ENV: metrics_url(options.host, ports),
     }
     return Command(arguments, environment)
 

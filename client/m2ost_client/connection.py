@@ -118,7 +118,7 @@ class Connection:
             raise RuntimeError("not connected; use `async with SpotStream(address)`")
         return self._info
 
-    async def infer(self, model: str, inputs: list[Any]) -> Any:
+    async def infer(self, model: str, inputs: list[Any], *, deadline_s: float | None = None) -> Any:
         """Ask a model, again and again while the server is away or full.
 
         Parameters
@@ -127,6 +127,8 @@ class Connection:
             Name of the model.
         inputs : list
             Inputs of tritonclient's.
+        deadline_s : float, optional
+            In place of the connection's.
 
         Raises
         ------
@@ -145,7 +147,7 @@ class Connection:
                 model,
                 inputs,
                 request_id=f"{self._run}-{self._requests}",
-                client_timeout=self._deadline_s,
+                client_timeout=deadline_s or self._deadline_s,
                 parameters={contract.RELEASE_PARAMETER: release},
             )
 

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from m2ost_preprocess import contract
 from m2ost_preprocess.contract import EngineInfo, RowStatus
-from m2ost_preprocess.decoder import Decoder, SlideInfo
+from m2ost_preprocess.decoder import DESCRIBE_TIMEOUT_S, Decoder, SlideInfo
 from m2ost_preprocess.views import spatial_order
 
 from .connection import Connection, Window
@@ -29,6 +29,9 @@ from .probe import tensor
 Rows = np.ndarray[Any, np.dtype[np.intp]]
 Expression = np.ndarray[Any, np.dtype[np.float32]]
 Statuses = np.ndarray[Any, np.dtype[np.int32]]
+
+DESCRIBE_DEADLINE_S = DESCRIBE_TIMEOUT_S + 30
+"""Deadline of a description in seconds: the server's own limit comes first, and its answer says why."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,7 +156,7 @@ class SpotStream:
             for name, value in (("PITCH_UM", pitch_um), ("MPP", mpp))
             if value is not None
         ]
-        return _slide_info(await self._connection.infer(contract.MODEL_INFO, inputs))
+        return _slide_info(await self._connection.infer(contract.MODEL_INFO, inputs, deadline_s=DESCRIBE_DEADLINE_S))
 
     async def predict(self, slide: str, centers: Any, *, scale: float = 1.0) -> AsyncGenerator[SpotBatch, None]:
         """Score spots of a slide that lies under the server's roots: only coordinates are sent.
@@ -227,8 +230,8 @@ class SpotStream:
         SlideError
             If the slide cannot be read. Otherwise as :meth:`predict`.
         """
-        if decoder._geometry != self.info.views:
-            raise ValueError(f"the engine takes {self.info.views}, the decoder cuts {decoder._geometry}")
+        if decoder.geometry != self.info.views:
+            raise ValueError(f"the engine takes {self.info.views}, the decoder cuts {decoder.geometry}")
         positions = contract.as_centers(centers)
 
         async def score(rows: Rows) -> SpotBatch:

@@ -223,7 +223,7 @@ class Manifest:
         """Write ``manifest.json`` into ``folder``."""
         raw = asdict(self)
         raw["engine"]["views"] = self.engine.views.to_dict()
-        (folder / self.FILENAME).write_text(json.dumps(raw, indent=2, ensure_ascii=False) + "\n")
+        (folder / self.FILENAME).write_text(json.dumps(raw, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
     @classmethod
     def read(cls, folder: Path) -> Manifest:
@@ -240,7 +240,7 @@ class Manifest:
         if not path.is_file():
             raise FileNotFoundError(f"{folder}: not a release (no {cls.FILENAME}); make one with `m2ost export`")
         try:
-            raw = json.loads(path.read_text())
+            raw = json.loads(path.read_text(encoding="utf-8"))
             engine = dict(raw.pop("engine"))
             engine["genes"] = tuple(engine["genes"])
             engine["views"] = ViewGeometry.from_dict(engine["views"])

@@ -53,12 +53,12 @@ class Decoder:
         timeout_s: float = CUT_TIMEOUT_S,
         describe_timeout_s: float = DESCRIBE_TIMEOUT_S,
     ) -> None:
-        self._geometry = geometry or ViewGeometry()
+        self.geometry = geometry or ViewGeometry()
         self._timeout_s = timeout_s
         self._describe_timeout_s = describe_timeout_s
         self._lock = threading.Lock()
         self._closed = False
-        size = MAX_ROWS * self._geometry.n_views * int(np.prod(self._geometry.shape))
+        size = MAX_ROWS * self.geometry.n_views * int(np.prod(self.geometry.shape))
         self._buffer_fd = os.memfd_create("m2ost-views")
         os.ftruncate(self._buffer_fd, size)
         self._buffer = mmap.mmap(self._buffer_fd, size)
@@ -177,9 +177,9 @@ class Decoder:
         if len(centers) > MAX_ROWS:
             raise ValueError(f"{len(centers)} spots in one job; at most {MAX_ROWS}")
         with self._lock:
-            job = CutViews(str(path), centers, scales, self._geometry)
+            job = CutViews(str(path), centers, scales, self.geometry)
             answer: ViewsCut = self._ask(job, path, self._timeout_s)
-            for target, source in zip(out, view_arrays(self._buffer, self._geometry, len(centers)), strict=True):
+            for target, source in zip(out, view_arrays(self._buffer, self.geometry, len(centers)), strict=True):
                 target[rows] = source
         if counts is not None:
             counts += answer.counts
