@@ -115,7 +115,7 @@ def _waiting_requests():
 
 
 def _overload(waiting):
-    """The refusal of a request while too many wait, or None; a new object each time, as a stub cannot send one twice."""
+    """The refusal of a request while too many wait, or None; an object of its own, as a stub cannot send one twice."""
     if waiting <= MAX_WAITING:
         return None
     message = f"{waiting} requests wait for this server, {MAX_WAITING} may; send this one again later"
