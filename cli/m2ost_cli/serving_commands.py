@@ -9,7 +9,7 @@ import shlex
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -87,11 +87,15 @@ def predict(
     server: Annotated[
         str | None, typer.Option(help="host:port of a server; without it one runs for this slide.")
     ] = None,
-    release: Annotated[Path | None, typer.Option(help="Release for the embedded server.")] = None,
+    release: Annotated[
+        Path | None, typer.Option(help="Release for the embedded server; by default that of the shipped checkpoint.")
+    ] = None,
     checkpoint: Annotated[Path | None, typer.Option(help="Checkpoint to export for the embedded server.")] = None,
-    spots: Annotated[Path | None, typer.Option(help="Spot table; by default a grid over the tissue.")] = None,
+    spots: Annotated[
+        Path | None, typer.Option(help="Spot table, Visium tissue_positions or .h5ad; by default a grid.")
+    ] = None,
     pitch_um: Annotated[float, typer.Option(help="Pitch of the grid in µm.")] = 100.0,
-    mpp: Annotated[float | None, typer.Option(help="µm/px of the slide, where the file does not say.")] = None,
+    mpp: Annotated[float | None, typer.Option(help="µm/px of the slide, in place of what the file says.")] = None,
     view_mpp: Annotated[
         str | None,
         typer.Option(help="Cut views at this µm/px, or 'model'; by default at the slide's own pixels."),
@@ -168,13 +172,28 @@ def _embedded(folder: Path, release: Path | None, checkpoint: Path | None, log: 
             )
             build_release(*load(checkpoint), release)
         if release is None:
-            raise UserError(
-                "no trained checkpoint ships with this version; give --release, --checkpoint or --server "
-                "(`m2ost init` makes an untrained checkpoint to try with)"
-            )
+            release = _shipped_release()
         on_log = _json_lines(stack.enter_context(log.open("w", encoding="utf-8")), "debug") if log else None
         roots = SlideRoots({EMBEDDED_ROOT: folder})
         yield stack.enter_context(TritonServer(ServerOptions(release=release, roots=roots), on_log=on_log)).address
+
+
+def _shipped_release() -> Path:
+    """The release of the shipped checkpoint, exported into the user's cache the first time it is asked for."""
+    with needs("export"):
+        from m2ost.checkpoint import load
+        from m2ost.shipped import CHECKPOINT, shipped_checkpoint
+        from m2ost_export.release import build_release
+        from m2ost_export.repository import template_sha256
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "m2ost-triton"
+    with shipped_checkpoint() as folder:
+        model, card = load(folder)
+        release = cache / f"{CHECKPOINT}-{card.sha256[:12]}-{template_sha256()[:12]}"
+        if not release.exists():
+            print(f"exporting the shipped checkpoint {CHECKPOINT} to {release}, once", file=sys.stderr)
+            with suppress(FileExistsError):  # another run was faster
+                build_release(model, card, release)
+    return release
 
 
 def _json_lines(stream: Any, least: str) -> Callable[[dict[str, Any]], None]:

@@ -1,4 +1,4 @@
-"""Commands that make and judge checkpoints: ``split``, ``train``, ``evaluate``."""
+"""Commands that make and judge checkpoints: ``split``, ``panel``, ``train``, ``evaluate``."""
 
 from __future__ import annotations
 
@@ -44,6 +44,24 @@ def split(
     one = splits.split_sections(sections, by=by, shares=parts, seed=seed)
     one.write(out)
     print(f"{out}: train {', '.join(one.train)}; validation {', '.join(one.validation)}; test {', '.join(one.test)}")
+
+
+def panel(
+    data: Root,
+    split_file: Annotated[Path, typer.Option("--split", help="Genes are chosen on its training sections only.")],
+    out: Annotated[Path, typer.Option("--out", help="File to write: one gene a line.")],
+    layout: Layout = "auto",
+    size: Annotated[int, typer.Option(help="Number of genes.")] = 250,
+) -> None:
+    """Choose a panel of highly variable genes."""
+    with needs("train"):
+        from m2ost.data.datasets import read_sections
+        from m2ost.data.panels import select_panel, write_panel
+        from m2ost.data.splits import read_split
+    names = read_split(split_file).train
+    genes = select_panel(read_sections(data, names, layout), size)
+    write_panel(out, genes)
+    print(f"{out}: {len(genes)} genes, {', '.join(genes[:5])} …; chosen on {', '.join(names)}")
 
 
 def train(
@@ -136,5 +154,5 @@ class _progress:
 
 def register(app: typer.Typer) -> None:
     """Add the commands to ``app``."""
-    for command in (split, train, evaluate):
+    for command in (split, panel, train, evaluate):
         app.command()(command)
