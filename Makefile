@@ -20,7 +20,7 @@ help:
 .venv/.complete: pyproject.toml constraints/client.txt
 	@test -n "$(PYTHON)" || { echo "error: no python3.11, 3.12 or 3.13 found; set PYTHON=" >&2; exit 1; }
 	$(PYTHON) -m venv .venv
-	.venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints/client.txt -e '.[client,export,dev]'
+	.venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints/client.txt -e '.[client,export,train,dev]'
 	@touch $@
 
 .PHONY: .triton
@@ -35,14 +35,8 @@ help:
 $(DEMO)/CMU-1-Small-Region.svs: | .venv/.complete
 	.venv/bin/python scripts/fetch_demo_slide.py $@
 
-$(DEMO)/checkpoint: | .venv/.complete
-	$(M2OST) init --out $@
-
-$(DEMO)/release: | $(DEMO)/checkpoint
-	$(M2OST) export $(DEMO)/checkpoint --out $@
-
-demo: .venv/.complete .triton/.complete $(DEMO_SLIDE) $(DEMO)/release
-	$(M2OST) predict $(DEMO_SLIDE) --release $(DEMO)/release --pitch-um 50 --map untrained_000 --out $(DEMO)/result
+demo: .venv/.complete .triton/.complete $(DEMO_SLIDE)
+	$(M2OST) predict $(DEMO_SLIDE) --pitch-um 50 --view-mpp model --map DDX5 --out $(DEMO)/result
 
 test: lint unit server-views e2e
 
@@ -60,16 +54,23 @@ server-views: .triton/.complete
 e2e: .venv/.complete .triton/.complete
 	.venv/bin/python -m pytest -q -m e2e
 
-bench: .venv/.complete .triton/.complete $(DEMO_SLIDE) $(DEMO)/release
-	.venv/bin/python -m m2ost_loadtests.served_vs_bare --release $(DEMO)/release --checkpoint $(DEMO)/checkpoint --slide $(DEMO_SLIDE) --out build/bench
+# A release holds copies of the templates: it is made anew when a source is newer.
+SOURCES := $(shell find preprocess model export model_repository -name '*.py' -o -name '*.pbtxt' -o -name '*.safetensors')
+SHIPPED := model/m2ost/checkpoints/her2_tumour_c
 
-build/narrow/checkpoint: | .venv/.complete
-	$(M2OST) init --depth 1 --dim 24 --outputs 6 --out $@
+build/release: $(SOURCES) | .venv/.complete
+	rm -rf $@
+	$(M2OST) export $(SHIPPED) --out $@
 
-build/narrow/release: | build/narrow/checkpoint
-	$(M2OST) export build/narrow/checkpoint --out $@
+bench: .venv/.complete .triton/.complete $(DEMO_SLIDE) build/release
+	.venv/bin/python -m m2ost_loadtests.served_vs_bare --release build/release --checkpoint $(SHIPPED) --slide $(DEMO_SLIDE) --out build/bench
 
-soak: .venv/.complete .triton/.complete $(DEMO_SLIDE) build/narrow/release
+build/narrow: $(SOURCES) | .venv/.complete
+	rm -rf $@
+	$(M2OST) init --depth 1 --dim 24 --outputs 6 --out $@/checkpoint
+	$(M2OST) export $@/checkpoint --out $@/release
+
+soak: .venv/.complete .triton/.complete $(DEMO_SLIDE) build/narrow
 	.venv/bin/python -m m2ost_loadtests.soak --release build/narrow/release --slide $(DEMO_SLIDE) --spots 50000 --out build/bench
 
 clean:

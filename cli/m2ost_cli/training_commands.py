@@ -1,4 +1,4 @@
-"""Commands that make and judge checkpoints: ``split``, ``panel``, ``train``, ``evaluate``."""
+"""Commands that make and judge checkpoints: ``split``, ``panel``, ``train``, ``evaluate``, ``ship``."""
 
 from __future__ import annotations
 
@@ -130,6 +130,22 @@ def evaluate(
     print(text)
 
 
+def ship(
+    checkpoint: Annotated[Path, typer.Argument(help="A checkpoint of `m2ost train`.")],
+    data: Root,
+    out: Annotated[Path, typer.Option("--out", help="Folder to create; never overwritten.")],
+    layout: Layout = "auto",
+    cache: Annotated[Path, typer.Option(help="Folder for the views, 441 KiB a spot.")] = Path("build/views"),
+) -> None:
+    """Store a checkpoint as float16, with its scores on its validation and test sections in its card."""
+    with needs("train"):
+        from m2ost.data.datasets import read_sections
+        from m2ost.data.views import ViewCache
+        from m2ost.evaluation.ship import ship as ship_checkpoint
+    for report in ship_checkpoint(checkpoint, read_sections(data, layout=layout), out, ViewCache(cache)):
+        print(f"{out}: {report.section}, r per gene {report.scores['r_gene_mean']:.3f} over {report.spots} spots")
+
+
 class _progress:
     """A progress bar over epochs, with the figures of the last."""
 
@@ -154,5 +170,5 @@ class _progress:
 
 def register(app: typer.Typer) -> None:
     """Add the commands to ``app``."""
-    for command in (split, panel, train, evaluate):
+    for command in (split, panel, train, evaluate, ship):
         app.command()(command)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import shutil
 from collections.abc import Iterator
@@ -19,6 +20,15 @@ _VIEW = re.compile(r"VIEW\d+$")
 def parse_config(text: str) -> Any:
     """A ``config.pbtxt`` as a ``ModelConfig`` message."""
     return text_format.Parse(text, model_config_pb2.ModelConfig())
+
+
+def template_sha256() -> str:
+    """sha256 over the templates, by which a release made by another version of this package is told."""
+    digest = hashlib.sha256()
+    with as_file(files("m2ost_repository")) as templates:
+        for path in sorted(p for p in templates.rglob("*") if p.suffix in (".py", ".pbtxt")):
+            digest.update(str(path.relative_to(templates)).encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()
 
 
 def write_repository(destination: Path, info: EngineInfo) -> None:
@@ -40,7 +50,7 @@ def write_repository(destination: Path, info: EngineInfo) -> None:
             for profile in [config, *sorted((source / "configs").glob("*.pbtxt"))]:
                 fitted = target / profile.relative_to(source)
                 fitted.parent.mkdir(exist_ok=True)
-                fitted.write_text(fit_config(profile.read_text(), info))
+                fitted.write_text(fit_config(profile.read_text(encoding="utf-8"), info), encoding="utf-8")
 
 
 def fit_config(template: str, info: EngineInfo) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 import anndata
 import numpy as np
 import pytest
+import torch
 from m2ost import metrics
 from m2ost.checkpoint import load
 from m2ost.data.datasets import read_sections
@@ -23,6 +24,7 @@ from m2ost.evaluation.judge import (
     judge,
 )
 from m2ost.evaluation.report import to_markdown
+from m2ost.evaluation.ship import ship
 from m2ost.evaluation.subjects import open_subject
 from m2ost.training.config import config_from
 from m2ost.training.run import train
@@ -147,6 +149,21 @@ def test_the_command_writes_table_and_figures(checkpoint, tiny_data, tmp_path):
     assert f"{found['sections'][1]['scores']['r_gene_mean']:.3f}" in table
     drawn = {path.name for path in (tmp_path / "out").glob("*.png")}
     assert drawn == {f"{s}_{kind}.png" for s in ("B1", "B2") for kind in ("components", "RED")}
+
+
+def test_a_shipped_checkpoint_carries_its_scores_in_half_the_space(checkpoint, sections, cache, tmp_path):
+    reports = ship(checkpoint, list(sections.values()), tmp_path / "shipped", cache)
+    assert [report.section for report in reports] == ["B1", "B2"]
+    model, card = load(tmp_path / "shipped")
+    stated = card.provenance["evaluation"]["B2"]
+    assert set(stated["controls"]) == {TRAINING_MEAN, PATIENT_MEAN, SHUFFLED}
+    again = evaluate(open_subject(tmp_path / "shipped", cache), list(sections.values()), ["B2"], ["A1", "A2"], rounds=1)
+    assert again[0][2].scores == pytest.approx(stated["scores"], abs=1e-6)
+    sizes = [(folder / "model.safetensors").stat().st_size for folder in (tmp_path / "shipped", checkpoint)]
+    assert sizes[0] < 0.6 * sizes[1]
+    original = load(checkpoint)[0].state_dict()
+    for key, value in model.state_dict().items():
+        assert torch.equal(value, original[key].half().float()), key
 
 
 def test_the_table_names_what_is_unknown(sections):

@@ -17,10 +17,10 @@ def _panels(section: Section, titles: list[str], colours: list[Any], out: Path, 
     from matplotlib import pyplot as plt
 
     x, y = section.centers.T
-    figure, axes = plt.subplots(1, len(titles), figsize=(5 * len(titles), 5), layout="constrained")
-    mark = None
+    height = 0.5 + 5 * float(np.clip(np.ptp(y) / max(np.ptp(x), 1), 0.3, 3))
+    figure, axes = plt.subplots(1, len(titles), figsize=(5 * len(titles), height), layout="constrained")
     for axis, title, colour in zip(axes, titles, colours, strict=True):
-        mark = axis.scatter(x, y, c=colour, s=40, cmap="viridis")
+        mark = axis.scatter(x, y, c=colour, s=40)
         axis.set(title=title, aspect="equal", xticks=[], yticks=[])
         axis.invert_yaxis()
         if label:

@@ -68,7 +68,7 @@ def train(config: TrainConfig, folder: Path, *, device: str | None = None, repor
                     "split": config.split.to_dict(),
                     "best_epoch": progress.best_epoch,
                     "validation_r_gene_mean": progress.best_score,
-                    "config": _yaml(config.to_dict()),
+                    "config": _portable(config),
                     "torch": torch.__version__,
                     "machine": platform.machine(),
                     "device": team.device.type,
@@ -99,6 +99,14 @@ def _load(config: TrainConfig, panel: tuple[str, ...]) -> tuple[SpotSet, list[Sp
         [spot_set([section], panel, data.target, geometry, cache) for section in validation],
         facts,
     )
+
+
+def _portable(config: TrainConfig) -> Any:
+    """The settings as they go into the card: names of files, without the folders of one machine."""
+    raw = _yaml(config.to_dict())
+    for name in ("root", "panel", "cache"):
+        raw["data"][name] = Path(raw["data"][name]).name
+    return raw
 
 
 def _yaml(value: Any) -> Any:
