@@ -34,6 +34,10 @@ PREDICT_ROWS = 32
 Report = Callable[[Mapping[str, float]], None]
 
 
+class TrainingError(Exception):
+    """A run cannot go on; the message says where and what to try."""
+
+
 @dataclass(frozen=True)
 class Workers:
     """This process among those of the run: one by default, as many as torchrun started else."""
@@ -115,6 +119,8 @@ def fit(
     ------
     CheckpointError
         If the folder holds the state of a run with other settings.
+    TrainingError
+        If the loss is no longer finite.
     """
     optim = config.optim
     torch.manual_seed(config.seed)
@@ -140,12 +146,15 @@ def fit(
         began = time.perf_counter()
         loss = _epoch(config, step_model, average, optimizer, train, target, weight, progress.epoch, team)
         candidate: nn.Module = average.module if optim.ema else model
+        if not math.isfinite(loss):
+            raise TrainingError(f"epoch {progress.epoch + 1}: the loss is {loss}; try a lower optim.learning_rate")
         row: dict[str, float] = {
             "epoch": progress.epoch + 1,
             "train_loss": loss,
             "seconds": time.perf_counter() - began,
+            "learning_rate": optimizer.param_groups[0]["lr"],
         }
-        row |= {"learning_rate": optimizer.param_groups[0]["lr"], **_validate(candidate, validation, weight, config)}
+        row |= _from_leader(_validate(candidate, validation, weight, config) if team.leads else {}, team)
         progress.epoch += 1
         if row["validation_r_gene_mean"] > progress.best_score:
             progress.best_score, progress.best_epoch = row["validation_r_gene_mean"], progress.epoch
@@ -155,6 +164,16 @@ def fit(
             save_state(folder / STATE, parts, optimizer, progress)
             report(row)
     return best.cpu().eval(), progress
+
+
+def _from_leader(scores: dict[str, float], team: Workers) -> dict[str, float]:
+    """The leading process's scores, in all processes: they must agree on when to stop."""
+    if team.count == 1:
+        return scores
+    names = ["validation_loss", *(f"validation_{name}" for name in metrics.MEASURES)]
+    values = torch.tensor([scores.get(name, 0.0) for name in names], dtype=torch.float64, device=team.device)
+    dist.broadcast(values, 0)
+    return dict(zip(names, values.tolist(), strict=True))
 
 
 def start_head(model: M2OST, targets: Any, scale: float) -> None:
@@ -205,7 +224,7 @@ def _epoch(
 
 
 def _validate(model: nn.Module, validation: Sequence[SpotSet], weight: Tensor, config: TrainConfig) -> dict[str, float]:
-    """Loss and mean scores over the validation sections; every process gets the same figures."""
+    """Loss and mean scores over the validation sections."""
     scores, losses = [], []
     for spots in validation:
         predicted = predict(model, spots, precision=config.optim.precision)
@@ -242,7 +261,9 @@ def _log(path: Path, row: Mapping[str, float]) -> None:
     if path.is_file():
         with path.open(newline="", encoding="utf-8") as file:
             rows = [old for old in csv.DictReader(file) if int(float(old["epoch"])) < row["epoch"]]
-    with path.open("w", newline="", encoding="utf-8") as file:
+    scratch = path.with_name(f".{path.name}")
+    with scratch.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, list(row))
         writer.writeheader()
         writer.writerows([*rows, {key: value if math.isfinite(value) else "" for key, value in row.items()}])
+    os.replace(scratch, path)

@@ -46,6 +46,8 @@ def train(config: TrainConfig, folder: Path, *, device: str | None = None, repor
         If the data cannot be used.
     CheckpointError
         If the folder holds a finished run, or one with other settings.
+    TrainingError
+        If the loss is no longer finite.
     """
     destination = folder / CHECKPOINT
     if destination.exists():
@@ -57,7 +59,7 @@ def train(config: TrainConfig, folder: Path, *, device: str | None = None, repor
         if config.optim.batch_size % team.count:
             raise DataError(f"a batch of {config.optim.batch_size} spots cannot be shared by {team.count} processes")
         train_spots, validation, facts = _load(config, panel)
-        if team.leads:
+        if team.leads and not (folder / "config.yaml").exists():
             (folder / "config.yaml").write_text(yaml.safe_dump(_yaml(config.to_dict()), sort_keys=False), "utf-8")
             config.split.write(folder / "split.yaml")
         model, progress = fit(config, train_spots, validation, folder, team, report)

@@ -16,7 +16,7 @@ from m2ost.checkpoint import CheckpointError, load
 from m2ost.config import M2OSTConfig
 from m2ost.network import M2OST
 from m2ost.training.config import config_from
-from m2ost.training.loop import STATE, start_head
+from m2ost.training.loop import STATE, TrainingError, start_head
 from m2ost.training.run import train
 from m2ost.training.spots import project
 
@@ -90,11 +90,20 @@ def test_a_finished_run_is_not_overwritten(finished, tiny_config):
 def test_a_run_does_not_go_on_with_other_settings(tiny_config, tmp_path):
     train(replace(tiny_config, optim=replace(tiny_config.optim, epochs=1)), tmp_path)
     (tmp_path / "checkpoint").rename(tmp_path / "away")
+    settings = (tmp_path / "config.yaml").read_text()
     with pytest.raises(CheckpointError, match="other settings"):
         train(tiny_config, tmp_path)
+    assert (tmp_path / "config.yaml").read_text() == settings
     (tmp_path / STATE).write_bytes(b"no safetensors")
     with pytest.raises(CheckpointError, match="remove the file"):
         train(tiny_config, tmp_path)
+
+
+def test_a_run_that_diverges_says_so_and_leaves_no_checkpoint(tiny_config, tmp_path):
+    wild = replace(tiny_config.optim, learning_rate=1e30, warmup_epochs=0.0)
+    with pytest.raises(TrainingError, match=r"epoch \d: the loss is (nan|inf); try a lower"):
+        train(replace(tiny_config, optim=wild), tmp_path)
+    assert not (tmp_path / "checkpoint").exists()
 
 
 def test_a_run_ends_when_nothing_gets_better(tiny_config, tmp_path):
