@@ -14,6 +14,9 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from .config import M2OSTConfig
 
+POSITION_STD = 0.02
+"""Standard deviation at which the cls token and the position tables start."""
+
 
 class DeformablePatchEmbedding(nn.Module):
     """Cut each view into patches whose size shrinks towards the spot, and embed them (DPE).
@@ -44,7 +47,7 @@ class DeformablePatchEmbedding(nn.Module):
             nn.Parameter(torch.empty(1, config.sequence_length(i), config.dim)) for i in range(config.n_levels)
         )
         for parameter in [self.cls_token, *self.positions]:
-            nn.init.trunc_normal_(parameter, std=0.02)
+            nn.init.trunc_normal_(parameter, std=POSITION_STD)
 
     def patches(self, view: Tensor, j: int) -> Tensor:
         """Flatten the ``j``-th patching of a view.

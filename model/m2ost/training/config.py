@@ -13,6 +13,7 @@ import yaml
 from ..config import M2OSTConfig
 from ..data.section import TARGETS
 from ..data.splits import Split
+from ..network import POSITION_STD
 from .augment import AugmentConfig
 
 
@@ -71,8 +72,12 @@ class OptimConfig:
     target_rank : int
         Train on the targets' projection on this many leading principal components over the training spots, which
         keeps what spots have in common and drops most of the counting noise; 0 for the targets as they are.
+    head_at_mean : bool
+        Start the head's bias at the mean of the training targets; else as PyTorch starts it.
     head_scale : float
-        Factor on the head's initial weights; its bias starts at the training mean.
+        Factor on the head's initial weights.
+    position_std : float
+        Standard deviation of the cls token and of the position tables at the start.
     precision : str
         ``bf16`` (autocast) or ``fp32``.
     """
@@ -87,13 +92,17 @@ class OptimConfig:
     patience: int = 15
     scale_loss: bool = True
     target_rank: int = 0
+    head_at_mean: bool = True
     head_scale: float = 1.0
+    position_std: float = POSITION_STD
     precision: str = "bf16"
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "learning_rate", "clip_norm", "patience"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"optim.{name} must be positive, not {getattr(self, name)}")
+        if self.position_std < 0:
+            raise ValueError(f"optim.position_std must not be negative, not {self.position_std}")
         if not 0 <= self.ema < 1:
             raise ValueError(f"optim.ema must lie in [0, 1), not {self.ema}")
         if self.precision not in ("bf16", "fp32"):

@@ -21,9 +21,9 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from .. import metrics
 from ..checkpoint import CheckpointError
-from ..network import M2OST
+from ..network import M2OST, POSITION_STD
 from .augment import augment
-from .config import TrainConfig
+from .config import OptimConfig, TrainConfig
 from .schedule import warmup_cosine
 from .spots import SpotSet, project
 from .state import Progress, read_state, save_state
@@ -126,7 +126,7 @@ def fit(
     torch.manual_seed(config.seed)
     model = M2OST(config.model)
     targets = project(train.targets, optim.target_rank)
-    start_head(model, targets, optim.head_scale)
+    initialise(model, targets, optim)
     model.to(team.device)
     average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(optim.ema))
     best = M2OST(config.model).to(team.device)
@@ -176,11 +176,14 @@ def _from_leader(scores: dict[str, float], team: Workers) -> dict[str, float]:
     return dict(zip(names, values.tolist(), strict=True))
 
 
-def start_head(model: M2OST, targets: Any, scale: float) -> None:
-    """Start the head at the mean of the targets, its weights scaled by ``scale``."""
+def initialise(model: M2OST, targets: Any, optim: OptimConfig) -> None:
+    """Fit a fresh network's head, cls token and position tables to the targets and the settings."""
     with torch.no_grad():
-        model.head.bias.copy_(torch.from_numpy(np.asarray(targets).mean(axis=0)))
-        model.head.weight.mul_(scale)
+        if optim.head_at_mean:
+            model.head.bias.copy_(torch.from_numpy(np.asarray(targets).mean(axis=0)))
+        model.head.weight.mul_(optim.head_scale)
+        for table in (model.embed.cls_token, *model.embed.positions):
+            table.mul_(optim.position_std / POSITION_STD)
 
 
 def _epoch(

@@ -15,8 +15,8 @@ import torch
 from m2ost.checkpoint import CheckpointError, load
 from m2ost.config import M2OSTConfig
 from m2ost.network import M2OST
-from m2ost.training.config import config_from
-from m2ost.training.loop import STATE, TrainingError, start_head
+from m2ost.training.config import OptimConfig, config_from
+from m2ost.training.loop import STATE, TrainingError, initialise
 from m2ost.training.run import train
 from m2ost.training.spots import project
 
@@ -146,9 +146,12 @@ def test_two_processes_train_one_network(tiny_raw, tmp_path):
         torch.testing.assert_close(first[key], second[key], atol=2e-4, rtol=1e-3)
 
 
-def test_the_head_starts_at_the_training_mean():
+def test_the_head_starts_at_the_training_mean_and_the_tables_at_their_scale():
     model = M2OST(M2OSTConfig(n_genes=3, image_px=32, depth=1, dim=12, heads=1, head_dim=12, ffn_dim=8, channel_dim=8))
-    start_head(model, np.array([[1.0, 2, 3], [3, 4, 5]], np.float32), 0.0)
+    before = model.embed.positions[1].std()
+    targets = np.array([[1.0, 2, 3], [3, 4, 5]], np.float32)
+    initialise(model, targets, OptimConfig(head_scale=0.0, position_std=0.1))
+    torch.testing.assert_close(model.embed.positions[1].std(), before * 5)
     views = [torch.rand(2, 32, 32, 3) for _ in range(3)]
     torch.testing.assert_close(model.eval()(*views), torch.tensor([[2.0, 3, 4], [2, 3, 4]]))
 
