@@ -1,0 +1,74 @@
+"""A memory cap is kept by processes that really hold the memory, and the largest batch under it is found."""
+
+import os
+from dataclasses import dataclass
+
+import numpy as np
+import psutil
+import pytest
+from m2ost_loadtests.memory import HEADROOM, PRECISION, largest_batch
+from m2ost_loadtests.workers import MIB, BenchmarkError, CappedProcess, MemoryCapExceeded
+
+ROW_MIB = 10
+
+
+@dataclass(frozen=True)
+class Holds:
+    """Fills ten MiB a row at every run."""
+
+    rows: int
+
+    def open(self):
+        return self._run
+
+    def _run(self):
+        return int(np.ones(self.rows * ROW_MIB * MIB, np.uint8).sum())
+
+
+@dataclass(frozen=True)
+class Dies:
+    def open(self):
+        return self._run
+
+    def _run(self):
+        os._exit(9)
+
+
+def test_a_run_says_what_it_did_and_what_it_took():
+    with CappedProcess(Holds(20)) as process:
+        run = process.run()
+    assert run.result == 20 * ROW_MIB * MIB
+    assert 200 * MIB < run.peak_bytes < 600 * MIB
+
+
+def test_a_process_that_outgrows_its_cap_is_ended():
+    with CappedProcess(Holds(60), cap_bytes=400 * MIB) as process:
+        pid = process._process.pid
+        with pytest.raises(MemoryCapExceeded, match="the cap is 400 MiB"):
+            process.run()
+    assert not psutil.pid_exists(pid)
+
+
+def test_a_process_that_dies_is_an_error_and_not_a_hang():
+    with CappedProcess(Dies()) as process, pytest.raises(BenchmarkError, match="died"):
+        process.run()
+
+
+def test_the_largest_batch_is_found_to_within_its_precision():
+    cap_bytes = 600 * MIB
+    found = largest_batch(Holds, cap_bytes=cap_bytes, most=1000)
+    with CappedProcess(Holds(0)) as process:
+        base_bytes = process.run().peak_bytes
+    fitting = (HEADROOM * cap_bytes - base_bytes) / (ROW_MIB * MIB)
+    assert fitting * (1 - 2 / PRECISION) - 1 <= found.batch <= fitting + 1
+    assert found.peak_bytes[found.batch] <= cap_bytes
+    assert len(found.peak_bytes) <= 8, "a line through two points should soon be right"
+
+
+def test_the_largest_batch_is_no_larger_than_makes_sense():
+    assert largest_batch(Holds, cap_bytes=2000 * MIB, most=5).batch == 5
+
+
+def test_a_cap_too_small_for_one_row_says_so():
+    with pytest.raises(BenchmarkError, match=r"100 MiB is too small for a batch of 1.*--memory-cap"):
+        largest_batch(lambda batch: Holds(batch + 20), cap_bytes=100 * MIB, most=8)
