@@ -15,6 +15,8 @@ from m2ost_preprocess.contract import EXPRESSION, MODEL_ENGINE, MODEL_TILER, Eng
 from tritonclient.grpc import model_config_pb2
 
 _VIEW = re.compile(r"VIEW\d+$")
+_PRECISION = "precision_mode"
+_PROFILE = re.compile(r"trt_profile_(min|opt|max)_shapes$")
 
 
 def parse_config(text: str) -> Any:
@@ -72,6 +74,8 @@ def fit_config(template: str, info: EngineInfo) -> str:
     if config.name in (MODEL_ENGINE, MODEL_TILER):
         for key, value in info.to_parameters().items():
             config.parameters[key].string_value = value
+    for accelerator in config.optimization.execution_accelerators.gpu_execution_accelerator:
+        _fit_accelerator(accelerator.parameters, info)
     for warmup in config.model_warmup:
         for tensor in config.input:
             spec = warmup.inputs[tensor.name]
@@ -105,6 +109,16 @@ def _fit_map(mapping: Any, views: ViewGeometry) -> None:
         del mapping[name]
     for name in views.names if present else ():
         mapping[name] = name
+
+
+def _fit_accelerator(parameters: Any, info: EngineInfo) -> None:
+    """Precision and optimisation profile of ONNX Runtime's TensorRT provider; the template gives the profile's rows."""
+    if _PRECISION in parameters:
+        parameters[_PRECISION] = info.precision.upper()
+    for key in [key for key in parameters if _PROFILE.match(key)]:
+        rows = parameters[key].partition(":")[2].partition("x")[0]
+        shape = "x".join(map(str, (rows, *info.views.shape)))
+        parameters[key] = ",".join(f"{name}:{shape}" for name in info.views.names)
 
 
 def _head(text: str) -> Iterator[str]:

@@ -21,8 +21,9 @@ import numpy as np
 from m2ost_client.command import ServerOptions
 from m2ost_client.stream import SpotStream, StreamOptions
 from m2ost_client.supervisor import TritonServer
-from m2ost_preprocess import contract, serving
+from m2ost_preprocess import contract
 from m2ost_preprocess.contract import EXPRESSION, Manifest, ViewGeometry
+from m2ost_preprocess.engine.onnx import cpu_session
 from m2ost_preprocess.readers import open_slide
 from m2ost_preprocess.slides import SlideRoots
 from m2ost_preprocess.spots import grid
@@ -38,7 +39,7 @@ AUTHORS_BATCH = 48
 def bare_runner(release: Path, slide: Path, centers: Any, batch_rows: int) -> Callable[[], Any]:
     """Score ready views with ONNX Runtime; returns the expression in the order of ``centers``."""
     geometry = Manifest.read(release).engine.views
-    session, _ = serving.cpu_session(release / contract.MODEL_ENGINE / "1" / "model.onnx")
+    session = cpu_session(release / contract.MODEL_ENGINE / "1" / "model.onnx")
     views = [np.empty((len(centers), *geometry.shape), np.uint8) for _ in geometry.names]
     cut_views(open_slide(slide), centers, np.ones(len(centers), np.float32), geometry, views)
 

@@ -194,6 +194,40 @@ class ManifestError(Exception):
 
 
 @dataclass(frozen=True)
+class EngineFile:
+    """An engine built from the release's ONNX for one kind of GPU.
+
+    Parameters
+    ----------
+    runtime : str
+        ``tensorrt`` or ``tensorrt-rtx``: what can run it.
+    file : str
+        The plan, relative to the release.
+    compute_capability : str
+        Of the GPUs that it was built for, e.g. ``8.9``.
+    sha256 : str
+        Of the file.
+    version : str
+        Of the runtime that built it; another cannot read it.
+    max_rows : int
+        Largest batch of its optimisation profile.
+    precision : str
+        ``fp32``, ``fp16`` …
+    inspected : bool
+        Whether its layers were read on a GPU after the build.
+    """
+
+    runtime: str
+    file: str
+    compute_capability: str
+    sha256: str
+    version: str
+    max_rows: int
+    precision: str
+    inspected: bool
+
+
+@dataclass(frozen=True)
 class Manifest:
     """``manifest.json`` of a release: where it came from and what was checked.
 
@@ -209,6 +243,8 @@ class Manifest:
         Versions of the tools that made the release.
     files : dict
         Relative path → sha256 of every file of the release.
+    engines : tuple of EngineFile
+        The engines built from the ONNX.
     """
 
     engine: EngineInfo
@@ -216,6 +252,7 @@ class Manifest:
     parity: dict[str, Any]
     tools: dict[str, str]
     files: dict[str, str] = field(default_factory=dict)
+    engines: tuple[EngineFile, ...] = ()
 
     FILENAME = "manifest.json"
 
@@ -244,7 +281,8 @@ class Manifest:
             engine = dict(raw.pop("engine"))
             engine["genes"] = tuple(engine["genes"])
             engine["views"] = ViewGeometry.from_dict(engine["views"])
-            return cls(engine=EngineInfo(**engine), **raw)
+            engines = tuple(EngineFile(**file) for file in raw.pop("engines", ()))
+            return cls(engine=EngineInfo(**engine), engines=engines, **raw)
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise ManifestError(f"{path}: damaged manifest ({error!r}); export the release anew") from error
 

@@ -8,7 +8,6 @@ import os
 import re
 import urllib.request
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -32,39 +31,8 @@ def check_environment() -> None:
         )
 
 
-KEEP_MEMORY_ROWS = 32
-"""A run of more rows gives its memory back: the network needs about 28 MiB a row, 7 GiB for a full request."""
-
-
-def cpu_session(onnx: Path) -> tuple[Any, Any]:
-    """An ONNX Runtime session on all cores of this process's CPU set, and the options for unusually large runs.
-
-    Parameters
-    ----------
-    onnx : Path
-        The graph.
-
-    Returns
-    -------
-    session : onnxruntime.InferenceSession
-    large_run : onnxruntime.RunOptions
-        For runs of more than ``KEEP_MEMORY_ROWS`` rows.
-    """
-    import onnxruntime as ort
-
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = len(os.sched_getaffinity(0))
-    # Spinning threads would take the cores that the tiler needs between two runs.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    # Work is dealt out in shrinking portions, so that a core the tiler uses for a while does not hold up the other.
-    options.add_session_config_entry("session.dynamic_block_base", "4")
-    # Memory patterns are laid out per batch size; with a batch that varies they double the memory, and from 32 rows on
-    # cost a third of the speed.
-    options.enable_mem_pattern = False
-    large_run = ort.RunOptions()
-    large_run.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
-    return ort.InferenceSession(onnx, options, providers=["CPUExecutionProvider"]), large_run
-
+MAX_WAITING_REQUESTS = 64
+"""Requests that may wait for tiler and engine. A tiled one holds its views: 14 MiB at 32 rows, 0.9 GiB in all."""
 
 METRICS_URL_ENV = "M2OST_METRICS_URL"
 """Environment variable with the address of the server's own metrics, where it is not Triton's default."""

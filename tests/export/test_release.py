@@ -53,7 +53,7 @@ def test_every_config_parses_and_fits_the_engine(release):
     manifest = Manifest.read(folder)
     assert manifest.parity["max_abs_diff"].keys() == {"1", "2", "7", "32"}
     configs = sorted(folder.glob("*/config.pbtxt")) + sorted(folder.glob("*/configs/*.pbtxt"))
-    assert len(configs) == 8
+    assert len(configs) == 12
     for path in configs:
         config = parse_config(path.read_text())
         assert config.max_batch_size == (0 if config.name == "slide_info" else MAX_ROWS)
@@ -65,6 +65,13 @@ def test_every_config_parses_and_fits_the_engine(release):
                 assert list(tensor.dims) == [6]
         views = [t.name for t in [*config.input, *config.output] if t.name.startswith("VIEW")]
         assert not views or tuple(views) == model.config.views.names
+    provider = parse_config((folder / "m2ost" / "configs" / "onnxruntime-tensorrt.pbtxt").read_text())
+    (accelerator,) = provider.optimization.execution_accelerators.gpu_execution_accelerator
+    shape = "x".join(map(str, model.config.views.shape))
+    assert accelerator.parameters["trt_profile_max_shapes"].split(",") == [
+        f"{name}:{MAX_ROWS}x{shape}" for name in model.config.views.names
+    ]
+    assert accelerator.parameters["precision_mode"] == "FP32"
     engine = parse_config((folder / "m2ost" / "config.pbtxt").read_text())
     info = EngineInfo.from_parameters({k: v.string_value for k, v in engine.parameters.items()})
     assert info == manifest.engine

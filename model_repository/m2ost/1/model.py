@@ -1,41 +1,41 @@
-"""The engine on ONNX Runtime in Triton's Python backend: VIEW0 … → EXPRESSION."""
+"""The engine in Triton's Python backend: VIEW0 … → EXPRESSION. The config's parameter ``engine`` says which."""
 
 from pathlib import Path
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
 from m2ost_preprocess import serving
-from m2ost_preprocess.contract import EXPRESSION, sha256_file
+from m2ost_preprocess.contract import EXPRESSION, EngineInfo
+from m2ost_preprocess.engine import ENGINE_PARAMETER, load_engine
 
 
 class TritonPythonModel:
-    """One session, run once for each execution of Triton's, whatever the number of requests in it."""
+    """One engine, run once for each execution of Triton's, whatever the number of requests in it."""
 
     def initialize(self, args):
         serving.check_environment()
-        info = serving.engine_info(args["model_config"])
-        onnx = Path(args["model_repository"]) / args["model_version"] / "model.onnx"
-        found = sha256_file(onnx)
-        if found != info.onnx_sha256:
-            raise RuntimeError(f"{onnx}: sha256 is {found}, the release says {info.onnx_sha256}; export it anew")
-        self._session, self._large = serving.cpu_session(onnx)
+        parameters = serving.parameters(args["model_config"])
+        info = EngineInfo.from_parameters(parameters)
+        release = Path(args["model_repository"]).parent
+        choice, gpu = parameters.get(ENGINE_PARAMETER), int(args["model_instance_device_id"])
+        self._engine = load_engine(release, info, choice, gpu)
         self._views = info.views.names
+        pb_utils.Logger.log_info(serving.log_line("engine_loaded", engine=choice, runs_on=self._engine.description))
         family = pb_utils.MetricFamily(
             name="m2ost_engine_session_runs_total",
-            description="ONNX Runtime session runs",
+            description="runs of the engine",
             kind=pb_utils.MetricFamily.COUNTER,
         )
         self._families = [family]
         self._runs = family.Metric(labels={"model": args["model_name"]})
 
     def execute(self, requests):
-        batch = {}
+        batch, sizes = {}, []
         for name in self._views:
-            parts = [np.from_dlpack(pb_utils.get_input_tensor_by_name(r, name)) for r in requests]
-            batch[name] = parts[0] if len(parts) == 1 else np.concatenate(parts)
-        sizes = [len(part) for part in parts]
-        options = self._large if sum(sizes) > serving.KEEP_MEMORY_ROWS else None
-        expression = self._session.run([EXPRESSION], batch, options)[0]
+            tensors = [pb_utils.get_input_tensor_by_name(request, name) for request in requests]
+            batch[name] = self._engine.device.join(tensors)
+            sizes = [tensor.shape()[0] for tensor in tensors]
+        expression = self._engine.run(batch)
         self._runs.increment(1)
         parts = np.split(expression, np.cumsum(sizes)[:-1])
         return [pb_utils.InferenceResponse([pb_utils.Tensor(EXPRESSION, part)]) for part in parts]

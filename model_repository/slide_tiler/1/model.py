@@ -16,9 +16,6 @@ COUNTERS = {
     "decoded_px": "level-0 pixels read",
 }
 
-MAX_WAITING = 64
-"""Requests that may wait for tiler and engine. A tiled one holds its views: 14 MiB at 32 rows, 0.9 GiB in all."""
-
 QUEUES = (contract.MODEL_TILER, contract.MODEL_ENGINE)
 
 
@@ -116,9 +113,10 @@ def _waiting_requests():
 
 def _overload(waiting):
     """The refusal of a request while too many wait, or None; an object of its own, as a stub cannot send one twice."""
-    if waiting <= MAX_WAITING:
+    if waiting <= serving.MAX_WAITING_REQUESTS:
         return None
-    message = f"{waiting} requests wait for this server, {MAX_WAITING} may; send this one again later"
+    allowed = serving.MAX_WAITING_REQUESTS
+    message = f"{waiting} requests wait for this server, {allowed} may; send this one again later"
     return pb_utils.TritonError(message, pb_utils.TritonError.UNAVAILABLE)
 
 

@@ -1,0 +1,61 @@
+"""The engine that a served model's config asks for, out of its release."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ..contract import MODEL_ENGINE, EngineInfo, Manifest, sha256_file
+from .base import (
+    CHOICES,
+    ENGINE_PARAMETER,
+    ONNXRUNTIME_CPU,
+    ONNXRUNTIME_CUDA,
+    CudaDevice,
+    Engine,
+    EngineError,
+    HostDevice,
+)
+from .onnx import OnnxEngine
+from .plans import plan_for
+from .tensorrt import TensorRTEngine
+
+ONNX_FILE = f"{MODEL_ENGINE}/1/model.onnx"
+
+
+def load_engine(release: Path, info: EngineInfo, choice: str | None, device_index: int = 0) -> Engine:
+    """Load an engine, after its file's sha256 has been compared with the release's word.
+
+    Parameters
+    ----------
+    release : Path
+        The release folder.
+    info : EngineInfo
+        Identity and views, out of the model's config.
+    choice : str or None
+        The config's parameter ``engine``, one of ``CHOICES``. It is taken at its word: where that engine cannot run,
+        none does.
+    device_index : int
+        The GPU, where it runs on one.
+
+    Raises
+    ------
+    EngineError
+        If there is no such engine, its file is not the release's, or it cannot run here.
+    """
+    if choice == ONNXRUNTIME_CPU:
+        return OnnxEngine(_checked(release, ONNX_FILE, info.onnx_sha256), info.views, HostDevice())
+    if choice == ONNXRUNTIME_CUDA:
+        return OnnxEngine(_checked(release, ONNX_FILE, info.onnx_sha256), info.views, CudaDevice(device_index))
+    if choice not in CHOICES:
+        raise EngineError(f"the config's parameter {ENGINE_PARAMETER!r} is {choice!r}, not one of {', '.join(CHOICES)}")
+    device = CudaDevice(device_index)
+    plan = plan_for(Manifest.read(release).engines, choice, device.compute_capability)
+    return TensorRTEngine(_checked(release, plan.file, plan.sha256), info.views, choice, device)
+
+
+def _checked(release: Path, file: str, sha256: str) -> Path:
+    path = release / file
+    found = sha256_file(path)
+    if found != sha256:
+        raise EngineError(f"{path}: sha256 is {found}, the release says {sha256}; export it anew")
+    return path

@@ -1,0 +1,140 @@
+"""The release's ONNX graph on ONNX Runtime, on the CPU or on a GPU, its arrays bound where they lie."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..contract import EXPRESSION, MAX_ROWS, ViewGeometry
+from .base import CudaDevice, Device, EngineError, Expression, HostDevice, check_batch
+
+KEEP_MEMORY_ROWS = 32
+"""A run of more rows gives its memory back: the network needs about 28 MiB a row, 7 GiB for a full request."""
+
+_PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+
+
+class OnnxEngine:
+    """An ONNX Runtime session with exactly the provider that was asked for.
+
+    Parameters
+    ----------
+    onnx : Path
+        The graph.
+    geometry : ViewGeometry
+        The views it takes.
+    device : HostDevice or CudaDevice
+        Where it runs.
+
+    Raises
+    ------
+    EngineError
+        If ONNX Runtime would run it elsewhere: it takes the CPU, with a warning at most, where CUDA cannot be had.
+    """
+
+    def __init__(self, onnx: Path, geometry: ViewGeometry, device: HostDevice | CudaDevice) -> None:
+        import onnxruntime as ort
+
+        self.device: Device = device
+        self._geometry = geometry
+        self._session = cpu_session(onnx) if isinstance(device, HostDevice) else cuda_session(onnx, device)
+        self._genes = self._session.get_outputs()[0].shape[1]
+        self._large_run = ort.RunOptions()
+        self._large_run.add_run_config_entry("memory.enable_memory_arena_shrinkage", f"{device.kind}:{device.index}")
+        self.description = f"ONNX Runtime {ort.__version__}, {_PROVIDERS[device.kind]} {device.index}"
+
+    def run(self, batch: Mapping[str, Any]) -> Expression:
+        """See :class:`~m2ost_preprocess.engine.base.Engine`."""
+        rows, device = check_batch(batch, self._geometry, MAX_ROWS), self.device
+        expression = device.empty((rows, self._genes))
+        binding = self._session.io_binding()
+        for name, array in batch.items():
+            binding.bind_input(name, device.kind, device.index, np.uint8, array.shape, device.pointer(array))
+        binding.bind_output(
+            EXPRESSION, device.kind, device.index, np.float32, expression.shape, device.pointer(expression)
+        )
+        self._session.run_with_iobinding(binding, self._large_run if rows > KEEP_MEMORY_ROWS else None)
+        return device.to_host(expression)
+
+
+def cpu_session(onnx: Path) -> Any:
+    """An ONNX Runtime session on all cores of this process's CPU set.
+
+    Parameters
+    ----------
+    onnx : Path
+        The graph.
+
+    Returns
+    -------
+    onnxruntime.InferenceSession
+    """
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = len(os.sched_getaffinity(0))
+    # Spinning threads would take the cores that the tiler needs between two runs.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    # Work is dealt out in shrinking portions, so that a core the tiler uses for a while does not hold up the other.
+    options.add_session_config_entry("session.dynamic_block_base", "4")
+    # Memory patterns are laid out per batch size; with a batch that varies they double the memory, and from 32 rows on
+    # cost a third of the speed.
+    options.enable_mem_pattern = False
+    return ort.InferenceSession(onnx, options, providers=[_PROVIDERS["cpu"]])
+
+
+def cuda_session(onnx: Path, device: CudaDevice) -> Any:
+    """An ONNX Runtime session on a GPU.
+
+    Parameters
+    ----------
+    onnx : Path
+        The graph.
+    device : CudaDevice
+        The GPU, and the stream to work on.
+
+    Returns
+    -------
+    onnxruntime.InferenceSession
+
+    Raises
+    ------
+    EngineError
+        If ONNX Runtime has no CUDA provider, or the provider cannot be loaded.
+    """
+    import onnxruntime as ort
+
+    available = ort.get_available_providers()
+    if _PROVIDERS["cuda"] not in available:
+        raise EngineError(
+            f"ONNX Runtime {ort.__version__} has no CUDA provider, only {', '.join(available)}; "
+            "`m2ost doctor` says what to install"
+        )
+    if hasattr(ort, "preload_dlls"):
+        # CUDA and cuDNN out of the nvidia-* wheels, where those are how they came here.
+        ort.preload_dlls()
+    options = ort.SessionOptions()
+    options.enable_mem_pattern = False
+    cuda = {
+        "device_id": str(device.index),
+        "user_compute_stream": str(device.stream_pointer),
+        # A release in fp32 is promised within 1e-4 of its network; TF32's ten bits of mantissa are not.
+        "use_tf32": "0",
+    }
+    try:
+        session = ort.InferenceSession(onnx, options, providers=[(_PROVIDERS["cuda"], cuda)], enable_fallback=0)
+    except (RuntimeError, ValueError) as error:
+        raise EngineError(f"the CUDA provider of ONNX Runtime does not start: {error}; run: m2ost doctor") from error
+    taken = session.get_providers()
+    if _PROVIDERS["cuda"] not in taken:
+        # A provider whose libraries are missing is left out with a line on stderr, enable_fallback or not.
+        raise EngineError(
+            f"asked for CUDA, ONNX Runtime took {', '.join(taken)}: a library of CUDA or cuDNN is missing, or "
+            "the driver is too old; `m2ost doctor` says which"
+        )
+    session.disable_fallback()
+    return session
