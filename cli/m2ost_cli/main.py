@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from . import model_commands, serving_commands, training_commands
+from . import doctor_command, model_commands, serving_commands, training_commands
 from .common import UserError, expected_errors
 
 EXIT_ERROR = 1
@@ -23,6 +23,7 @@ app = typer.Typer(
 model_commands.register(app)
 training_commands.register(app)
 serving_commands.register(app)
+doctor_command.register(app)
 
 
 def _print_version(value: bool) -> None:

@@ -27,8 +27,8 @@ EMBEDDED_ROOT = "slides"
 _LEVELS = ("debug", "info", "warning", "error")
 
 
-def parse_roots(specifications: list[str]) -> SlideRoots:
-    """``NAME=FOLDER`` or ``FOLDER`` (named after itself) → roots."""
+def split_roots(specifications: list[str]) -> dict[str, Path]:
+    """``NAME=FOLDER`` or ``FOLDER`` (named after itself) → name and folder."""
     roots: dict[str, Path] = {}
     for specification in specifications:
         name, separator, folder = specification.partition("=")
@@ -37,8 +37,13 @@ def parse_roots(specifications: list[str]) -> SlideRoots:
         if key in roots:
             raise UserError(f"two slide roots are called {key!r}; name them: --slides NAME=FOLDER")
         roots[key] = path
+    return roots
+
+
+def parse_roots(specifications: list[str]) -> SlideRoots:
+    """The slide roots of a server that is to start."""
     try:
-        return SlideRoots(roots)
+        return SlideRoots(split_roots(specifications))
     except ValueError as error:
         raise UserError(str(error)) from error
 
@@ -52,7 +57,9 @@ def serve(
     grpc_port: Annotated[int, typer.Option(min=0, max=65535, help="0: any free port.")] = 8001,
     http_port: Annotated[int, typer.Option(min=0, max=65535, help="0: any free port.")] = 8000,
     metrics_port: Annotated[int, typer.Option(min=0, max=65535, help="0: any free port.")] = 8002,
-    profile: Annotated[str, typer.Option(help="cpu, onnxruntime or tensorrt: Triton's --model-config-name.")] = "cpu",
+    profile: Annotated[
+        str, typer.Option(help="Triton's --model-config-name: cpu, onnxruntime, tensorrt, python-gpu …")
+    ] = "cpu",
     log_level: Annotated[str, typer.Option(help="Least level to print: debug, info, warning or error.")] = "info",
     print_command: Annotated[bool, typer.Option("--print-command", help="Print the command and exit.")] = False,
 ) -> None:

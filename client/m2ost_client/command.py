@@ -135,7 +135,7 @@ def metrics_url(host: str, ports: Ports) -> str:
     return f"http://{host}:{ports.metrics}/metrics"
 
 
-def check_profile(options: ServerOptions) -> None:
+def check_profile(release: Path, profile: str) -> None:
     """Triton takes the default config for a profile it does not find; here that is an error.
 
     Raises
@@ -143,7 +143,6 @@ def check_profile(options: ServerOptions) -> None:
     ServerStartError
         If the release has no such profile.
     """
-    configs = options.release / MODEL_ENGINE / "configs"
-    known = [DEFAULT_PROFILE, *sorted(path.stem for path in configs.glob("*.pbtxt"))]
-    if options.profile not in known:
-        raise ServerStartError(f"{options.release} has no profile {options.profile!r}; it has {', '.join(known)}")
+    known = [DEFAULT_PROFILE, *sorted(path.stem for path in (release / MODEL_ENGINE / "configs").glob("*.pbtxt"))]
+    if profile not in known:
+        raise ServerStartError(f"{release} has no profile {profile!r}; it has {', '.join(known)}")

@@ -20,6 +20,8 @@ ENV_SERVER = "M2OST_SERVER_ENV"
 
 MIN_GLIBC = (2, 35)
 
+_DEFAULT_BACKENDS = Path("/opt/tritonserver/backends")
+
 _FACTS = """
 import json, sys, sysconfig
 print(json.dumps({
@@ -49,6 +51,18 @@ class Installation:
     executable: Path
     environment: dict[str, str] = field(default_factory=dict)
     backend_files: tuple[Path, ...] = ()
+
+    def interpreter(self) -> Path | None:
+        """The Python that the Python backend runs its models in: the first ``python3`` on the server's PATH."""
+        found = shutil.which("python3", path=self.environment.get("PATH"))
+        return Path(found) if found else None
+
+    def backends(self) -> tuple[str, ...]:
+        """Names of the backends at hand."""
+        if self.backend_files:
+            return ("python",)
+        folders = (self.executable.resolve().parent.parent / "backends", _DEFAULT_BACKENDS)
+        return tuple(sorted({entry.name for folder in folders if folder.is_dir() for entry in folder.iterdir()}))
 
     def backend_directory(self, runtime: Path) -> Path | None:
         """Lay out the backends below ``runtime``, or None where the program's own are used."""

@@ -16,6 +16,7 @@ from m2ost_preprocess.contract import Manifest
 
 from . import logs
 from .command import Command, ServerOptions, build_command, check_profile, metrics_url
+from .doctor import check_start
 from .errors import ServerStartError
 from .host import SHM_PREFIX, choose_ports, sweep_shared_memory
 from .installation import Installation, find_installation
@@ -67,7 +68,7 @@ class TritonServer:
     ) -> None:
         self.options = options
         self.manifest = Manifest.read(options.release)
-        check_profile(options)
+        check_profile(options.release, options.profile)
         self.restarts = 0
         self._installation = installation or find_installation()
         self._sink = logs.Sink(on_log)
@@ -109,12 +110,14 @@ class TritonServer:
         Raises
         ------
         ServerStartError
-            If it does not within ``start_timeout_s``; quotes the server's last errors.
+            If the release does not fit this machine, in the words of ``m2ost doctor``; or if the server is not ready
+            within ``start_timeout_s``: quotes its last errors.
         RuntimeError
             If it was started before: a server that was stopped stays so.
         """
         if self._thread is not None or self._stop.is_set():
             raise RuntimeError("a TritonServer starts once; make a new one")
+        check_start(self.options, self.manifest, self._installation)
         sweep_shared_memory()
         self._thread = threading.Thread(target=self._supervise, name="m2ost-supervisor", daemon=True)
         self._thread.start()

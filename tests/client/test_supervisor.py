@@ -18,6 +18,7 @@ from m2ost_client.installation import Installation
 from m2ost_client.policy import RESTART_WINDOW_S, HangWatch, RestartBudget
 from m2ost_client.probe import executions_so_far
 from m2ost_client.process import ServerProcess
+from m2ost_export.repository import write_repository
 from m2ost_preprocess.contract import Manifest
 
 from .conftest import ENGINE
@@ -123,10 +124,11 @@ def test_a_program_that_cannot_be_run_leaves_no_guard(tmp_path):
 
 def fake_server(tmp_path, script, on_log=None, **options):
     """A supervised program that is none of Triton's."""
-    release = tmp_path / "release"
-    release.mkdir()
+    release, program = tmp_path / "release", tmp_path / "bin" / "tritonserver"
+    for folder in (release, program.parent, tmp_path / "backends" / "python"):
+        folder.mkdir(parents=True)
+    write_repository(release, ENGINE)
     Manifest(ENGINE, {}, {}, {}).write(release)
-    program = tmp_path / "tritonserver"
     program.write_text(f"#!/bin/sh\n{script}\n")
     program.chmod(0o755)
     return TritonServer(ServerOptions(release=release, **options), on_log=on_log, installation=Installation(program))

@@ -1,0 +1,71 @@
+"""The command ``doctor``: does a release fit this machine?"""
+
+from __future__ import annotations
+
+import json
+from contextlib import ExitStack
+from dataclasses import asdict
+from importlib.resources import as_file, files
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .common import needs
+from .serving_commands import split_roots
+
+EXIT_DOES_NOT_FIT = 1
+
+
+def doctor(
+    release: Annotated[Path | None, typer.Argument(help="A release folder; without one, the machine alone.")] = None,
+    profile: Annotated[
+        str, typer.Option(help="Triton's --model-config-name: cpu, onnxruntime, tensorrt, python-gpu …")
+    ] = "cpu",
+    slides: Annotated[
+        list[str] | None, typer.Option("--slides", help="FOLDER or NAME=FOLDER to read slides from; repeatable.")
+    ] = None,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    grpc_port: Annotated[int, typer.Option(min=0, max=65535, help="0: any free port.")] = 8001,
+    http_port: Annotated[int, typer.Option(min=0, max=65535, help="0: any free port.")] = 8000,
+    metrics_port: Annotated[int, typer.Option(min=0, max=65535, help="0: any free port.")] = 8002,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Say, before anything is served, whether this machine fits a release, and what mends each thing that does not.
+
+    Exit status: 0 it fits; 1 it does not.
+    """
+    with needs("client"):
+        from m2ost_client.doctor import errors, examine
+        from m2ost_client.host import Ports
+    with ExitStack() as stack:
+        # Without a release, the templates say what a release of the paper's model would need.
+        configs = release or stack.enter_context(as_file(files("m2ost_repository")))
+        findings = examine(
+            configs,
+            release=release,
+            profile=profile,
+            roots=split_roots(slides or []),
+            host=host,
+            ports=Ports(grpc_port, http_port, metrics_port),
+        )
+    wrong = errors(findings)
+    if as_json:
+        report = {
+            "fits": not wrong,
+            "release": None if release is None else str(release),
+            "profile": profile,
+            "findings": [asdict(finding) for finding in findings],
+        }
+        print(json.dumps(report, indent=2, ensure_ascii=False))
+    else:
+        for finding in findings:
+            print(finding)
+        print(f"\n{len(wrong)} errors: this machine does not fit" if wrong else "\nthis machine fits")
+    if wrong:
+        raise typer.Exit(EXIT_DOES_NOT_FIT)
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to ``app``."""
+    app.command()(doctor)

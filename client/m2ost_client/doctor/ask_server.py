@@ -1,0 +1,96 @@
+"""Run by the server's interpreter, as a file: what its environment has. Standard library, and what is asked about.
+
+Usage: ask_server.py [--probe]. Writes one JSON object, the arguments of ``ServerFacts``, as the last line.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import importlib
+import json
+import sys
+from importlib.metadata import distributions
+from pathlib import Path
+from typing import Any
+
+NAMES = ("numpy", "m2ost-triton", "onnxruntime", "openslide", "cucim", "cupy", "tensorrt", "nvidia-pytriton")
+"""Beginnings of the names of distributions that matter."""
+
+
+def main(probe: bool) -> None:
+    """Write the facts."""
+    installed = {str(d.metadata["Name"]).lower().replace("_", "-"): d.version for d in distributions()}
+    facts: dict[str, Any] = {
+        "python": sys.executable,
+        "version": f"{sys.version_info[0]}.{sys.version_info[1]}",
+        "packages": {name: version for name, version in sorted(installed.items()) if name.startswith(NAMES)},
+        "probed": probe,
+    }
+    if probe:
+        # A library's own words must not mix with the answer.
+        with contextlib.redirect_stdout(sys.stderr):
+            facts |= _onnxruntime() | _gpus() | {"tensorrt": _tensorrt(), "tensorrt_rtx": _tensorrt_rtx()}
+    sys.stdout.write(json.dumps(facts) + "\n")
+
+
+def _onnxruntime() -> dict[str, Any]:
+    try:
+        ort = importlib.import_module("onnxruntime")
+    except Exception as error:  # whatever keeps it from being imported is the finding
+        return {"provider_error": str(error)}
+    providers = ort.get_available_providers()
+    facts = {"providers": providers, "onnxruntime_cuda": str(getattr(ort, "cuda_version", "") or "")}
+    if "CUDAExecutionProvider" in providers:
+        if hasattr(ort, "preload_dlls"):
+            ort.preload_dlls()
+        folder = Path(str(ort.__file__)).parent / "capi"
+        try:
+            ctypes.CDLL(str(folder / "libonnxruntime_providers_shared.so"), ctypes.RTLD_GLOBAL)
+            ctypes.CDLL(str(folder / "libonnxruntime_providers_cuda.so"))
+        except OSError as error:
+            facts["provider_error"] = str(error)
+    return facts
+
+
+def _gpus() -> dict[str, Any]:
+    try:
+        runtime = importlib.import_module("cupy").cuda.runtime
+    except Exception as error:  # as above
+        return {"gpu_error": f"CuPy: {error}"}
+    facts: dict[str, Any] = {"cuda_driver": runtime.driverGetVersion()}
+    try:
+        properties = [runtime.getDeviceProperties(index) for index in range(runtime.getDeviceCount())]
+    except runtime.CUDARuntimeError as error:
+        return {**facts, "gpu_error": str(error)}
+    facts["gpus"] = [
+        {
+            "name": found["name"].decode(),
+            "compute_capability": f"{found['major']}.{found['minor']}",
+            "memory_bytes": found["totalGlobalMem"],
+        }
+        for found in properties
+    ]
+    return facts
+
+
+def _tensorrt() -> str:
+    """Version of TensorRT: of its Python module, else of the library that Triton's backend loads."""
+    with contextlib.suppress(ImportError):
+        return str(importlib.import_module("tensorrt").__version__)
+    for name in ("libnvinfer.so.11", "libnvinfer.so.10"):
+        with contextlib.suppress(OSError):
+            number = int(ctypes.CDLL(name).getInferLibVersion())
+            return f"{number // 10000}.{number // 100 % 100}.{number % 100}"
+    return ""
+
+
+def _tensorrt_rtx() -> str:
+    for name in ("tensorrt_rtx", "tensorrt_rtx_bindings"):
+        with contextlib.suppress(ImportError):
+            return str(importlib.import_module(name).__version__)
+    return ""
+
+
+if __name__ == "__main__":
+    main("--probe" in sys.argv[1:])

@@ -1,0 +1,208 @@
+"""What the facts come to. Pure: no function here looks at the machine."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from m2ost_preprocess.contract import Manifest
+from m2ost_preprocess.engine import CHOICES, EngineError, plan_for, supports_version
+
+from .facts import Gpu, HostFacts, Profile, ServerFacts
+from .findings import Finding, error, ok, warning
+
+_MIB = 1 << 20
+_DRIVER_FOR_CUDA = {11: "450.80.02", 12: "525.60.13", 13: "580.65.06"}
+"""Major version of CUDA → the oldest driver that runs it (minor-version compatibility, CUDA's release notes)."""
+
+_ONNXRUNTIME_GPU = "onnxruntime-gpu[cuda,cudnn]==1.24.4"
+"""The last that is built for CUDA 12, as is the CuPy of the server's environment."""
+
+
+def check_identity(manifest: Manifest, profile: Profile) -> list[Finding]:
+    """Manifest and configs are of one release."""
+    found, expected = profile.release_sha256, manifest.engine.release_sha256
+    if found != expected:
+        message = f"the configs are of release {found[:12]}, the manifest of {expected[:12]}: two releases are mixed"
+        return [error("release", message, "m2ost export CHECKPOINT --out NEW_RELEASE")]
+    trained = "" if manifest.engine.trained else ", UNTRAINED"
+    return [ok("release", f"{found[:12]}, {manifest.engine.precision}, {len(manifest.engine.genes)} genes{trained}")]
+
+
+def check_backends(profile: Profile, backends: Sequence[str]) -> list[Finding]:
+    """The tritonserver at hand has the backends that the profile needs."""
+    missing = sorted(set(profile.backends) - set(backends))
+    if not missing:
+        return [ok("backends", ", ".join(profile.backends))]
+    found = ", ".join(backends) or "none"
+    return [
+        error(
+            "backends",
+            f"profile {profile.name!r} needs the backend {', '.join(missing)}; this tritonserver has: {found}",
+            "serve in NGC's image (see the README, Serving), or with --profile cpu or python-gpu",
+        )
+    ]
+
+
+def check_environment(profile: Profile, server: ServerFacts, client_version: str) -> list[Finding]:
+    """The server's environment has what the models import, in versions that work together."""
+    pip, packages = f"{server.python} -m pip", server.packages
+    findings = []
+    numpy = packages.get("numpy", "")
+    if not numpy or int(numpy.split(".")[0]) >= 2:
+        words = f"numpy {numpy} corrupts the tensors of Triton's Python backend" if numpy else "no numpy"
+        findings.append(error("numpy", f"{server.python}: {words}", f"{pip} install 'numpy<2'"))
+    ours = packages.get("m2ost-triton", "")
+    if not ours:
+        message = f"{server.python} has no m2ost-triton, which the models import"
+        findings.append(error("environment", message, f"{pip} install 'm2ost-triton[server]=={client_version}'"))
+    elif ours != client_version:
+        message = f"{server.python} has m2ost-triton {ours}, this command is of {client_version}"
+        findings.append(warning("environment", message, f"{pip} install 'm2ost-triton[server]=={client_version}'"))
+    if not any(name.startswith("openslide-python") for name in packages):
+        message = f"{server.python} has no openslide-python, which reads slides"
+        findings.append(error("environment", message, f"{pip} install 'm2ost-triton[server]'"))
+    if not any(name.startswith("cucim") for name in packages):
+        message = f"{server.python} has no cuCIM; OpenSlide reads its slides"
+        findings.append(warning("environment", message, f"{pip} install 'm2ost-triton[server]'"))
+    if profile.uses_onnxruntime and not any(name.startswith("onnxruntime") for name in packages):
+        message = f"{server.python} has no onnxruntime, which the profile {profile.name!r} runs on"
+        findings.append(error("environment", message, _onnxruntime_remedy(profile, server)))
+    if not findings:
+        findings.append(ok("environment", f"Python {server.version}, numpy {numpy}, m2ost-triton {ours}"))
+    return findings
+
+
+def check_onnxruntime(profile: Profile, server: ServerFacts) -> list[Finding]:
+    """ONNX Runtime has the provider that the profile asks for: without it, it would run on the CPU."""
+    if not profile.uses_onnxruntime:
+        return []
+    if profile.engine not in CHOICES:
+        return []
+    provider = "CUDAExecutionProvider" if profile.engine.endswith("cuda") else "CPUExecutionProvider"
+    if provider not in server.providers:
+        have = ", ".join(server.providers) or server.provider_error
+        message = f"no {provider} in the server's environment, only {have}"
+        return [error("onnxruntime", message, _onnxruntime_remedy(profile, server))]
+    if provider.startswith("CUDA") and server.provider_error:
+        message = f"{provider} cannot be loaded: {server.provider_error}"
+        return [error("onnxruntime", message, _onnxruntime_remedy(profile, server))]
+    return [ok("onnxruntime", provider)]
+
+
+def _onnxruntime_remedy(profile: Profile, server: ServerFacts) -> str:
+    pip = f"{server.python} -m pip"
+    if profile.engine.endswith("cuda"):
+        return f"{pip} uninstall -y onnxruntime && {pip} install '{_ONNXRUNTIME_GPU}' 'numpy<2'"
+    return f"{pip} install 'm2ost-triton[server]'"
+
+
+def check_engine_choice(profile: Profile) -> list[Finding]:
+    """The engine's config names an engine of the Python backend, where that is its backend."""
+    if profile.backend != "python" or profile.engine in CHOICES:
+        return []
+    message = f"the config's parameter 'engine' is {profile.engine!r}, not one of {', '.join(CHOICES)}"
+    return [error("engine", message, "m2ost export CHECKPOINT --out NEW_RELEASE")]
+
+
+def check_gpu(profile: Profile, host: HostFacts, server: ServerFacts) -> list[Finding]:
+    """There is a GPU where the profile needs one, the server sees it, and its driver is young enough."""
+    if not profile.needs_gpu:
+        named = ", ".join(gpu.name for gpu in host.gpus) or "none"
+        return [ok("gpu", f"{named}; the profile {profile.name!r} needs none")]
+    if not host.gpus and not server.gpus:
+        reason = host.gpu_error or server.gpu_error
+        message = f"the profile {profile.name!r} needs a GPU and this machine has none ({reason})"
+        return [error("gpu", message, "serve with --profile cpu, or give a container its GPUs: docker run --gpus all")]
+    findings = []
+    needed = required_cuda(server)
+    supported = server.cuda_driver // 1000 or cuda_of_driver(host.driver)
+    driver = f"{host.driver or 'of unknown version'}, CUDA {supported or 'unknown'}"
+    if needed and supported and supported < needed:
+        oldest = _DRIVER_FOR_CUDA.get(needed, "a later one")
+        message = f"the driver is {driver}; the server's libraries are built for CUDA {needed}"
+        findings.append(error("driver", message, f"install driver {oldest} or later: apt-get install cuda-drivers"))
+    else:
+        findings.append(ok("driver", driver))
+    if server.gpus:
+        findings += [ok("gpu", f"{g.name}, compute capability {g.compute_capability}") for g in server.gpus]
+    elif host.visible_devices is not None and host.visible_devices.strip() in ("", "-1", "NoDevFiles"):
+        message = f"{host.gpus[0].name} is hidden from the server: CUDA_VISIBLE_DEVICES={host.visible_devices!r}"
+        findings.append(error("gpu", message, "unset CUDA_VISIBLE_DEVICES"))
+    elif server.gpu_error:
+        message = f"CUDA offers the server none of this machine's GPUs ({host.gpus[0].name}): {server.gpu_error}"
+        findings.append(error("gpu", message, "nvidia-smi; a container needs --gpus all, a new driver a reboot"))
+    else:
+        findings += [ok("gpu", f"{g.name}, compute capability {g.compute_capability}") for g in host.gpus]
+    return findings
+
+
+def required_cuda(server: ServerFacts) -> int:
+    """Major version of CUDA that the libraries of the server's environment need; 0 where none is known."""
+    majors = [int(match[1]) for name in server.packages if (match := re.search(r"-cu(?:da)?(\d\d)", name))]
+    if server.onnxruntime_cuda:
+        majors.append(int(server.onnxruntime_cuda.split(".")[0]))
+    return max(majors, default=0)
+
+
+def cuda_of_driver(driver: str) -> int:
+    """Major version of CUDA that a driver runs; 0 where the driver's version is unknown."""
+
+    def key(version: str) -> tuple[int, ...]:
+        return tuple(int(part) for part in re.findall(r"\d+", version))
+
+    return max((cuda for cuda, oldest in _DRIVER_FOR_CUDA.items() if driver and key(driver) >= key(oldest)), default=0)
+
+
+def check_engine(profile: Profile, manifest: Manifest, gpus: Sequence[Gpu], server: ServerFacts) -> list[Finding]:
+    """The release has a plan for every GPU here, which the runtime here can read, for batches as large as served."""
+    runtime = profile.runtime
+    if not runtime:
+        return []
+    export = f"m2ost export CHECKPOINT --engine {runtime} --out NEW_RELEASE"
+    version = server.tensorrt if runtime == "tensorrt" else server.tensorrt_rtx
+    findings = []
+    if not version:
+        remedy = (
+            f"{server.python} -m pip install tensorrt-rtx-cu13-libs tensorrt-rtx-cu13-bindings"
+            if runtime == "tensorrt-rtx"
+            else "serve in NGC's image, or install TensorRT from NVIDIA's package index"
+        )
+        findings.append(error("engine", f"no {runtime} in the server's environment", remedy))
+    for capability in sorted({gpu.compute_capability for gpu in gpus}):
+        try:
+            plan = plan_for(manifest.engines, runtime, capability)
+        except EngineError as problem:
+            findings.append(error("engine", str(problem).rstrip(), export))
+            continue
+        if version and not supports_version(plan.version, version):
+            message = f"{plan.file} was built with {runtime} {plan.version}; here is {version}, which cannot read it"
+            findings.append(error("engine", message, f"on this machine: {export}"))
+        elif plan.max_rows < profile.max_rows:
+            message = f"{plan.file} takes batches up to {plan.max_rows} rows, the profile serves {profile.max_rows}"
+            findings.append(error("engine", message, export))
+        else:
+            unseen = "" if plan.inspected else "; its layers were never read on a GPU"
+            findings.append(ok("engine", f"{plan.file}, {runtime} {plan.version}, {plan.precision}{unseen}"))
+    return findings
+
+
+def check_memory(profile: Profile, host: HostFacts) -> list[Finding]:
+    """/dev/shm holds batches of the usual size, better the largest; and main memory what may wait."""
+    free = host.shm_bytes / _MIB
+    usual, largest = profile.usual_shm_bytes / _MIB, profile.shm_bytes / _MIB
+    size = f"{-(-2 * largest // 64) * 64:.0f}M"
+    mend = f"mount -o remount,size={size} /dev/shm; for a container docker run --shm-size {size}"
+    message = (
+        f"{free:.0f} MiB free; batches of {profile.usual_rows} rows take {usual:.0f} MiB, "
+        f"the largest, of {profile.max_rows}, {largest:.0f} MiB"
+    )
+    if free < usual:
+        findings = [error("/dev/shm", message, mend)]
+    else:
+        findings = [ok("/dev/shm", message) if free >= largest else warning("/dev/shm", message, mend)]
+    waiting, free = profile.queue_bytes / _MIB, host.memory_bytes / _MIB
+    message = f"{free:.0f} MiB available; requests of {profile.usual_rows} rows that may wait hold {waiting:.0f} MiB"
+    mend = "more memory for the machine or container, or a smaller --window for its clients"
+    findings.append(ok("memory", message) if free >= waiting else warning("memory", message, mend))
+    return findings

@@ -1,0 +1,173 @@
+"""All that is looked at: everything for a person who asks, the deciding part of it for a server that is to start."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+
+from m2ost_preprocess.contract import Manifest, ManifestError
+
+from ..command import ServerOptions, check_profile
+from ..errors import ServerStartError
+from ..host import Ports, choose_ports
+from ..installation import Installation, find_installation
+from . import checks
+from .collect import CannotAsk, host_facts, server_facts
+from .facts import HostFacts, Profile, ServerFacts
+from .findings import Finding, error, errors, ok, warning
+from .profile import read_profile
+from .release import check_files, extra_files, files_served
+
+_EXPORT = "m2ost export CHECKPOINT --out NEW_RELEASE"
+
+
+def examine(
+    configs: Path,
+    *,
+    release: Path | None,
+    profile: str,
+    roots: Mapping[str, Path],
+    host: str,
+    ports: Ports,
+) -> list[Finding]:
+    """Look at everything that decides whether a release can be served here.
+
+    Parameters
+    ----------
+    configs : Path
+        Where the served models' configs are: the release, or the templates where there is none.
+    release : Path or None
+        The release folder.
+    profile : str
+        Triton's ``--model-config-name``.
+    roots : mapping of str to Path
+        Slide roots: name → folder.
+    host : str
+        Address to listen on.
+    ports : Ports
+        Ports to listen on.
+
+    Returns
+    -------
+    list of Finding
+        In the order in which they are best mended.
+    """
+    findings: list[Finding] = []
+    manifest, wanted = None, None
+    try:
+        manifest = Manifest.read(release) if release is not None else None
+        check_profile(configs, profile)
+        wanted = read_profile(configs, profile)
+    except (OSError, ManifestError) as problem:
+        findings.append(error("release", str(problem), _EXPORT))
+    except ServerStartError as problem:
+        findings.append(error("profile", str(problem), "choose one of these with --profile"))
+    if manifest is not None and wanted is not None:
+        findings += checks.check_identity(manifest, wanted) + checks.check_engine_choice(wanted)
+    if manifest is not None and release is not None:
+        findings += check_files(release, manifest, manifest.files) + extra_files(release, manifest)
+    findings += _check_server(wanted, manifest)
+    findings += check_ports(host, ports) + check_roots(roots)
+    return findings
+
+
+def _check_server(profile: Profile | None, manifest: Manifest | None) -> list[Finding]:
+    """The tritonserver, its environment and the machine, for a profile that could be read."""
+    try:
+        installation = find_installation()
+    except ServerStartError as problem:
+        return [error("tritonserver", str(problem), "make .triton, or as the README's Install by role says")]
+    findings = [ok("tritonserver", f"{installation.executable}, glibc {platform.libc_ver()[1]}")]
+    if profile is None:
+        return findings
+    findings += checks.check_backends(profile, installation.backends())
+    host = host_facts(ask_driver=True)
+    try:
+        server = server_facts(installation, probe=True)
+    except CannotAsk as problem:
+        findings.append(error("environment", str(problem), "make .triton, or as the README's Install by role says"))
+        return findings + checks.check_memory(profile, host)
+    findings += checks.check_environment(profile, server, version("m2ost-triton"))
+    findings += _check_engine(profile, manifest, host, server)
+    return findings + checks.check_memory(profile, host)
+
+
+def _check_engine(profile: Profile, manifest: Manifest | None, host: HostFacts, server: ServerFacts) -> list[Finding]:
+    findings = checks.check_gpu(profile, host, server) + checks.check_onnxruntime(profile, server)
+    if manifest is not None:
+        findings += checks.check_engine(profile, manifest, server.gpus or host.gpus, server)
+    return findings
+
+
+def check_ports(host: str, ports: Ports) -> list[Finding]:
+    """The ports are free."""
+    findings = []
+    for name, port in vars(ports).items():
+        try:
+            choose_ports(host, Ports(**{name: port}))
+        except ServerStartError as problem:
+            findings.append(error("ports", str(problem), f"ss -ltnp 'sport = :{port}' names who listens"))
+    return findings or [ok("ports", ", ".join(f"{name} {port or 'any'}" for name, port in vars(ports).items()))]
+
+
+def check_roots(roots: Mapping[str, Path]) -> list[Finding]:
+    """The slide roots are folders that can be read."""
+    findings = []
+    for name, folder in roots.items():
+        subject = f"slides {name}"
+        if not folder.is_dir():
+            findings.append(error(subject, f"{folder}: no such folder", "--slides NAME=FOLDER with one that exists"))
+        elif not os.access(folder, os.R_OK | os.X_OK):
+            findings.append(error(subject, f"{folder}: cannot be read by this user", f"chmod a+rX {folder}"))
+        elif not any(folder.iterdir()):
+            findings.append(warning(subject, f"{folder} is empty", "put slides there, or mount the right folder"))
+        else:
+            findings.append(ok(subject, str(folder)))
+    return findings
+
+
+def check_start(options: ServerOptions, manifest: Manifest, installation: Installation) -> None:
+    """Refuse to start what cannot run, before it is tried.
+
+    The part of :func:`examine` that decides, and no more than that: the files that the profile serves, its backends,
+    /dev/shm; GPU, driver and runtimes, which take a second or two to ask, only where the profile is for a GPU.
+
+    Parameters
+    ----------
+    options : ServerOptions
+        What is to be served.
+    manifest : Manifest
+        Of the release.
+    installation : Installation
+        The tritonserver.
+
+    Raises
+    ------
+    ServerStartError
+        Says what does not fit, in the words of ``m2ost doctor``.
+    """
+    try:
+        profile = read_profile(options.release, options.profile)
+    except ManifestError as problem:
+        raise ServerStartError(str(problem)) from problem
+    findings = checks.check_identity(manifest, profile) + checks.check_engine_choice(profile)
+    findings += checks.check_backends(profile, installation.backends())
+    host = host_facts(ask_driver=profile.needs_gpu)
+    findings += checks.check_memory(profile, host)
+    gpus = host.gpus
+    if profile.needs_gpu:
+        try:
+            server = server_facts(installation, probe=True)
+            gpus = server.gpus or host.gpus
+            findings += checks.check_environment(profile, server, version("m2ost-triton"))
+            findings += _check_engine(profile, manifest, host, server)
+        except CannotAsk as problem:
+            findings.append(error("environment", str(problem), "as the README's Install by role says"))
+    findings += check_files(options.release, manifest, files_served(manifest, profile, gpus))
+    wrong = errors(findings)
+    if wrong:
+        lines = "".join(f"\n  {finding}" for finding in wrong)
+        raise ServerStartError(f"{options.release} cannot be served here with profile {profile.name!r}:{lines}")

@@ -1,0 +1,88 @@
+"""What a release's configs ask for."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+from google.protobuf import text_format
+from m2ost_preprocess.contract import MODEL_ENGINE, MODEL_TILER, ManifestError
+from m2ost_preprocess.engine import ENGINE_PARAMETER
+from m2ost_preprocess.serving import MAX_WAITING_REQUESTS
+from tritonclient.grpc import model_config_pb2
+
+from .facts import Profile
+
+USUAL_ROWS = 32
+"""Rows of a request where the caller does not say: what the queue's memory is counted with."""
+
+_ENSEMBLE = "ensemble"
+_SLACK_BYTES = 1 << 20
+"""Of /dev/shm for each model: its queues, and what Triton takes from the start."""
+
+_BYTES = {"TYPE_UINT8": 1, "TYPE_INT32": 4, "TYPE_FP32": 4, "TYPE_FP64": 8}
+_STRING_BYTES = 1024
+"""A slide's name has no more."""
+
+
+def read_profile(release: Path, name: str) -> Profile:
+    """What the configs that Triton would read under a profile ask for.
+
+    Parameters
+    ----------
+    release : Path
+        The release folder.
+    name : str
+        Triton's ``--model-config-name``: ``configs/NAME.pbtxt`` of a model that has it, else its ``config.pbtxt``.
+
+    Raises
+    ------
+    ManifestError
+        If a config is missing or cannot be read.
+    """
+    configs = {}
+    for default in sorted(release.glob("*/config.pbtxt")):
+        own = default.parent / "configs" / f"{name}.pbtxt"
+        configs[default.parent.name] = _parse(own if own.is_file() else default)
+    if MODEL_ENGINE not in configs or MODEL_TILER not in configs:
+        raise ManifestError(f"{release}: no config for {MODEL_ENGINE} or {MODEL_TILER}; export the release anew")
+    engine, tiler = configs[MODEL_ENGINE], configs[MODEL_TILER]
+    kinds = {group.kind for config in configs.values() for group in config.instance_group}
+    return Profile(
+        name=name,
+        backends=tuple(sorted({c.backend for c in configs.values() if c.backend and c.platform != _ENSEMBLE})),
+        backend=engine.backend,
+        engine=engine.parameters[ENGINE_PARAMETER].string_value if ENGINE_PARAMETER in engine.parameters else "",
+        accelerators=tuple(a.name for a in engine.optimization.execution_accelerators.gpu_execution_accelerator),
+        needs_gpu=model_config_pb2.ModelInstanceGroup.KIND_GPU in kinds,
+        max_rows=engine.max_batch_size,
+        shm_bytes=sum(_shm_bytes(c, c.max_batch_size) for c in configs.values() if c.backend == "python"),
+        usual_shm_bytes=sum(_shm_bytes(c, USUAL_ROWS) for c in configs.values() if c.backend == "python"),
+        usual_rows=USUAL_ROWS,
+        queue_bytes=MAX_WAITING_REQUESTS * USUAL_ROWS * _row_bytes(tiler.output),
+        release_sha256=engine.parameters["release_sha256"].string_value,
+    )
+
+
+def _parse(path: Path) -> Any:
+    try:
+        return text_format.Parse(path.read_text(encoding="utf-8"), model_config_pb2.ModelConfig())
+    except (OSError, UnicodeDecodeError, text_format.ParseError) as error:
+        raise ManifestError(f"{path}: cannot be read ({error}); export the release anew") from error
+
+
+def _shm_bytes(config: Any, rows: int) -> int:
+    """Bytes in /dev/shm of an execution of so many rows: what goes in and what comes out, for every instance."""
+    instances = sum(group.count for group in config.instance_group) or 1
+    most = min(rows, config.max_batch_size) or 1  # a model without batching takes one request at a time
+    return instances * (most * _row_bytes([*config.input, *config.output]) + _SLACK_BYTES)
+
+
+def _row_bytes(tensors: Any) -> int:
+    """Bytes of one row. An axis of unknown length counts as one: slide_info alone has such, for one slide at a time."""
+    total = 0
+    for tensor in tensors:
+        kind = model_config_pb2.DataType.Name(tensor.data_type)
+        total += _BYTES.get(kind, _STRING_BYTES) * math.prod(max(1, dim) for dim in tensor.dims)
+    return total
