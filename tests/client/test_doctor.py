@@ -1,0 +1,430 @@
+"""What the doctor decides on stated facts, and what it collects here for real."""
+
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from m2ost_client.command import ServerOptions
+from m2ost_client.doctor import Level, check_start, errors, examine
+from m2ost_client.doctor import checks as doctor
+from m2ost_client.doctor.collect import (
+    CannotAsk,
+    available_memory,
+    host_facts,
+    read_nvidia_smi,
+    server_facts,
+)
+from m2ost_client.doctor.facts import Gpu, HostFacts, ServerFacts
+from m2ost_client.doctor.profile import read_profile
+from m2ost_client.doctor.release import check_files, extra_files, files_served
+from m2ost_client.errors import ServerStartError
+from m2ost_client.host import SHM, Ports
+from m2ost_client.installation import Installation
+from m2ost_export.repository import write_repository
+from m2ost_preprocess.contract import EngineFile, Manifest, ManifestError, ViewGeometry, sha256_file
+
+from .conftest import ENGINE
+
+L4 = Gpu("NVIDIA L4", "8.9", 24 << 30)
+H100 = Gpu("NVIDIA H100 80GB HBM3", "9.0", 80 << 30)
+ROOM = HostFacts(shm_bytes=1 << 30, memory_bytes=16 << 30, driver="550.54.15", gpus=(L4,))
+SERVER = ServerFacts(
+    python="/venv/bin/python",
+    version="3.11",
+    packages={
+        "numpy": "1.26.4",
+        "m2ost-triton": "0.1.0",
+        "openslide-python": "1.4.7",
+        "cucim-cu12": "26.6.0",
+        "cupy-cuda12x": "13.6.0",
+        "onnxruntime-gpu": "1.24.4",
+    },
+    probed=True,
+    providers=("TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"),
+    onnxruntime_cuda="12.8",
+    tensorrt="10.13.2.6",
+    cuda_driver=12040,
+    gpus=(L4,),
+)
+PLANS = (
+    EngineFile("tensorrt", "m2ost/1/model.sm89.plan", "8.9", "", "10.13.2.6", 256, "fp16", True),
+    EngineFile("tensorrt-rtx", "m2ost/1/model.sm89.rtx", "8.9", "", "1.7.1.116", 256, "fp16", False),
+)
+PROFILES = {
+    # name: (backend, engine parameter, needs a GPU, runtime of its plan)
+    "cpu": ("python", "onnxruntime-cpu", False, ""),
+    "onnxruntime": ("onnxruntime", "", True, ""),
+    "onnxruntime-tensorrt": ("onnxruntime", "", True, ""),
+    "tensorrt": ("tensorrt", "", True, "tensorrt"),
+    "python-gpu": ("python", "onnxruntime-cuda", True, ""),
+    "python-tensorrt": ("python", "tensorrt", True, "tensorrt"),
+    "python-tensorrt-rtx": ("python", "tensorrt-rtx", True, "tensorrt-rtx"),
+}
+
+
+@pytest.fixture
+def release(tmp_path):
+    """A release of real configs; its graph and plans are files that nobody runs here."""
+    folder = tmp_path / "release"
+    folder.mkdir()
+    write_repository(folder, ENGINE)
+    for name in ("model.onnx", *(Path(plan.file).name for plan in PLANS)):
+        (folder / "m2ost" / "1" / name).write_bytes(f"{name} ".encode() * 1000)
+    files = {str(p.relative_to(folder)): sha256_file(p) for p in folder.rglob("*") if p.is_file()}
+    plans = tuple(replace(plan, sha256=files[plan.file]) for plan in PLANS)
+    Manifest(ENGINE, {}, {}, {}, files, plans).write(folder)
+    return folder
+
+
+@pytest.fixture
+def manifest(release):
+    return Manifest.read(release)
+
+
+@pytest.fixture
+def served(release):
+    """Profiles of the release, by name."""
+    return {name: read_profile(release, name) for name in PROFILES}
+
+
+def only_error(findings):
+    (finding,) = errors(findings)
+    assert finding.remedy, finding
+    return str(finding)
+
+
+def fits(findings):
+    assert findings
+    assert not errors(findings), [str(f) for f in findings]
+
+
+@pytest.mark.parametrize("name", PROFILES)
+def test_what_a_profile_asks_for_is_read_from_its_configs(served, name):
+    profile = served[name]
+    assert (profile.backend, profile.engine, profile.needs_gpu, profile.runtime) == PROFILES[name]
+    assert profile.max_rows == 256
+    assert set(profile.backends) == {"python", profile.backend}
+    assert profile.release_sha256 == ENGINE.release_sha256
+
+
+def test_shared_memory_follows_from_the_views(served, tmp_path):
+    views = 3 * 224 * 224 * 3
+    # In and out of the tiler and of the engine in Python; 2 MiB cover status, names and a MiB for each of four models.
+    assert 0 <= served["cpu"].shm_bytes - 2 * 256 * views < 6 << 20
+    assert 0 <= served["onnxruntime"].shm_bytes - 256 * views < 6 << 20
+    assert served["cpu"].queue_bytes - 64 * 32 * views == 64 * 32 * 4
+    write_repository(tmp_path, replace(ENGINE, views=ViewGeometry(512, (1, 2))))
+    larger = read_profile(tmp_path, "cpu").shm_bytes
+    assert 0 <= larger - 2 * 256 * 2 * 512 * 512 * 3 < 6 << 20
+
+
+def test_configs_that_cannot_be_read(release):
+    config = release / "m2ost" / "configs" / "tensorrt.pbtxt"
+    config.write_text(config.read_text()[:-40])
+    with pytest.raises(ManifestError, match=r"tensorrt\.pbtxt: cannot be read .*export"):
+        read_profile(release, "tensorrt")
+    (release / "slide_tiler" / "config.pbtxt").unlink()
+    with pytest.raises(ManifestError, match="no config for m2ost or slide_tiler"):
+        read_profile(release, "cpu")
+
+
+@pytest.mark.parametrize("name", PROFILES)
+def test_a_machine_that_fits(served, manifest, name):
+    server = replace(SERVER, tensorrt_rtx="1.7.1")
+    profile = served[name]
+    fits(doctor.check_identity(manifest, profile))
+    fits(doctor.check_backends(profile, ("onnxruntime", "python", "tensorrt")))
+    fits(doctor.check_environment(profile, server, "0.1.0"))
+    fits(doctor.check_gpu(profile, ROOM, server))
+    fits(doctor.check_memory(profile, ROOM))
+    assert not errors(doctor.check_onnxruntime(profile, server) + doctor.check_engine_choice(profile))
+    assert not errors(doctor.check_engine(profile, manifest, (L4,), server))
+
+
+def test_a_backend_that_the_embedded_server_lacks(served):
+    words = only_error(doctor.check_backends(served["tensorrt"], ("python",)))
+    assert "needs the backend tensorrt; this tritonserver has: python" in words
+    assert "NGC" in words
+
+
+def test_no_gpu_where_one_is_asked_for(served):
+    bare = HostFacts(shm_bytes=1 << 30, memory_bytes=1 << 34, gpu_error="no nvidia-smi, hence no NVIDIA driver")
+    server = replace(SERVER, gpus=(), cuda_driver=0, gpu_error="cudaErrorInsufficientDriver")
+    for name in ("python-gpu", "onnxruntime", "tensorrt"):
+        words = only_error(doctor.check_gpu(served[name], bare, server))
+        assert "needs a GPU and this machine has none (no nvidia-smi" in words
+        assert "--profile cpu" in words
+    fits(doctor.check_gpu(served["cpu"], bare, server))
+
+
+def test_a_gpu_that_is_hidden_from_the_server(served):
+    server = replace(SERVER, gpus=(), gpu_error="cudaErrorNoDevice")
+    words = only_error(doctor.check_gpu(served["python-gpu"], replace(ROOM, visible_devices=""), server))
+    assert "NVIDIA L4 is hidden from the server: CUDA_VISIBLE_DEVICES=''" in words
+    assert "cudaErrorNoDevice" in only_error(doctor.check_gpu(served["python-gpu"], ROOM, server))
+
+
+@pytest.mark.parametrize(
+    ("driver", "supported", "built_for", "oldest"),
+    [
+        ("535.161.08", 12020, "13.0", "580.65.06"),
+        ("470.82.01", 11040, "12.8", "525.60.13"),
+        ("550.54.15", 0, "13.0", "580.65.06"),  # where CUDA itself could not be asked
+    ],
+)
+def test_a_driver_that_is_too_old(served, driver, supported, built_for, oldest):
+    server = replace(SERVER, cuda_driver=supported, onnxruntime_cuda=built_for)
+    words = only_error(doctor.check_gpu(served["python-gpu"], replace(ROOM, driver=driver), server))
+    assert f"the driver is {driver}" in words
+    assert f"built for CUDA {built_for[:2]}" in words
+    assert f"install driver {oldest} or later" in words
+
+
+@pytest.mark.parametrize(
+    ("driver", "cuda"),
+    [("", 0), ("440.33", 0), ("450.80.02", 11), ("525.60.12", 11), ("525.60.13", 12), ("580.65.06", 13), ("600.1", 13)],
+)
+def test_the_cuda_that_a_driver_runs(driver, cuda):
+    assert doctor.cuda_of_driver(driver) == cuda
+
+
+def test_cuda_that_the_libraries_need():
+    assert doctor.required_cuda(replace(SERVER, onnxruntime_cuda="")) == 12
+    assert doctor.required_cuda(replace(SERVER, packages={"tensorrt-rtx-cu13-libs": "1"}, onnxruntime_cuda="")) == 13
+    assert doctor.required_cuda(replace(SERVER, packages={}, onnxruntime_cuda="")) == 0
+
+
+def test_onnx_runtime_that_would_run_on_the_cpu(served):
+    profile = served["python-gpu"]
+    cpu_only = replace(SERVER, providers=("AzureExecutionProvider", "CPUExecutionProvider"))
+    words = only_error(doctor.check_onnxruntime(profile, cpu_only))
+    assert "no CUDAExecutionProvider in the server's environment, only AzureExecutionProvider" in words
+    assert "pip uninstall -y onnxruntime && /venv/bin/python -m pip install 'onnxruntime-gpu" in words
+    broken = replace(SERVER, provider_error="libcublasLt.so.12: cannot open shared object file")
+    assert "cannot be loaded: libcublasLt.so.12" in only_error(doctor.check_onnxruntime(profile, broken))
+    fits(doctor.check_onnxruntime(served["cpu"], broken))
+    assert doctor.check_onnxruntime(served["tensorrt"], cpu_only) == []
+
+
+def test_a_release_built_for_another_gpu(served, manifest):
+    words = only_error(doctor.check_engine(served["tensorrt"], manifest, (L4, H100, H100), SERVER))
+    assert "compute capability 9.0; the release has a tensorrt engine for 8.9" in words
+    assert "--engine tensorrt" in words
+
+
+def test_a_release_built_with_another_tensorrt(served, manifest):
+    server = replace(SERVER, tensorrt="10.14.1.48")
+    words = only_error(doctor.check_engine(served["python-tensorrt"], manifest, (L4,), server))
+    assert "was built with tensorrt 10.13.2.6; here is 10.14.1.48" in words
+    assert "no tensorrt-rtx" in only_error(doctor.check_engine(served["python-tensorrt-rtx"], manifest, (L4,), SERVER))
+
+
+def test_a_batch_above_the_plans_profile(served, manifest):
+    small = replace(manifest, engines=(replace(PLANS[0], max_rows=64),))
+    words = only_error(doctor.check_engine(served["tensorrt"], small, (L4,), SERVER))
+    assert "takes batches up to 64 rows, the profile serves 256" in words
+
+
+def test_an_engine_that_was_never_inspected_says_so(served, manifest):
+    server = replace(SERVER, tensorrt_rtx="1.7.1.116")
+    (finding,) = doctor.check_engine(served["python-tensorrt-rtx"], manifest, (L4,), server)
+    assert (finding.level, "never read on a GPU" in finding.message) == (Level.OK, True)
+
+
+@pytest.mark.parametrize(("mib", "level"), [(1024, Level.OK), (64, Level.WARNING), (16, Level.ERROR)])
+def test_shared_memory_that_is_too_small(served, mib, level):
+    shm, _ = doctor.check_memory(served["cpu"], replace(ROOM, shm_bytes=mib << 20))
+    assert shm.level is level
+    if level is not Level.OK:
+        assert "--shm-size 512M" in shm.remedy
+
+
+def test_little_memory_for_what_may_wait(served):
+    _, memory = doctor.check_memory(served["cpu"], replace(ROOM, memory_bytes=500 << 20))
+    assert memory.level is Level.WARNING
+
+
+@pytest.mark.parametrize(
+    ("packages", "words"),
+    [
+        ({"numpy": "2.4.6"}, "numpy 2.4.6 corrupts .* → /venv/bin/python -m pip install 'numpy<2'"),
+        ({"numpy": ""}, "no numpy"),
+        ({"m2ost-triton": ""}, "no m2ost-triton"),
+        ({"onnxruntime-gpu": ""}, "no onnxruntime"),
+        ({"openslide-python": ""}, "no openslide-python"),
+    ],
+)
+def test_an_environment_that_cannot_serve(served, packages, words):
+    left = {name: version for name, version in {**SERVER.packages, **packages}.items() if version}
+    findings = doctor.check_environment(served["cpu"], replace(SERVER, packages=left), "0.1.0")
+    assert re.search(words, only_error(findings))
+
+
+def test_an_environment_that_serves_with_a_reservation(served):
+    left = {name: version for name, version in SERVER.packages.items() if not name.startswith("cucim")}
+    findings = doctor.check_environment(served["cpu"], replace(SERVER, packages=left), "0.2.0")
+    assert [f.level for f in findings] == [Level.WARNING, Level.WARNING]
+    assert "m2ost-triton 0.1.0, this command is of 0.2.0" in findings[0].message
+
+
+def test_releases_that_are_mixed(served, manifest):
+    other = replace(manifest, engine=replace(ENGINE, release_sha256="d" * 64))
+    assert "two releases are mixed" in only_error(doctor.check_identity(other, served["cpu"]))
+    odd = replace(served["cpu"], engine="cuda")
+    assert "'cuda', not one of" in only_error(doctor.check_engine_choice(odd))
+
+
+@pytest.mark.parametrize("damage", ["truncated", "swapped", "missing", "extra"])
+def test_files_that_are_not_those_of_the_release(release, manifest, damage):
+    plan = release / PLANS[0].file
+    if damage == "truncated":
+        plan.write_bytes(plan.read_bytes()[:-1])
+    elif damage == "swapped":
+        plan.write_bytes((release / PLANS[1].file).read_bytes())
+    elif damage == "missing":
+        plan.unlink()
+    else:
+        plan.with_name("model.sm90.plan").touch()
+        (plan.parent / "__pycache__").mkdir()
+        (plan.parent / "__pycache__" / "model.cpython-311.pyc").touch()
+    findings = check_files(release, manifest, manifest.files)
+    if damage == "extra":
+        fits(findings)
+        (finding,) = extra_files(release, manifest)
+        assert (finding.level, "model.sm90.plan is not in the manifest" in finding.message) == (Level.WARNING, True)
+        return
+    words = only_error(findings)
+    assert str(plan) in words
+    assert ("No such file" if damage == "missing" else "truncated, changed or swapped") in words
+    assert extra_files(release, manifest) == []
+
+
+def test_only_the_files_that_are_served_are_read_before_a_start(manifest, served):
+    engines = {"m2ost/1/model.onnx", *(plan.file for plan in PLANS)}
+    for name, expected in (
+        ("cpu", {"m2ost/1/model.onnx"}),
+        ("onnxruntime", {"m2ost/1/model.onnx"}),
+        ("tensorrt", {PLANS[0].file}),
+        ("python-tensorrt-rtx", {PLANS[1].file}),
+    ):
+        files = files_served(manifest, served[name], (L4, H100))
+        assert files & engines == expected
+        assert files - engines == set(manifest.files) - engines
+
+
+def test_the_answer_of_nvidia_smi():
+    table = "NVIDIA L4, 8.9, 23034, 550.54.15\nNVIDIA GB10, 12.1, [N/A], 550.54.15\n"
+    gpus, driver = read_nvidia_smi(table)
+    assert gpus == (Gpu("NVIDIA L4", "8.9", 23034 << 20), Gpu("NVIDIA GB10", "12.1", 0))
+    assert driver == "550.54.15"
+    assert read_nvidia_smi("") == ((), "")
+
+
+@pytest.mark.parametrize(
+    ("script", "words"),
+    [
+        ("echo 'NVIDIA L4, 8.9, 23034, 550.54.15'", ""),
+        ("echo 'Failed to initialize NVML: Driver/library version mismatch'; exit 18", "version mismatch"),
+        ("sleep 30", "does not answer: .*timed out"),
+        (None, "no nvidia-smi"),
+    ],
+)
+def test_a_driver_that_fails_or_hangs_is_a_finding(tmp_path, monkeypatch, script, words):
+    monkeypatch.setattr("m2ost_client.doctor.collect.NVIDIA_SMI_TIMEOUT_S", 0.5)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}/bin" if script else str(tmp_path))
+    if script:
+        program = tmp_path / "nvidia-smi"
+        program.write_text(f"#!/bin/sh\n{script}\n")
+        program.chmod(0o755)
+    host = host_facts(ask_driver=True)
+    assert host.gpus == (() if words else (Gpu("NVIDIA L4", "8.9", 23034 << 20),))
+    assert re.fullmatch(f".*{words}.*" if words else "", host.gpu_error)
+
+
+def test_what_this_machine_has():
+    host = host_facts(ask_driver=False)
+    room = os.statvfs(SHM)
+    assert 0 < host.shm_bytes <= room.f_blocks * room.f_frsize
+    assert 1 << 20 < available_memory() < os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    assert (host.driver, host.gpus, host.gpu_error) == ("", (), "")
+
+
+def test_what_this_interpreter_says_of_itself(tmp_path):
+    (tmp_path / "python3").symlink_to(sys.executable)
+    here = Installation(tmp_path / "tritonserver", {"PATH": str(Path(sys.executable).parent)})
+    facts = server_facts(here, probe=True)
+    assert facts.version == f"{sys.version_info[0]}.{sys.version_info[1]}"
+    assert facts.packages["m2ost-triton"] == "0.1.0"
+    assert "CPUExecutionProvider" in facts.providers
+    assert server_facts(here, probe=False).providers == ()
+
+
+@pytest.mark.parametrize(("script", "words"), [("exit 3", "ended with status 3"), (None, "no python3 on PATH")])
+def test_an_interpreter_that_does_not_answer(tmp_path, script, words):
+    if script:
+        program = tmp_path / "python3"
+        program.write_text(f"#!/bin/sh\n{script}\n")
+        program.chmod(0o755)
+    with pytest.raises(CannotAsk, match=words):
+        server_facts(Installation(tmp_path / "tritonserver", {"PATH": str(tmp_path)}), probe=False)
+
+
+def test_a_server_refuses_to_start_in_the_doctors_words(release, tmp_path, monkeypatch):
+    # A tritonserver with all backends and a driver whose only GPU the release has no plan for.
+    for folder in ("bin", *(f"backends/{name}" for name in ("python", "onnxruntime", "tensorrt"))):
+        (tmp_path / "opt" / folder).mkdir(parents=True)
+    smi = tmp_path / "opt" / "bin" / "nvidia-smi"
+    smi.write_text("#!/bin/sh\necho 'NVIDIA H100 80GB HBM3, 9.0, 81559, 580.95.05'\n")
+    smi.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{smi.parent}{os.pathsep}{Path(sys.executable).parent}{os.pathsep}/bin")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # so that a GPU of this machine changes nothing
+    installation = Installation(tmp_path / "opt" / "bin" / "tritonserver")
+    manifest = Manifest.read(release)
+    with pytest.raises(ServerStartError, match=r"(?s)profile 'tensorrt':.*capability 9\.0; the release has .* 8\.9"):
+        check_start(ServerOptions(release=release, profile="tensorrt"), manifest, installation)
+    check_start(ServerOptions(release=release), manifest, installation)
+    onnx = release / "m2ost" / "1" / "model.onnx"
+    onnx.write_bytes(onnx.read_bytes()[:-1])
+    with pytest.raises(ServerStartError, match="truncated, changed or swapped"):
+        check_start(ServerOptions(release=release), manifest, installation)
+
+
+def test_ports_and_slide_roots(release, tmp_path):
+    (tmp_path / "empty").mkdir()
+    roots = {"gone": tmp_path / "gone", "empty": tmp_path / "empty", "slides": release}
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        sock.listen()
+        taken = sock.getsockname()[1]
+        findings = examine(
+            release, release=release, profile="cpu", roots=roots, host="127.0.0.1", ports=Ports(http=taken)
+        )
+    said = {(f.subject, f.level) for f in findings}
+    assert {("slides gone", Level.ERROR), ("slides empty", Level.WARNING), ("slides slides", Level.OK)} <= said
+    (ports,) = [f for f in findings if f.subject == "ports"]
+    assert f"cannot listen on 127.0.0.1:{taken} for http" in ports.message
+    assert str(taken) in ports.remedy
+    assert all(f.remedy for f in findings if f.level is not Level.OK)
+
+
+def test_a_folder_that_is_no_release_still_has_its_machine_examined(tmp_path):
+    arguments = {"profile": "cpu", "roots": {}, "host": "127.0.0.1", "ports": Ports()}
+    findings = examine(tmp_path, release=tmp_path, **arguments)
+    assert "not a release" in str(errors(findings)[0])
+    assert {"tritonserver", "ports"} <= {f.subject for f in findings}
+
+
+def test_json_for_a_program():
+    command = [Path(sys.executable).with_name("m2ost"), "doctor", "--json", "--profile", "absent"]
+    done = subprocess.run(
+        [*command, *(["--grpc-port", "0", "--http-port", "0", "--metrics-port", "0"])], capture_output=True
+    )
+    report = json.loads(done.stdout)
+    assert (done.returncode, report["fits"], report["release"]) == (1, False, None)
+    assert [f for f in report["findings"] if f["subject"] == "profile" and "'absent'" in f["message"]]
