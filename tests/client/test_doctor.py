@@ -114,14 +114,15 @@ def test_what_a_profile_asks_for_is_read_from_its_configs(served, name):
 
 
 def test_shared_memory_follows_from_the_views(served, tmp_path):
-    views = 3 * 224 * 224 * 3
-    # In and out of the tiler and of the engine in Python; 2 MiB cover status, names and a MiB for each of four models.
-    assert 0 <= served["cpu"].shm_bytes - 2 * 256 * views < 6 << 20
-    assert 0 <= served["onnxruntime"].shm_bytes - 256 * views < 6 << 20
-    assert served["cpu"].queue_bytes - 64 * 32 * views == 64 * 32 * 4
+    views = 1.5 * 3 * 224 * 224 * 3
+    # Out of the tiler and, in Python, into the engine; the rest is names, statuses, and what four models start with.
+    assert 0 <= served["cpu"].shm_bytes - 2 * 256 * views < 10 << 20
+    assert 0 <= served["cpu"].usual_shm_bytes - 2 * 32 * views < 10 << 20
+    assert 0 <= served["onnxruntime"].shm_bytes - 256 * views < 10 << 20
+    assert served["cpu"].queue_bytes == 64 * 32 * (3 * 224 * 224 * 3 + 4)
     write_repository(tmp_path, replace(ENGINE, views=ViewGeometry(512, (1, 2))))
     larger = read_profile(tmp_path, "cpu").shm_bytes
-    assert 0 <= larger - 2 * 256 * 2 * 512 * 512 * 3 < 6 << 20
+    assert 0 <= larger - 1.5 * 2 * 256 * 2 * 512 * 512 * 3 < 10 << 20
 
 
 def test_configs_that_cannot_be_read(release):
@@ -242,7 +243,7 @@ def test_shared_memory_that_is_too_small(served, mib, level):
     shm, _ = doctor.check_memory(served["cpu"], replace(ROOM, shm_bytes=mib << 20))
     assert shm.level is level
     if level is not Level.OK:
-        assert "--shm-size 512M" in shm.remedy
+        assert "--shm-size 384M" in shm.remedy
 
 
 def test_little_memory_for_what_may_wait(served):

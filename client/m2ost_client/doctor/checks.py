@@ -191,7 +191,7 @@ def check_memory(profile: Profile, host: HostFacts) -> list[Finding]:
     """/dev/shm holds batches of the usual size, better the largest; and main memory what may wait."""
     free = host.shm_bytes / _MIB
     usual, largest = profile.usual_shm_bytes / _MIB, profile.shm_bytes / _MIB
-    size = f"{-(-2 * largest // 64) * 64:.0f}M"
+    size = f"{-(-largest // 64) * 64:.0f}M"
     mend = f"mount -o remount,size={size} /dev/shm; for a container docker run --shm-size {size}"
     message = (
         f"{free:.0f} MiB free; batches of {profile.usual_rows} rows take {usual:.0f} MiB, "

@@ -18,8 +18,12 @@ USUAL_ROWS = 32
 """Rows of a request where the caller does not say: what the queue's memory is counted with."""
 
 _ENSEMBLE = "ensemble"
-_SLACK_BYTES = 1 << 20
-"""Of /dev/shm for each model: its queues, and what Triton takes from the start."""
+_SHM_GROWTH = 1.5
+"""Size of a model's region in /dev/shm over the tensors in it: it grows before its holes are used again. Measured on
+batches of 32 and 256 rows: 46 and 268 MiB in all, for 28 and 221 MiB of tensors."""
+
+_SHM_START_BYTES = 2 << 20
+"""Of a model's region before any tensor is in it."""
 
 _BYTES = {"TYPE_UINT8": 1, "TYPE_INT32": 4, "TYPE_FP32": 4, "TYPE_FP64": 8}
 _STRING_BYTES = 1024
@@ -76,7 +80,7 @@ def _shm_bytes(config: Any, rows: int) -> int:
     """Bytes in /dev/shm of an execution of so many rows: what goes in and what comes out, for every instance."""
     instances = sum(group.count for group in config.instance_group) or 1
     most = min(rows, config.max_batch_size) or 1  # a model without batching takes one request at a time
-    return instances * (most * _row_bytes([*config.input, *config.output]) + _SLACK_BYTES)
+    return instances * (int(_SHM_GROWTH * most * _row_bytes([*config.input, *config.output])) + _SHM_START_BYTES)
 
 
 def _row_bytes(tensors: Any) -> int:
