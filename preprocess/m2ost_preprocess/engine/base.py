@@ -111,9 +111,10 @@ class CudaDevice:
         self.index = index
         self._cupy = cupy
         try:
-            cupy.cuda.Device(index).use()
+            self._device = cupy.cuda.Device(index)
+            self._device.use()
             self._stream = cupy.cuda.Stream(non_blocking=True)
-            major_minor = str(cupy.cuda.Device(index).compute_capability)
+            major_minor = str(self._device.compute_capability)
         except cupy.cuda.runtime.CUDARuntimeError as error:
             raise EngineError(f"GPU {index} cannot be used: {error}; run: m2ost doctor") from error
         self.stream_pointer = int(self._stream.ptr)
@@ -121,7 +122,7 @@ class CudaDevice:
 
     def join(self, tensors: Sequence[Any]) -> Any:
         """See :class:`Device`."""
-        with self._stream:
+        with self._device, self._stream:
             parts = [self._adopt(tensor) for tensor in tensors]
             return parts[0] if len(parts) == 1 else self._cupy.concatenate(parts)
 
@@ -134,7 +135,7 @@ class CudaDevice:
 
     def empty(self, shape: tuple[int, ...]) -> Any:
         """See :class:`Device`."""
-        with self._stream:
+        with self._device, self._stream:
             return self._cupy.empty(shape, np.float32)
 
     def pointer(self, array: Any) -> int:

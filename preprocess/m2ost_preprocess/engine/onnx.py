@@ -13,7 +13,7 @@ from ..contract import EXPRESSION, MAX_ROWS, ViewGeometry
 from .base import CudaDevice, Device, EngineError, Expression, HostDevice, check_batch
 
 KEEP_MEMORY_ROWS = 32
-"""A run of more rows gives its memory back: the network needs about 28 MiB a row, 7 GiB for a full request."""
+"""On the CPU a run of more rows gives its memory back: the network needs about 28 MiB a row, 7 GiB for a full request."""
 
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
@@ -43,8 +43,10 @@ class OnnxEngine:
         self._geometry = geometry
         self._session = cpu_session(onnx) if isinstance(device, HostDevice) else cuda_session(onnx, device)
         self._genes = self._session.get_outputs()[0].shape[1]
-        self._large_run = ort.RunOptions()
-        self._large_run.add_run_config_entry("memory.enable_memory_arena_shrinkage", f"{device.kind}:{device.index}")
+        self._large_run = None
+        if device.kind == "cpu":  # a GPU's memory is the engine's own, and large runs are usual there
+            self._large_run = ort.RunOptions()
+            self._large_run.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
         self.description = f"ONNX Runtime {ort.__version__}, {_PROVIDERS[device.kind]} {device.index}"
 
     def run(self, batch: Mapping[str, Any]) -> Expression:
