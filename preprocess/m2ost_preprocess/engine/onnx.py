@@ -13,7 +13,7 @@ from ..contract import EXPRESSION, MAX_ROWS, ViewGeometry
 from .base import CudaDevice, Device, EngineError, Expression, HostDevice, check_batch
 
 KEEP_MEMORY_ROWS = 32
-"""On the CPU a run of more rows gives its memory back: the network needs about 28 MiB a row, 7 GiB for a full request."""
+"""On the CPU a run of more rows gives its memory back: the network takes some 28 MiB a row, 7 GiB for a full request."""
 
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
@@ -130,7 +130,8 @@ def cuda_session(onnx: Path, device: CudaDevice) -> Any:
     try:
         session = ort.InferenceSession(onnx, options, providers=[(_PROVIDERS["cuda"], cuda)], enable_fallback=0)
     except (RuntimeError, ValueError) as error:
-        raise EngineError(f"the CUDA provider of ONNX Runtime does not start: {error}; run: m2ost doctor") from error
+        words = " ".join(str(error).split())
+        raise EngineError(f"the CUDA provider of ONNX Runtime does not start: {words}; run: m2ost doctor") from error
     taken = session.get_providers()
     if _PROVIDERS["cuda"] not in taken:
         # A provider whose libraries are missing is left out with a line on stderr, enable_fallback or not.
