@@ -13,7 +13,7 @@ from ..contract import EXPRESSION, MAX_ROWS, ViewGeometry
 from .base import CudaDevice, Device, EngineError, Expression, HostDevice, check_batch
 
 KEEP_MEMORY_ROWS = 32
-"""On the CPU a run of more rows gives its memory back: the network takes some 28 MiB a row, 7 GiB for a full request."""
+"""On the CPU a run of more rows gives its memory back: it takes about 28 MiB a row, 7 GiB for a full request."""
 
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
