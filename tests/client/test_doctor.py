@@ -195,10 +195,13 @@ def test_the_cuda_that_a_driver_runs(driver, cuda):
     assert doctor.cuda_of_driver(driver) == cuda
 
 
-def test_cuda_that_the_libraries_need():
-    assert doctor.required_cuda(replace(SERVER, onnxruntime_cuda="")) == 12
-    assert doctor.required_cuda(replace(SERVER, packages={"tensorrt-rtx-cu13-libs": "1"}, onnxruntime_cuda="")) == 13
-    assert doctor.required_cuda(replace(SERVER, packages={}, onnxruntime_cuda="")) == 0
+def test_cuda_that_the_libraries_of_a_profile_need(served):
+    gpu, rtx = served["python-gpu"], served["python-tensorrt-rtx"]
+    both = replace(SERVER, packages={**SERVER.packages, "tensorrt-rtx-cu13-libs": "1.7.1"})
+    assert (doctor.required_cuda(gpu, both), doctor.required_cuda(rtx, both)) == (12, 13)
+    newer = replace(SERVER, onnxruntime_cuda="13.0")
+    assert (doctor.required_cuda(gpu, newer), doctor.required_cuda(rtx, newer)) == (13, 12)
+    assert doctor.required_cuda(rtx, replace(SERVER, packages={})) == 0
 
 
 def test_onnx_runtime_that_would_run_on_the_cpu(served):

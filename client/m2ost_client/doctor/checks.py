@@ -115,7 +115,7 @@ def check_gpu(profile: Profile, host: HostFacts, server: ServerFacts) -> list[Fi
         message = f"the profile {profile.name!r} needs a GPU and this machine has none ({reason})"
         return [error("gpu", message, "serve with --profile cpu, or give a container its GPUs: docker run --gpus all")]
     findings = []
-    needed = required_cuda(server)
+    needed = required_cuda(profile, server)
     supported = server.cuda_driver // 1000 or cuda_of_driver(host.driver)
     driver = f"{host.driver or 'of unknown version'}, CUDA {supported or 'unknown'}"
     if needed and supported and supported < needed:
@@ -137,10 +137,11 @@ def check_gpu(profile: Profile, host: HostFacts, server: ServerFacts) -> list[Fi
     return findings
 
 
-def required_cuda(server: ServerFacts) -> int:
-    """Major version of CUDA that the libraries of the server's environment need; 0 where none is known."""
-    majors = [int(match[1]) for name in server.packages if (match := re.search(r"-cu(?:da)?(\d\d)", name))]
-    if server.onnxruntime_cuda:
+def required_cuda(profile: Profile, server: ServerFacts) -> int:
+    """Major version of CUDA that the libraries need which a profile loads; 0 where none is known."""
+    loaded = [name for name in server.packages if profile.runtime or not name.startswith("tensorrt")]
+    majors = [int(match[1]) for name in loaded if (match := re.search(r"-cu(?:da)?(\d\d)", name))]
+    if server.onnxruntime_cuda and profile.uses_onnxruntime:
         majors.append(int(server.onnxruntime_cuda.split(".")[0]))
     return max(majors, default=0)
 
