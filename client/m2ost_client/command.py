@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from m2ost_preprocess.contract import MODEL_ENGINE
+from m2ost_preprocess.istar.manifest import MODEL_PATCH
 from m2ost_preprocess.serving import METRICS_URL_ENV
 from m2ost_preprocess.slides import SlideRoots
 
@@ -27,6 +28,8 @@ class ServerOptions:
         The release folder.
     roots : SlideRoots
         Folders that slides are read from.
+    baseline : Path, optional
+        A folder of `m2ost export-istar`, served beside the release.
     host : str
         Address to listen on. The embedded tritonserver has known advisories: keep it on loopback.
     ports : Ports
@@ -46,6 +49,7 @@ class ServerOptions:
 
     release: Path
     roots: SlideRoots = field(default_factory=lambda: SlideRoots({}))
+    baseline: Path | None = None
     host: str = "127.0.0.1"
     ports: Ports = field(default_factory=Ports)
     profile: str = DEFAULT_PROFILE
@@ -102,7 +106,7 @@ def build_command(
     """
     arguments = [
         str(installation.executable),
-        f"--model-repository={options.release.resolve()}",
+        *(f"--model-repository={folder.resolve()}" for folder in (options.release, options.baseline) if folder),
         f"--model-config-name={options.profile}",
         "--model-control-mode=none",
         "--disable-auto-complete-config",
@@ -141,9 +145,14 @@ def check_profile(options: ServerOptions) -> None:
     Raises
     ------
     ServerStartError
-        If the release has no such profile.
+        If the release or the baseline has no such profile.
     """
-    configs = options.release / MODEL_ENGINE / "configs"
-    known = [DEFAULT_PROFILE, *sorted(path.stem for path in configs.glob("*.pbtxt"))]
-    if options.profile not in known:
-        raise ServerStartError(f"{options.release} has no profile {options.profile!r}; it has {', '.join(known)}")
+    _check_profile(options.release, MODEL_ENGINE, options.profile)
+    if options.baseline is not None:
+        _check_profile(options.baseline, MODEL_PATCH, options.profile)
+
+
+def _check_profile(folder: Path, model: str, profile: str) -> None:
+    known = [DEFAULT_PROFILE, *sorted(path.stem for path in (folder / model / "configs").glob("*.pbtxt"))]
+    if profile not in known:
+        raise ServerStartError(f"{folder} has no profile {profile!r}; it has {', '.join(known)}")

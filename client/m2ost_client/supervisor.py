@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from m2ost_preprocess.contract import Manifest
+from m2ost_preprocess.istar.manifest import MODEL_SLIDE, BaselineManifest
 
 from . import logs
 from .command import Command, ServerOptions, build_command, check_profile, metrics_url
@@ -24,6 +25,9 @@ from .probe import executions_so_far, probe
 from .process import ServerProcess
 
 RESTRICTED_APIS = ("model-repository", "shared-memory", "statistics", "trace", "logging")
+UNHURRIED = (MODEL_SLIDE,)
+"""Models that may work on one request for any time, and are silent meanwhile: they are watched for death alone."""
+
 STOP_GRACE_S = 12.0
 """Time for running requests when a server is stopped, in seconds; Triton itself takes up to ten."""
 
@@ -43,6 +47,8 @@ class TritonServer:
 
     Attributes
     ----------
+    baseline : BaselineInfo or None
+        What is served beside the release.
     ports : Ports
         The ports in use, chosen where 0 was asked for.
     shm_prefix : str
@@ -53,9 +59,9 @@ class TritonServer:
     Raises
     ------
     FileNotFoundError
-        If the release is none.
+        If the release or the baseline is none.
     ServerStartError
-        If there is no tritonserver, the release has no such profile, or a requested port is taken.
+        If there is no tritonserver, release or baseline has no such profile, or a requested port is taken.
     """
 
     def __init__(
@@ -67,6 +73,7 @@ class TritonServer:
     ) -> None:
         self.options = options
         self.manifest = Manifest.read(options.release)
+        self.baseline = BaselineManifest.read(options.baseline).info if options.baseline else None
         check_profile(options)
         self.restarts = 0
         self._installation = installation or find_installation()
@@ -203,7 +210,7 @@ class TritonServer:
                 status = process.poll()
                 if status is not None:
                     return f"tritonserver ended with status {status}", ready
-                health = probe(self.address, self.manifest.engine)
+                health = probe(self.address, self.manifest.engine, self.baseline)
                 now = time.monotonic()
                 if health.dead:
                     return f"a Python model's process died: {', '.join(health.dead)}", ready
@@ -214,8 +221,9 @@ class TritonServer:
                 elif not ready and now > deadline:
                     return f"not ready within {self.options.start_timeout_s:g} s", False
                 if ready:
-                    executions = executions_so_far(self.metrics_url) if health.silent else {}
-                    hung = watch.hung(health.silent, executions, now)
+                    silent = tuple(model for model in health.silent if model not in UNHURRIED)
+                    executions = executions_so_far(self.metrics_url) if silent else {}
+                    hung = watch.hung(silent, executions, now)
                     if hung is not None:
                         return f"{hung} executed nothing for {self.options.hang_timeout_s:g} s", True
                 self._pause(process, self.options.probe_interval_s if ready else 0.2)
