@@ -164,8 +164,7 @@ def _mean_over_passes(sums: Features, plan: Plan, cell_px: int) -> None:
     seen = []
     for axis, length_px in enumerate((plan.pass_px[1], plan.pass_px[0])):
         cells = np.arange(sums.shape[axis]) * cell_px
-        starts = sorted({shift[axis] for shift in plan.variant.shifts})
-        seen.append(np.sum([(cells >= s) & (cells < s + length_px) for s in starts], axis=0))
+        seen.append(np.sum([(cells >= s) & (cells < s + length_px) for s in plan.variant.starts], axis=0))
     down, across = seen
     last_y, last_x = np.flatnonzero(down)[-1], np.flatnonzero(across)[-1]
     for y in range(last_y + 1):

@@ -39,29 +39,32 @@ class Variant:
     Parameters
     ----------
     name : str
-    shifts : tuple of (int, int)
-        Origin (y, x) of every pass in pixels.
+    starts : tuple of int
+        Where passes begin along each axis, in pixels, ascending; there is a pass for every pair of them.
     tissue_only : bool
         Whether only patches that hold tissue go through ViT-256, and only superpixels inside spots through the head.
         All other patches take the features of one white patch.
     """
 
     name: str
-    shifts: tuple[tuple[int, int], ...] = ((0, 0),)
+    starts: tuple[int, ...] = (0,)
     tissue_only: bool = False
+
+    @property
+    def shifts(self) -> tuple[tuple[int, int], ...]:
+        """Origin (y, x) of every pass in pixels."""
+        return tuple((y, x) for y in self.starts for x in self.starts)
 
     @property
     def shifted(self) -> bool:
         """Whether there is more than one pass."""
-        return len(self.shifts) > 1
+        return len(self.starts) > 1
 
-
-_STARTS = range(0, MARGIN_PX, STRIDE_PX)
 
 VARIANTS = {
     v.name: v
     for v in (
-        Variant("stock", tuple((y, x) for y in _STARTS for x in _STARTS)),
+        Variant("stock", tuple(range(0, MARGIN_PX, STRIDE_PX))),
         Variant("no_shift"),
         Variant("tissue", tissue_only=True),
     )

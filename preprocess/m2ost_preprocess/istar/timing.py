@@ -116,9 +116,9 @@ def time_variant(
 ) -> VariantTiming:
     """Time a variant on a slide, on all of its work or on an evenly spread sample.
 
-    ViT-256 runs on ``sample_batches`` mini-batches, the head on as many blocks of superpixels, ViT-4K on one pass. A
-    variant with several passes rescales the whole slide, whatever the sample. What was not sampled is zero in the
-    features, which costs the later stages as much as any other value.
+    ViT-256 runs on ``sample_batches`` whole mini-batches, the head on as many blocks of superpixels, ViT-4K on one
+    pass. A variant with several passes rescales the whole slide, whatever the sample. What was not sampled is zero in
+    the features, which costs the later stages as much as any other value.
 
     Parameters
     ----------
@@ -169,7 +169,8 @@ def time_variant(
 
     run.prepare()
     mark("prepare")
-    batches = _spread(run.batches, sample_batches)
+    whole = [batch for batch in run.batches if batch[1] - batch[0] == batch_rows] or run.batches
+    batches = run.batches if sample_batches is None else _spread(whole, sample_batches)
     run.extract(batches)
     mark("extract")
     passes = _spread(range(work.passes), None if sample_batches is None else 1)
