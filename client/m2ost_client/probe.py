@@ -47,6 +47,11 @@ class Health:
         """Whether every model answers real inferences."""
         return not self.silent and not self.dead
 
+    @property
+    def overdue(self) -> tuple[str, ...]:
+        """Silent models that ought to execute something now and then; a slide may keep the baseline for any time."""
+        return tuple(model for model in self.silent if model != istar.MODEL_SLIDE)
+
 
 def is_dead_stub(message: str) -> bool:
     """Whether an error of Triton's says that a Python model's process is gone for good."""

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from m2ost_preprocess.contract import Manifest
-from m2ost_preprocess.istar.manifest import MODEL_SLIDE, BaselineManifest
+from m2ost_preprocess.istar.manifest import BaselineManifest
 
 from . import logs
 from .command import Command, ServerOptions, build_command, check_profile, metrics_url
@@ -25,9 +25,6 @@ from .probe import executions_so_far, probe
 from .process import ServerProcess
 
 RESTRICTED_APIS = ("model-repository", "shared-memory", "statistics", "trace", "logging")
-UNHURRIED = (MODEL_SLIDE,)
-"""Models that may work on one request for any time, and are silent meanwhile: they are watched for death alone."""
-
 STOP_GRACE_S = 12.0
 """Time for running requests when a server is stopped, in seconds; Triton itself takes up to ten."""
 
@@ -221,9 +218,8 @@ class TritonServer:
                 elif not ready and now > deadline:
                     return f"not ready within {self.options.start_timeout_s:g} s", False
                 if ready:
-                    silent = tuple(model for model in health.silent if model not in UNHURRIED)
-                    executions = executions_so_far(self.metrics_url) if silent else {}
-                    hung = watch.hung(silent, executions, now)
+                    executions = executions_so_far(self.metrics_url) if health.overdue else {}
+                    hung = watch.hung(health.overdue, executions, now)
                     if hung is not None:
                         return f"{hung} executed nothing for {self.options.hang_timeout_s:g} s", True
                 self._pause(process, self.options.probe_interval_s if ready else 0.2)
