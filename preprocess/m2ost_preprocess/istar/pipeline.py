@@ -82,7 +82,8 @@ class SlideRun:
     watch : Stopwatch
         Told of every stage of ``STAGES``.
     in_flight : int
-        Mini-batches that ``networks.patch`` is given at once. With 1 it is called from this thread alone.
+        Mini-batches that ``networks.patch`` is given at once. With 1 it is called from this thread alone; with more,
+        the stage ``patch`` is the time that is spent waiting for it.
     """
 
     def __init__(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -22,7 +23,7 @@ class Stopwatch:
     Attributes
     ----------
     seconds : dict of str to float
-        Stage → seconds so far.
+        Stage → seconds so far, or since the last lap.
     """
 
     def __init__(self, clock: Callable[[], float] = time.perf_counter, on_stage: OnStage | None = None) -> None:
@@ -38,3 +39,8 @@ class Stopwatch:
         self.seconds[stage] = self.seconds.get(stage, 0.0) + spent
         if self._on_stage is not None:
             self._on_stage(stage, spent)
+
+    def lap(self) -> dict[str, float]:
+        """Seconds of each stage since the last lap, which start from 0 again; a stage that did not run has 0."""
+        lap, self.seconds = defaultdict(float, self.seconds), {}
+        return lap

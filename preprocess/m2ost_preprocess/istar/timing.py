@@ -12,6 +12,9 @@ from .geometry import Variant, plan
 from .pipeline import Networks, OverviewSource, SlideRun, SpotMeans, plan_slide
 from .stopwatch import Stopwatch
 
+READING = ("overview", "read", "read whole slide")
+"""Stages that read the slide; rescaling it is work of the baseline's own."""
+
 T = TypeVar("T")
 
 
@@ -22,7 +25,7 @@ class StageTiming:
     Parameters
     ----------
     stage : str
-        One of ``pipeline.STAGES``.
+        What was done; those in ``READING`` read the slide.
     unit : str
         What is counted.
     sampled, total : int
@@ -41,6 +44,9 @@ class StageTiming:
     scaled_s: float
     flop: float = 0.0
     scaled_flop: float = 0.0
+
+
+_FIGURES = ("measured_s", "scaled_s", "scaled_s_without_reading", "flop", "scaled_flop", "gflop_per_s")
 
 
 @dataclass(frozen=True)
@@ -78,6 +84,11 @@ class VariantTiming:
         return sum(stage.scaled_s for stage in self.stages)
 
     @property
+    def scaled_s_without_reading(self) -> float:
+        """The same but for reading the slide."""
+        return sum(stage.scaled_s for stage in self.stages if stage.stage not in READING)
+
+    @property
     def flop(self) -> float:
         """Operations of the networks in the sample."""
         return sum(stage.flop for stage in self.stages)
@@ -98,7 +109,7 @@ class VariantTiming:
         return {
             **asdict(self),
             "sampled": self.sampled,
-            **{name: getattr(self, name) for name in ("measured_s", "scaled_s", "flop", "scaled_flop", "gflop_per_s")},
+            **{name: getattr(self, name) for name in _FIGURES},
         }
 
 
@@ -148,84 +159,62 @@ def time_variant(
         raise ValueError("spots need both, centers and spot_diameter_um")
     if sample_batches is not None and sample_batches < 1:
         raise ValueError(f"sample_batches must be positive, not {sample_batches}")
-    planning, watch = Stopwatch(clock), Stopwatch(clock)
-    sizes = networks.sizes
-    spots = None
+    watch, sizes, spots = Stopwatch(clock), networks.sizes, None
     if centers is None or spot_diameter_um is None:
         mask = None
         if variant.tissue_only:
-            with planning("overview"):
+            with watch("read"):
                 mask = tissue_mask(reader.thumbnail(MASK_PX))
         work = plan(reader.size, mpp, variant, mask, sizes=sizes)
     else:
         work, spots = plan_slide(
-            reader, centers, mpp=mpp, spot_diameter_um=spot_diameter_um, variant=variant, sizes=sizes, watch=planning
+            reader, centers, mpp=mpp, spot_diameter_um=spot_diameter_um, variant=variant, sizes=sizes, watch=watch
         )
+    planned = watch.lap()
     run = SlideRun(reader, work, networks, batch_rows=batch_rows, watch=watch)
-    marks: dict[str, dict[str, float]] = {}
-
-    def mark(stage: str) -> None:
-        marks[stage] = dict(watch.seconds)
-
     run.prepare()
-    mark("prepare")
+    prepared = watch.lap()
     whole = [batch for batch in run.batches if batch[1] - batch[0] == batch_rows] or run.batches
     batches = run.batches if sample_batches is None else _spread(whole, sample_batches)
     run.extract(batches)
-    mark("extract")
+    extracted = watch.lap()
     passes = _spread(range(work.passes), None if sample_batches is None else 1)
     run.regions(passes)
-    mark("regions")
+    described = watch.lap()
     run.finish_features()
-    mark("finish")
-    blocks = _spread(run.blocks(spots), sample_batches)
+    averaged = watch.lap()
     means = None if spots is None else SpotMeans(spots, sizes.n_genes)
-    predicted = 0
-    for block in blocks:
+    done = 0
+    for block in _spread(run.blocks(spots), sample_batches):
         superpixels, expression = run.predict(block, spots)
-        predicted += len(superpixels)
+        done += len(superpixels)
         if means is not None:
             with watch("spots"):
                 means.add(superpixels, expression)
-    mark("predict")
+    predicted = watch.lap()
 
-    def between(stage: str, before: str | None, after: str) -> float:
-        return marks[after].get(stage, 0.0) - (marks[before].get(stage, 0.0) if before else 0.0)
-
-    patches = sum(last - first for first, last in batches)
-    rows = [
-        ("overview", "slides", 1, 1, sum(planning.seconds.values()), 0.0),
-        *((f"{name} whole slide", "slides", 1, 1, between(name, None, "prepare"), 0.0) for name in _PREPARED),
-        *((name, "patches", patches, work.forwards, between(name, "prepare", "extract"), 0.0) for name in _PREPARED),
-        ("patch", "patches", patches, work.forwards, between("patch", None, "extract"), sizes.patch_flop),
-        (
-            "region",
-            "passes",
-            len(passes),
-            work.passes,
-            between("region", None, "regions"),
-            work.flop["region"] / work.passes,
-        ),
-        ("region features", "passes", len(passes), work.passes, between("features", "extract", "regions"), 0.0),
-        ("mean of passes", "slides", 1, 1, between("features", "regions", "finish"), 0.0),
-        (
-            "superpixel features",
-            "superpixels",
-            predicted,
-            work.superpixels,
-            between("features", "finish", "predict"),
-            0.0,
-        ),
-        ("head", "superpixels", predicted, work.superpixels, between("head", None, "predict"), sizes.head_flop),
-        ("spots", "superpixels", predicted, work.superpixels, between("spots", None, "predict"), 0.0),
-    ]
-    return VariantTiming(variant.name, batch_rows, work.facts(), tuple(_stage(*row) for row in rows))
+    slide = ("slides", 1, 1)
+    patches = ("patches", sum(last - first for first, last in batches), work.forwards)
+    region = ("passes", len(passes), work.passes)
+    superpixel = ("superpixels", done, work.superpixels)
+    stages = (
+        _stage("overview", slide, planned["read"]),
+        *(_stage(f"{name} whole slide", slide, prepared[name]) for name in ("read", "rescale", "features")),
+        *(_stage(name, patches, extracted[name]) for name in ("read", "rescale")),
+        _stage("patch", patches, extracted["patch"], sizes.patch_flop),
+        _stage("patch features", patches, extracted["features"]),
+        _stage("region", region, described["region"], work.flop["region"] / work.passes),
+        _stage("region features", region, described["features"]),
+        _stage("mean of passes", slide, averaged["features"]),
+        _stage("superpixel features", superpixel, predicted["features"]),
+        _stage("head", superpixel, predicted["head"], sizes.head_flop),
+        _stage("spots", superpixel, predicted["spots"]),
+    )
+    return VariantTiming(variant.name, batch_rows, work.facts(), stages)
 
 
-_PREPARED = ("read", "rescale", "features")
-
-
-def _stage(stage: str, unit: str, sampled: int, total: int, seconds: float, flop_each: float) -> StageTiming:
+def _stage(stage: str, counted: tuple[str, int, int], seconds: float, flop_each: float = 0.0) -> StageTiming:
+    unit, sampled, total = counted
     factor = total / sampled if sampled else 0.0
     return StageTiming(stage, unit, sampled, total, seconds, seconds * factor, sampled * flop_each, total * flop_each)
 

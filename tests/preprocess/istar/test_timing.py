@@ -68,6 +68,8 @@ def test_of_sixteen_passes_one_is_sampled(svs):
     report = sample.to_dict()
     assert report["sampled"] is True
     assert report["stages"][0]["unit"] == "slides"
+    reads = sum(stage.scaled_s for stage in sample.stages if "read" in stage.stage or stage.stage == "overview")
+    assert report["scaled_s_without_reading"] == report["scaled_s"] - reads
     assert report["gflop_per_s"] == pytest.approx(1e-9)
 
 
