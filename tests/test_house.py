@@ -48,6 +48,7 @@ def test_imports_run_one_way(room):
     [
         "m2ost_client, m2ost_client.predict, m2ost_client.maps",
         "m2ost_preprocess.serving, m2ost_preprocess.decoder.worker",
+        "m2ost_preprocess.istar.serving, m2ost_preprocess.istar.timing",
         "m2ost_cli.main",
     ],
 )

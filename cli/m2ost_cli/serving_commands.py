@@ -53,6 +53,9 @@ def serve(
     slides: Annotated[
         list[str], typer.Option("--slides", help="FOLDER or NAME=FOLDER to read slides from; repeatable.")
     ],
+    baseline: Annotated[
+        Path | None, typer.Option(help="A folder of `m2ost export-istar`, served beside the release.")
+    ] = None,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     grpc_port: Annotated[int, typer.Option(min=0, max=65535, help="0: any free port.")] = 8001,
     http_port: Annotated[int, typer.Option(min=0, max=65535, help="0: any free port.")] = 8000,
@@ -73,6 +76,7 @@ def serve(
     options = ServerOptions(
         release=release,
         roots=parse_roots(slides),
+        baseline=baseline,
         host=host,
         ports=Ports(grpc_port, http_port, metrics_port),
         profile=profile,

@@ -27,6 +27,8 @@ class ServerOptions:
         The release folder.
     roots : SlideRoots
         Folders that slides are read from.
+    baseline : Path, optional
+        A folder of `m2ost export-istar`, served beside the release.
     host : str
         Address to listen on. The embedded tritonserver has known advisories: keep it on loopback.
     ports : Ports
@@ -46,6 +48,7 @@ class ServerOptions:
 
     release: Path
     roots: SlideRoots = field(default_factory=lambda: SlideRoots({}))
+    baseline: Path | None = None
     host: str = "127.0.0.1"
     ports: Ports = field(default_factory=Ports)
     profile: str = DEFAULT_PROFILE
@@ -102,7 +105,7 @@ def build_command(
     """
     arguments = [
         str(installation.executable),
-        f"--model-repository={options.release.resolve()}",
+        *(f"--model-repository={folder.resolve()}" for folder in (options.release, options.baseline) if folder),
         f"--model-config-name={options.profile}",
         "--model-control-mode=none",
         "--disable-auto-complete-config",
@@ -135,14 +138,14 @@ def metrics_url(host: str, ports: Ports) -> str:
     return f"http://{host}:{ports.metrics}/metrics"
 
 
-def check_profile(release: Path, profile: str) -> None:
+def check_profile(folder: Path, profile: str, model: str = MODEL_ENGINE) -> None:
     """Triton takes the default config for a profile it does not find; here that is an error.
 
     Raises
     ------
     ServerStartError
-        If the release has no such profile.
+        If ``folder``, a release or a baseline whose engine is ``model``, has no such profile.
     """
-    known = [DEFAULT_PROFILE, *sorted(path.stem for path in (release / MODEL_ENGINE / "configs").glob("*.pbtxt"))]
+    known = [DEFAULT_PROFILE, *sorted(path.stem for path in (folder / model / "configs").glob("*.pbtxt"))]
     if profile not in known:
-        raise ServerStartError(f"{release} has no profile {profile!r}; it has {', '.join(known)}")
+        raise ServerStartError(f"{folder} has no profile {profile!r}; it has {', '.join(known)}")

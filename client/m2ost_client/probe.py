@@ -14,6 +14,9 @@ import numpy as np
 import tritonclient.grpc as triton
 from m2ost_preprocess import contract
 from m2ost_preprocess.contract import EngineInfo
+from m2ost_preprocess.istar import manifest as istar
+from m2ost_preprocess.istar.manifest import BaselineInfo
+from m2ost_preprocess.istar.sizes import PATCH_PX
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
 PROBE_TIMEOUT_S = 5.0
@@ -44,6 +47,11 @@ class Health:
         """Whether every model answers real inferences."""
         return not self.silent and not self.dead
 
+    @property
+    def overdue(self) -> tuple[str, ...]:
+        """Silent models that ought to execute something now and then; a slide may keep the baseline for any time."""
+        return tuple(model for model in self.silent if model != istar.MODEL_SLIDE)
+
 
 def is_dead_stub(message: str) -> bool:
     """Whether an error of Triton's says that a Python model's process is gone for good."""
@@ -70,10 +78,11 @@ def executions_so_far(metrics_url: str) -> dict[str, float]:
     return executions
 
 
-def probe(address: str, engine: EngineInfo) -> Health:
+def probe(address: str, engine: EngineInfo, baseline: BaselineInfo | None = None) -> Health:
     """Score one black spot, guard one row, and ask tiler and slide information for a slide that cannot exist.
 
-    All are asked at once, so that one that hangs hides none of the others.
+    All are asked at once, so that one that hangs hides none of the others. Of a baseline, its networks are asked for
+    one patch, one grid of a patch and one superpixel, and its slide model for the same slide.
 
     Parameters
     ----------
@@ -81,25 +90,10 @@ def probe(address: str, engine: EngineInfo) -> Health:
         ``host:port`` of the gRPC service.
     engine : EngineInfo
         What is served.
+    baseline : BaselineInfo, optional
+        What is served beside it.
     """
-    black = [tensor(name, np.zeros((1, *engine.views.shape), np.uint8)) for name in engine.views.names]
-    slide = np.array([[PROBE_SLIDE]], dtype=object)
-    row = [
-        tensor(contract.SLIDE, slide),
-        tensor(contract.CENTER, np.zeros((1, 2), np.int32)),
-        tensor(contract.SCALE, np.ones((1, 1), np.float32)),
-    ]
-    value = [
-        tensor(contract.EXPRESSION, np.zeros((1, len(engine.genes)), np.float32)),
-        tensor(contract.STATUS, np.zeros((1, 1), np.int32)),
-    ]
-    # The model whose process answers → the model that is asked: an ensemble has no process of its own.
-    requests = {
-        contract.MODEL_ENGINE: (contract.MODEL_PATCHES, black),
-        contract.MODEL_GUARD: (contract.MODEL_GUARD, value),
-        contract.MODEL_TILER: (contract.MODEL_SLIDE, row),
-        contract.MODEL_INFO: (contract.MODEL_INFO, [tensor(contract.SLIDE, slide[0])]),
-    }
+    requests = _engine_requests(engine) | (_baseline_requests(baseline) if baseline else {})
     answers: queue.SimpleQueue[tuple[str, str]] = queue.SimpleQueue()
     with triton.InferenceServerClient(address) as client:
         for model, (asked, inputs) in requests.items():
@@ -114,6 +108,49 @@ def probe(address: str, engine: EngineInfo) -> Health:
     dead = tuple(model for model in requests if is_dead_stub(words[model]))
     silent = (m for m in requests if words[m] and PROBE_SLIDE not in words[m] and m not in dead)
     return Health(tuple(silent), dead)
+
+
+Requests = dict[str, tuple[str, list[Any]]]
+"""The model whose process answers → the model that is asked, as an ensemble has no process of its own; its inputs."""
+
+
+def _engine_requests(engine: EngineInfo) -> Requests:
+    black = [tensor(name, np.zeros((1, *engine.views.shape), np.uint8)) for name in engine.views.names]
+    slide = np.array([[PROBE_SLIDE]], dtype=object)
+    row = [
+        tensor(contract.SLIDE, slide),
+        tensor(contract.CENTER, np.zeros((1, 2), np.int32)),
+        tensor(contract.SCALE, np.ones((1, 1), np.float32)),
+    ]
+    value = [
+        tensor(contract.EXPRESSION, np.zeros((1, len(engine.genes)), np.float32)),
+        tensor(contract.STATUS, np.zeros((1, 1), np.int32)),
+    ]
+    return {
+        contract.MODEL_ENGINE: (contract.MODEL_PATCHES, black),
+        contract.MODEL_GUARD: (contract.MODEL_GUARD, value),
+        contract.MODEL_TILER: (contract.MODEL_SLIDE, row),
+        contract.MODEL_INFO: (contract.MODEL_INFO, [tensor(contract.SLIDE, slide[0])]),
+    }
+
+
+def _baseline_requests(baseline: BaselineInfo) -> Requests:
+    sizes = baseline.sizes
+    patch = tensor(istar.PATCH, np.zeros((1, PATCH_PX, PATCH_PX, 3), np.uint8))
+    grid = tensor(istar.GRID, np.zeros((1, 1, sizes.patch_dim), np.float32))
+    superpixel = tensor(istar.FEATURES, np.zeros((1, sizes.feature_dim), np.float32))
+    slide = [
+        tensor(contract.SLIDE, np.array([PROBE_SLIDE], dtype=object)),
+        tensor(contract.CENTER, np.zeros((1, 2), np.int32)),
+        tensor(istar.SPOT_DIAMETER_UM, np.ones(1)),
+    ]
+    inputs = {
+        istar.MODEL_PATCH: [patch],
+        istar.MODEL_REGION: [grid],
+        istar.MODEL_HEAD: [superpixel],
+        istar.MODEL_SLIDE: slide,
+    }
+    return {model: (model, values) for model, values in inputs.items()}
 
 
 def _hand_in(

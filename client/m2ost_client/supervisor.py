@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from m2ost_preprocess.contract import Manifest
+from m2ost_preprocess.istar.manifest import MODEL_PATCH, BaselineManifest
 
 from . import logs
 from .command import Command, ServerOptions, build_command, check_profile, metrics_url
@@ -44,6 +45,8 @@ class TritonServer:
 
     Attributes
     ----------
+    baseline : BaselineInfo or None
+        What is served beside the release.
     ports : Ports
         The ports in use, chosen where 0 was asked for.
     shm_prefix : str
@@ -54,9 +57,9 @@ class TritonServer:
     Raises
     ------
     FileNotFoundError
-        If the release is none.
+        If the release or the baseline is none.
     ServerStartError
-        If there is no tritonserver, the release has no such profile, or a requested port is taken.
+        If there is no tritonserver, release or baseline has no such profile, or a requested port is taken.
     """
 
     def __init__(
@@ -69,6 +72,10 @@ class TritonServer:
         self.options = options
         self.manifest = Manifest.read(options.release)
         check_profile(options.release, options.profile)
+        self.baseline = None
+        if options.baseline is not None:
+            self.baseline = BaselineManifest.read(options.baseline).info
+            check_profile(options.baseline, options.profile, MODEL_PATCH)
         self.restarts = 0
         self._installation = installation or find_installation()
         self._sink = logs.Sink(on_log)
@@ -206,7 +213,7 @@ class TritonServer:
                 status = process.poll()
                 if status is not None:
                     return f"tritonserver ended with status {status}", ready
-                health = probe(self.address, self.manifest.engine)
+                health = probe(self.address, self.manifest.engine, self.baseline)
                 now = time.monotonic()
                 if health.dead:
                     return f"a Python model's process died: {', '.join(health.dead)}", ready
@@ -217,8 +224,8 @@ class TritonServer:
                 elif not ready and now > deadline:
                     return f"not ready within {self.options.start_timeout_s:g} s", False
                 if ready:
-                    executions = executions_so_far(self.metrics_url) if health.silent else {}
-                    hung = watch.hung(health.silent, executions, now)
+                    executions = executions_so_far(self.metrics_url) if health.overdue else {}
+                    hung = watch.hung(health.overdue, executions, now)
                     if hung is not None:
                         return f"{hung} executed nothing for {self.options.hang_timeout_s:g} s", True
                 self._pause(process, self.options.probe_interval_s if ready else 0.2)

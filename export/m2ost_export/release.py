@@ -65,7 +65,7 @@ def build_release(model: M2OST, card: ModelCard, destination: Path) -> Manifest:
         write_repository(scratch, info)
         onnx_path.rename(scratch / MODEL_ENGINE / "1" / ONNX_FILE)
         # The identity is that of every file as it stands without the identity itself, which the configs carry.
-        info = replace(info, release_sha256=_sha256_json(_file_hashes(scratch)))
+        info = replace(info, release_sha256=sha256_json(file_hashes(scratch)))
         write_repository(scratch, info)
         manifest = Manifest(
             engine=info,
@@ -74,20 +74,27 @@ def build_release(model: M2OST, card: ModelCard, destination: Path) -> Manifest:
                 "tolerance": parity.tolerance,
                 "max_abs_diff": {str(b): d for b, d in parity.max_abs_diff.items()},
             },
-            tools={name: _version(name) for name in _TOOLS},
-            files=_file_hashes(scratch),
+            tools=tool_versions(),
+            files=file_hashes(scratch),
         )
         manifest.write(scratch)
     return manifest
 
 
-def _file_hashes(folder: Path) -> dict[str, str]:
+def file_hashes(folder: Path) -> dict[str, str]:
+    """Relative path → sha256 of every file below a folder."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     return {str(path.relative_to(folder)): sha256_file(path) for path in files}
 
 
-def _sha256_json(value: dict[str, str]) -> str:
+def sha256_json(value: dict[str, str]) -> str:
+    """sha256 of a mapping, whatever its order."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def tool_versions() -> dict[str, str]:
+    """Versions of what made an export."""
+    return {name: _version(name) for name in _TOOLS}
 
 
 def _version(distribution: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any
@@ -25,11 +25,12 @@ def parse_config(text: str) -> Any:
 
 
 def template_sha256() -> str:
-    """sha256 over the templates, by which a release made by another version of this package is told."""
+    """sha256 over a release's templates, by which one made by another version of this package is told."""
     digest = hashlib.sha256()
     with as_file(files("m2ost_repository")) as templates:
-        for path in sorted(p for p in templates.rglob("*") if p.suffix in (".py", ".pbtxt")):
-            digest.update(str(path.relative_to(templates)).encode() + b"\0" + path.read_bytes())
+        for folder in _models(templates):
+            for path in sorted(p for p in folder.rglob("*") if p.suffix in (".py", ".pbtxt")):
+                digest.update(str(path.relative_to(templates)).encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()
 
 
@@ -43,16 +44,36 @@ def write_repository(destination: Path, info: EngineInfo) -> None:
     info : EngineInfo
         Fits the configs: views, number of genes, and the parameters that clients read.
     """
+    write_models(destination, lambda template: fit_config(template, info))
+
+
+def write_models(destination: Path, fit: Callable[[str], str], family: str = "") -> None:
+    """Write the models of one family of templates.
+
+    Parameters
+    ----------
+    destination : Path
+        An existing folder; receives a folder a model, each at version 1. Configs already there are rewritten.
+    fit : callable
+        Text of a template's config → text of the config.
+    family : str
+        Folder of templates below ``model_repository``. A release's stand at its top; those below another name, such
+        as ``istar``, never come into a release.
+    """
     with as_file(files("m2ost_repository")) as templates:
-        for config in sorted(templates.glob("*/config.pbtxt")):
-            source, target = config.parent, destination / config.parent.name
+        for source in _models(templates / family):
+            target = destination / source.name
             (target / "1").mkdir(parents=True, exist_ok=True)
             if (source / "1" / "model.py").is_file():
                 shutil.copyfile(source / "1" / "model.py", target / "1" / "model.py")
-            for profile in [config, *sorted((source / "configs").glob("*.pbtxt"))]:
+            for profile in [source / "config.pbtxt", *sorted((source / "configs").glob("*.pbtxt"))]:
                 fitted = target / profile.relative_to(source)
                 fitted.parent.mkdir(exist_ok=True)
-                fitted.write_text(fit_config(profile.read_text(encoding="utf-8"), info), encoding="utf-8")
+                fitted.write_text(fit(profile.read_text(encoding="utf-8")), encoding="utf-8")
+
+
+def _models(folder: Path) -> list[Path]:
+    return sorted(config.parent for config in folder.glob("*/config.pbtxt"))
 
 
 def fit_config(template: str, info: EngineInfo) -> str:
@@ -76,6 +97,11 @@ def fit_config(template: str, info: EngineInfo) -> str:
             config.parameters[key].string_value = value
     for accelerator in config.optimization.execution_accelerators.gpu_execution_accelerator:
         _fit_accelerator(accelerator.parameters, info)
+    return finish_config(config, template)
+
+
+def finish_config(config: Any, template: str) -> str:
+    """A fitted config as text: warm-ups sent zeros of every input, and the template's head kept."""
     for warmup in config.model_warmup:
         for tensor in config.input:
             spec = warmup.inputs[tensor.name]

@@ -6,14 +6,13 @@ import math
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from scipy.spatial import cKDTree
 
 from .errors import SpotError
 from .spot_files import Centers, read_positions
-from .tissue import Mask
+from .tissue import Mask, cell_tissue
 
 
 @dataclass(frozen=True)
@@ -71,27 +70,12 @@ def grid(size: tuple[int, int], mask: Mask, pitch_px: float) -> Spots:
     columns, rows = math.ceil(width / pitch_px), math.ceil(height / pitch_px)
     if columns * rows > 10_000_000:
         raise SpotError(f"a pitch of {pitch_px:g} px gives {columns * rows:,} cells; choose a larger pitch")
-    share = _cell_tissue(mask, columns * pitch_px / width, rows * pitch_px / height, columns, rows)
+    share = cell_tissue(mask, columns * pitch_px / width, rows * pitch_px / height, columns, rows)
     row, column = np.nonzero(share >= 0.5)
     centers = (np.stack([column, row], axis=1) + 0.5) * pitch_px
     inside = (centers[:, 0] < width) & (centers[:, 1] < height)
     names = tuple(f"{c}x{r}" for c, r in zip(column[inside], row[inside], strict=True))
     return Spots(np.asarray(centers[inside], np.float64), names, pitch_px, "grid")
-
-
-def _cell_tissue(mask: Mask, span_x: float, span_y: float, columns: int, rows: int) -> np.ndarray[Any, Any]:
-    """Share of tissue in every cell: shape (rows, columns). The grid spans ``span`` times the mask's sides."""
-    height, width = mask.shape
-    table = np.zeros((height + 1, width + 1))
-    table[1:, 1:] = mask.cumsum(0, dtype=np.float64).cumsum(1)
-    x = np.clip(np.round(np.arange(columns + 1) * width * span_x / columns), 0, width).astype(int)
-    y = np.clip(np.round(np.arange(rows + 1) * height * span_y / rows), 0, height).astype(int)
-    # A cell smaller than a mask pixel still looks at one.
-    x0, y0 = np.minimum(x[:-1], width - 1), np.minimum(y[:-1], height - 1)
-    x1, y1 = np.maximum(x[1:], x0 + 1), np.maximum(y[1:], y0 + 1)
-    total = table[np.ix_(y1, x1)] - table[np.ix_(y0, x1)] - table[np.ix_(y1, x0)] + table[np.ix_(y0, x0)]
-    share: np.ndarray[Any, Any] = total / np.outer(y1 - y0, x1 - x0)
-    return share
 
 
 def read_spots(path: Path) -> Spots:

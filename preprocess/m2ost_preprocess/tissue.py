@@ -43,3 +43,32 @@ def tissue_mask(overview: Pixels) -> Mask:
     mask = saturation > max(threshold, MIN_SATURATION)
     cleaned: Mask = closing(opening(mask, disk(1)), disk(5)).astype(bool)
     return cleaned
+
+
+def cell_tissue(mask: Mask, span_x: float, span_y: float, columns: int, rows: int) -> np.ndarray[Any, Any]:
+    """Share of tissue in every cell of a grid.
+
+    Parameters
+    ----------
+    mask : ndarray of bool, shape (h, w)
+        Tissue, on an overview of the whole slide.
+    span_x, span_y : float
+        Sides of the grid, in sides of the slide; over 1 where its last cells reach beyond.
+    columns, rows : int
+        Cells along each side.
+
+    Returns
+    -------
+    ndarray of float64, shape (rows, columns)
+    """
+    height, width = mask.shape
+    table = np.zeros((height + 1, width + 1))
+    table[1:, 1:] = mask.cumsum(0, dtype=np.float64).cumsum(1)
+    x = np.clip(np.round(np.arange(columns + 1) * width * span_x / columns), 0, width).astype(int)
+    y = np.clip(np.round(np.arange(rows + 1) * height * span_y / rows), 0, height).astype(int)
+    # A cell smaller than a mask pixel still looks at one.
+    x0, y0 = np.minimum(x[:-1], width - 1), np.minimum(y[:-1], height - 1)
+    x1, y1 = np.maximum(x[1:], x0 + 1), np.maximum(y[1:], y0 + 1)
+    total = table[np.ix_(y1, x1)] - table[np.ix_(y0, x1)] - table[np.ix_(y1, x0)] + table[np.ix_(y0, x0)]
+    share: np.ndarray[Any, Any] = total / np.outer(y1 - y0, x1 - x0)
+    return share

@@ -49,6 +49,27 @@ def test_the_child_gives_the_same_views(decoder, svs):
         assert not have[[1, 3]].any()
 
 
+def test_the_child_gives_the_same_pixels_of_any_rectangle(svs):
+    reader = open_slide(svs)
+    # A buffer of 3 KiB: most regions take several jobs.
+    with Decoder(ViewGeometry(2, (1,))) as decoder:
+        assert decoder._buffer_bytes == 256 * 12
+        for left, top, width, height in [(0, 0, 17, 61), (2219, 2966, 1, 1), (800, 900, 1000, 3)]:
+            found = decoder.read(svs, left, top, width, height)
+            np.testing.assert_array_equal(found, reader.read(left, top, width, height))
+        with pytest.raises(ValueError, match="does not fit"):
+            decoder.read(svs, 0, 0, 2000, 1)
+
+
+def test_a_region_that_cannot_be_decoded_is_an_error_that_names_the_slide(truncated_svs, svs, tmp_path):
+    with Decoder() as decoder:
+        with pytest.raises(UnreadableSlide, match=truncated_svs.name):
+            decoder.read(truncated_svs, 0, 0, 10, 10)
+        with pytest.raises(SlideNotFound):
+            decoder.read(tmp_path / "absent.svs", 0, 0, 10, 10)
+        assert decoder.read(svs, 0, 0, 10, 10).shape == (10, 10, 3)
+
+
 def test_describe_a_real_slide(decoder, svs):
     info = decoder.describe(svs, pitch_um=100)
     assert (info.size, info.mpp, info.mpp_source, info.reader) == ((2220, 2967), 0.499, "aperio.MPP", "cucim")

@@ -2,5 +2,6 @@
 
 from .process import DESCRIBE_TIMEOUT_S, Decoder
 from .protocol import SlideInfo
+from .slide import DecodedSlide
 
-__all__ = ["DESCRIBE_TIMEOUT_S", "Decoder", "SlideInfo"]
+__all__ = ["DESCRIBE_TIMEOUT_S", "DecodedSlide", "Decoder", "SlideInfo"]

@@ -20,7 +20,7 @@ from ..contract import MAX_ROWS, ViewGeometry
 from ..errors import PreprocessError, UnreadableSlide
 from ..readers.base import Pixels
 from ..views import Centers, Scales, Statuses, TilingCounts
-from .protocol import CutViews, Describe, SlideInfo, ViewsCut, view_arrays
+from .protocol import CutViews, Describe, ReadRegion, SlideInfo, ViewsCut, region_array, view_arrays
 
 CUT_TIMEOUT_S = 60.0
 """A decoder that has not cut views by then is taken for hung and killed."""
@@ -61,6 +61,7 @@ class Decoder:
         size = MAX_ROWS * self.geometry.n_views * int(np.prod(self.geometry.shape))
         self._buffer_fd = os.memfd_create("m2ost-views")
         os.ftruncate(self._buffer_fd, size)
+        self._buffer_bytes = size
         self._buffer = mmap.mmap(self._buffer_fd, size)
         self._child: subprocess.Popen[bytes] | None = None
         self._pipe: Connection | None = None
@@ -185,6 +186,41 @@ class Decoder:
             counts += answer.counts
         return answer.statuses
 
+    def read(self, path: Path, left: int, top: int, width: int, height: int) -> Pixels:
+        """Read level-0 pixels of a rectangle inside a slide, in as many jobs as the shared buffer makes of it.
+
+        Parameters
+        ----------
+        path : Path
+            The slide's file, already resolved.
+        left, top, width, height : int
+            The rectangle in level-0 pixels.
+
+        Returns
+        -------
+        ndarray of uint8, shape (height, width, 3)
+            RGB.
+
+        Raises
+        ------
+        SlideError
+            If they cannot be decoded, or the child died on them.
+        ValueError
+            If one row of them is larger than the buffer.
+        RuntimeError
+            If the decoder is closed.
+        """
+        rows = self._buffer_bytes // (3 * width)
+        if rows < 1:
+            raise ValueError(f"a row of {width} px does not fit into the buffer of {self._buffer_bytes} bytes")
+        out = np.empty((height, width, 3), np.uint8)
+        for first in range(0, height, rows):
+            count = min(rows, height - first)
+            with self._lock:
+                self._ask(ReadRegion(str(path), left, top + first, width, count), path, self._timeout_s)
+                out[first : first + count] = region_array(self._buffer, width, count)
+        return out
+
     def close(self) -> None:
         """End the child and free the buffer, after the jobs under way; later ones raise ``RuntimeError``."""
         with self._lock:
@@ -200,7 +236,7 @@ class Decoder:
     def __exit__(self, *exc: object) -> None:
         self.close()
 
-    def _ask(self, job: CutViews | Describe, path: Path, timeout_s: float) -> Any:
+    def _ask(self, job: CutViews | Describe | ReadRegion, path: Path, timeout_s: float) -> Any:
         self._start()
         assert self._pipe is not None
         try:

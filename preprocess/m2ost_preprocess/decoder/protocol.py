@@ -71,6 +71,25 @@ class Describe:
 
 
 @dataclass(frozen=True)
+class ReadRegion:
+    """Read level-0 pixels into the shared buffer; answered by None.
+
+    Parameters
+    ----------
+    path : str
+        The slide's file.
+    left, top, width, height : int
+        The rectangle in level-0 pixels, inside the slide; 3·width·height bytes at most those of the buffer.
+    """
+
+    path: str
+    left: int
+    top: int
+    width: int
+    height: int
+
+
+@dataclass(frozen=True)
 class SlideInfo:
     """What is known about a slide.
 
@@ -122,6 +141,24 @@ class SlideInfo:
         """
         arrays = ("centers", "names", "thumbnail")
         return {k: getattr(self, k) for k in self.__dataclass_fields__ if k not in arrays}
+
+
+def region_array(buffer: mmap.mmap, width: int, height: int) -> Pixels:
+    """The shared buffer as a region.
+
+    Parameters
+    ----------
+    buffer : mmap
+        Memory that parent and child share.
+    width, height : int
+        Of the region in pixels.
+
+    Returns
+    -------
+    ndarray of uint8, shape (height, width, 3)
+        RGB; no copy.
+    """
+    return np.frombuffer(buffer, np.uint8, 3 * width * height).reshape(height, width, 3)
 
 
 def view_arrays(buffer: mmap.mmap, geometry: ViewGeometry, rows: int) -> list[Pixels]:

@@ -25,7 +25,7 @@ from ..slides import fingerprint, slide_files
 from ..spots import Spots, grid
 from ..tissue import MASK_PX, tissue_mask
 from ..views import TilingCounts, cut_views
-from .protocol import CutViews, Describe, SlideInfo, ViewsCut, view_arrays
+from .protocol import CutViews, Describe, ReadRegion, SlideInfo, ViewsCut, region_array, view_arrays
 
 MAX_OPEN_SLIDES = 16
 MAX_RESIDENT_BYTES = 2 << 30
@@ -153,6 +153,56 @@ def cut(slides: OpenSlides, job: CutViews, buffer: mmap.mmap) -> ViewsCut:
     return ViewsCut(cut_views(reader, job.centers, job.scales, job.geometry, out, counts), counts)
 
 
+def read_region(slides: OpenSlides, job: ReadRegion, buffer: mmap.mmap) -> None:
+    """Answer a :class:`ReadRegion` job.
+
+    Parameters
+    ----------
+    slides : OpenSlides
+        Where the slide is, or will be, open.
+    job : ReadRegion
+        What is asked.
+    buffer : mmap
+        Receives the pixels.
+
+    Raises
+    ------
+    SlideNotFound, UnreadableSlide
+    """
+    _, reader = slides.get(job.path)
+    pixels = reader.read(job.left, job.top, job.width, job.height)
+    region_array(buffer, job.width, job.height)[...] = pixels
+
+
+def answer_job(slides: OpenSlides, job: Any, buffer: mmap.mmap) -> SlideInfo | ViewsCut | None:
+    """Answer any job.
+
+    Parameters
+    ----------
+    slides : OpenSlides
+        Where slides are open.
+    job : Describe or CutViews or ReadRegion
+        What is asked.
+    buffer : mmap
+        Receives pixels.
+
+    Returns
+    -------
+    SlideInfo or ViewsCut or None
+        As the job says.
+
+    Raises
+    ------
+    PreprocessError
+    """
+    if isinstance(job, Describe):
+        return describe(slides, job)
+    if isinstance(job, ReadRegion):
+        read_region(slides, job, buffer)
+        return None
+    return cut(slides, job, buffer)
+
+
 def _leave_with(socket_fd: int) -> None:
     """End this process once the other end of the socket is closed; a decode under way would not notice."""
     poll = select.poll()
@@ -176,7 +226,7 @@ def main() -> None:
             return
         answer: Any
         try:
-            answer = describe(slides, job) if isinstance(job, Describe) else cut(slides, job, buffer)
+            answer = answer_job(slides, job, buffer)
         except PreprocessError as error:
             answer = error
         except Exception as error:  # an answer, whatever it is: the parent takes silence for a crash

@@ -43,10 +43,8 @@ class OnnxEngine:
         self._geometry = geometry
         self._session = cpu_session(onnx) if isinstance(device, HostDevice) else cuda_session(onnx, device)
         self._genes = self._session.get_outputs()[0].shape[1]
-        self._large_run = None
-        if device.kind == "cpu":  # a GPU's memory is the engine's own, and large runs are usual there
-            self._large_run = ort.RunOptions()
-            self._large_run.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
+        # A GPU's memory is the engine's own, and large runs are usual there.
+        self._large_run = give_memory_back() if device.kind == "cpu" else None
         self.description = f"ONNX Runtime {ort.__version__}, {_PROVIDERS[device.kind]} {device.index}"
 
     def run(self, batch: Mapping[str, Any]) -> Expression:
@@ -87,6 +85,15 @@ def cpu_session(onnx: Path) -> Any:
     # cost a third of the speed.
     options.enable_mem_pattern = False
     return ort.InferenceSession(onnx, options, providers=[_PROVIDERS["cpu"]])
+
+
+def give_memory_back() -> Any:
+    """Options of a run that gives its memory back at the end: ``onnxruntime.RunOptions``."""
+    import onnxruntime as ort
+
+    options = ort.RunOptions()
+    options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
+    return options
 
 
 def cuda_session(onnx: Path, device: CudaDevice) -> Any:

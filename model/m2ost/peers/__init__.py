@@ -1,0 +1,1 @@
+"""Other systems that M2OST is compared with, built from their papers."""

@@ -1,0 +1,119 @@
+"""The networks of a baseline folder on ONNX Runtime, configured as M2OST's engine is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..contract import EXPRESSION, sha256_file
+from ..engine.onnx import KEEP_MEMORY_ROWS, cpu_session, give_memory_back
+from .manifest import (
+    CLS,
+    FEATURES,
+    GRID,
+    MAX_HEAD_ROWS,
+    NETWORK_MODELS,
+    PATCH,
+    REGION,
+    TOKENS,
+    BaselineInfo,
+    BaselineManifest,
+)
+
+
+@dataclass(frozen=True)
+class Tensors:
+    """What a network takes and gives.
+
+    Parameters
+    ----------
+    taken : str
+    given : tuple of str
+    batched : bool
+        Whether the first axis is a batch.
+    keep_memory_rows : int
+        A run of more rows gives its memory back.
+    """
+
+    taken: str
+    given: tuple[str, ...]
+    batched: bool
+    keep_memory_rows: int
+
+
+NETWORKS = {
+    "patch": Tensors(PATCH, (CLS, TOKENS), True, KEEP_MEMORY_ROWS),
+    # The attention of ViT-4K grows with the square of a slide's area: nothing of it is kept.
+    "region": Tensors(GRID, (REGION,), False, 0),
+    "head": Tensors(FEATURES, (EXPRESSION,), True, MAX_HEAD_ROWS),
+}
+
+
+class OnnxNetwork:
+    """One of the networks.
+
+    Parameters
+    ----------
+    path : Path
+        Its graph.
+    network : str
+        ``patch``, ``region`` or ``head``.
+    info : BaselineInfo
+        Of the folder that the graph is from.
+
+    Raises
+    ------
+    RuntimeError
+        If the graph is not that of the folder.
+    """
+
+    def __init__(self, path: Path, network: str, info: BaselineInfo) -> None:
+        found, expected = sha256_file(path), info.onnx_sha256[network]
+        if found != expected:
+            raise RuntimeError(f"{path}: sha256 is {found}, the baseline says {expected}; export it anew")
+        self.tensors = NETWORKS[network]
+        self._session, self._large = cpu_session(path), give_memory_back()
+
+    def run(self, array: Any) -> Sequence[Any]:
+        """Run the network once; returns its outputs."""
+        options = self._large if len(array) > self.tensors.keep_memory_rows else None
+        outputs: Sequence[Any] = self._session.run(list(self.tensors.given), {self.tensors.taken: array}, options)
+        return outputs
+
+
+class OnnxNetworks:
+    """A baseline folder's networks in this process: ``pipeline.Networks``.
+
+    Parameters
+    ----------
+    baseline : Path
+        A folder that ``m2ost export-istar`` made.
+
+    Raises
+    ------
+    FileNotFoundError, ManifestError
+        If it is none.
+    """
+
+    def __init__(self, baseline: Path) -> None:
+        self.info = BaselineManifest.read(baseline).info
+        self.sizes = self.info.sizes
+        self._networks = {
+            network: OnnxNetwork(baseline / model / "1" / "model.onnx", network, self.info)
+            for network, model in NETWORK_MODELS.items()
+        }
+
+    def patch(self, pixels: Any) -> tuple[Any, Any]:
+        """ViT-256 on uint8 (n, 256, 256, 3)."""
+        cls, tokens = self._networks["patch"].run(pixels)
+        return cls, tokens
+
+    def region(self, cls_grid: Any) -> Any:
+        """ViT-4K on float32 (h, w, dim)."""
+        return self._networks["region"].run(cls_grid)[0]
+
+    def head(self, features: Any) -> Any:
+        """The head on float32 (n, feature_dim)."""
+        return self._networks["head"].run(features)[0]

@@ -1,0 +1,161 @@
+"""The baseline beside a release in one real Triton: iStar through the same door as M2OST."""
+
+import json
+import signal
+import threading
+from dataclasses import replace
+
+import numpy as np
+import psutil
+import pytest
+import tritonclient.grpc as triton
+from m2ost.peers.istar import TorchNetworks, build
+from m2ost_client import ServerOptions, TritonServer
+from m2ost_client.probe import tensor
+from m2ost_export.istar import build_baseline
+from m2ost_preprocess.contract import RowStatus
+from m2ost_preprocess.istar.geometry import VARIANTS
+from m2ost_preprocess.istar.pipeline import predict_slide
+from m2ost_preprocess.readers import open_slide
+from tritonclient.utils import InferenceServerException
+
+from tests.model.peers.conftest import NARROW
+
+from .conftest import by_server, metrics_of
+from .test_supervision import process_of, wait_for
+
+SLIDE = "wsi/CMU-1-Small-Region.svs"
+CENTERS = np.array([(800, 900), (0, 0), (2219, 2966), (-1, 3), (1500, 2000), (2220, 0)], np.int32)
+GENES = tuple(f"g{i}" for i in range(6))
+SIZES = replace(NARROW, patch_dim=192, patch_heads=3)
+"""A patch network that is slower than the reading of its patches, as the paper's is: else no queue, and no batches."""
+
+
+@pytest.fixture(scope="module")
+def model():
+    return build(SIZES)
+
+
+@pytest.fixture(scope="module")
+def server(model, narrow_release, roots, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("istar") / "baseline"
+    build_baseline(model, GENES, folder)
+    options = ServerOptions(release=narrow_release, baseline=folder, roots=roots, probe_interval_s=0.5)
+    with TritonServer(options) as server:
+        yield server
+
+
+def ask(server, slide=SLIDE, centers=CENTERS, **numbers):
+    inputs = [tensor("SLIDE", np.array([slide], dtype=object)), tensor("CENTER", centers)]
+    numbers = {"SPOT_DIAMETER_UM": 100.0, **numbers}
+    inputs += [tensor(name, np.array([value])) for name, value in numbers.items() if value is not None]
+    with triton.InferenceServerClient(server.address) as client:
+        answer = client.infer("istar_slide", inputs, client_timeout=120)
+    return answer.as_numpy("EXPRESSION"), answer.as_numpy("STATUS"), json.loads(answer.as_numpy("INFO")[0])
+
+
+def answers(server):
+    """Whether a server is up; once it is, nothing but a value will do."""
+    try:
+        return ask(server)[1][0] == RowStatus.OK
+    except InferenceServerException as error:
+        if "UNAVAILABLE" in str(error.status()):
+            return False
+        raise
+
+
+def in_process(model, slide, mpp):
+    expression, _ = predict_slide(
+        open_slide(slide),
+        CENTERS,
+        mpp=mpp,
+        spot_diameter_um=100,
+        networks=TorchNetworks(model),
+        variant=VARIANTS["tissue"],
+        batch_rows=32,
+    )
+    return expression
+
+
+def test_what_is_served_is_what_the_pipeline_computes(server, model, svs):
+    expression, status, info = ask(server)
+    out = RowStatus.OUTSIDE_SLIDE
+    assert status.tolist() == [[0], [0], [0], [out], [0], [out]]
+    expected = in_process(model, svs, 0.499)
+    np.testing.assert_allclose(expression, expected, rtol=0, atol=1e-4, equal_nan=True)
+    assert np.isnan(expression[[3, 5]]).all()
+    assert np.nanstd(expected, axis=0).max() > 100 * 1e-4, "spots without contrast would pass by luck"
+    assert (info["variant"], info["mpp"], info["mpp_source"]) == ("tissue", 0.499, "aperio.MPP")
+    assert (info["pretrained"], info["head_trained"], info["spots"]) == (False, False, 6)
+    assert info["superpixels"] > 300
+    assert info["baseline_sha256"] == server.baseline.baseline_sha256
+    assert {"read", "patch", "region", "features", "head"} <= set(info["seconds"])
+    assert by_server(server.address, SLIDE, [(800, 800)])[1].tolist() == [0], "M2OST answers beside it"
+
+
+def test_a_resolution_that_is_given_is_used(server, model, svs):
+    expression, _, info = ask(server, MPP=0.25)
+    np.testing.assert_allclose(expression, in_process(model, svs, 0.25), rtol=0, atol=1e-4, equal_nan=True)
+    assert info["mpp_source"] == "given"
+
+
+@pytest.mark.parametrize(
+    ("change", "status", "words"),
+    [
+        ({"slide": "wsi/absent.svs"}, "NOT_FOUND", "wsi/absent.svs"),
+        ({"slide": "wsi/../her2st/C2.jpg"}, "NOT_FOUND", "C2.jpg"),
+        ({"slide": "half/truncated.svs"}, "INVALID_ARGUMENT", "truncated.svs"),
+        ({"centers": np.zeros((0, 2), np.int32)}, "INVALID_ARGUMENT", f"{SLIDE}: no spots"),
+        ({"SPOT_DIAMETER_UM": None}, "INVALID_ARGUMENT", "SPOT_DIAMETER_UM"),
+        ({"SPOT_DIAMETER_UM": -1.0}, "INVALID_ARGUMENT", f"{SLIDE}: a spot's diameter"),
+        ({"SPOT_DIAMETER_UM": float("nan")}, "INVALID_ARGUMENT", f"{SLIDE}: a spot's diameter"),
+        ({"MPP": 0.0}, "INVALID_ARGUMENT", "µm/px"),
+        ({"slide": "her2st/C2.jpg"}, "INVALID_ARGUMENT", "give it as MPP"),
+        ({"MPP": 20.0}, "INVALID_ARGUMENT", "memory_limit_gib"),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_answered_is_an_error_by_name(server, change, status, words):
+    with pytest.raises(InferenceServerException, match=words) as error:
+        ask(server, **change)
+    assert error.value.status().endswith(status)
+
+
+def test_errors_cost_others_nothing_and_patches_of_concurrent_slides_are_batched(server):
+    expected, _, info = ask(server)
+    before, found = metrics_of(server), []
+    good = [threading.Thread(target=lambda: found.append(ask(server)[0])) for _ in range(3)]
+    for thread in good:
+        thread.start()
+    with pytest.raises(InferenceServerException):
+        ask(server, slide="wsi/absent.svs")
+    for thread in good:
+        thread.join()
+    after = metrics_of(server)
+    assert len(found) == 3
+    for expression in found:
+        np.testing.assert_allclose(expression, expected, rtol=0, atol=1e-5, equal_nan=True)
+
+    def grown(name):
+        return after[f"{name}{{istar_patch}}"] - before[f"{name}{{istar_patch}}"]
+
+    requests = 3 * -(-info["forwards"] // 16)  # of 16 rows
+    probes = grown("nv_inference_count") - 3 * info["forwards"]  # the supervisor's, of one row, at any time
+    assert 0 <= probes <= 60
+    assert grown("nv_inference_exec_count") <= 0.8 * requests + probes, "requests of 16 rows were hardly joined"
+
+
+def test_a_dead_model_of_the_baseline_is_noticed_and_the_server_restarted(server):
+    restarts = server.restarts
+    process_of(server, "/istar_slide/1/model.py").send_signal(signal.SIGSEGV)
+    wait_for(lambda: server.restarts == restarts + 1, "restart")
+    wait_for(lambda: answers(server), "answer of the new server")
+
+
+def test_a_decoder_that_died_is_replaced_without_the_server(server):
+    for process in psutil.Process(server.pid).children(recursive=True):
+        if "m2ost_preprocess.decoder.worker" in process.cmdline():
+            process.send_signal(signal.SIGKILL)
+    restarts = server.restarts
+    assert ask(server)[1][0] == RowStatus.OK
+    assert server.restarts == restarts
