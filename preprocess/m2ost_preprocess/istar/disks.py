@@ -1,4 +1,4 @@
-"""Which superpixels a spot is made of."""
+"""Which superpixels a spot is made of, and their mean."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+from scipy.sparse import csr_array
 
 from ..contract import RowStatus
 from ..errors import SpotError
@@ -15,6 +16,7 @@ from .sizes import SUPERPIXEL_PX
 
 Indices = np.ndarray[Any, np.dtype[np.int64]]
 Statuses = np.ndarray[Any, np.dtype[np.int32]]
+Expression = np.ndarray[Any, np.dtype[np.float32]]
 
 MAX_DIAMETER_UM = 1000.0
 """Largest spot: 12,272 superpixels."""
@@ -98,3 +100,34 @@ def disks(size_px: tuple[int, int], mpp: float, grid: tuple[int, int], centers: 
         spots.append(np.full(len(within), spot))
         superpixels.append(within)
     return Disks(statuses, np.concatenate(spots), np.concatenate(superpixels))
+
+
+class SpotMeans:
+    """Means over the superpixels of spots, which come in blocks.
+
+    Parameters
+    ----------
+    spots : Disks
+    n_genes : int
+    """
+
+    def __init__(self, spots: Disks, n_genes: int) -> None:
+        self._superpixels, self._spots = spots.superpixels, spots.spots
+        self._counts, self._statuses = spots.counts, spots.statuses
+        self._sums = np.zeros((len(spots.statuses), n_genes))
+
+    def add(self, superpixels: Any, expression: Expression) -> None:
+        """Take in the expression of some superpixels, in ascending order; every one comes once."""
+        place = np.searchsorted(superpixels, self._superpixels)
+        place[place == len(superpixels)] = 0
+        here = np.flatnonzero(superpixels[place] == self._superpixels)
+        spots, row = np.unique(self._spots[here], return_inverse=True)
+        members = csr_array((np.ones(len(here)), (row, place[here])), shape=(len(spots), len(superpixels)))
+        self._sums[spots] += members @ expression
+
+    def expression(self) -> Expression:
+        """The means, float32 (n, G); NaN for spots without a value."""
+        with np.errstate(invalid="ignore", divide="ignore"):
+            means = (self._sums / self._counts[:, None]).astype(np.float32)
+        means[self._statuses != RowStatus.OK] = np.nan
+        return means

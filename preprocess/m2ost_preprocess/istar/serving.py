@@ -16,7 +16,8 @@ from ..slides import SlideRoots
 from .geometry import VARIANTS
 from .manifest import INFO, MPP, NETWORK_MODELS, SPOT_DIAMETER_UM, BaselineInfo
 from .onnx import NETWORKS, OnnxNetwork
-from .pipeline import SlideRun, plan_slide, run_slide
+from .pipeline import plan_slide, run_slide
+from .run import SlideRun
 from .sizes import Sizes
 from .stopwatch import Stopwatch
 

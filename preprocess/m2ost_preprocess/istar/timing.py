@@ -8,8 +8,10 @@ from dataclasses import asdict, dataclass
 from typing import Any, TypeVar
 
 from ..tissue import MASK_PX, tissue_mask
+from .disks import SpotMeans
 from .geometry import Variant, plan
-from .pipeline import Networks, OverviewSource, SlideRun, SpotMeans, plan_slide
+from .pipeline import OverviewSource, plan_slide
+from .run import Networks, SlideRun
 from .stopwatch import Stopwatch
 
 READING = ("overview", "read", "read whole slide")

@@ -6,7 +6,7 @@ import torch
 from m2ost.checkpoint import CheckpointError
 from m2ost.peers.istar import Head, TorchNetworks, build
 from m2ost_preprocess.istar.geometry import VARIANTS, plan
-from m2ost_preprocess.istar.pipeline import SlideRun
+from m2ost_preprocess.istar.run import SlideRun
 from m2ost_preprocess.istar.sizes import Sizes
 from m2ost_preprocess.istar.stopwatch import Stopwatch
 from m2ost_preprocess.readers import open_slide

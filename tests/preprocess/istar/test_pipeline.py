@@ -10,7 +10,8 @@ from m2ost_preprocess.errors import SlideError, SpotError, UnreadableSlide
 from m2ost_preprocess.istar.disks import disks
 from m2ost_preprocess.istar.features import FeatureMap, mean_colours
 from m2ost_preprocess.istar.geometry import VARIANTS, plan
-from m2ost_preprocess.istar.pipeline import SlideRun, predict_slide
+from m2ost_preprocess.istar.pipeline import predict_slide
+from m2ost_preprocess.istar.run import SlideRun
 from m2ost_preprocess.istar.scaled import ScaledSlide
 from m2ost_preprocess.istar.stopwatch import Stopwatch
 from m2ost_preprocess.readers import open_slide
