@@ -1,7 +1,7 @@
 """gRPC inside Locust: a call suspends the user that makes it, and nobody else.
 
 Locust runs its users as gevent greenlets in one thread, and gRPC's C core knows nothing of them: unless it is told
-(:func:`let_grpc_yield`), the first call blocks every user until it is answered, and a load of any size is a load of one.
+(:func:`let_grpc_yield`), a call blocks every other user until it is answered, and a load of any size is a load of one.
 Once told, a blocking call still occupies one of gevent's ten threads, so that an eleventh answer waits for a free one
 and its latency grows. Calls here are futures: one thread watches a channel whatever the number of calls on it.
 """
@@ -56,7 +56,7 @@ class Channel:
         self._channel.close()
 
     def infer(self, request: Any, *, deadline_s: float) -> Any:
-        """Send a ``ModelInferRequest`` and wait for its answer; other greenlets go on. Cancelled when this one is killed.
+        """Send a ``ModelInferRequest`` and wait for its answer, while other greenlets go on; cancelled with this one.
 
         Raises
         ------
@@ -82,8 +82,8 @@ class Channel:
         except grpc.RpcError as error:
             if error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
                 raise TargetError(
-                    f"{self.address}: no server answers ({describe_failure(error)}); check that it runs (`m2ost serve`) and "
-                    "that --host is the address of its gRPC port, host:port"
+                    f"{self.address}: no server answers ({describe_failure(error)}); check that it runs "
+                    "(`m2ost serve`) and that --host is the address of its gRPC port, host:port"
                 ) from error
             raise TargetError(f"{self.address}: {describe_failure(error)}") from error
 
@@ -154,8 +154,8 @@ class Channel:
         centers = output(answer, contract.CENTER)
         if centers is None or not len(centers):
             raise TargetError(
-                f"{self.address}: {slide} has no spots at a pitch of {pitch_um:g} µm (no tissue found); choose another slide "
-                "or a smaller --pitch-um"
+                f"{self.address}: {slide} has no spots at a pitch of {pitch_um:g} µm (no tissue found); choose "
+                "another slide or a smaller --pitch-um"
             )
         return SlideSpots(slide, centers.reshape(-1, 2).astype(np.int32))
 

@@ -41,17 +41,33 @@ def _add_options(parser: LocustArgumentParser) -> None:
         variable = "M2OST_" + flag.removeprefix("--").replace("-", "_").upper()
         group.add_argument(flag, type=kind, default=initial, env_var=variable, help=help_text, **more)
 
-    add("--slide", str, "Slide on the server, root/relative/path; repeatable, the most popular first.", [], action="append")
+    add(
+        "--slide",
+        str,
+        "Slide on the server, root/relative/path; repeatable, the most popular first.",
+        [],
+        action="append",
+    )
     add("--metrics-url", str, "The server's metrics: batch sizes reached and time in queues are then reported.", "")
     add("--spots", int, "Spots a request of interactive users.", default.spots)
     add("--archive-spots", int, "Spots a request of archive users.", default.archive_spots)
     add("--archive-share", float, "Share of the users that are archive traffic, 0 to 1.", default.archive_share)
     add("--zipf-exponent", float, "Of the slides' popularity; 0: all equal.", default.zipf_exponent)
-    add("--arrival-rate", float, "Open load: requests/s of each user, answered or not. 0: closed load.", default.arrival_rate)
+    add(
+        "--arrival-rate",
+        float,
+        "Open load: requests/s of each user, answered or not. 0: closed load.",
+        default.arrival_rate,
+    )
     group.add_argument(
         "--poisson", action="store_true", env_var="M2OST_POISSON", help="Open load: exponentially distributed gaps."
     )
-    add("--max-in-flight", int, "Open load: most unanswered requests of a user; more fail unsent.", default.max_in_flight)
+    add(
+        "--max-in-flight",
+        int,
+        "Open load: most unanswered requests of a user; more fail unsent.",
+        default.max_in_flight,
+    )
     add("--think-s", float, "Closed load: pause after an answer, in seconds.", default.think_s)
     add("--pitch-um", float, "Pitch of the slides' grid of spots in µm.", default.pitch_um)
     add("--mpp", float, "µm/px of the slides, in place of what their files say.", default.mpp)
@@ -84,6 +100,8 @@ def _on_init(environment: Environment, runner: Any, **_: Any) -> None:
     events.reset_stats.add_listener(listeners.on_reset)
     if isinstance(runner, WorkerRunner):
         events.report_to_master.add_listener(listeners.on_report_to_master)
+        if options.processes:  # forked with the master's options: what fails there fails here, and is said there
+            listeners.check_or_exit(say=False)
         return
     if isinstance(runner, MasterRunner):
         events.worker_report.add_listener(listeners.on_worker_report)
@@ -95,12 +113,7 @@ def _on_init(environment: Environment, runner: Any, **_: Any) -> None:
         shape.runner = runner
         environment.shape_class = shape
     if options.headless:
-        # Nothing can be started by hand later: a load that cannot be is an error now, before there are users.
-        try:
-            listeners.prepare().channel.close()
-            listeners.read_metrics()
-        except LoadTestError as error:
-            sys.exit(f"error: {error}")
+        listeners.check_or_exit(say=True)
         events.quit.add_listener(listeners.on_quit)
     else:
         events.test_stop.add_listener(listeners.on_test_stop)
@@ -134,6 +147,14 @@ class _Listeners:
         address = self._environment.host.removeprefix("grpc://")
         return prepare(address, self._options.slide, models, _load_of(self._options), worker=worker)
 
+    def check_or_exit(self, *, say: bool) -> None:
+        """End the process with status 1 where the load cannot be, before there are users."""
+        try:
+            self.prepare().channel.close()
+            self.read_metrics()
+        except LoadTestError as error:
+            sys.exit(f"error: {error}" if say else 1)
+
     def read_metrics(self) -> Counts:
         """The server's counts so far; none without ``--metrics-url``."""
         return read_metrics(self._options.metrics_url) if self._options.metrics_url else {}
@@ -149,6 +170,7 @@ class _Listeners:
             self._process.error = error
             logging.error("%s", error)
             return
+        self._process.error = None
         self._facts = self._process.session = session
 
     def _close(self) -> None:

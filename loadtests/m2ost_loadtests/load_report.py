@@ -12,6 +12,19 @@ from pathlib import Path
 from typing import Any
 
 _MS = 1e3
+_COLUMNS = {
+    "requests": "requests",
+    "failed": "failed",
+    "spots": "spots",
+    "req/s": "requests_per_s",
+    "spots/s": "spots_per_s",
+    "p50 ms": "p50_ms",
+    "p95 ms": "p95_ms",
+    "p99 ms": "p99_ms",
+    "max ms": "max_ms",
+    "B/spot": "bytes_per_spot",
+}
+"""Heads of the table for a terminal, and the figures below them."""
 
 
 @dataclass(frozen=True)
@@ -41,8 +54,8 @@ class LoadReport:
     stages : list of dict
         The same for each stage of a step load.
     models : dict
-        What each of the server's models did meanwhile (:func:`~m2ost_loadtests.triton_statistics.server_figures`); empty
-        without ``--metrics-url``.
+        What each of the server's models did meanwhile (:func:`~m2ost_loadtests.triton_statistics.server_figures`);
+        empty without ``--metrics-url``.
     """
 
     address: str
@@ -95,17 +108,16 @@ class LoadReport:
 
     def to_text(self) -> str:
         """A table for a terminal."""
-        heads = ("", "requests", "failed", "spots", "req/s", "spots/s", "p50 ms", "p95 ms", "p99 ms", "max ms", "B/spot")
-        keys = ("requests", "failed", "spots", "requests_per_s", "spots_per_s")
-        keys += ("p50_ms", "p95_ms", "p99_ms", "max_ms", "bytes_per_spot")
         rows = list(self.rows())
         width = max(len(row["name"]) for row in rows)
-        lines = [f"{heads[0]:{width}}" + "".join(f"{head:>10}" for head in heads[1:])]
-        lines += [f"{row['name']:{width}}" + "".join(f"{_shown(row[key]):>10}" for key in keys) for row in rows]
+        lines = [" " * width + "".join(f"{head:>10}" for head in _COLUMNS)]
+        lines += [
+            f"{row['name']:{width}}" + "".join(f"{_shown(row[key]):>10}" for key in _COLUMNS.values()) for row in rows
+        ]
         for model, figures in self.models.items():
             lines.append(
-                f"{model}: {figures['rows_per_execution']:.1f} rows and {figures['requests_per_execution']:.1f} requests an "
-                f"execution, {figures['queue_ms']:.1f} ms in the queue, {figures['compute_ms']:.1f} ms computing"
+                "{}: {rows_per_execution:.1f} rows and {requests_per_execution:.1f} requests an execution, "
+                "{queue_ms:.1f} ms in the queue, {compute_ms:.1f} ms computing".format(model, **figures)
             )
         lines += [f"{count} failed: {reason}" for reason, count in self.all["failures"].items()]
         lines += [f"{count} spots without a value: {name}" for name, count in self.all["spots_without_value"].items()]
@@ -113,7 +125,9 @@ class LoadReport:
             lines.append(f"{self.all['unanswered_at_the_end']} requests were unanswered when the load ended")
         lag = self.all["send_lag_s"]
         if self.load["arrival_rate"] and lag:
-            lines.append(f"requests left {lag['p99'] * _MS:.1f} ms (p99) after they were due; their latencies include it")
+            lines.append(
+                f"requests left {lag['p99'] * _MS:.1f} ms (p99) after they were due; their latencies include it"
+            )
         if not any(self.priority.values()):
             lines.append("no priority was sent: the served queues have no priority levels")
         return "\n".join(lines)

@@ -22,8 +22,8 @@ class Sample:
     Parameters
     ----------
     intended_at : float
-        When it was due, in seconds since the epoch: a latency counts from here, so that one that a late sender held back
-        is not flattered (coordinated omission).
+        When it was due, in seconds since the epoch: a latency counts from here, so that what held back the sender is in
+        it (no coordinated omission).
     sent_at, completed_at : float
         When it was handed to gRPC, and when its answer was there.
     bytes_sent : int

@@ -1,4 +1,4 @@
-"""What the users of one Locust process share: the connection, the slides and their spots, who is which class of traffic."""
+"""What the users of one Locust process share: the connection, the slides and their spots, the classes of traffic."""
 
 from __future__ import annotations
 

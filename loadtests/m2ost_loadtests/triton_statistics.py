@@ -15,7 +15,7 @@ from .errors import TargetError
 
 METRICS_TIMEOUT_S = 5.0
 
-_LINE = re.compile(r'^(nv_inference_\w+)\{([^}]*)\} ([0-9.e+]+)$', re.MULTILINE)
+_LINE = re.compile(r"^(nv_inference_\w+)\{([^}]*)\} ([0-9.e+]+)$", re.MULTILINE)
 _MODEL = re.compile(r'\bmodel="([^"]*)"')
 
 Counts = Mapping[str, Mapping[str, float]]

@@ -1,7 +1,7 @@
 """Locust users of the three doors.
 
-One user is one client: in a closed load it asks, waits and asks again; in an open load (``--arrival-rate``) it asks when
-the clock says so, whether or not earlier requests were answered, and a latency counts from when the request was due.
+One user is one client: in a closed load it asks, waits and asks again; in an open load (``--arrival-rate``) it asks
+when the clock says so, whether or not earlier requests were answered, and a latency counts from when it was due.
 """
 
 from __future__ import annotations

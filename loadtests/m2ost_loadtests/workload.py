@@ -38,8 +38,9 @@ def zipf_weights(n: int, exponent: float) -> np.ndarray[Any, np.dtype[np.float64
 
     With exponent 0 all are equally popular.
     """
-    weights = np.arange(1, n + 1, dtype=np.float64) ** -exponent
-    return weights / weights.sum()
+    weights: np.ndarray[Any, np.dtype[np.float64]] = np.arange(1, n + 1, dtype=np.float64) ** -exponent
+    weights /= weights.sum()
+    return weights
 
 
 class Draw:
@@ -75,7 +76,7 @@ class Draw:
 
 
 def traffic_class(ordinal: int, archive_share: float) -> str:
-    """Class of the ``ordinal``-th user (from 0): of the first n users, ``archive_share`` · n, rounded down, are archive."""
+    """Class of the ``ordinal``-th user, from 0: of the first n, ``archive_share`` · n (rounded down) are archive."""
     archive = int((ordinal + 1) * archive_share + 1e-9) > int(ordinal * archive_share + 1e-9)
     return ARCHIVE if archive else INTERACTIVE
 
