@@ -60,8 +60,9 @@ def server_figures(before: Counts, after: Counts) -> dict[str, dict[str, Any]]:
     -------
     dict
         Model → ``requests``, ``failed``, ``rows``, ``executions``; ``rows_per_execution`` (the batch size reached) and
-        ``requests_per_execution``; ``queue_ms`` and ``compute_ms``, the mean of a request. Models that executed nothing
-        are left out.
+        ``requests_per_execution``; ``request_s``, the seconds that requests spent in the server, added up (divided by
+        the load's length: how many were there at once); ``queue_ms`` and ``compute_ms``, the mean of a request. Models
+        that executed nothing are left out.
     """
     figures: dict[str, dict[str, Any]] = {}
     for model, latest in sorted(after.items()):
@@ -81,6 +82,7 @@ def server_figures(before: Counts, after: Counts) -> dict[str, dict[str, Any]]:
             "executions": int(executions),
             "rows_per_execution": grown("count") / executions,
             "requests_per_execution": requests / executions,
+            "request_s": grown("request_duration_us") / 1e6,
             "queue_ms": grown("queue_duration_us") / requests / 1e3,
             "compute_ms": grown("compute_infer_duration_us") / requests / 1e3,
         }
