@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import logging
 import sys
+import time
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
+import gevent
 from locust.argument_parser import LocustArgumentParser
 from locust.env import Environment
 from locust.event import Events
@@ -24,6 +26,11 @@ from .workload import Load
 
 _log = logging.getLogger("locust.stats_logger")
 _MESSAGE_KEY = "m2ost"
+_CHOSEN = "m2ost_users"
+"""Among the options, which a master sends to its workers: names of the classes of users that it runs."""
+_FINISH, _FINISHED = "m2ost_finish", "m2ost_finished"
+_FINISH_TIMEOUT_S = 30.0
+"""Beyond Locust's ``--stop-timeout``, how long the master waits for what its workers counted last, in seconds."""
 
 
 def register(events: Events) -> None:
@@ -91,8 +98,8 @@ def _on_init(environment: Environment, runner: Any, **_: Any) -> None:
     let_grpc_yield()
     options = environment.parsed_options
     assert options is not None
-    if not options.user_classes:  # none named on the command line: not all doors, which few servers have
-        environment.user_classes = [SlideUser]
+    if not (options.user_classes or options.class_picker or isinstance(runner, WorkerRunner)):
+        environment.user_classes = [SlideUser]  # not all doors, which few servers have
     listeners = _Listeners(environment)
     events = environment.events
     events.test_start.add_listener(listeners.on_test_start)
@@ -100,11 +107,14 @@ def _on_init(environment: Environment, runner: Any, **_: Any) -> None:
     events.reset_stats.add_listener(listeners.on_reset)
     if isinstance(runner, WorkerRunner):
         events.report_to_master.add_listener(listeners.on_report_to_master)
+        runner.register_message(_FINISH, listeners.on_finish, concurrent=True)
         if options.processes:  # forked with the master's options: what fails there fails here, and is said there
             listeners.check_or_exit(say=False)
         return
     if isinstance(runner, MasterRunner):
         events.worker_report.add_listener(listeners.on_worker_report)
+        runner.register_message(_FINISHED, listeners.on_finished)
+        events.test_stop.add_listener(listeners.wait_for_workers)
     if options.step_users:
         if options.step_users < 0 or options.step_s <= 0 or options.steps < 1:
             sys.exit("error: --step-users, --step-s and --steps must be positive")
@@ -127,6 +137,7 @@ class _Listeners:
         self._process = process_of(environment)
         self._before: Counts = {}
         self._facts: Session | None = None
+        self._unfinished: set[str] = set()
 
     @property
     def _options(self) -> Any:
@@ -142,8 +153,12 @@ class _Listeners:
         """
         if not self._environment.host:
             raise TargetError("no server given: name host:port of its gRPC service with --host (-H)")
-        models = [user.model for user in self._environment.user_classes if issubclass(user, DoorUser)]
-        worker = getattr(self._environment.runner, "worker_index", 0)
+        users = self._environment.user_classes
+        if not self._reports:  # a worker knows all classes, and runs those that its master chose
+            chosen = getattr(self._options, _CHOSEN, None) or self._options.user_classes or [SlideUser.__name__]
+            users = [user for user in users if user.__name__ in chosen]
+        models = [user.model for user in users if issubclass(user, DoorUser)]
+        worker = max(0, getattr(self._environment.runner, "worker_index", 0))
         address = self._environment.host.removeprefix("grpc://")
         return prepare(address, self._options.slide, models, _load_of(self._options), worker=worker)
 
@@ -163,6 +178,8 @@ class _Listeners:
         """A test begins: forget the last, prepare this."""
         self._process.statistics.clear()
         self._close()
+        if self._reports:
+            setattr(self._options, _CHOSEN, [user.__name__ for user in self._environment.user_classes])
         try:
             session = self.prepare()
             self._before = self.read_metrics() if self._reports else {}
@@ -201,6 +218,36 @@ class _Listeners:
         """The master adds it."""
         if _MESSAGE_KEY in data:
             self._process.statistics.merge(data[_MESSAGE_KEY])
+
+    def wait_for_workers(self, **_: Any) -> None:
+        """On the master, at the end of a test: have all workers finish, and hear from each.
+
+        Left to itself, Locust's master gives its workers half a second to report after they were told to quit, and what
+        users were waiting for longer, under ``--stop-timeout``, is lost.
+        """
+        runner = self._environment.runner
+        assert isinstance(runner, MasterRunner)
+        self._unfinished = {worker.id for worker in runner.clients.all}
+        runner.send_message(_FINISH)
+        deadline = time.monotonic() + self._environment.stop_timeout + _FINISH_TIMEOUT_S
+        while self._unfinished and time.monotonic() < deadline:
+            gevent.sleep(0.05)
+            gone = {worker.id for worker in runner.clients.missing}
+            self._unfinished &= {worker.id for worker in runner.clients.all} - gone
+        if self._unfinished:
+            logging.error("no final report from %d workers: the figures lack theirs", len(self._unfinished))
+
+    def on_finish(self, environment: Environment, **_: Any) -> None:
+        """On a worker: let its users finish, then tell what is left to tell."""
+        runner = environment.runner
+        assert isinstance(runner, WorkerRunner)
+        runner.stop()
+        runner.send_message(_FINISHED, self._process.statistics.take())
+
+    def on_finished(self, msg: Any, **_: Any) -> None:
+        """On the master: add it."""
+        self._process.statistics.merge(msg.data)
+        self._unfinished.discard(msg.node_id)
 
     def on_test_stop(self, **_: Any) -> None:
         """In the web interface every test has its report, and none ends the process."""

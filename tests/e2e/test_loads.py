@@ -3,6 +3,7 @@
 import csv
 import re
 import shutil
+import socket
 import subprocess
 import sys
 import threading
@@ -57,6 +58,7 @@ def test_two_workers_two_slides_and_two_classes_of_traffic(narrow_server, tmp_pa
         by_locust = {row["Name"]: int(row["Request Count"]) for row in csv.DictReader(stream)}
     assert by_locust["m2ost_slide archive"] == archive["requests"]
     assert by_locust["Aggregated"] == report.all["requests"]
+    assert report.all["unanswered_at_the_end"] == 0
     assert set(report.slides) == {SLIDE, OTHER}
     assert archive["bytes_per_spot"] < 100
     assert "spots/s" in (tmp_path / "load.html").read_text()
@@ -64,14 +66,24 @@ def test_two_workers_two_slides_and_two_classes_of_traffic(narrow_server, tmp_pa
     assert (tmp_path / "load_spots.csv").read_text().count("\n") == 4
 
 
-def test_users_who_send_pixels(narrow_server):
-    load = Load(spots=3)
-    report = run_closed_load(narrow_server.address, [], users=2, seconds=2, load=load, user_class="PatchesUser")
-    assert report.all["failed"] == 0
+def test_users_who_send_pixels_from_a_worker_that_was_told_nothing_but_its_master(narrow_server, tmp_path):
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        port = sock.getsockname()[1]
+    worker = [sys.executable, "-m", "locust", "-f", LOCUSTFILE, "--worker", "--master-host", "127.0.0.1"]
+    master = ("--master", "--master-bind-host", "127.0.0.1", "--master-bind-port", port, "--expect-workers", 1)
+    with subprocess.Popen([*worker, "--master-port", str(port)], stderr=subprocess.PIPE) as process:
+        arguments = ("PatchesUser", "--spots", 3, "-u", 2, "-t", "2s", "--stop-timeout", 30, "--csv", tmp_path / "load")
+        status, output = locust(narrow_server.address, *master, *arguments)
+        assert status == 0, output
+        process.communicate(timeout=30)
+        assert process.returncode == 0
+    report = LoadReport.read(tmp_path / "load_spots.json")
+    assert (report.users, report.models) == (["PatchesUser"], {})
+    assert report.all["failed"] == report.all["unanswered_at_the_end"] == 0
     assert report.all["spots"] == 3 * report.all["requests"] > 0
     pixels = 3 * 224 * 224 * 3
     assert pixels < report.all["bytes_per_spot"] < pixels + 100
-    assert report.models == {}
 
 
 def test_a_step_load_reports_its_steps(narrow_server, tmp_path):
