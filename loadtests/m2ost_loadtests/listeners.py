@@ -108,7 +108,7 @@ def _on_init(environment: Environment, runner: Any, **_: Any) -> None:
     if isinstance(runner, WorkerRunner):
         events.report_to_master.add_listener(listeners.on_report_to_master)
         runner.register_message(_FINISH, listeners.on_finish, concurrent=True)
-        if options.processes:  # forked with the master's options: what fails there fails here, and is said there
+        if options.processes:  # forked with the master's options: what fails there fails here too, and is said there
             listeners.check_or_exit(say=False)
         return
     if isinstance(runner, MasterRunner):
@@ -137,6 +137,7 @@ class _Listeners:
         self._process = process_of(environment)
         self._before: Counts = {}
         self._facts: Session | None = None
+        self._prepared: Session | None = None
         self._unfinished: set[str] = set()
 
     @property
@@ -158,14 +159,13 @@ class _Listeners:
             chosen = getattr(self._options, _CHOSEN, None) or self._options.user_classes or [SlideUser.__name__]
             users = [user for user in users if user.__name__ in chosen]
         models = [user.model for user in users if issubclass(user, DoorUser)]
-        worker = max(0, getattr(self._environment.runner, "worker_index", 0))
         address = self._environment.host.removeprefix("grpc://")
-        return prepare(address, self._options.slide, models, _load_of(self._options), worker=worker)
+        return prepare(address, self._options.slide, models, _load_of(self._options))
 
     def check_or_exit(self, *, say: bool) -> None:
-        """End the process with status 1 where the load cannot be, before there are users."""
+        """Prepare the load; where it cannot be, end the process with status 1 before there are users."""
         try:
-            self.prepare().channel.close()
+            self._prepared = self.prepare()
             self.read_metrics()
         except LoadTestError as error:
             sys.exit(f"error: {error}" if say else 1)
@@ -181,7 +181,10 @@ class _Listeners:
         if self._reports:
             setattr(self._options, _CHOSEN, [user.__name__ for user in self._environment.user_classes])
         try:
-            session = self.prepare()
+            # Prepared before Locust's clock runs, where it could be: a run time of a second is a second of load.
+            session = self._prepared or self.prepare()
+            self._prepared = None
+            session.worker = max(0, getattr(self._environment.runner, "worker_index", 0))  # known once it is connected
             self._before = self.read_metrics() if self._reports else {}
         except LoadTestError as error:
             self._process.error = error

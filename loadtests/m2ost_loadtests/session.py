@@ -74,7 +74,7 @@ class Session:
         return {name: random.integers(0, 256, (rows, *geometry.shape), np.uint8) for name in geometry.names}
 
 
-def prepare(address: str, slides: Sequence[str], models: Iterable[str], load: Load, *, worker: int = 0) -> Session:
+def prepare(address: str, slides: Sequence[str], models: Iterable[str], load: Load) -> Session:
     """Ask a server all that a load needs; a client with only an address needs nothing else.
 
     Parameters
@@ -86,8 +86,6 @@ def prepare(address: str, slides: Sequence[str], models: Iterable[str], load: Lo
     models : iterable of str
         The models that will be asked.
     load : Load
-    worker : int
-        Index of this process among the workers.
 
     Raises
     ------
@@ -108,7 +106,6 @@ def prepare(address: str, slides: Sequence[str], models: Iterable[str], load: Lo
             slides=[channel.spots_of(s, pitch_um=load.pitch_um, mpp=load.mpp) for s in slides if by_slide],
             engine=channel.engine() if set(models) - {MODEL_ISTAR} else None,
             priority_levels={model: channel.priority_levels(model) for model in models},
-            worker=worker,
         )
     except BaseException:
         channel.close()

@@ -37,7 +37,7 @@ def test_a_slow_down_of_a_third_is_caught(paper_release, svs, tmp_path):
     assert RUN in source
     model.write_text("import time\n" + source.replace(RUN, delayed))
     limits = some_of_the_shipped(tmp_path / "limits.yaml", "served_over_bare", "failed_requests", "bytes_per_spot")
-    options = ("--thresholds", limits, "--pitch-um", 130, "--rounds", 3, "--users", 2, "--load-s", 1)
+    options = ("--thresholds", limits, "--pitch-um", 130, "--rounds", 3, "--users", 2, "--load-s", 2)
     status, output = gate(paper_release, svs, "--out", tmp_path / "quick", *options)
     assert status == 0, output
     status, output = gate(slow, svs, "--out", tmp_path / "slowed", *options)
