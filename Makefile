@@ -10,11 +10,12 @@ DEMO := build/demo
 DEMO_SLIDE ?= $(DEMO)/CMU-1-Small-Region.svs
 M2OST := .venv/bin/m2ost
 
-.PHONY: help demo test lint unit server-views e2e bench soak clean
+.PHONY: help demo test lint unit server-views e2e bench gate soak clean
 help:
 	@echo "make demo   a real slide in, an expression map out, through an embedded Triton"
 	@echo "make test   lint, types, unit tests in both environments, end-to-end tests"
 	@echo "make bench  served against bare inference and the authors' way, interleaved"
+	@echo "make gate   the gate against getting slower, on the release that ships"
 	@echo "make soak   memory of client and server over 50,000 spots"
 
 .venv/.complete: pyproject.toml constraints/client.txt
@@ -64,6 +65,9 @@ build/release: $(SOURCES) | .venv/.complete
 
 bench: .venv/.complete .triton/.complete $(DEMO_SLIDE) build/release
 	.venv/bin/python -m m2ost_loadtests.served_vs_bare --release build/release --checkpoint $(SHIPPED) --slide $(DEMO_SLIDE) --out build/bench
+
+gate: .venv/.complete .triton/.complete $(DEMO_SLIDE) build/release
+	$(M2OST) bench gate build/release $(DEMO_SLIDE) --out build/gate
 
 build/narrow: $(SOURCES) | .venv/.complete
 	rm -rf $@

@@ -50,6 +50,7 @@ def test_imports_run_one_way(room):
         "m2ost_preprocess.serving, m2ost_preprocess.decoder.worker",
         "m2ost_preprocess.istar.serving, m2ost_preprocess.istar.timing",
         "m2ost_cli.main",
+        "m2ost_loadtests.gate, m2ost_loadtests.listeners",
     ],
 )
 def test_a_client_and_a_server_need_no_torch(modules):

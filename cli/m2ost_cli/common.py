@@ -36,6 +36,7 @@ def expected_errors() -> tuple[type[Exception], ...]:
         ("m2ost.training.loop", "TrainingError"),
         ("m2ost_export.graph", "ExportError"),
         ("m2ost_client.errors", "ClientError"),
+        ("m2ost_loadtests.errors", "LoadTestError"),
     ):
         if module in sys.modules:
             kinds.append(getattr(sys.modules[module], name))

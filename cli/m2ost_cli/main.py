@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from . import doctor_command, model_commands, serving_commands, training_commands
+from . import bench_commands, doctor_command, model_commands, serving_commands, training_commands
 from .common import UserError, expected_errors
 
 EXIT_ERROR = 1
@@ -24,6 +24,7 @@ model_commands.register(app)
 training_commands.register(app)
 serving_commands.register(app)
 doctor_command.register(app)
+bench_commands.register(app)
 
 
 def _print_version(value: bool) -> None:
@@ -44,7 +45,8 @@ def _root(
 def main() -> None:
     """Run the command.
 
-    Exit status: 0 done; 1 an error, said in words; 2 usage; 3 some spots have no value; 130 interrupted.
+    Exit status: 0 done; 1 an error, said in words; 2 usage; 3 some spots have no value, or a threshold
+    was missed; 4 no baseline to compare with; 130 interrupted.
     """
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import os
 import platform
+from collections.abc import Sequence
 from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, TypedDict
 
 
 def describe_machine() -> dict[str, Any]:
@@ -24,7 +26,43 @@ def describe_machine() -> dict[str, Any]:
     }
 
 
-def spread(values: list[float]) -> dict[str, float]:
+RUNTIMES = ("onnxruntime", "numpy", "tritonclient", "grpcio")
+
+
+def fingerprint(server: str) -> dict[str, Any]:
+    """What must be the same for two absolute timings to be comparable.
+
+    Parameters
+    ----------
+    server : str
+        Name and version of the server that was measured.
+    """
+    machine = describe_machine()
+    return {
+        "processor": machine["processor"],
+        "cores": machine["cores"],
+        "python": machine["python"],
+        "server": server,
+        **{package: _version(package) for package in RUNTIMES},
+    }
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+class Spread(TypedDict):
+    """Median of several rounds, with their range."""
+
+    median: float
+    min: float
+    max: float
+
+
+def spread(values: Sequence[float]) -> Spread:
     """Median with its range."""
     return {"median": median(values), "min": min(values), "max": max(values)}
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from m2ost_preprocess.tissue import MASK_PX, tissue_mask
 from m2ost_preprocess.views import cut_views, spatial_order
 from PIL import Image
 
+from .errors import LoadTestError, TargetError
 from .machine import describe_machine, spread, write_report
 
 AUTHORS_BATCH = 48
@@ -97,15 +98,82 @@ def _authors_view(image: Image.Image, geometry: ViewGeometry, view: int, center:
     return crop if side == size else crop.resize((size, size), Image.Resampling.BILINEAR)
 
 
-def measure(release: Path, checkpoint: Path, slide: Path, pitch_um: float, rounds: int, stream: StreamOptions) -> Any:
-    """Time the three ways ``rounds`` times in turn; also checks that they agree."""
-    slide = slide.resolve()
+def spots_to_score(slide: Path, pitch_um: float, *, mpp: float | None = None) -> Any:
+    """Centres of a grid over a slide's tissue, in the order in which a client sends them.
+
+    Parameters
+    ----------
+    slide : Path
+    pitch_um : float
+        Pitch of the grid in µm.
+    mpp : float, optional
+        µm/px of the slide, in place of what the file says.
+
+    Returns
+    -------
+    ndarray of int32, shape (n, 2)
+        n > 0.
+
+    Raises
+    ------
+    TargetError
+        If µm/px is unknown, or there are no spots.
+    """
     reader = open_slide(slide)
-    if reader.resolution is None:
-        raise SystemExit(f"{slide}: carries no µm/px; benchmark a slide that does")
-    spots = grid(reader.size, tissue_mask(reader.thumbnail(MASK_PX)), pitch_um / reader.resolution.mpp)
+    if mpp is None:
+        if reader.resolution is None:
+            raise TargetError(f"{slide}: carries no µm/px; give it with --mpp, or measure on a slide that does")
+        mpp = reader.resolution.mpp
+    spots = grid(reader.size, tissue_mask(reader.thumbnail(MASK_PX)), pitch_um / mpp)
     centers = contract.as_centers(spots.centers)
-    centers = centers[spatial_order(centers)]
+    if not len(centers):
+        raise TargetError(
+            f"{slide}: no spots at a pitch of {pitch_um:g} µm; choose another slide or a smaller --pitch-um"
+        )
+    return centers[spatial_order(centers)]
+
+
+def interleave(runners: Mapping[str, Callable[[], Any]], spots: int, rounds: int) -> dict[str, Any]:
+    """Time every way to score the same spots, ``rounds`` times in turn, after one untimed run of each.
+
+    Parameters
+    ----------
+    runners : mapping of str to callable
+        Name → scores all spots and returns their expression; ``bare`` and ``served`` are among them.
+    spots : int
+        Spots that each scores.
+    rounds : int
+
+    Returns
+    -------
+    dict
+        ``spots_per_s`` by name, ``ratios`` of served to each other (of the same round), and ``max_abs_diff_to_bare``.
+    """
+    results = {name: run() for name, run in runners.items()}
+    seconds: dict[str, list[float]] = {name: [] for name in runners}
+    for _ in range(rounds):
+        for name, run in runners.items():
+            began = time.perf_counter()
+            run()
+            seconds[name].append(time.perf_counter() - began)
+    rates = {name: [spots / s for s in values] for name, values in seconds.items()}
+    return {
+        "spots": spots,
+        "rounds": rounds,
+        "spots_per_s": {name: spread(values) for name, values in rates.items()},
+        "ratios": {
+            f"served/{other}": spread([a / b for a, b in zip(rates["served"], rates[other], strict=True)])
+            for other in rates
+            if other != "served"
+        },
+        "max_abs_diff_to_bare": {n: float(np.abs(r - results["bare"]).max()) for n, r in results.items()},
+    }
+
+
+def measure(release: Path, checkpoint: Path, slide: Path, pitch_um: float, rounds: int, stream: StreamOptions) -> Any:
+    """Time the three ways on a server of their own; also checks that they agree."""
+    slide = slide.resolve()
+    centers = spots_to_score(slide, pitch_um)
     began = time.perf_counter()
     with TritonServer(ServerOptions(release=release, roots=SlideRoots({"bench": slide.parent}))) as server:
         cold_start_s = time.perf_counter() - began
@@ -114,34 +182,19 @@ def measure(release: Path, checkpoint: Path, slide: Path, pitch_um: float, round
             "served": served_runner(server.address, f"bench/{slide.name}", centers, stream),
             "authors": authors_runner(checkpoint, slide, centers),
         }
-        results = {name: run() for name, run in runners.items()}
-        seconds: dict[str, list[float]] = {name: [] for name in runners}
-        for _ in range(rounds):
-            for name, run in runners.items():
-                began = time.perf_counter()
-                run()
-                seconds[name].append(time.perf_counter() - began)
-    rates = {name: [len(centers) / s for s in values] for name, values in seconds.items()}
-    ratios = {
-        f"served/{other}": spread([a / b for a, b in zip(rates["served"], rates[other], strict=True)])
-        for other in ("bare", "authors")
-    }
+        timed = interleave(runners, len(centers), rounds)
     return {
         "machine": describe_machine(),
         "slide": slide.name,
-        "spots": len(centers),
         "precision": "fp32",
         "batch_rows": stream.batch_rows,
         "window": stream.window,
-        "rounds": rounds,
         "included": {
             "bare": "inference only",
             "served": "reading the slide, views, gRPC, inference",
             "authors": "views, inference; not decoding the slide",
         },
-        "spots_per_s": {name: spread(values) for name, values in rates.items()},
-        "ratios": ratios,
-        "max_abs_diff_to_bare": {n: float(np.abs(r - results["bare"]).max()) for n, r in results.items()},
+        **timed,
         "cold_start_s": cold_start_s,
     }
 
@@ -159,9 +212,12 @@ def main() -> None:
     parser.add_argument("--window", type=int, default=StreamOptions().window)
     arguments = parser.parse_args()
     stream = StreamOptions(batch_rows=arguments.batch_rows, window=arguments.window)
-    report = measure(
-        arguments.release, arguments.checkpoint, arguments.slide, arguments.pitch_um, arguments.rounds, stream
-    )
+    try:
+        report = measure(
+            arguments.release, arguments.checkpoint, arguments.slide, arguments.pitch_um, arguments.rounds, stream
+        )
+    except LoadTestError as error:
+        raise SystemExit(f"error: {error}") from error
     lines = [
         f"{report['spots']} spots of {report['slide']}, {report['rounds']} rounds, {report['machine']['processor']}"
     ]

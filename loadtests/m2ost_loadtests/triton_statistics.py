@@ -1,0 +1,89 @@
+"""What a server counted while a load ran: batch sizes reached and time in queues, from its Prometheus metrics.
+
+The same counts as those of Triton's statistics API, which `m2ost serve` closes to clients.
+"""
+
+from __future__ import annotations
+
+import http.client
+import re
+import urllib.request
+from collections.abc import Mapping
+from typing import Any
+
+from .errors import TargetError
+
+METRICS_TIMEOUT_S = 5.0
+
+_LINE = re.compile(r"^(nv_inference_\w+)\{([^}]*)\} ([0-9.e+]+)$", re.MULTILINE)
+_MODEL = re.compile(r'\bmodel="([^"]*)"')
+
+Counts = Mapping[str, Mapping[str, float]]
+"""Model → metric → value."""
+
+
+def read_metrics(url: str) -> Counts:
+    """Every ``nv_inference_…`` metric by model, added up over versions and reasons.
+
+    Raises
+    ------
+    TargetError
+        If nothing answers at ``url``.
+    """
+    try:
+        with urllib.request.urlopen(url, timeout=METRICS_TIMEOUT_S) as answer:
+            return parse_metrics(answer.read().decode(errors="replace"))
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        raise TargetError(
+            f"{url}: no metrics ({error}); give the address that the server prints, such as "
+            "http://localhost:8002/metrics, with --metrics-url"
+        ) from error
+
+
+def parse_metrics(page: str) -> Counts:
+    """The metrics in the Prometheus text format."""
+    counts: dict[str, dict[str, float]] = {}
+    for metric, labels, value in _LINE.findall(page):
+        model = _MODEL.search(labels)
+        if model:
+            of_model = counts.setdefault(model[1], {})
+            of_model[metric] = of_model.get(metric, 0.0) + float(value)
+    return counts
+
+
+def server_figures(before: Counts, after: Counts) -> dict[str, dict[str, Any]]:
+    """What each model did between two readings.
+
+    The supervisor's probes are in it: one row every five seconds.
+
+    Returns
+    -------
+    dict
+        Model → ``requests``, ``failed``, ``rows``, ``executions``; ``rows_per_execution`` (the batch size reached) and
+        ``requests_per_execution``; ``request_s``, the seconds that requests spent in the server, added up (divided by
+        the load's length: how many were there at once); ``queue_ms`` and ``compute_ms``, the mean of a request. Models
+        that executed nothing are left out.
+    """
+    figures: dict[str, dict[str, Any]] = {}
+    for model, latest in sorted(after.items()):
+        earlier = before.get(model, {})
+
+        def grown(metric: str, latest: Mapping[str, float] = latest, earlier: Mapping[str, float] = earlier) -> float:
+            name = f"nv_inference_{metric}"
+            return latest.get(name, 0.0) - earlier.get(name, 0.0)
+
+        executions, requests = grown("exec_count"), grown("request_success")
+        if executions <= 0 or requests <= 0:
+            continue
+        figures[model] = {
+            "requests": int(requests),
+            "failed": int(grown("request_failure")),
+            "rows": int(grown("count")),
+            "executions": int(executions),
+            "rows_per_execution": grown("count") / executions,
+            "requests_per_execution": requests / executions,
+            "request_s": grown("request_duration_us") / 1e6,
+            "queue_ms": grown("queue_duration_us") / requests / 1e3,
+            "compute_ms": grown("compute_infer_duration_us") / requests / 1e3,
+        }
+    return figures

@@ -1,0 +1,117 @@
+"""The gate against getting slower, on real releases, served."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from m2ost_loadtests.thresholds import SHIPPED
+
+M2OST = Path(sys.executable).with_name("m2ost")
+SLIDE = "wsi/CMU-1-Small-Region.svs"
+RUN = "expression = self._session.run([EXPRESSION], batch, options)[0]"
+
+
+def gate(*arguments):
+    """Run the command; (exit status, output)."""
+    done = subprocess.run([M2OST, "bench", "gate", *map(str, arguments)], capture_output=True, text=True, timeout=600)
+    return done.returncode, done.stdout + done.stderr
+
+
+def some_of_the_shipped(file, *names):
+    """A thresholds file with some of the limits that ship."""
+    shipped = yaml.safe_load(SHIPPED.read_text())
+    file.write_text(yaml.safe_dump({name: shipped[name] for name in names}))
+    return file
+
+
+def test_a_slow_down_of_a_third_is_caught(paper_release, svs, tmp_path):
+    slow = tmp_path / "slow"
+    shutil.copytree(paper_release, slow)
+    model = slow / "m2ost" / "1" / "model.py"
+    delayed = f"began = time.perf_counter()\n        {RUN}\n        time.sleep(0.3 * (time.perf_counter() - began))"
+    source = model.read_text()
+    assert RUN in source
+    model.write_text("import time\n" + source.replace(RUN, delayed))
+    limits = some_of_the_shipped(tmp_path / "limits.yaml", "served_over_bare", "failed_requests", "bytes_per_spot")
+    options = ("--thresholds", limits, "--pitch-um", 130, "--rounds", 3, "--users", 2, "--load-s", 2)
+    status, output = gate(paper_release, svs, "--out", tmp_path / "quick", *options)
+    assert status == 0, output
+    status, output = gate(slow, svs, "--out", tmp_path / "slowed", *options)
+    assert status == 3, output
+    assert "served ÷ bare: 0." in output
+    assert "at least 0.8: MISSED" in output
+    ratios = [
+        json.loads((tmp_path / name / "gate.json").read_text())["measurement"]["served_over_bare"]["median"]
+        for name in ("quick", "slowed")
+    ]
+    assert ratios[0] > ratios[1]
+    assert "**MISSED**" in (tmp_path / "slowed" / "gate.md").read_text()
+
+
+def on(server, *arguments):
+    """Arguments for a running server."""
+    return ("--server", server.address, "--served-as", SLIDE, "--metrics-url", server.metrics_url, *arguments)
+
+
+def test_a_run_without_a_baseline_leaves_one_behind(narrow_release, narrow_server, svs, tmp_path):
+    limits = some_of_the_shipped(tmp_path / "limits.yaml", "failed_requests", "bytes_per_spot", "baseline_tolerance")
+    file = tmp_path / "baseline.json"
+    short = ("--rounds", 1, "--load-s", 2, "--pitch-um", 200)
+    options = on(narrow_server, "--thresholds", limits, "--baseline", file, "--write-baseline", file, *short)
+    status, output = gate(narrow_release, svs, "--out", tmp_path / "out", *options)
+    assert status == 4, output
+    assert "baseline: there is none" in output
+    figures = json.loads(file.read_text())
+    assert set(figures["rates"]) == {"bare", "served", "closed load"}
+    assert figures["fingerprint"]["server"] == "triton 2.51.0"
+    measured = json.loads((tmp_path / "out" / "gate.json").read_text())["measurement"]
+    assert measured["requests_per_batch"] > 1
+    assert measured["bytes_per_spot"] <= 100
+
+
+def test_bad_input_is_an_error_that_says_what_to_do(narrow_release, narrow_server, svs, tmp_path):
+    limits = some_of_the_shipped(tmp_path / "limits.yaml", "failed_requests")
+    typo = tmp_path / "typo.yaml"
+    typo.write_text("served_over_bear: {at_least: 1, because: x}\n")
+    wants = tmp_path / "wants.yaml"
+    wants.write_text("speedup_over_istar: {stock: {at_least: 100, because: the article}}\n")
+    damaged = tmp_path / "damaged.json"
+    damaged.write_text("{")
+    ours = on(narrow_server, "--thresholds", limits)
+    for arguments, words in (
+        (("--server", "127.0.0.1:9", "--served-as", SLIDE, "--thresholds", limits), "127.0.0.1:9: no server answers"),
+        ((*ours, "--served-as", "wsi/absent.svs"), "absent.svs: no such slide on the server"),
+        ((*ours, "--pitch-um", 100_000), "no spots at a pitch of 100000 µm"),
+        ((*ours, "--spots", 0), "--spots must be 1 to 256"),
+        (("--thresholds", typo), "unknown key 'served_over_bear'; the nearest known is 'served_over_bare'"),
+        (("--thresholds", wants), "variant 'stock', which is not measured"),
+        (("--baseline", damaged), "not a baseline"),
+        (("--thresholds", limits, "--baseline", damaged), "needs `baseline_tolerance`"),
+        (("--server", narrow_server.address), "--server and --served-as belong together"),
+        (("--server", narrow_server.address, "--served-as", SLIDE), "--metrics-url"),
+    ):
+        status, output = gate(narrow_release, svs, "--out", tmp_path / "out", *arguments)
+        assert status == 1, arguments
+        assert words in output, output
+        assert "Traceback" not in output
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("argument", ["release", "slide"])
+def test_a_release_or_slide_that_is_none(narrow_release, svs, tmp_path, argument):
+    given = {"release": narrow_release, "slide": svs, argument: tmp_path / "absent"}
+    status, output = gate(given["release"], given["slide"], "--out", tmp_path / "out")
+    assert status == 1
+    assert "absent" in output
+    assert "Traceback" not in output
+
+
+def test_another_release_than_the_served_one(paper_release, narrow_server, svs, tmp_path):
+    options = on(narrow_server, "--load-s", 1, "--users", 1)
+    status, output = gate(paper_release, svs, "--out", tmp_path / "out", *options)
+    assert status == 1
+    assert "give the release that is served" in output
