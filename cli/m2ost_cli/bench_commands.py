@@ -1,16 +1,107 @@
-"""Measurements: ``bench gate``."""
+"""Measurements: ``bench istar`` and ``bench gate``."""
 
 from __future__ import annotations
 
+import re
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from .common import UserError, needs
+from .common import UserError, cache_folder, needs, read_genes
+from .serving_commands import shipped_release
 
 bench = typer.Typer(help="Measure a served release.", no_args_is_help=True)
+
+
+EXIT_UNFAIR = 3
+_SIZE = re.compile(r"([0-9]*\.?[0-9]+) *(MiB|GiB)")
+
+
+@bench.command()
+def istar(
+    slide: Annotated[Path, typer.Argument(help="A slide file.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder for JSON, Markdown and the bar chart.")],
+    release: Annotated[
+        Path | None, typer.Option(help="M2OST, as exported; by default that of the shipped checkpoint.")
+    ] = None,
+    baseline: Annotated[
+        Path | None, typer.Option(help="iStar, as `m2ost export-istar` writes it; by default with random weights.")
+    ] = None,
+    memory_cap: Annotated[str, typer.Option(help="Most memory of either system's process, in MiB or GiB.")] = "2GiB",
+    variant: Annotated[
+        list[str], typer.Option(help="stock, no_shift or tissue; may be repeated. By default all.")
+    ] = [],
+    spots: Annotated[Path | None, typer.Option(help="Spot file, as for predict; by default a grid.")] = None,
+    pitch_um: Annotated[float, typer.Option(help="Pitch of the grid in µm.")] = 100.0,
+    spot_diameter_um: Annotated[float, typer.Option(help="Diameter of a spot in µm.")] = 100.0,
+    mpp: Annotated[float | None, typer.Option(help="µm/px of the slide, in place of what the file says.")] = None,
+    rounds: Annotated[int, typer.Option(help="Rounds; in each, every system runs once.")] = 3,
+    sample_batches: Annotated[
+        int, typer.Option(help="Mini-batches of iStar to run a round, scaled to the slide; 0 runs all.")
+    ] = 1,
+    served: Annotated[bool, typer.Option(help="Also through one Triton.")] = True,
+) -> None:
+    """Compare M2OST with iStar on a slide, interleaved, under one memory cap; exit 3 if the comparison is not fair."""
+    with needs("loadtest"), needs("export"):
+        from m2ost.complexity import count
+        from m2ost.config import M2OSTConfig
+        from m2ost_loadtests.comparison import ComparisonOptions, compare
+        from m2ost_loadtests.comparison_report import draw, to_markdown
+        from m2ost_loadtests.machine import write_report
+        from m2ost_preprocess.contract import Manifest
+        from m2ost_preprocess.istar.geometry import VARIANTS
+    release = release or shipped_release()
+    options = ComparisonOptions(
+        slide=slide,
+        release=release,
+        baseline=baseline or _random_baseline(),
+        flop_per_spot=count(M2OSTConfig.from_dict(Manifest.read(release).architecture)).flop,
+        memory_cap_bytes=_bytes(memory_cap),
+        spots_file=spots,
+        pitch_um=pitch_um,
+        spot_diameter_um=spot_diameter_um,
+        mpp=mpp,
+        variants=tuple(variant) or tuple(VARIANTS),
+        rounds=rounds,
+        sample_batches=sample_batches or None,
+        served=served,
+    )
+    report = compare(options, lambda text: print(text, file=sys.stderr))
+    file = write_report(report, out, "istar")
+    text = to_markdown(report)
+    file.with_suffix(".md").write_text(text, encoding="utf-8")
+    draw(report, file.with_suffix(".png"))
+    print(text)
+    for suffix in (".json", ".md", ".png"):
+        print(f"  {file.with_suffix(suffix)}")
+    if not report["fair"]:
+        raise typer.Exit(EXIT_UNFAIR)
+
+
+def _bytes(size: str) -> int:
+    found = _SIZE.fullmatch(size)
+    if found is None:
+        raise UserError(f"--memory-cap {size}: give a size such as 512MiB or 4GiB")
+    return int(float(found[1]) * (1 << (20 if found[2] == "MiB" else 30)))
+
+
+def _random_baseline() -> Path:
+    """The baseline with random weights, exported into the user's cache the first time it is asked for."""
+    from m2ost.peers.istar import build
+    from m2ost_export.istar import FAMILY, build_baseline
+    from m2ost_export.repository import template_sha256
+    from m2ost_preprocess.istar.sizes import Sizes
+
+    sizes = Sizes()
+    folder = cache_folder() / f"istar-random-{template_sha256(FAMILY)[:12]}"
+    if not folder.exists():
+        print(f"exporting iStar with random weights to {folder}, once", file=sys.stderr)
+        with suppress(FileExistsError):  # another run was faster
+            build_baseline(build(sizes), read_genes(None, sizes.n_genes), folder, variant="tissue")
+    return folder
 
 
 @bench.command()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -41,6 +42,11 @@ def expected_errors() -> tuple[type[Exception], ...]:
         if module in sys.modules:
             kinds.append(getattr(sys.modules[module], name))
     return tuple(kinds)
+
+
+def cache_folder() -> Path:
+    """Where exports that are made once are kept."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "m2ost-triton"
 
 
 def read_genes(panel: Path | None, outputs: int) -> tuple[str, ...]:

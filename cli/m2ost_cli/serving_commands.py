@@ -17,7 +17,7 @@ import typer
 from m2ost_preprocess.contract import RowStatus
 from m2ost_preprocess.slides import SlideRoots
 
-from .common import UserError, needs
+from .common import UserError, cache_folder, needs
 
 if TYPE_CHECKING:
     from m2ost_client.predict import PredictReport
@@ -183,23 +183,22 @@ def _embedded(folder: Path, release: Path | None, checkpoint: Path | None, log: 
             )
             build_release(*load(checkpoint), release)
         if release is None:
-            release = _shipped_release()
+            release = shipped_release()
         on_log = _json_lines(stack.enter_context(log.open("w", encoding="utf-8")), "debug") if log else None
         roots = SlideRoots({EMBEDDED_ROOT: folder})
         yield stack.enter_context(TritonServer(ServerOptions(release=release, roots=roots), on_log=on_log)).address
 
 
-def _shipped_release() -> Path:
+def shipped_release() -> Path:
     """The release of the shipped checkpoint, exported into the user's cache the first time it is asked for."""
     with needs("export"):
         from m2ost.checkpoint import load
         from m2ost.shipped import CHECKPOINT, shipped_checkpoint
         from m2ost_export.release import build_release
         from m2ost_export.repository import template_sha256
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "m2ost-triton"
     with shipped_checkpoint() as folder:
         model, card = load(folder)
-        release = cache / f"{CHECKPOINT}-{card.sha256[:12]}-{template_sha256()[:12]}"
+        release = cache_folder() / f"{CHECKPOINT}-{card.sha256[:12]}-{template_sha256()[:12]}"
         if not release.exists():
             print(f"exporting the shipped checkpoint {CHECKPOINT} to {release}, once", file=sys.stderr)
             with suppress(FileExistsError):  # another run was faster

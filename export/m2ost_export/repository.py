@@ -24,11 +24,11 @@ def parse_config(text: str) -> Any:
     return text_format.Parse(text, model_config_pb2.ModelConfig())
 
 
-def template_sha256() -> str:
-    """sha256 over a release's templates, by which one made by another version of this package is told."""
+def template_sha256(family: str = "") -> str:
+    """sha256 over one family of templates, by which an export made by another version of this package is told."""
     digest = hashlib.sha256()
     with as_file(files("m2ost_repository")) as templates:
-        for folder in _models(templates):
+        for folder in _models(templates / family):
             for path in sorted(p for p in folder.rglob("*") if p.suffix in (".py", ".pbtxt")):
                 digest.update(str(path.relative_to(templates)).encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()

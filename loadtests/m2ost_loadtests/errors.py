@@ -5,7 +5,9 @@
     LoadTestError
     ├── TargetError       the server cannot be measured: away, a model not loaded, a slide unknown, no spots
     ├── ThresholdsError   the thresholds file is wrong, or asks for what was not measured
-    └── BaselineError     a baseline file is damaged
+    ├── BaselineError     a baseline file is damaged
+    ├── MemoryCapExceeded a system needs more memory than its cap
+    └── SystemDied        the process of a system that was being timed died
 """
 
 from __future__ import annotations
@@ -25,3 +27,11 @@ class ThresholdsError(LoadTestError):
 
 class BaselineError(LoadTestError):
     """A baseline file is damaged."""
+
+
+class MemoryCapExceeded(LoadTestError):
+    """A system needs more memory than its cap."""
+
+
+class SystemDied(LoadTestError):
+    """The process of a system that was being timed died."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from .workers import MIB, BenchmarkError, CappedProcess, MemoryCapExceeded, System
+from .errors import MemoryCapExceeded
+from .workers import MIB, CappedProcess, System
 
 HEADROOM = 0.95
 """Share of the cap that a batch may reach when it is chosen: later runs of the same batch vary by a few per cent."""
@@ -46,7 +47,7 @@ def largest_batch(make: Callable[[int], System], *, cap_bytes: int, most: int) -
 
     Raises
     ------
-    BenchmarkError
+    MemoryCapExceeded
         If not even one row fits; says how much it takes.
     """
     peaks: dict[int, int | None] = {}
@@ -56,7 +57,7 @@ def largest_batch(make: Callable[[int], System], *, cap_bytes: int, most: int) -
         return peaks[batch] is not None
 
     if not fits(1):
-        raise BenchmarkError(
+        raise MemoryCapExceeded(
             f"the cap of {cap_bytes / MIB:.0f} MiB is too small for a batch of 1; give a larger --memory-cap"
         )
     low, high = 1, most + 1
@@ -80,7 +81,6 @@ def _next(peaks: dict[int, int | None], low: int, high: int, cap_bytes: int) -> 
 def _peak(system: System, cap_bytes: int) -> int | None:
     try:
         with CappedProcess(system, cap_bytes=int(HEADROOM * cap_bytes)) as process:
-            process.run()
             return process.run().peak_bytes
     except MemoryCapExceeded:
         return None

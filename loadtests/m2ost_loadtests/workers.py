@@ -15,18 +15,12 @@ from typing import Any, Protocol
 
 import psutil
 
+from .errors import MemoryCapExceeded, SystemDied
+
 POLL_S = 0.02
 """How often a process's memory is looked at, in seconds."""
 
 MIB = 1 << 20
-
-
-class BenchmarkError(Exception):
-    """A benchmark cannot be run as asked; the message says what to change."""
-
-
-class MemoryCapExceeded(BenchmarkError):
-    """A process needed more memory than its cap and was ended."""
 
 
 class System(Protocol):
@@ -106,7 +100,7 @@ class CappedProcess:
         ------
         MemoryCapExceeded
             If the process has at any time held more than the cap.
-        BenchmarkError
+        SystemDied
             If the process died of something else.
         """
         run: Run = self._wait(self._pool.submit(_run))
@@ -124,7 +118,7 @@ class CappedProcess:
         try:
             return future.result()
         except BrokenProcessPool as error:
-            raise BenchmarkError("the process of a system that was being timed died (out of memory?)") from error
+            raise SystemDied("the process of a system that was being timed died (out of memory?)") from error
 
     def _resident_bytes(self) -> int:
         try:

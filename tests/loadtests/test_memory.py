@@ -6,8 +6,9 @@ from dataclasses import dataclass
 import numpy as np
 import psutil
 import pytest
+from m2ost_loadtests.errors import MemoryCapExceeded, SystemDied
 from m2ost_loadtests.memory import HEADROOM, PRECISION, largest_batch
-from m2ost_loadtests.workers import MIB, BenchmarkError, CappedProcess, MemoryCapExceeded
+from m2ost_loadtests.workers import MIB, CappedProcess
 
 ROW_MIB = 10
 
@@ -50,7 +51,7 @@ def test_a_process_that_outgrows_its_cap_is_ended():
 
 
 def test_a_process_that_dies_is_an_error_and_not_a_hang():
-    with CappedProcess(Dies()) as process, pytest.raises(BenchmarkError, match="died"):
+    with CappedProcess(Dies()) as process, pytest.raises(SystemDied, match="died"):
         process.run()
 
 
@@ -70,5 +71,5 @@ def test_the_largest_batch_is_no_larger_than_makes_sense():
 
 
 def test_a_cap_too_small_for_one_row_says_so():
-    with pytest.raises(BenchmarkError, match=r"100 MiB is too small for a batch of 1.*--memory-cap"):
+    with pytest.raises(MemoryCapExceeded, match=r"100 MiB is too small for a batch of 1.*--memory-cap"):
         largest_batch(lambda batch: Holds(batch + 20), cap_bytes=100 * MIB, most=8)

@@ -1,0 +1,339 @@
+"""M2OST beside iStar on one slide, interleaved in one run: in one process each under one memory cap, and served."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tritonclient.grpc as triton
+from m2ost_client.command import ServerOptions
+from m2ost_client.supervisor import TritonServer
+from m2ost_preprocess.contract import Manifest, as_centers
+from m2ost_preprocess.istar.geometry import VARIANTS, plan
+from m2ost_preprocess.istar.manifest import BaselineManifest
+from m2ost_preprocess.istar.timing import VariantTiming
+from m2ost_preprocess.readers import SlideReader, open_slide
+from m2ost_preprocess.slides import SlideRoots
+from m2ost_preprocess.spots import read_spots
+from m2ost_preprocess.tissue import MASK_PX, tissue_mask
+from m2ost_preprocess.views import spatial_order
+
+from .errors import LoadTestError
+from .machine import Spread, describe_machine, spread
+from .memory import LargestBatch, largest_batch
+from .served_vs_bare import spots_to_score
+from .systems import M2OST, IStarSystem, M2OSTSystem, seconds, served_istar, served_m2ost
+from .workers import CappedProcess
+
+MOST_PATCHES = 256
+"""iStar's own mini-batch."""
+
+FAIR = 0.7
+"""Least share of M2OST's achieved operations a second that the baseline must reach for a comparison to be fair."""
+
+ROOT = "bench"
+DENSE = "m2ost, dense"
+
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComparisonOptions:
+    """What is compared.
+
+    Parameters
+    ----------
+    slide : Path
+    release : Path
+        M2OST, as exported.
+    baseline : Path
+        iStar, as exported.
+    flop_per_spot : float
+        Operations of M2OST on one spot.
+    memory_cap_bytes : int
+        Most resident memory of either system's process.
+    spots_file : Path, optional
+        Where the spots are; by default a grid over the tissue.
+    pitch_um, spot_diameter_um : float
+        Of the spots, in µm.
+    mpp : float, optional
+        µm/px of the slide, in place of what the file says.
+    variants : tuple of str
+        Keys of ``VARIANTS``.
+    rounds : int
+        Rounds; in each, every system runs once.
+    sample_batches : int or None
+        Mini-batches of the baseline to run a round, scaled to the whole; None runs all.
+    served : bool
+        Whether both are also measured through one Triton.
+
+    Raises
+    ------
+    LoadTestError
+        If a value is out of range.
+    """
+
+    slide: Path
+    release: Path
+    baseline: Path
+    flop_per_spot: float
+    memory_cap_bytes: int
+    spots_file: Path | None = None
+    pitch_um: float = 100.0
+    spot_diameter_um: float = 100.0
+    mpp: float | None = None
+    variants: tuple[str, ...] = tuple(VARIANTS)
+    rounds: int = 3
+    sample_batches: int | None = 1
+    served: bool = True
+
+    def __post_init__(self) -> None:
+        unknown = [name for name in self.variants if name not in VARIANTS]
+        if unknown or not self.variants:
+            raise LoadTestError(f"unknown variant {', '.join(unknown) or 'none'}; there are {', '.join(VARIANTS)}")
+        if self.rounds < 1 or (self.sample_batches is not None and self.sample_batches < 1):
+            raise LoadTestError("rounds and sample_batches must be positive")
+        if not 0 < self.pitch_um < float("inf") or not 0 < self.spot_diameter_um < float("inf"):
+            raise LoadTestError("pitch and spot diameter must be positive numbers of µm")
+
+
+@dataclass(frozen=True)
+class Site:
+    """The slide that is compared on.
+
+    Parameters
+    ----------
+    size_px : (int, int)
+        Width and height of level 0.
+    mpp : float
+        µm per level-0 pixel.
+    centers : ndarray of int32, shape (n, 2)
+        Spots, in level-0 pixels, neighbours after each other.
+    superpixels : dict of str to int
+        Variant → places where the baseline predicts when it predicts as densely as it can.
+    """
+
+    size_px: tuple[int, int]
+    mpp: float
+    centers: Any
+    superpixels: dict[str, int]
+
+
+def survey(options: ComparisonOptions, reader: SlideReader) -> Site:
+    """Resolution, spots and superpixels of the slide.
+
+    Raises
+    ------
+    LoadTestError
+        If the slide carries no µm/px and none was given, or there are no spots.
+    SpotError
+        If the spots' file cannot be used.
+    """
+    mpp = options.mpp or (reader.resolution.mpp if reader.resolution else None)
+    if mpp is None:
+        raise LoadTestError(f"{options.slide}: carries no µm/px; give it with --mpp")
+    if options.spots_file is None:
+        centers = spots_to_score(options.slide, options.pitch_um, mpp=mpp)
+    else:
+        centers = as_centers(read_spots(options.spots_file).centers)
+        centers = centers[spatial_order(centers)]
+    mask = tissue_mask(reader.thumbnail(MASK_PX))
+    sizes = BaselineManifest.read(options.baseline).info.sizes
+    superpixels = {name: plan(reader.size, mpp, v, mask, sizes=sizes).superpixels for name, v in VARIANTS.items()}
+    return Site(reader.size, mpp, centers, superpixels)
+
+
+def interleave(systems: Mapping[str, Callable[[], VariantTiming]], rounds: int) -> dict[str, list[VariantTiming]]:
+    """Run every system once a round; each round begins with another one, so that none always follows the same."""
+    names = list(systems)
+    timings: dict[str, list[VariantTiming]] = {name: [] for name in names}
+    for index in range(rounds):
+        first = index % len(names)
+        for name in (*names[first:], *names[:first]):
+            timings[name].append(systems[name]())
+    return timings
+
+
+def compare(options: ComparisonOptions, progress: Progress = lambda text: None) -> dict[str, Any]:
+    """Measure; returns the report.
+
+    Raises
+    ------
+    LoadTestError
+        If the slide has no spots or no µm/px, or the cap is too small for a batch of one.
+    FileNotFoundError, ManifestError
+        If release or baseline is none.
+    """
+    manifest, baseline = Manifest.read(options.release), BaselineManifest.read(options.baseline)
+    with open_reader(options.slide) as reader:
+        site = survey(options, reader)
+    makers = _makers(options, site)
+    batches: dict[str, LargestBatch] = {}
+    for name, (make, most) in makers.items():
+        progress(f"{name}: looking for the largest batch under the cap")
+        batches[name] = largest_batch(make, cap_bytes=options.memory_cap_bytes, most=most)
+    with ExitStack() as stack:
+        systems: dict[str, Callable[[], VariantTiming]] = {}
+        peaks: dict[str, int] = {}
+        for name, (make, _) in makers.items():
+            process = stack.enter_context(CappedProcess(make(batches[name].batch), cap_bytes=options.memory_cap_bytes))
+            systems[name] = _counted(name, process, peaks)
+        if options.served:
+            progress("starting one Triton for both")
+            systems |= stack.enter_context(_served(options, site))
+        progress(f"{options.rounds} rounds of {', '.join(systems)}")
+        timings = interleave(systems, options.rounds)
+    return {
+        "machine": describe_machine(),
+        "slide": options.slide.name,
+        "size_px": list(site.size_px),
+        "mpp": site.mpp,
+        "spots": len(site.centers),
+        "device": "cpu",
+        "precision": {"m2ost": manifest.engine.precision, "istar": "fp32"},
+        "trained": manifest.engine.trained,
+        "istar_pretrained": baseline.info.pretrained,
+        "memory_cap_mib": options.memory_cap_bytes / 2**20,
+        "rounds": options.rounds,
+        "batches": {name: {"rows": b.batch, "peak_bytes": b.peak_bytes} for name, b in batches.items()},
+        "peak_bytes": peaks,
+        **summarise(timings, site.superpixels, len(site.centers)),
+        "superpixels": site.superpixels,
+        "timings": {name: [t.to_dict() for t in runs] for name, runs in timings.items()},
+    }
+
+
+@contextmanager
+def open_reader(slide: Path) -> Iterator[SlideReader]:
+    """An open slide, closed at the end."""
+    reader = open_slide(slide)
+    try:
+        yield reader
+    finally:
+        reader.close()
+
+
+def _makers(options: ComparisonOptions, site: Site) -> dict[str, tuple[Callable[[int], Any], int]]:
+    """Name → (batch → system, largest batch that makes sense)."""
+    slide = options.slide.resolve()
+
+    def m2ost(rows: int) -> M2OSTSystem:
+        return M2OSTSystem(options.release, slide, site.centers, rows, options.flop_per_spot)
+
+    def istar(variant: str) -> Callable[[int], IStarSystem]:
+        return lambda rows: IStarSystem(
+            options.baseline,
+            slide,
+            site.mpp,
+            site.centers,
+            options.spot_diameter_um,
+            variant,
+            rows,
+            options.sample_batches,
+        )
+
+    makers: dict[str, tuple[Callable[[int], Any], int]] = {M2OST: (m2ost, min(MOST_PATCHES, len(site.centers)))}
+    return makers | {f"istar {v}": (istar(v), MOST_PATCHES) for v in options.variants}
+
+
+def _counted(name: str, process: CappedProcess, peaks: dict[str, int]) -> Callable[[], VariantTiming]:
+    def run() -> VariantTiming:
+        done = process.run()
+        peaks[name] = done.peak_bytes
+        timing: VariantTiming = done.result
+        return timing
+
+    return run
+
+
+@contextmanager
+def _served(options: ComparisonOptions, site: Site) -> Iterator[dict[str, Callable[[], VariantTiming]]]:
+    slide = options.slide.resolve()
+    server_options = ServerOptions(
+        release=options.release, baseline=options.baseline, roots=SlideRoots({ROOT: slide.parent})
+    )
+    name = f"{ROOT}/{slide.name}"
+    with TritonServer(server_options) as server, triton.InferenceServerClient(server.address) as client:
+        yield {
+            "m2ost, served": lambda: served_m2ost(server.address, name, site.centers),
+            "istar tissue, served": lambda: served_istar(
+                client, name, site.centers, mpp=site.mpp, spot_diameter_um=options.spot_diameter_um
+            ),
+        }
+
+
+def summarise(
+    timings: Mapping[str, Sequence[VariantTiming]], superpixels: Mapping[str, int], spots: int
+) -> dict[str, Any]:
+    """Figures and ratios of interleaved timings.
+
+    Parameters
+    ----------
+    timings : mapping of str to sequence of VariantTiming
+        System → one a round.
+    superpixels : mapping of str to int
+        Variant → places of the baseline's dense prediction.
+    spots : int
+        Places of M2OST's.
+
+    Returns
+    -------
+    dict
+        ``systems``: seconds a slide, with and without reading it, GFLOP/s and places of each system. ``speedups``,
+        ``speedups_without_reading``: for each of the baseline's, its seconds over those of M2OST measured in the same
+        way. ``dense``: the same where M2OST must predict at every superpixel of the baseline's. ``fair``: whether the
+        baseline reached 0.7 of M2OST's operations a second.
+    """
+    systems = {name: _system(runs, superpixels, spots) for name, runs in timings.items()}
+    speedups, without_reading, dense = {}, {}, {}
+    for name, runs in timings.items():
+        if not name.startswith("istar"):
+            continue
+        served = name.endswith("served")
+        own = timings[f"{M2OST}, served" if served else M2OST]
+        speedups[name] = _ratio(runs, own, reading=True)
+        if not served:
+            without_reading[name] = _ratio(runs, own, reading=False)
+            factor = superpixels[runs[0].variant] / spots
+            pairs = zip(runs, own, strict=True)
+            dense[name] = spread([_dense_s(a, superpixels) / (seconds(b, reading=True) * factor) for a, b in pairs])
+    rates = {name: entry["gflop_per_s"]["median"] for name, entry in systems.items() if "gflop_per_s" in entry}
+    shares = {name: rate / rates[M2OST] for name, rate in rates.items() if name != M2OST}
+    return {
+        "systems": systems,
+        "speedups": speedups,
+        "speedups_without_reading": without_reading,
+        "dense": dense,
+        "gflop_share_of_m2ost": shares,
+        "fair": all(share >= FAIR for share in shares.values()),
+    }
+
+
+def _ratio(runs: Sequence[VariantTiming], own: Sequence[VariantTiming], *, reading: bool) -> Spread:
+    return spread([seconds(a, reading=reading) / seconds(b, reading=reading) for a, b in zip(runs, own, strict=True)])
+
+
+def _system(runs: Sequence[VariantTiming], superpixels: Mapping[str, int], spots: int) -> dict[str, Any]:
+    first = runs[0]
+    entry: dict[str, Any] = {
+        "batch_rows": first.batch_rows,
+        "places": spots
+        if first.variant not in superpixels or VARIANTS[first.variant].tissue_only
+        else superpixels[first.variant],
+        "seconds": spread([seconds(t, reading=True) for t in runs]),
+        "sampled": first.sampled,
+    }
+    if first.flop:
+        entry["seconds_without_reading"] = spread([seconds(t, reading=False) for t in runs])
+        entry["gflop_per_s"] = spread([t.gflop_per_s for t in runs])
+        entry["tflop"] = first.scaled_flop / 1e12
+    return entry
+
+
+def _dense_s(timing: VariantTiming, superpixels: Mapping[str, int]) -> float:
+    """Seconds of a variant that predicts at all of its superpixels, not only at those of spots."""
+    every = superpixels[timing.variant]
+    return sum(s.scaled_s * (every / s.total if s.unit == "superpixels" else 1.0) for s in timing.stages)
