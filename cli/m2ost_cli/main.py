@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from . import model_commands, serving_commands, training_commands
+from . import model_commands, release_commands, serving_commands, training_commands
 from .common import UserError, expected_errors
 
 EXIT_ERROR = 1
@@ -22,6 +22,7 @@ app = typer.Typer(
 )
 model_commands.register(app)
 training_commands.register(app)
+release_commands.register(app)
 serving_commands.register(app)
 
 

@@ -1,4 +1,4 @@
-"""Commands on checkpoints: ``init``, ``convert``, ``info``, ``export``."""
+"""Commands on checkpoints: ``init``, ``convert``, ``info``."""
 
 from __future__ import annotations
 
@@ -79,24 +79,7 @@ def _row(row: Complexity) -> str:
     return f"{row.name:36}{parameters:>12}{row.flop / 1e9:>14.3f}  {row.note}"
 
 
-def export(
-    checkpoint: Annotated[Path, typer.Argument(help="A checkpoint folder.")],
-    out: Annotated[Path, typer.Option("--out", help="Release folder to create; never overwritten.")],
-) -> None:
-    """Export a checkpoint as a release: a Triton model repository, written only if ONNX matches PyTorch."""
-    with needs("export"):
-        from m2ost.checkpoint import load
-        from m2ost_export.release import build_release
-    manifest = build_release(*load(checkpoint), out)
-    worst = max(manifest.parity["max_abs_diff"].values())
-    trained = "" if manifest.engine.trained else "UNTRAINED, "
-    print(
-        f"{out}: release {manifest.engine.release_sha256[:12]}, {trained}{manifest.engine.precision}, "
-        f"{len(manifest.engine.genes)} genes; ONNX against PyTorch at most {worst:.1e} apart"
-    )
-
-
 def register(app: typer.Typer) -> None:
     """Add the commands to ``app``."""
-    for command in (init, convert, info, export):
+    for command in (init, convert, info):
         app.command()(command)

@@ -146,4 +146,5 @@ def check_profile(options: ServerOptions) -> None:
     configs = options.release / MODEL_ENGINE / "configs"
     known = [DEFAULT_PROFILE, *sorted(path.stem for path in configs.glob("*.pbtxt"))]
     if options.profile not in known:
-        raise ServerStartError(f"{options.release} has no profile {options.profile!r}; it has {', '.join(known)}")
+        hint = "; `m2ost build-engine` makes a release with TensorRT engines" if options.profile == "tensorrt" else ""
+        raise ServerStartError(f"{options.release} has no profile {options.profile!r}; it has {', '.join(known)}{hint}")

@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from m2ost_preprocess.contract import Manifest
+from m2ost_preprocess.gpu import find_driver
+from m2ost_preprocess.releases import ReleaseError, check_servable
 
 from . import logs
 from .command import Command, ServerOptions, build_command, check_profile, metrics_url
@@ -55,7 +57,8 @@ class TritonServer:
     FileNotFoundError
         If the release is none.
     ServerStartError
-        If there is no tritonserver, the release has no such profile, or a requested port is taken.
+        If there is no tritonserver, a file of the release is not its manifest's, the release has no such profile or no
+        engine for this machine's GPUs, or a requested port is taken.
     """
 
     def __init__(
@@ -68,6 +71,16 @@ class TritonServer:
         self.options = options
         self.manifest = Manifest.read(options.release)
         check_profile(options)
+        gpus = find_driver().gpus
+        try:
+            check_servable(
+                options.release,
+                self.manifest,
+                options.profile,
+                compute_capabilities=[gpu.compute_capability for gpu in gpus],
+            )
+        except ReleaseError as error:
+            raise ServerStartError(str(error)) from error
         self.restarts = 0
         self._installation = installation or find_installation()
         self._sink = logs.Sink(on_log)

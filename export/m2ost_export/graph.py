@@ -1,4 +1,4 @@
-"""A network as an ONNX graph with a dynamic batch, and the gate that compares the two."""
+"""A network as an ONNX graph with a dynamic batch, and how far the two are apart in float32."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
@@ -16,15 +15,14 @@ import torch
 from m2ost.network import M2OST
 from m2ost_preprocess.contract import EXPRESSION, MAX_ROWS, ViewGeometry
 
+from .errors import ExportError
+from .fused import FusedM2OST
+from .onnx_files import load_checked
+from .probes import Views, probe_views
+
 OPSET = 20
 PARITY_BATCHES = (1, 2, 7, 32)
 FP32_TOLERANCE = 1e-4
-
-Views = list[np.ndarray[Any, np.dtype[np.uint8]]]
-
-
-class ExportError(Exception):
-    """A checkpoint cannot become a release; the message says which gate refused it."""
 
 
 @dataclass(frozen=True)
@@ -48,14 +46,27 @@ class Parity:
         return all(diff <= self.tolerance for diff in self.max_abs_diff.values())
 
 
-def export_onnx(model: M2OST, path: Path) -> None:
+def export_onnx(model: M2OST | FusedM2OST, path: Path) -> onnx.ModelProto:
     """Write ``model`` as ONNX: inputs VIEW0 … uint8 (batch, s, s, 3), output EXPRESSION float32 (batch, G).
+
+    Parameters
+    ----------
+    model : M2OST or FusedM2OST
+        In eval mode.
+    path : Path
+        The file to write.
+
+    Returns
+    -------
+    ModelProto
+        What was written.
 
     Raises
     ------
     ExportError
-        If the file is not a valid graph with exactly these inputs and output.
+        If a weight is not finite, or the file is not a valid graph with exactly these inputs and output.
     """
+    check_weights(model)
     geometry = model.config.views
     example = tuple(torch.zeros(2, *geometry.shape, dtype=torch.uint8) for _ in geometry.names)
     batch = torch.export.Dim("batch", min=1, max=MAX_ROWS)
@@ -80,37 +91,21 @@ def export_onnx(model: M2OST, path: Path) -> None:
     if program is None:
         raise ExportError("torch.onnx.export returned no program")
     program.save(str(path), external_data=False)
-    _check_interface(path, geometry)
+    return load_checked(path, geometry)
 
 
-def _check_interface(path: Path, geometry: ViewGeometry) -> None:
-    graph = onnx.load(path)
-    onnx.checker.check_model(graph)
+def check_weights(model: torch.nn.Module) -> None:
+    """Refuse a network with a weight that is NaN, infinite, or beyond the range of its type.
 
-    def signature(value: Any) -> tuple[str, int, list[Any]]:
-        tensor = value.type.tensor_type
-        return value.name, tensor.elem_type, [d.dim_param or d.dim_value for d in tensor.shape.dim]
-
-    found = [signature(v) for v in [*graph.graph.input, *graph.graph.output]]
-    expected = [(n, onnx.TensorProto.UINT8, ["batch", *geometry.shape]) for n in geometry.names]
-    if found[:-1] != expected or found[-1][:2] != (EXPRESSION, onnx.TensorProto.FLOAT) or found[-1][2][0] != "batch":
-        raise ExportError(f"{path.name}: the graph's door is {found}, expected {expected} and {EXPRESSION}")
-
-
-def probe_views(geometry: ViewGeometry, batch: int, seed: int) -> Views:
-    """Views over the full range of inputs: smooth fields, noise, and, from the third row on, black and white."""
-    random = np.random.default_rng(seed)
-    views = []
-    for _ in geometry.names:
-        coarse = random.integers(0, 256, (batch, 7, 7, 3)).astype(np.float32)
-        reps = -(-geometry.size_px // 7)
-        smooth = coarse.repeat(reps, axis=1).repeat(reps, axis=2)[:, : geometry.size_px, : geometry.size_px]
-        noise = random.integers(-20, 21, smooth.shape)
-        views.append((smooth + noise).clip(0, 255).astype(np.uint8))
-    for view in views:
-        view[2:3] = 0
-        view[3:4] = 255
-    return views
+    Raises
+    ------
+    ExportError
+        Names the weight.
+    """
+    for name, weight in model.state_dict().items():
+        if not torch.isfinite(weight).all():
+            kind = str(weight.dtype).removeprefix("torch.")
+            raise ExportError(f"refused: weight {name} is not finite in {kind}; no release was written")
 
 
 def measure_parity(

@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any
 
 from google.protobuf import text_format
 from m2ost_preprocess.contract import EXPRESSION, MODEL_ENGINE, MODEL_TILER, EngineInfo, ViewGeometry
+from m2ost_preprocess.engine_plan import EnginePlan
 from tritonclient.grpc import model_config_pb2
 
 _VIEW = re.compile(r"VIEW\d+$")
@@ -31,8 +32,12 @@ def template_sha256() -> str:
     return digest.hexdigest()
 
 
-def write_repository(destination: Path, info: EngineInfo) -> None:
-    """Write every served model but the engine's own file.
+TENSORRT = "tensorrt"
+"""Name of the toolkit, of Triton's backend and of the profile that serves its plans."""
+
+
+def write_repository(destination: Path, info: EngineInfo, plans: Sequence[EnginePlan] = ()) -> None:
+    """Write every served model but the engine's own files.
 
     Parameters
     ----------
@@ -40,7 +45,10 @@ def write_repository(destination: Path, info: EngineInfo) -> None:
         An existing folder; receives a folder a model, each at version 1. Configs already there are rewritten.
     info : EngineInfo
         Fits the configs: views, number of genes, and the parameters that clients read.
+    plans : sequence of EnginePlan
+        The release's engines. Without one of TensorRT the profile ``tensorrt`` is left out.
     """
+    files_by_capability = {p.compute_capability: Path(p.file).name for p in plans if p.toolkit == TENSORRT}
     with as_file(files("m2ost_repository")) as templates:
         for config in sorted(templates.glob("*/config.pbtxt")):
             source, target = config.parent, destination / config.parent.name
@@ -48,12 +56,15 @@ def write_repository(destination: Path, info: EngineInfo) -> None:
             if (source / "1" / "model.py").is_file():
                 shutil.copyfile(source / "1" / "model.py", target / "1" / "model.py")
             for profile in [config, *sorted((source / "configs").glob("*.pbtxt"))]:
+                if profile.stem == TENSORRT and not files_by_capability:
+                    continue
                 fitted = target / profile.relative_to(source)
                 fitted.parent.mkdir(exist_ok=True)
-                fitted.write_text(fit_config(profile.read_text(encoding="utf-8"), info), encoding="utf-8")
+                text = fit_config(profile.read_text(encoding="utf-8"), info, files_by_capability)
+                fitted.write_text(text, encoding="utf-8")
 
 
-def fit_config(template: str, info: EngineInfo) -> str:
+def fit_config(template: str, info: EngineInfo, plan_files: Mapping[str, str] | None = None) -> str:
     """One config fitted to an engine. The comment block at its head, which states the reasons, is kept.
 
     Parameters
@@ -62,6 +73,8 @@ def fit_config(template: str, info: EngineInfo) -> str:
         Text of a ``config.pbtxt`` for the paper's model.
     info : EngineInfo
         The engine to serve.
+    plan_files : mapping of str to str, optional
+        Compute capability → file name of a TensorRT plan.
     """
     config = parse_config(template)
     for tensors in (config.input, config.output):
@@ -72,6 +85,9 @@ def fit_config(template: str, info: EngineInfo) -> str:
     if config.name in (MODEL_ENGINE, MODEL_TILER):
         for key, value in info.to_parameters().items():
             config.parameters[key].string_value = value
+    if config.backend == TENSORRT:
+        for capability, file in (plan_files or {}).items():
+            config.cc_model_filenames[capability] = file
     for warmup in config.model_warmup:
         for tensor in config.input:
             spec = warmup.inputs[tensor.name]

@@ -16,6 +16,8 @@ from typing import Any
 
 import numpy as np
 
+from .engine_plan import EnginePlan
+
 MAX_ROWS = 256
 """Most spots in one request; no step of an ensemble allows fewer."""
 
@@ -204,11 +206,16 @@ class Manifest:
     architecture : dict
         The network's configuration.
     parity : dict
-        For every batch size checked, the maximum absolute difference between ONNX Runtime and PyTorch.
+        For every batch size checked, the maximum absolute difference between ONNX Runtime and PyTorch (float32); for
+        another precision also ``gate``: what its gate measured.
     tools : dict
         Versions of the tools that made the release.
     files : dict
         Relative path → sha256 of every file of the release.
+    graph : dict
+        Of the ONNX file: its nodes, its operators, and the bytes of its weights by type.
+    engines : tuple of EnginePlan
+        The engines built from it.
     """
 
     engine: EngineInfo
@@ -216,6 +223,8 @@ class Manifest:
     parity: dict[str, Any]
     tools: dict[str, str]
     files: dict[str, str] = field(default_factory=dict)
+    graph: dict[str, Any] = field(default_factory=dict)
+    engines: tuple[EnginePlan, ...] = ()
 
     FILENAME = "manifest.json"
 
@@ -244,7 +253,8 @@ class Manifest:
             engine = dict(raw.pop("engine"))
             engine["genes"] = tuple(engine["genes"])
             engine["views"] = ViewGeometry.from_dict(engine["views"])
-            return cls(engine=EngineInfo(**engine), **raw)
+            plans = tuple(EnginePlan(**{**plan, "rows": tuple(plan["rows"])}) for plan in raw.pop("engines"))
+            return cls(engine=EngineInfo(**engine), engines=plans, **raw)
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise ManifestError(f"{path}: damaged manifest ({error!r}); export the release anew") from error
 
