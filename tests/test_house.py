@@ -49,9 +49,10 @@ def test_imports_run_one_way(room):
         "m2ost_client, m2ost_client.predict, m2ost_client.maps",
         "m2ost_preprocess.serving, m2ost_preprocess.decoder.worker",
         "m2ost_cli.main",
+        "m2ost_export.engine_release",
     ],
 )
-def test_a_client_and_a_server_need_no_torch(modules):
+def test_a_client_a_server_and_a_builder_of_engines_need_no_torch(modules):
     # A None in sys.modules makes every import of that name fail.
     script = f"import sys; sys.modules['torch'] = None; import {modules}"
     subprocess.run([sys.executable, "-c", script], check=True)

@@ -95,7 +95,10 @@ def _options(engine: str, capabilities: str, opt_rows: int, timing_cache: Path |
 def _print_release(out: Path, manifest: Manifest) -> None:
     info = manifest.engine
     trained = "" if info.trained else "UNTRAINED, "
-    print(f"{out}: release {info.release_sha256[:12]}, {trained}{info.precision}, {len(info.genes)} genes")
+    print(
+        f"{out}: release {info.release_sha256[:12]}, {trained}{info.precision}, {len(info.genes)} genes; "
+        f"{manifest.graph['nodes']} ONNX nodes"
+    )
     if "gate" in manifest.parity:
         for row in manifest.parity["gate"]["measured"]:
             print(

@@ -12,7 +12,7 @@ from m2ost_preprocess.contract import EngineInfo, Manifest, sha256_file
 from m2ost_preprocess.folders import complete_folder
 
 from .assemble import ONNX_FILE, assemble, engine_folder, tool_versions
-from .engines import EngineOptions, build_plans
+from .engines import EngineOptions, build_plans, find_targets
 from .errors import ExportError
 from .fused import FusedM2OST
 from .gate import MIN_R_GENE, measure_gate
@@ -62,6 +62,8 @@ def build_release(
         If ``destination`` exists: a release is immutable.
     """
     check_weights(model)
+    if engines:
+        find_targets(engines)
     with complete_folder(destination) as scratch:
         engine_folder(scratch).mkdir(parents=True)
         onnx_path = engine_folder(scratch) / ONNX_FILE

@@ -253,7 +253,7 @@ class Manifest:
             engine = dict(raw.pop("engine"))
             engine["genes"] = tuple(engine["genes"])
             engine["views"] = ViewGeometry.from_dict(engine["views"])
-            plans = tuple(EnginePlan(**{**plan, "rows": tuple(plan["rows"])}) for plan in raw.pop("engines"))
+            plans = tuple(EnginePlan(**{**plan, "rows": tuple(plan["rows"])}) for plan in raw.pop("engines", ()))
             return cls(engine=EngineInfo(**engine), engines=plans, **raw)
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise ManifestError(f"{path}: damaged manifest ({error!r}); export the release anew") from error

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -96,15 +98,18 @@ def build_engine(
         config.num_compute_capabilities = 1
         config.set_compute_capability(toolkit.offered()[compute_capability], 0)
     else:
-        config.set_timing_cache(config.create_timing_cache(timing_cache), ignore_mismatch=False)
+        kept = config.create_timing_cache(timing_cache)
+        # Another version's or another GPU's timings are not taken; the build then starts from none.
+        if not config.set_timing_cache(kept, ignore_mismatch=False):
+            config.set_timing_cache(config.create_timing_cache(b""), ignore_mismatch=False)
     data = builder.build_serialized_network(network, config)
     if data is None:
         raise EngineError(
             f"{toolkit.name} {toolkit.version} cannot build for compute capability {compute_capability}: "
             f"{'; '.join(log.messages[-3:]) or 'it gives no reason'}"
         )
-    kept = b"" if toolkit.ahead_of_time else bytes(config.get_timing_cache().serialize())
-    return BuiltEngine(bytes(data), layers, kept)
+    timings = b"" if toolkit.ahead_of_time else bytes(config.get_timing_cache().serialize())
+    return BuiltEngine(bytes(data), layers, timings)
 
 
 def count_layers(network: Any) -> dict[str, int]:
@@ -156,6 +161,14 @@ def _parser_error(error: Any) -> str:
 def read_timing_cache(path: Path) -> bytes:
     """A kept timing cache, or nothing."""
     return path.read_bytes() if path.is_file() else b""
+
+
+def write_timing_cache(path: Path, cache: bytes) -> None:
+    """Keep a timing cache for the next build, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as scratch:
+        scratch.write(cache)
+    os.replace(scratch.name, path)
 
 
 def _log_of(trt: Any) -> Any:

@@ -25,7 +25,7 @@ _MULTIPLIES = re.compile(r"matmul|matrix_?multiply|gemm|attention|mha|foreignnod
 """How an engine's layer that multiplies matrices calls itself: by kind, by kernel, or by its ONNX nodes."""
 
 
-def inspect_engine(toolkit: Toolkit, data: bytes) -> dict[str, Any]:
+def inspect_engine(toolkit: Toolkit, data: bytes, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
     """Read an engine's layers with the library's own inspector.
 
     Parameters
@@ -34,6 +34,8 @@ def inspect_engine(toolkit: Toolkit, data: bytes) -> dict[str, Any]:
         That built it, on the machine with its GPU.
     data : bytes
         The serialized engine, built with detailed profiling.
+    shapes : mapping of str to tuple of int
+        Input → shape. Of an engine with a dynamic batch the inspector tells types only for shapes that are set.
 
     Returns
     -------
@@ -50,7 +52,11 @@ def inspect_engine(toolkit: Toolkit, data: bytes) -> dict[str, Any]:
     engine = runtime.deserialize_cuda_engine(data)
     if engine is None:
         raise EngineError(f"{toolkit.name} {toolkit.version} built an engine that it cannot load on this GPU")
-    text = engine.create_engine_inspector().get_engine_information(trt.LayerInformationFormat.JSON)
+    context, inspector = engine.create_execution_context(), engine.create_engine_inspector()
+    for name, shape in shapes.items():
+        context.set_input_shape(name, shape)
+    inspector.execution_context = context
+    text = inspector.get_engine_information(trt.LayerInformationFormat.JSON)
     information: dict[str, Any] = json.loads(text)
     return information
 

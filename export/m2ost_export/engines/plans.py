@@ -8,11 +8,11 @@ from pathlib import Path
 
 from m2ost_preprocess.contract import MAX_ROWS, MODEL_ENGINE, EngineInfo, sha256_file
 from m2ost_preprocess.engine_plan import EnginePlan
-from m2ost_preprocess.gpu import find_driver
+from m2ost_preprocess.gpu import Driver, find_driver
 
 from ..errors import EngineError
 from ..onnx_files import as_float32, describe, load_checked
-from .builder import build_engine, read_timing_cache
+from .builder import build_engine, read_timing_cache, write_timing_cache
 from .inspector import check_engine_precision, count_engine_layers, inspect_engine
 from .toolkit import Toolkit, load_toolkit
 
@@ -70,6 +70,18 @@ class Twin:
     saving_bytes: int
 
 
+def find_targets(options: EngineOptions) -> tuple[Toolkit, Driver, tuple[str, ...]]:
+    """The toolkit, this machine's driver, and the compute capabilities to build for: quick, and asked before all else.
+
+    Raises
+    ------
+    EngineError
+        If the toolkit is missing or cannot build for a GPU that was asked for.
+    """
+    toolkit, driver = load_toolkit(options.toolkit), find_driver()
+    return toolkit, driver, toolkit.targets(options.compute_capabilities, driver)
+
+
 def build_plans(onnx_path: Path, info: EngineInfo, options: EngineOptions) -> tuple[EnginePlan, ...]:
     """Build a release's engines beside its ONNX file.
 
@@ -92,8 +104,7 @@ def build_plans(onnx_path: Path, info: EngineInfo, options: EngineOptions) -> tu
         If the toolkit is missing or cannot build for a GPU that was asked for, or an engine came out in another
         precision.
     """
-    toolkit, driver = load_toolkit(options.toolkit), find_driver()
-    targets = toolkit.targets(options.compute_capabilities, driver)
+    toolkit, driver, targets = find_targets(options)
     cache = read_timing_cache(options.timing_cache) if options.timing_cache else b""
     plans: list[EnginePlan] = []
     twin: Twin | None = None
@@ -115,7 +126,8 @@ def build_plans(onnx_path: Path, info: EngineInfo, options: EngineOptions) -> tu
         engine: Mapping[str, int] = {}
         twin_bytes = None
         if inspected:
-            information = inspect_engine(toolkit, built.data)
+            shapes = {name: (options.opt_rows, *info.views.shape) for name in info.views.names}
+            information = inspect_engine(toolkit, built.data, shapes)
             check_engine_precision(information, info.precision)
             engine = count_engine_layers(information)
         elif info.precision != "fp32":
@@ -141,7 +153,7 @@ def build_plans(onnx_path: Path, info: EngineInfo, options: EngineOptions) -> tu
             )
         )
     if options.timing_cache and cache:
-        options.timing_cache.write_bytes(cache)
+        write_timing_cache(options.timing_cache, cache)
     return tuple(plans)
 
 
