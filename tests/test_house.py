@@ -15,7 +15,7 @@ ROOMS = {
     "export": ("m2ost_export", {"m2ost", "m2ost_preprocess"}),
     "client": ("m2ost_client", {"m2ost_preprocess"}),
     "model_repository": (None, {"m2ost_preprocess"}),
-    "loadtests": ("m2ost_loadtests", {"m2ost_client", "m2ost", "m2ost_preprocess"}),
+    "loadtests": ("m2ost_loadtests", {"m2ost_client", "m2ost_export", "m2ost", "m2ost_preprocess"}),
     "cli": ("m2ost_cli", {"m2ost_client", "m2ost_export", "m2ost", "m2ost_preprocess", "m2ost_loadtests"}),
 }
 OURS = {package for package, _ in ROOMS.values() if package}

@@ -110,11 +110,13 @@ def _print_release(out: Path, manifest: Manifest) -> None:
         worst = max(manifest.parity["max_abs_diff"].values())
         print(f"  ONNX against PyTorch at most {worst:.1e} apart")
     for plan in manifest.engines:
-        proof = "read from the engine" if plan.inspected else "by network and size; not run on its GPU"
+        told = plan.inspected and plan.fp32_size_bytes is None
+        proof = "read from the engine" if told else "proved by its network, weights and size"
+        loaded = "" if plan.inspected else "; not loaded on such a GPU"
         smaller = f", {plan.size_bytes / plan.fp32_size_bytes:.2f} of fp32's" if plan.fp32_size_bytes else ""
         print(
             f"  {plan.file}: {plan.toolkit} {plan.version}, compute capability {plan.compute_capability}, "
-            f"{plan.size_bytes / 1e6:.1f} MB{smaller}; {plan.precision} proved {proof}"
+            f"{plan.size_bytes / 1e6:.1f} MB{smaller}; {plan.precision} {proof}{loaded}"
         )
 
 

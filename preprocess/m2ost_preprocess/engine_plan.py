@@ -29,6 +29,10 @@ class EnginePlan:
         Fewest, best and most rows of a batch: the optimisation profile.
     network : dict of str to int
         Layers of the parsed, strongly typed network: ``MATRIX_MULTIPLY HALF`` → how many.
+    attention : int
+        Attentions that the builder recognised as such, by its log.
+    weights_bytes, activation_bytes : int or None
+        GPU memory for the weights, and for what flows at the most rows, by the builder's log; None where it is silent.
     inspected : bool
         Whether the engine itself was read on its GPU after it was built.
     engine : dict of str to int
@@ -49,6 +53,9 @@ class EnginePlan:
     size_bytes: int
     rows: tuple[int, int, int]
     network: dict[str, int]
+    attention: int
+    weights_bytes: int | None
+    activation_bytes: int | None
     inspected: bool
     engine: dict[str, int]
     fp32_size_bytes: int | None

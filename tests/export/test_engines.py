@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from m2ost_export.engine_release import add_engines
 from m2ost_export.engines import EngineOptions
-from m2ost_export.engines.builder import build_engine, check_network_precision
+from m2ost_export.engines.builder import build_engine, check_network_precision, check_weights_bytes
 from m2ost_export.engines.inspector import check_engine_precision, count_engine_layers
 from m2ost_export.engines.plans import Twin, check_size
 from m2ost_export.engines.toolkit import Toolkit, load_toolkit
@@ -58,6 +58,10 @@ def test_real_engines_of_the_shipped_checkpoint(shipped_fp16):
             "SOFTMAX HALF": 36,
             "NORMALIZATION FLOAT": 21,
         }
+        assert plan.attention == 36, "attention that the builder does not know as such is not fused"
+        weights = sum(manifest.graph["weight_bytes"].values())
+        assert plan.weights_bytes == pytest.approx(weights, rel=1e-3), "every weight in the graph's own type"
+        assert plan.activation_bytes < 2**31
         if not plan.inspected:
             assert plan.size_bytes < 0.75 * plan.fp32_size_bytes
             assert not plan.engine
@@ -238,15 +242,26 @@ TENSORRT_11 = {
 def test_an_inspected_engine_tells_its_types_in_the_words_of_either_version():
     assert count_engine_layers(TENSORRT_10) == {"gemm FP16": 2, "Reformat FP16": 1, "kgen FP32": 1}
     assert count_engine_layers(TENSORRT_11) == {"gemm FP32": 2, "mha FP16": 1}
-    check_engine_precision(TENSORRT_10, "fp16")
-    check_engine_precision(TENSORRT_11, "fp32")
+    assert check_engine_precision(TENSORRT_10, "fp16")
+    assert check_engine_precision(TENSORRT_11, "fp32")
 
 
 def test_an_engine_that_came_out_in_float32_is_refused():
     with pytest.raises(EngineError, match=r"of its 3 layers .* FP32 in 2, FP16 in 1"):
         check_engine_precision(TENSORRT_11, "fp16")
-    with pytest.raises(EngineError, match="no types at all"):
-        check_engine_precision({"Layers": ["gemm", "gemm"]}, "fp16")
+
+
+def test_an_engine_of_one_closed_node_tells_nothing():
+    closed = in_10("Myelin", "Row major linear UINT8 format", "Row major linear FP32 format")
+    closed["Name"] = "{ForeignNode[node__to_copy_2...node_matmul_70]}"
+    assert not check_engine_precision({"Layers": [closed]}, "fp16")
+    assert not check_engine_precision({"Layers": ["gemm", "gemm"]}, "fp16")
+
+
+def test_an_engine_whose_weights_grew_is_refused():
+    check_weights_bytes(14_388_864, 14_388_298, "fp16")
+    with pytest.raises(EngineError, match=r"take 28,155,136 bytes, those of its graph 14,388,298"):
+        check_weights_bytes(28_155_136, 14_388_298, "fp16")
 
 
 def test_the_manifest_with_engines_survives_its_file(shipped_fp16, tmp_path):

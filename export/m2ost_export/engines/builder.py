@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import tempfile
 from collections import Counter
 from dataclasses import dataclass
@@ -21,6 +22,10 @@ _HEAD = 1
 """Matrix multiplications that stay in float32 at every precision: the head's."""
 
 
+MAX_WEIGHTS_GROWTH = 1.25
+"""How much more memory an engine's weights may take than its graph's: alignment, not another type."""
+
+
 @dataclass(frozen=True)
 class BuiltEngine:
     """An engine file's bytes, and what was seen on the way to them.
@@ -31,12 +36,19 @@ class BuiltEngine:
         The serialized engine.
     network : dict of str to int
         Layers of the parsed network: ``MATRIX_MULTIPLY HALF`` → how many.
+    attention : int
+        Softmaxes that the builder's log says it took as part of attention.
+    weights_bytes, activation_bytes : int or None
+        Memory of the weights, and of what flows at ``MAX_ROWS`` rows, by the builder's log; None where it says nothing.
     timing_cache : bytes
         To build faster the next time; empty where the toolkit measures nothing.
     """
 
     data: bytes
     network: dict[str, int]
+    attention: int
+    weights_bytes: int | None
+    activation_bytes: int | None
     timing_cache: bytes
 
 
@@ -106,10 +118,17 @@ def build_engine(
     if data is None:
         raise EngineError(
             f"{toolkit.name} {toolkit.version} cannot build for compute capability {compute_capability}: "
-            f"{'; '.join(log.messages[-3:]) or 'it gives no reason'}"
+            f"{'; '.join(log.problems[-3:]) or 'it gives no reason'}"
         )
     timings = b"" if toolkit.ahead_of_time else bytes(config.get_timing_cache().serialize())
-    return BuiltEngine(bytes(data), layers, timings)
+    return BuiltEngine(
+        data=bytes(data),
+        network=layers,
+        attention=_count_attention(network, log.details),
+        weights_bytes=_bytes_told(log.details, "Total Weights Memory"),
+        activation_bytes=_bytes_told(log.details, "Total Activation Memory"),
+        timing_cache=timings,
+    )
 
 
 def count_layers(network: Any) -> dict[str, int]:
@@ -145,6 +164,42 @@ def check_network_precision(layers: dict[str, int], precision: str) -> None:
         )
 
 
+def check_weights_bytes(engine_bytes: int, graph_bytes: int, precision: str) -> None:
+    """Refuse an engine that holds more than its graph's weights, as one does that turned them into float32.
+
+    Parameters
+    ----------
+    engine_bytes : int
+        Memory of the engine's weights, as its builder tells it.
+    graph_bytes : int
+        Of the weights in the ONNX file.
+    precision : str
+        What was asked for.
+
+    Raises
+    ------
+    EngineError
+        With both figures.
+    """
+    if engine_bytes > MAX_WEIGHTS_GROWTH * graph_bytes:
+        raise EngineError(
+            f"an engine in {precision} was asked for; its weights take {engine_bytes:,} bytes, those of its graph "
+            f"{graph_bytes:,}: it came out in a larger type"
+        )
+
+
+def _count_attention(network: Any, details: list[str]) -> int:
+    layers = (network.get_layer(i) for i in range(network.num_layers))
+    softmaxes = {layer.name for layer in layers if layer.type.name == "SOFTMAX"}
+    found = (re.match(r"Found (\S+) to be part of \S*attention pattern", line) for line in details)
+    return len(softmaxes & {match[1] for match in found if match})
+
+
+def _bytes_told(details: list[str], what: str) -> int | None:
+    found = [match[1] for line in details if (match := re.match(rf"{what}: (\d+) bytes", line))]
+    return int(found[-1]) if found else None
+
+
 def _check_door(network: Any, geometry: ViewGeometry) -> None:
     tensors = [network.get_input(i) for i in range(network.num_inputs)]
     tensors += [network.get_output(i) for i in range(network.num_outputs)]
@@ -172,15 +227,15 @@ def write_timing_cache(path: Path, cache: bytes) -> None:
 
 
 def _log_of(trt: Any) -> Any:
-    """A logger of the library's own base class that keeps warnings and errors."""
+    """A logger of the library's own base class: keeps warnings and errors as problems, all else as details."""
 
     class Log(trt.ILogger):  # type: ignore[misc]
         def __init__(self) -> None:
             trt.ILogger.__init__(self)
-            self.messages: list[str] = []
+            self.problems: list[str] = []
+            self.details: list[str] = []
 
         def log(self, severity: Any, message: str) -> None:
-            if severity <= trt.ILogger.Severity.WARNING:
-                self.messages.append(message)
+            (self.problems if severity <= trt.ILogger.Severity.WARNING else self.details).append(message)
 
     return Log()

@@ -21,7 +21,8 @@ _TYPES = {
     "BOOL": r"bool",
 }
 _WANTED = {"fp32": "FP32", "fp16": "FP16", "bf16": "BF16"}
-_MULTIPLIES = re.compile(r"matmul|matrix_?multiply|gemm|attention|mha|foreignnode", re.IGNORECASE)
+_CLOSED = re.compile(r"^\{?ForeignNode\[")
+_MULTIPLIES = re.compile(r"matmul|matrix_?multiply|gemm|attention|mha", re.IGNORECASE)
 """How an engine's layer that multiplies matrices calls itself: by kind, by kernel, or by its ONNX nodes."""
 
 
@@ -69,7 +70,7 @@ def count_engine_layers(information: Mapping[str, Any]) -> dict[str, int]:
     return dict(counts.most_common())
 
 
-def check_engine_precision(information: Mapping[str, Any], precision: str) -> None:
+def check_engine_precision(information: Mapping[str, Any], precision: str) -> bool:
     """Refuse an engine most of whose matrix multiplications see nothing of the precision asked for.
 
     Parameters
@@ -79,24 +80,33 @@ def check_engine_precision(information: Mapping[str, Any], precision: str) -> No
     precision : str
         ``fp32``, ``fp16`` or ``bf16``.
 
+    Returns
+    -------
+    bool
+        Whether the engine tells: one compiled into a single closed node shows its door only.
+
     Raises
     ------
     EngineError
-        If the engine tells no types, or came out in another precision.
+        If it tells and came out in another precision.
     """
     wanted = _WANTED[precision]
+    layers = [layer for layer in _layers(information) if not _CLOSED.search(str(layer.get("Name", "")))]
     types = [
         {*_types(layer, "Inputs"), *_types(layer, "Outputs")}
-        for layer in _layers(information)
+        for layer in layers
         if _MULTIPLIES.search(json.dumps(layer))
     ]
+    if not any(types):
+        return False
     seen = Counter(name for layer in types for name in layer)
     if sum(wanted in layer for layer in types) * 2 <= len(types):
-        told = ", ".join(f"{name} in {n}" for name, n in seen.most_common()) or "no types at all"
+        told = ", ".join(f"{name} in {n}" for name, n in seen.most_common())
         raise EngineError(
             f"an engine in {precision} was asked for; of its {len(types)} layers that multiply matrices the inspector "
             f"says: {told}"
         )
+    return True
 
 
 def _layers(information: Mapping[str, Any]) -> list[Mapping[str, Any]]:

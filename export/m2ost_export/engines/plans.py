@@ -12,7 +12,7 @@ from m2ost_preprocess.gpu import Driver, find_driver
 
 from ..errors import EngineError
 from ..onnx_files import as_float32, describe, load_checked
-from .builder import build_engine, read_timing_cache, write_timing_cache
+from .builder import build_engine, check_weights_bytes, read_timing_cache, write_timing_cache
 from .inspector import check_engine_precision, count_engine_layers, inspect_engine
 from .toolkit import Toolkit, load_toolkit
 
@@ -106,6 +106,7 @@ def build_plans(onnx_path: Path, info: EngineInfo, options: EngineOptions) -> tu
     """
     toolkit, driver, targets = find_targets(options)
     cache = read_timing_cache(options.timing_cache) if options.timing_cache else b""
+    graph_bytes = sum(describe(load_checked(onnx_path, info.views))["weight_bytes"].values())
     plans: list[EnginePlan] = []
     twin: Twin | None = None
     for capability in targets:
@@ -122,15 +123,18 @@ def build_plans(onnx_path: Path, info: EngineInfo, options: EngineOptions) -> tu
         number = capability.replace(".", "")
         path = onnx_path.with_name(f"model-{'rtx-' if toolkit.ahead_of_time else ''}sm{number}.plan")
         path.write_bytes(built.data)
+        if built.weights_bytes is not None:
+            check_weights_bytes(built.weights_bytes, graph_bytes, info.precision)
         inspected = capability in {gpu.compute_capability for gpu in driver.gpus}
         engine: Mapping[str, int] = {}
         twin_bytes = None
+        told = False
         if inspected:
             shapes = {name: (options.opt_rows, *info.views.shape) for name in info.views.names}
             information = inspect_engine(toolkit, built.data, shapes)
-            check_engine_precision(information, info.precision)
+            told = check_engine_precision(information, info.precision)
             engine = count_engine_layers(information)
-        elif info.precision != "fp32":
+        if not told and info.precision != "fp32":
             twin = twin or _build_twin(toolkit, onnx_path, info, options, capability)
             check_size(len(built.data), twin, info.precision)
             twin_bytes = twin.size_bytes
@@ -146,6 +150,9 @@ def build_plans(onnx_path: Path, info: EngineInfo, options: EngineOptions) -> tu
                 size_bytes=len(built.data),
                 rows=(1, options.opt_rows, MAX_ROWS),
                 network=built.network,
+                attention=built.attention,
+                weights_bytes=built.weights_bytes,
+                activation_bytes=built.activation_bytes,
                 inspected=inspected,
                 engine=dict(engine),
                 fp32_size_bytes=twin_bytes,
