@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from m2ost_preprocess.engine_plan import EnginePlan
 
 REPOSITORY = Path(__file__).parents[1]
 
@@ -20,6 +22,30 @@ def shared_file(relative: str) -> Path:
             pytest.fail(reason)
         pytest.skip(reason)
     return path
+
+
+def engine_plan(**changes) -> EnginePlan:
+    """An engine file as a manifest describes it: TensorRT's, for compute capability 8.9, read on its GPU."""
+    plan = EnginePlan(
+        toolkit="tensorrt",
+        version="10.13.2.6",
+        compute_capability="8.9",
+        precision="fp16",
+        file="m2ost/1/model-sm89.plan",
+        sha256="",
+        onnx_sha256="",
+        size_bytes=9,
+        rows=(1, 32, 256),
+        network={"MATRIX_MULTIPLY HALF": 142},
+        attention=36,
+        weights_bytes=14_000_000,
+        activation_bytes=None,
+        inspected=True,
+        engine={"gemm FP16": 100},
+        fp32_size_bytes=None,
+        driver="13.0",
+    )
+    return replace(plan, **changes)
 
 
 @pytest.fixture(scope="session")

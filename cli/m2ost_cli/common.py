@@ -35,7 +35,7 @@ def expected_errors() -> tuple[type[Exception], ...]:
         ("m2ost.data.errors", "DataError"),
         ("m2ost.training.config", "ConfigError"),
         ("m2ost.training.loop", "TrainingError"),
-        ("m2ost_export.graph", "ExportError"),
+        ("m2ost_export.errors", "ExportError"),
         ("m2ost_client.errors", "ClientError"),
         ("m2ost_loadtests.errors", "LoadTestError"),
     ):

@@ -9,7 +9,14 @@ from typing import Annotated
 
 import typer
 
-from . import bench_commands, doctor_command, model_commands, serving_commands, training_commands
+from . import (
+    bench_commands,
+    doctor_command,
+    model_commands,
+    release_commands,
+    serving_commands,
+    training_commands,
+)
 from .common import UserError, expected_errors
 
 EXIT_ERROR = 1
@@ -22,6 +29,7 @@ app = typer.Typer(
 )
 model_commands.register(app)
 training_commands.register(app)
+release_commands.register(app)
 serving_commands.register(app)
 doctor_command.register(app)
 bench_commands.register(app)

@@ -1,4 +1,4 @@
-"""Commands on checkpoints: ``init``, ``convert``, ``info``, ``export``; and ``export-istar``, the baseline."""
+"""Commands on checkpoints: ``init``, ``convert``, ``info``."""
 
 from __future__ import annotations
 
@@ -79,52 +79,7 @@ def _row(row: Complexity) -> str:
     return f"{row.name:36}{parameters:>12}{row.flop / 1e9:>14.3f}  {row.note}"
 
 
-def export(
-    checkpoint: Annotated[Path, typer.Argument(help="A checkpoint folder.")],
-    out: Annotated[Path, typer.Option("--out", help="Release folder to create; never overwritten.")],
-) -> None:
-    """Export a checkpoint as a release: a Triton model repository, written only if ONNX matches PyTorch."""
-    with needs("export"):
-        from m2ost.checkpoint import load
-        from m2ost_export.release import build_release
-    manifest = build_release(*load(checkpoint), out)
-    worst = max(manifest.parity["max_abs_diff"].values())
-    trained = "" if manifest.engine.trained else "UNTRAINED, "
-    print(
-        f"{out}: release {manifest.engine.release_sha256[:12]}, {trained}{manifest.engine.precision}, "
-        f"{len(manifest.engine.genes)} genes; ONNX against PyTorch at most {worst:.1e} apart"
-    )
-
-
-def export_istar(
-    out: Annotated[Path, typer.Option("--out", help="Baseline folder to create; never overwritten.")],
-    vit256: Annotated[Path | None, typer.Option(help="HIPT's vit256_small_dino.pth.")] = None,
-    vit4k: Annotated[Path | None, typer.Option(help="HIPT's vit4k_xs_dino.pth.")] = None,
-    genes: Genes = None,
-    outputs: Annotated[int, typer.Option(help="Number of outputs, where no panel is given.")] = 250,
-    variant: Annotated[str, typer.Option(help="What is served: stock, no_shift or tissue.")] = "tissue",
-    seed: Annotated[int, typer.Option(help="One seed gives one set of random weights.")] = 0,
-) -> None:
-    """Export iStar, the baseline, for `m2ost serve RELEASE --baseline OUT`: it shows speed, not expression."""
-    with needs("export"):
-        from m2ost.peers.istar import build
-        from m2ost_export.istar import build_baseline
-        from m2ost_preprocess.istar.sizes import Sizes
-    panel = read_genes(genes, outputs)
-    try:
-        sizes = Sizes(n_genes=len(panel))
-    except ValueError as error:
-        raise UserError(str(error)) from error
-    manifest = build_baseline(build(sizes, vit256=vit256, vit4k=vit4k, seed=seed), panel, out, variant=variant)
-    worst = max(d for parity in manifest.parity.values() for d in parity["max_abs_diff"].values())
-    weights = "HIPT's weights, UNTRAINED head" if manifest.info.pretrained else "RANDOM weights"
-    print(
-        f"{out}: baseline {manifest.info.baseline_sha256[:12]}, {weights}, {manifest.info.precision}, variant "
-        f"{variant}, {len(panel)} outputs; ONNX against PyTorch at most {worst:.1e} apart"
-    )
-
-
 def register(app: typer.Typer) -> None:
     """Add the commands to ``app``."""
-    for command in (init, convert, info, export, export_istar):
+    for command in (init, convert, info):
         app.command()(command)

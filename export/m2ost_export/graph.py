@@ -1,4 +1,4 @@
-"""A network as an ONNX graph with a dynamic batch, and the gate that compares the two."""
+"""A network as an ONNX graph with a dynamic batch, and how far the two are apart in float32."""
 
 from __future__ import annotations
 
@@ -14,17 +14,16 @@ import onnx
 import onnxruntime as ort
 import torch
 from m2ost.network import M2OST
-from m2ost_preprocess.contract import EXPRESSION, MAX_ROWS, ViewGeometry
+from m2ost_preprocess.contract import MAX_ROWS, ViewGeometry
+
+from .errors import ExportError
+from .fused import FusedM2OST
+from .onnx_files import GIVEN_EXPRESSION, Door, load_graph, taken_views
+from .probes import Views, probe_views
 
 OPSET = 20
 PARITY_BATCHES = (1, 2, 7, 32)
 FP32_TOLERANCE = 1e-4
-
-Views = list[np.ndarray[Any, np.dtype[np.uint8]]]
-
-
-class ExportError(Exception):
-    """A checkpoint cannot become a release; the message says which gate refused it."""
 
 
 @dataclass(frozen=True)
@@ -48,40 +47,35 @@ class Parity:
         return all(diff <= self.tolerance for diff in self.max_abs_diff.values())
 
 
-@dataclass(frozen=True)
-class Door:
-    """What a graph takes or gives under one name.
+def export_onnx(model: M2OST | FusedM2OST, path: Path) -> onnx.ModelProto:
+    """Write ``model`` as ONNX: inputs VIEW0 … uint8 (batch, s, s, 3), output EXPRESSION float32 (batch, G).
 
     Parameters
     ----------
-    name : str
-    kind : int
-        ``onnx.TensorProto``'s number of the element type.
-    shape : tuple of str and int
-        A word for an axis of any length. Of an output only the first axis is checked.
-    """
+    model : M2OST or FusedM2OST
+        In eval mode.
+    path : Path
+        The file to write.
 
-    name: str
-    kind: int
-    shape: tuple[str | int, ...]
-
-
-def export_onnx(model: M2OST, path: Path) -> None:
-    """Write ``model`` as ONNX: inputs VIEW0 … uint8 (batch, s, s, 3), output EXPRESSION float32 (batch, G).
+    Returns
+    -------
+    ModelProto
+        What was written.
 
     Raises
     ------
     ExportError
-        If the file is not a valid graph with exactly these inputs and output.
+        If a weight is not finite, or the file is not a valid graph with exactly these inputs and output.
     """
+    check_weights(model)
     geometry = model.config.views
     batch = torch.export.Dim("batch", min=1, max=MAX_ROWS)
-    write_graph(
+    return write_graph(
         model,
         path,
         example=tuple(torch.zeros(2, *geometry.shape, dtype=torch.uint8) for _ in geometry.names),
-        inputs=[Door(n, onnx.TensorProto.UINT8, ("batch", *geometry.shape)) for n in geometry.names],
-        outputs=[Door(EXPRESSION, onnx.TensorProto.FLOAT, ("batch", model.config.n_genes))],
+        inputs=taken_views(geometry),
+        outputs=[GIVEN_EXPRESSION],
         dynamic_shapes={"views": tuple({0: batch} for _ in geometry.names)},
     )
 
@@ -94,7 +88,7 @@ def write_graph(
     inputs: Sequence[Door],
     outputs: Sequence[Door],
     dynamic_shapes: dict[str, Any],
-) -> None:
+) -> onnx.ModelProto:
     """Write a network as one ONNX file.
 
     Parameters
@@ -108,6 +102,11 @@ def write_graph(
         What the graph must show to the outside.
     dynamic_shapes : dict
         As ``torch.export`` takes them.
+
+    Returns
+    -------
+    ModelProto
+        What was written.
 
     Raises
     ------
@@ -135,39 +134,21 @@ def write_graph(
     if program is None:
         raise ExportError("torch.onnx.export returned no program")
     program.save(str(path), external_data=False)
-    _check_interface(path, inputs, outputs)
+    return load_graph(path, inputs, outputs)
 
 
-def _check_interface(path: Path, inputs: Sequence[Door], outputs: Sequence[Door]) -> None:
-    graph = onnx.load(path)
-    onnx.checker.check_model(graph)
+def check_weights(model: torch.nn.Module) -> None:
+    """Refuse a network with a weight that is NaN, infinite, or beyond the range of its type.
 
-    def door(value: Any) -> Door:
-        tensor = value.type.tensor_type
-        return Door(value.name, tensor.elem_type, tuple(d.dim_param or d.dim_value for d in tensor.shape.dim))
-
-    def loosely(doors: Sequence[Door]) -> list[tuple[str, int, str | int]]:
-        return [(d.name, d.kind, d.shape[0]) for d in doors]
-
-    taken, given = [door(v) for v in graph.graph.input], [door(v) for v in graph.graph.output]
-    if taken != list(inputs) or loosely(given) != loosely(outputs):
-        raise ExportError(f"{path.name}: the graph's door is {taken} → {given}, expected {inputs} → {outputs}")
-
-
-def probe_views(geometry: ViewGeometry, batch: int, seed: int) -> Views:
-    """Views over the full range of inputs: smooth fields, noise, and, from the third row on, black and white."""
-    random = np.random.default_rng(seed)
-    views = []
-    for _ in geometry.names:
-        coarse = random.integers(0, 256, (batch, 7, 7, 3)).astype(np.float32)
-        reps = -(-geometry.size_px // 7)
-        smooth = coarse.repeat(reps, axis=1).repeat(reps, axis=2)[:, : geometry.size_px, : geometry.size_px]
-        noise = random.integers(-20, 21, smooth.shape)
-        views.append((smooth + noise).clip(0, 255).astype(np.uint8))
-    for view in views:
-        view[2:3] = 0
-        view[3:4] = 255
-    return views
+    Raises
+    ------
+    ExportError
+        Names the weight.
+    """
+    for name, weight in model.state_dict().items():
+        if not torch.isfinite(weight).all():
+            kind = str(weight.dtype).removeprefix("torch.")
+            raise ExportError(f"refused: weight {name} is not finite in {kind}; no release was written")
 
 
 def measure_parity(

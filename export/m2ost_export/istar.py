@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import onnx
 import torch
-from m2ost.checkpoint import complete_folder
 from m2ost.peers.istar import IStar
 from m2ost_preprocess.contract import EXPRESSION, MAX_ROWS, sha256_file
+from m2ost_preprocess.folders import complete_folder
 from m2ost_preprocess.istar.geometry import VARIANTS
 from m2ost_preprocess.istar.manifest import (
     CLS,
@@ -29,8 +29,10 @@ from m2ost_preprocess.istar.manifest import (
 from m2ost_preprocess.istar.sizes import PATCH_PX, Sizes
 from m2ost_preprocess.istar.sizes import TOKENS as TOKENS_A_PATCH
 
-from .graph import Door, ExportError, Parity, compare, write_graph
-from .release import file_hashes, sha256_json, tool_versions
+from .assemble import file_hashes, sha256_json, tool_versions
+from .errors import ExportError
+from .graph import Parity, compare, write_graph
+from .onnx_files import Door
 from .repository import finish_config, parse_config, write_models
 
 FAMILY = "istar"

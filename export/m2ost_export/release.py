@@ -1,25 +1,35 @@
-"""A release: one immutable folder that is a whole Triton model repository, with its manifest."""
+"""A checkpoint as a release: one immutable folder that is a whole Triton model repository, with its manifest."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-from dataclasses import replace
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
-from m2ost.checkpoint import ModelCard, complete_folder
+import onnx
+from m2ost.checkpoint import ModelCard
 from m2ost.network import M2OST
-from m2ost_preprocess.contract import MODEL_ENGINE, EngineInfo, Manifest, sha256_file
+from m2ost_preprocess.contract import EngineInfo, Manifest, sha256_file
+from m2ost_preprocess.folders import complete_folder
 
-from .graph import ExportError, export_onnx, measure_parity
-from .repository import write_repository
+from .assemble import ONNX_FILE, assemble, engine_folder, tool_versions
+from .engines import EngineOptions, build_plans, find_targets
+from .errors import ExportError
+from .fused import FusedM2OST
+from .gate import MIN_R_GENE, measure_gate
+from .graph import check_weights, export_onnx, measure_parity
+from .onnx_files import describe
+from .probes import Views
 
-ONNX_FILE = "model.onnx"
-_TOOLS = ("m2ost-triton", "torch", "onnx", "onnxscript", "onnxruntime", "numpy")
 
-
-def build_release(model: M2OST, card: ModelCard, destination: Path) -> Manifest:
+def build_release(
+    model: M2OST,
+    card: ModelCard,
+    destination: Path,
+    *,
+    precision: str = "fp32",
+    spots: tuple[str, Views] | None = None,
+    engines: EngineOptions | None = None,
+) -> Manifest:
     """Export a checkpoint and write its release; nothing is left behind unless every gate passes.
 
     Parameters
@@ -30,6 +40,12 @@ def build_release(model: M2OST, card: ModelCard, destination: Path) -> Manifest:
         Its card, with the sha256 of the saved weights.
     destination : Path
         The release folder; must not exist.
+    precision : str
+        ``fp32``, ``fp16`` or ``bf16``.
+    spots : (str, list of ndarray), optional
+        Name and views of real spots for the gate of a reduced precision; without them it looks at made ones.
+    engines : EngineOptions, optional
+        Engines to build from the graph.
 
     Returns
     -------
@@ -38,67 +54,66 @@ def build_release(model: M2OST, card: ModelCard, destination: Path) -> Manifest:
     Raises
     ------
     ExportError
-        If the graph differs from the network by more than 1e-4 at any batch size.
+        If a weight is not finite; if a float32 graph differs from the network by more than 1e-4 at any batch size; if
+        another precision fails its gate; or if an engine cannot be built.
     FileExistsError
         If ``destination`` exists: a release is immutable.
     """
+    check_weights(model)
+    if engines:
+        find_targets(engines)
     with complete_folder(destination) as scratch:
-        onnx_path = scratch / ONNX_FILE
-        export_onnx(model, onnx_path)
-        parity = measure_parity(model, onnx_path)
-        if not parity.passed:
-            raise ExportError(
-                f"refused: ONNX Runtime differs from PyTorch by {parity.max_abs_diff} (batch: max |Δ|), "
-                f"tolerance {parity.tolerance:g}; no release was written"
-            )
+        engine_folder(scratch).mkdir(parents=True)
+        onnx_path = engine_folder(scratch) / ONNX_FILE
+        fused = FusedM2OST(model, precision).eval()
+        graph = export_onnx(fused, onnx_path)
+        if precision == "fp32":
+            parity = _check_parity(model, onnx_path)
+        else:
+            parity = _check_gate(model, fused, graph, card, spots)
         info = EngineInfo(
             genes=card.genes,
             views=model.config.views,
             mpp=card.mpp,
             target=card.target,
             trained=card.trained,
-            precision="fp32",
+            precision=precision,
             checkpoint_sha256=card.sha256,
             onnx_sha256=sha256_file(onnx_path),
             release_sha256="",
         )
-        write_repository(scratch, info)
-        onnx_path.rename(scratch / MODEL_ENGINE / "1" / ONNX_FILE)
-        # The identity is that of every file as it stands without the identity itself, which the configs carry.
-        info = replace(info, release_sha256=sha256_json(file_hashes(scratch)))
-        write_repository(scratch, info)
-        manifest = Manifest(
-            engine=info,
+        plans = build_plans(onnx_path, info, engines) if engines else ()
+        return assemble(
+            scratch,
+            info,
             architecture=model.config.to_dict(),
-            parity={
-                "tolerance": parity.tolerance,
-                "max_abs_diff": {str(b): d for b, d in parity.max_abs_diff.items()},
-            },
+            parity=parity,
+            graph=describe(graph),
             tools=tool_versions(),
-            files=file_hashes(scratch),
+            plans=plans,
         )
-        manifest.write(scratch)
-    return manifest
 
 
-def file_hashes(folder: Path) -> dict[str, str]:
-    """Relative path → sha256 of every file below a folder."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    return {str(path.relative_to(folder)): sha256_file(path) for path in files}
+def _check_parity(model: M2OST, onnx_path: Path) -> dict[str, Any]:
+    parity = measure_parity(model, onnx_path)
+    if not parity.passed:
+        raise ExportError(
+            f"refused: ONNX Runtime differs from PyTorch by {parity.max_abs_diff} (batch: max |Δ|), "
+            f"tolerance {parity.tolerance:g}; no release was written"
+        )
+    return {
+        "tolerance": parity.tolerance,
+        "max_abs_diff": {str(batch): diff for batch, diff in parity.max_abs_diff.items()},
+    }
 
 
-def sha256_json(value: dict[str, str]) -> str:
-    """sha256 of a mapping, whatever its order."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
-
-
-def tool_versions() -> dict[str, str]:
-    """Versions of what made an export."""
-    return {name: _version(name) for name in _TOOLS}
-
-
-def _version(distribution: str) -> str:
-    try:
-        return version(distribution)
-    except PackageNotFoundError:
-        return "not installed"
+def _check_gate(
+    model: M2OST, fused: FusedM2OST, graph: onnx.ModelProto, card: ModelCard, spots: tuple[str, Views] | None
+) -> dict[str, Any]:
+    gate = measure_gate(model, fused, graph, card.genes, spots=spots)
+    if not gate.passed:
+        raise ExportError(
+            f"refused: {fused.precision} changes the outputs too much (r per gene must be {MIN_R_GENE} at least on "
+            f"{gate.decided_on}, and every output finite); no release was written\n{gate.in_words()}"
+        )
+    return {"gate": gate.to_dict()}

@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any
 
 from google.protobuf import text_format
 from m2ost_preprocess.contract import EXPRESSION, MODEL_ENGINE, MODEL_TILER, EngineInfo, ViewGeometry
+from m2ost_preprocess.engine_plan import EnginePlan
 from tritonclient.grpc import model_config_pb2
 
 _VIEW = re.compile(r"VIEW\d+$")
@@ -34,8 +35,12 @@ def template_sha256(family: str = "") -> str:
     return digest.hexdigest()
 
 
-def write_repository(destination: Path, info: EngineInfo) -> None:
-    """Write every served model but the engine's own file.
+TENSORRT = "tensorrt"
+"""Name of the toolkit, of Triton's backend and of the profile that serves its plans."""
+
+
+def write_repository(destination: Path, info: EngineInfo, plans: Sequence[EnginePlan] = ()) -> None:
+    """Write every served model but the engine's own files.
 
     Parameters
     ----------
@@ -43,8 +48,11 @@ def write_repository(destination: Path, info: EngineInfo) -> None:
         An existing folder; receives a folder a model, each at version 1. Configs already there are rewritten.
     info : EngineInfo
         Fits the configs: views, number of genes, and the parameters that clients read.
+    plans : sequence of EnginePlan
+        The release's engines.
     """
-    write_models(destination, lambda template: fit_config(template, info))
+    plan_files = {p.compute_capability: Path(p.file).name for p in plans if p.toolkit == TENSORRT}
+    write_models(destination, lambda template: fit_config(template, info, plan_files))
 
 
 def write_models(destination: Path, fit: Callable[[str], str], family: str = "") -> None:
@@ -76,7 +84,7 @@ def _models(folder: Path) -> list[Path]:
     return sorted(config.parent for config in folder.glob("*/config.pbtxt"))
 
 
-def fit_config(template: str, info: EngineInfo) -> str:
+def fit_config(template: str, info: EngineInfo, plan_files: Mapping[str, str] | None = None) -> str:
     """One config fitted to an engine. The comment block at its head, which states the reasons, is kept.
 
     Parameters
@@ -85,6 +93,8 @@ def fit_config(template: str, info: EngineInfo) -> str:
         Text of a ``config.pbtxt`` for the paper's model.
     info : EngineInfo
         The engine to serve.
+    plan_files : mapping of str to str, optional
+        Compute capability → file name of a TensorRT plan.
     """
     config = parse_config(template)
     for tensors in (config.input, config.output):
@@ -95,6 +105,9 @@ def fit_config(template: str, info: EngineInfo) -> str:
     if config.name in (MODEL_ENGINE, MODEL_TILER):
         for key, value in info.to_parameters().items():
             config.parameters[key].string_value = value
+    if config.backend == TENSORRT:
+        for capability, file in (plan_files or {}).items():
+            config.cc_model_filenames[capability] = file
     for accelerator in config.optimization.execution_accelerators.gpu_execution_accelerator:
         _fit_accelerator(accelerator.parameters, info)
     return finish_config(config, template)

@@ -20,7 +20,9 @@ from m2ost.network import M2OST
 from m2ost_preprocess.contract import MAX_ROWS, MODEL_ENGINE
 
 from . import torchserve_handler
-from .graph import FP32_TOLERANCE, PARITY_BATCHES, ExportError, probe_views
+from .errors import ExportError
+from .graph import FP32_TOLERANCE, PARITY_BATCHES
+from .probes import probe_views
 
 SUFFIX = ".mar"
 

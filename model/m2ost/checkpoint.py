@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from m2ost_preprocess.contract import sha256_file
+from m2ost_preprocess.folders import complete_folder
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
@@ -88,28 +85,6 @@ class ModelCard:
         values["architecture"] = M2OSTConfig.from_dict(values["architecture"])
         values["genes"] = tuple(values["genes"])
         return cls(**values)
-
-
-@contextmanager
-def complete_folder(destination: Path) -> Iterator[Path]:
-    """Yield a scratch folder that becomes ``destination`` only if the block ends without an error.
-
-    Raises
-    ------
-    FileExistsError
-        If ``destination`` exists: checkpoints and releases are immutable.
-    """
-    destination = destination.resolve()
-    if destination.exists():
-        raise FileExistsError(f"{destination} exists and is never overwritten; choose another folder or remove it")
-    destination.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=f".{destination.name}.", dir=destination.parent))
-    try:
-        yield scratch
-        scratch.chmod(0o755)
-        os.rename(scratch, destination)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def save(folder: Path, model: M2OST, card: ModelCard, *, half: bool = False) -> ModelCard:

@@ -16,6 +16,8 @@ from typing import Any
 
 import numpy as np
 
+from .engine_plan import EnginePlan
+
 MAX_ROWS = 256
 """Most spots in one request; no step of an ensemble allows fewer."""
 
@@ -194,40 +196,6 @@ class ManifestError(Exception):
 
 
 @dataclass(frozen=True)
-class EngineFile:
-    """An engine built from the release's ONNX for one kind of GPU.
-
-    Parameters
-    ----------
-    runtime : str
-        ``tensorrt`` or ``tensorrt-rtx``: what can run it.
-    file : str
-        The plan, relative to the release.
-    compute_capability : str
-        Of the GPUs that it was built for, e.g. ``8.9``.
-    sha256 : str
-        Of the file.
-    version : str
-        Of the runtime that built it; another cannot read it.
-    max_rows : int
-        Largest batch of its optimisation profile.
-    precision : str
-        ``fp32``, ``fp16`` …
-    inspected : bool
-        Whether its layers were read on a GPU after the build.
-    """
-
-    runtime: str
-    file: str
-    compute_capability: str
-    sha256: str
-    version: str
-    max_rows: int
-    precision: str
-    inspected: bool
-
-
-@dataclass(frozen=True)
 class Manifest:
     """``manifest.json`` of a release: where it came from and what was checked.
 
@@ -238,13 +206,16 @@ class Manifest:
     architecture : dict
         The network's configuration.
     parity : dict
-        For every batch size checked, the maximum absolute difference between ONNX Runtime and PyTorch.
+        For every batch size checked, the maximum absolute difference between ONNX Runtime and PyTorch (float32); for
+        another precision also ``gate``: what its gate measured.
     tools : dict
         Versions of the tools that made the release.
     files : dict
         Relative path → sha256 of every file of the release.
-    engines : tuple of EngineFile
-        The engines built from the ONNX.
+    graph : dict
+        Of the ONNX file: its nodes, its operators, and the bytes of its weights by type.
+    engines : tuple of EnginePlan
+        The engines built from it.
     """
 
     engine: EngineInfo
@@ -252,7 +223,8 @@ class Manifest:
     parity: dict[str, Any]
     tools: dict[str, str]
     files: dict[str, str] = field(default_factory=dict)
-    engines: tuple[EngineFile, ...] = ()
+    graph: dict[str, Any] = field(default_factory=dict)
+    engines: tuple[EnginePlan, ...] = ()
 
     FILENAME = "manifest.json"
 
@@ -281,8 +253,8 @@ class Manifest:
             engine = dict(raw.pop("engine"))
             engine["genes"] = tuple(engine["genes"])
             engine["views"] = ViewGeometry.from_dict(engine["views"])
-            engines = tuple(EngineFile(**file) for file in raw.pop("engines", ()))
-            return cls(engine=EngineInfo(**engine), engines=engines, **raw)
+            plans = tuple(EnginePlan(**{**plan, "rows": tuple(plan["rows"])}) for plan in raw.pop("engines", ()))
+            return cls(engine=EngineInfo(**engine), engines=plans, **raw)
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise ManifestError(f"{path}: damaged manifest ({error!r}); export the release anew") from error
 

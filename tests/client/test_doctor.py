@@ -27,7 +27,9 @@ from m2ost_client.errors import ServerStartError
 from m2ost_client.host import SHM, Ports
 from m2ost_client.installation import Installation
 from m2ost_export.repository import write_repository
-from m2ost_preprocess.contract import EngineFile, Manifest, ManifestError, ViewGeometry, sha256_file
+from m2ost_preprocess.contract import Manifest, ManifestError, ViewGeometry, sha256_file
+
+from tests.conftest import engine_plan
 
 from .conftest import ENGINE
 
@@ -53,8 +55,8 @@ SERVER = ServerFacts(
     gpus=(L4,),
 )
 PLANS = (
-    EngineFile("tensorrt", "m2ost/1/model.sm89.plan", "8.9", "", "10.13.2.6", 256, "fp16", True),
-    EngineFile("tensorrt-rtx", "m2ost/1/model.sm89.rtx", "8.9", "", "1.7.1.116", 256, "fp16", False),
+    engine_plan(),
+    engine_plan(toolkit="tensorrt-rtx", file="m2ost/1/model-rtx-sm89.plan", version="1.7.1.116", inspected=False),
 )
 PROFILES = {
     # name: (backend, engine parameter, needs a GPU, runtime of its plan)
@@ -230,7 +232,7 @@ def test_a_release_built_with_another_tensorrt(served, manifest):
 
 
 def test_a_batch_above_the_plans_profile(served, manifest):
-    small = replace(manifest, engines=(replace(PLANS[0], max_rows=64),))
+    small = replace(manifest, engines=(replace(PLANS[0], rows=(1, 32, 64)),))
     words = only_error(doctor.check_engine(served["tensorrt"], small, (L4,), SERVER))
     assert "takes batches up to 64 rows, the profile serves 256" in words
 

@@ -31,10 +31,10 @@ def pytest_collection_modifyitems(items):
             item.add_marker(pytest.mark.e2e)
 
 
-def make_release(folder: Path, config: M2OSTConfig, seed: int = 0) -> Path:
+def make_release(folder: Path, config: M2OSTConfig, seed: int = 0, **options) -> Path:
     """Checkpoint and release of a freshly initialised network below ``folder``; returns the release."""
     model, card = initialise(config, tuple(f"untrained_{i:03d}" for i in range(config.n_genes)), seed=seed)
-    build_release(model, save(folder / "checkpoint", model, card), folder / "release")
+    build_release(model, save(folder / "checkpoint", model, card), folder / "release", **options)
     return folder / "release"
 
 

@@ -20,7 +20,7 @@ from m2ost_client import (
     TritonServer,
 )
 from m2ost_client.supervisor import RESTRICTED_APIS
-from m2ost_preprocess.contract import RowStatus
+from m2ost_preprocess.contract import Manifest, RowStatus, sha256_file
 from m2ost_preprocess.decoder import Decoder
 from tritonclient.utils import InferenceServerException
 
@@ -182,6 +182,15 @@ def test_an_onnx_file_that_is_not_the_releases(narrow_release, roots, tmp_path):
     shutil.copytree(narrow_release, copy)
     with (copy / "m2ost" / "1" / "model.onnx").open("ab") as stream:
         stream.write(b"\0")
+    with (
+        pytest.raises(ServerStartError, match=r"m2ost/1/model\.onnx: truncated, changed or swapped: sha256 is"),
+        TritonServer(ServerOptions(release=copy, roots=roots)),
+    ):
+        pass
+    # A manifest that was swapped with it: the engine's own model still knows the graph it belongs to.
+    manifest = Manifest.read(copy)
+    manifest.files["m2ost/1/model.onnx"] = sha256_file(copy / "m2ost" / "1" / "model.onnx")
+    manifest.write(copy)
     with pytest.raises(ServerStartError, match="sha256"), TritonServer(ServerOptions(release=copy, roots=roots)):
         pass
 

@@ -15,6 +15,8 @@ from tests.conftest import shared_file
 from .conftest import NARROW, by_pytorch, by_server, make_release, metrics_of
 
 TOLERANCE = 1e-4
+FP16_TOLERANCE = 5e-3
+"""float16 has steps of 5e-4 at 1, which is about what the narrow network's steps yield; a few of them add up."""
 
 
 @pytest.fixture(scope="module")
@@ -91,6 +93,18 @@ def test_rows_without_a_value_are_nan_and_cost_no_other(narrow_server, narrow_re
         expression, status = by_server(narrow_server.address, "wsi/CMU-1-Small-Region.svs", [(800, 800)], scale)
         assert status.tolist() == [RowStatus.BAD_SCALE]
         assert np.isnan(expression).all()
+
+
+def test_a_release_in_fp16_is_served_on_a_cpu(tmp_path, roots, svs, pixel_centers):
+    release = make_release(tmp_path, NARROW, precision="fp16")
+    with TritonServer(ServerOptions(release=release, roots=roots)) as server:
+        expression, status = by_server(server.address, "wsi/CMU-1-Small-Region.svs", pixel_centers)
+    assert expression.dtype == np.float32
+    assert not status.any()
+    expected = by_pytorch(release, svs, pixel_centers)
+    np.testing.assert_allclose(expression, expected, rtol=0, atol=FP16_TOLERANCE)
+    assert np.abs(expression - expected).max() > 1e-6, "float16 weights leave their mark: this was another graph"
+    assert expected.std(axis=0).min() > FP16_TOLERANCE, "a map without contrast would pass by luck"
 
 
 @pytest.mark.parametrize("sizes", [{"image_px": 256}, {"n_levels": 2}, {"n_levels": 1}], ids=str)

@@ -4,12 +4,14 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from m2ost_preprocess.contract import EngineFile, EngineInfo, Manifest, ViewGeometry, sha256_file
+from m2ost_preprocess.contract import EngineInfo, Manifest, ViewGeometry, sha256_file
 from m2ost_preprocess.engine import EngineError, HostDevice, load_engine, plan_for, supports_version
 from m2ost_preprocess.engine.base import CudaDevice
 from m2ost_preprocess.engine.load import ONNX_FILE
 from m2ost_preprocess.engine.onnx import KEEP_MEMORY_ROWS, cuda_session
 from m2ost_preprocess.engine.tensorrt import deserialize, import_runtime
+
+from tests.conftest import engine_plan
 
 onnx = pytest.importorskip("onnx", reason="graphs are made in the client's environment only")
 
@@ -25,16 +27,7 @@ INFO = EngineInfo(
     onnx_sha256="",
     release_sha256="c",
 )
-PLAN = EngineFile(
-    runtime="tensorrt",
-    file="m2ost/1/model.sm89.plan",
-    compute_capability="8.9",
-    sha256="d",
-    version="10.13.2.6",
-    max_rows=256,
-    precision="fp16",
-    inspected=True,
-)
+PLAN = engine_plan()
 
 
 @pytest.fixture(scope="module")
@@ -150,7 +143,7 @@ def test_onnx_runtime_without_cuda_is_an_error_and_never_the_cpu(release):
 
 
 def test_the_plan_for_a_gpu():
-    rtx = replace(PLAN, runtime="tensorrt-rtx", file="rtx.plan")
+    rtx = replace(PLAN, toolkit="tensorrt-rtx", file="rtx.plan")
     assert plan_for((rtx, PLAN), "tensorrt", "8.9") is PLAN
     assert plan_for((rtx, PLAN), "tensorrt-rtx", "8.9") is rtx
     with pytest.raises(EngineError, match=r"compute capability 9\.0; the release has a tensorrt engine for 8\.9"):

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from m2ost_preprocess.contract import Manifest
 from m2ost_preprocess.engine import CHOICES, EngineError, plan_for, supports_version
+from m2ost_preprocess.engine.base import ONNXRUNTIME_CPU
 
 from .facts import Gpu, HostFacts, Profile, ServerFacts
 from .findings import Finding, error, ok, warning
@@ -14,6 +15,9 @@ from .findings import Finding, error, ok, warning
 _MIB = 1 << 20
 _DRIVER_FOR_CUDA = {11: "450.80.02", 12: "525.60.13", 13: "580.65.06"}
 """Major version of CUDA → the oldest driver that runs it (minor-version compatibility, CUDA's release notes)."""
+
+NOT_ON_CPU = ("bf16",)
+"""Precisions that ONNX Runtime has no CPU kernels for."""
 
 _ONNXRUNTIME_GPU = "onnxruntime-gpu[cuda,cudnn]==1.24.4"
 """The last that is built for CUDA 12, as is the CuPy of the server's environment."""
@@ -27,6 +31,14 @@ def check_identity(manifest: Manifest, profile: Profile) -> list[Finding]:
         return [error("release", message, "m2ost export CHECKPOINT --out NEW_RELEASE")]
     trained = "" if manifest.engine.trained else ", UNTRAINED"
     return [ok("release", f"{found[:12]}, {manifest.engine.precision}, {len(manifest.engine.genes)} genes{trained}")]
+
+
+def check_precision(manifest: Manifest, profile: Profile) -> list[Finding]:
+    """ONNX Runtime has kernels for the release's precision where the profile runs it on a CPU."""
+    if profile.engine != ONNXRUNTIME_CPU or manifest.engine.precision not in NOT_ON_CPU:
+        return []
+    message = f"ONNX Runtime has no {manifest.engine.precision} kernels on a CPU"
+    return [error("precision", message, "serve it with a GPU's profile, or m2ost export … --precision fp16 or fp32")]
 
 
 def check_backends(profile: Profile, backends: Sequence[str]) -> list[Finding]:
@@ -160,7 +172,7 @@ def check_engine(profile: Profile, manifest: Manifest, gpus: Sequence[Gpu], serv
     runtime = profile.runtime
     if not runtime:
         return []
-    export = f"m2ost export CHECKPOINT --engine {runtime} --out NEW_RELEASE"
+    export = f"m2ost build-engine RELEASE --engine {runtime} --out NEW_RELEASE"
     version = server.tensorrt if runtime == "tensorrt" else server.tensorrt_rtx
     findings = []
     if not version:

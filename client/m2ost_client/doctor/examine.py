@@ -67,6 +67,7 @@ def examine(
         findings.append(error("profile", str(problem), "choose one of these with --profile"))
     if manifest is not None and wanted is not None:
         findings += checks.check_identity(manifest, wanted) + checks.check_engine_choice(wanted)
+        findings += checks.check_precision(manifest, wanted)
     if manifest is not None and release is not None:
         findings += check_files(release, manifest, manifest.files) + extra_files(release, manifest)
     findings += _check_server(wanted, manifest)
@@ -154,6 +155,7 @@ def check_start(options: ServerOptions, manifest: Manifest, installation: Instal
     except ManifestError as problem:
         raise ServerStartError(str(problem)) from problem
     findings = checks.check_identity(manifest, profile) + checks.check_engine_choice(profile)
+    findings += checks.check_precision(manifest, profile)
     findings += checks.check_backends(profile, installation.backends())
     host = host_facts(ask_driver=profile.needs_gpu)
     findings += checks.check_memory(profile, host)

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from m2ost_preprocess.contract import Manifest, sha256_file
+from m2ost_preprocess.contract import Manifest
 from m2ost_preprocess.engine import EngineError, plan_for
 from m2ost_preprocess.engine.load import ONNX_FILE
+from m2ost_preprocess.releases import changed_files
 
 from .facts import Gpu, Profile
 from .findings import Finding, error, ok, warning
@@ -30,25 +31,12 @@ def check_files(release: Path, manifest: Manifest, files: Iterable[str]) -> list
     list of Finding
         An error for every file that is missing, truncated or swapped; one that all is well where none is.
     """
-    found, count, size = [], 0, 0
-    for name in sorted(files):
-        path, expected = release / name, manifest.files[name]
-        count += 1
-        try:
-            actual = sha256_file(path)
-            size += path.stat().st_size
-        except OSError as problem:
-            found.append(error("files", f"{path}: {problem.strerror}", f"copy the release again, or {_EXPORT}"))
-            continue
-        if actual != expected:
-            found.append(
-                error(
-                    "files",
-                    f"{path}: truncated, changed or swapped: sha256 is {actual}, the manifest says {expected}",
-                    f"copy the release again, or {_EXPORT}",
-                )
-            )
-    return found or [ok("files", f"{count} files, {size / 1e6:.1f} MB, sha256 as in the manifest")]
+    wanted = set(files)
+    changed = changed_files(release, manifest, wanted)
+    if changed:
+        return [error("files", f"{release}/{words}", f"copy the release again, or {_EXPORT}") for words in changed]
+    size = sum((release / name).stat().st_size for name in wanted)
+    return [ok("files", f"{len(wanted)} files, {size / 1e6:.1f} MB, sha256 as in the manifest")]
 
 
 def extra_files(release: Path, manifest: Manifest) -> list[Finding]:

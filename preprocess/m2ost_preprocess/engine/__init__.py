@@ -1,12 +1,14 @@
 """What runs the network inside Triton's Python backend: one interface, a module a runtime."""
 
-from .base import CHOICES, ENGINE_PARAMETER, CudaDevice, Device, Engine, EngineError, HostDevice
+from .base import CHOICES, ENGINE_PARAMETER, TENSORRT, TENSORRT_RTX, CudaDevice, Device, Engine, EngineError, HostDevice
 from .load import load_engine
 from .plans import plan_for, supports_version
 
 __all__ = [
     "CHOICES",
     "ENGINE_PARAMETER",
+    "TENSORRT",
+    "TENSORRT_RTX",
     "CudaDevice",
     "Device",
     "Engine",

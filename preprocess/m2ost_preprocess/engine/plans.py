@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..contract import EngineFile
+from ..engine_plan import EnginePlan
 from .base import EngineError
 
 
-def plan_for(engines: Sequence[EngineFile], runtime: str, compute_capability: str) -> EngineFile:
+def plan_for(engines: Sequence[EnginePlan], runtime: str, compute_capability: str) -> EnginePlan:
     """The plan for one kind of GPU.
 
     Parameters
     ----------
-    engines : sequence of EngineFile
+    engines : sequence of EnginePlan
         Those of the release.
     runtime : str
         ``tensorrt`` or ``tensorrt-rtx``.
@@ -25,14 +25,14 @@ def plan_for(engines: Sequence[EngineFile], runtime: str, compute_capability: st
     EngineError
         If the release has none; says for which GPUs it has.
     """
-    built = [engine for engine in engines if engine.runtime == runtime]
+    built = [engine for engine in engines if engine.toolkit == runtime]
     for engine in built:
         if engine.compute_capability == compute_capability:
             return engine
     found = ", ".join(sorted(engine.compute_capability for engine in built)) or "no GPU at all"
     raise EngineError(
         f"this GPU has compute capability {compute_capability}; the release has a {runtime} engine for {found}. "
-        f"Export it anew on this machine: m2ost export CHECKPOINT --engine {runtime} --out RELEASE"
+        f"Build one on this machine: m2ost build-engine RELEASE --engine {runtime} --out NEW_RELEASE"
     )
 
 

@@ -1,0 +1,172 @@
+"""Commands that make what is served: ``export``, ``build-engine``, and ``export-istar``, the baseline."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from .common import UserError, cache_folder, needs, read_genes
+
+if TYPE_CHECKING:
+    from m2ost.checkpoint import ModelCard
+    from m2ost.network import M2OST
+    from m2ost_export.engines import EngineOptions
+    from m2ost_preprocess.contract import Manifest
+
+TORCHSERVE = "torchserve"
+PRECISIONS = ("fp32", "fp16", "bf16")
+
+Out = Annotated[Path, typer.Option("--out", help="Release folder to create; never overwritten.")]
+Capabilities = Annotated[
+    str, typer.Option("--compute-capability", help="Of the GPUs to build for, such as 8.0,8.9; by default those here.")
+]
+OptRows = Annotated[int, typer.Option(help="Rows of the batches that an engine should be best at; it takes 1 to 256.")]
+TimingCache = Annotated[
+    Path | None, typer.Option(help="Where TensorRT keeps its timings; by default in the user's cache.")
+]
+
+
+def export(
+    checkpoint: Annotated[Path, typer.Argument(help="A checkpoint folder.")],
+    out: Out,
+    precision: Annotated[str, typer.Option(help="fp32, fp16 or bf16: of the graph itself.")] = "fp32",
+    gate_slide: Annotated[
+        Path | None, typer.Option(help="A slide whose spots the gate of fp16 and bf16 looks at; else made views.")
+    ] = None,
+    gate_spots: Annotated[Path | None, typer.Option(help="Its spots; by default a grid over the tissue.")] = None,
+    engine: Annotated[
+        str | None,
+        typer.Option(help="Build engines too: tensorrt or tensorrt-rtx. Or torchserve: an archive, not a release."),
+    ] = None,
+    compute_capability: Capabilities = "",
+    opt_rows: OptRows = 32,
+    timing_cache: TimingCache = None,
+) -> None:
+    """Export a checkpoint as a release: a Triton model repository, written only if ONNX matches PyTorch."""
+    with needs("export"):
+        from m2ost.checkpoint import load
+        from m2ost_export.probes import slide_views
+        from m2ost_export.release import build_release
+    if precision not in PRECISIONS:
+        raise UserError(f"--precision must be one of {', '.join(PRECISIONS)}")
+    if gate_spots and not gate_slide:
+        raise UserError("--gate-spots are positions on a slide; give it with --gate-slide")
+    if gate_slide and precision == "fp32":
+        raise UserError("--gate-slide is for fp16 and bf16; fp32 must agree within 1e-4 on any views")
+    if compute_capability and not engine:
+        raise UserError("--compute-capability is for engines; choose one with --engine tensorrt or tensorrt-rtx")
+    model, card = load(checkpoint)
+    if engine == TORCHSERVE:
+        if precision != "fp32" or compute_capability:
+            raise UserError("--engine torchserve writes float32 for any device; leave --precision and the others out")
+        _export_archive(model, card, out)
+        return
+    options = _options(engine, compute_capability, opt_rows, timing_cache) if engine else None
+    spots = None
+    if gate_slide:
+        spots = gate_slide.name, slide_views(gate_slide, model.config.views, spots=gate_spots)
+    elif precision != "fp32":
+        print(f"no --gate-slide: {precision} is judged on made views, which resemble no tissue")
+    manifest = build_release(model, card, out, precision=precision, spots=spots, engines=options)
+    _print_release(out, manifest)
+
+
+def build_engine(
+    release: Annotated[Path, typer.Argument(help="A release folder, made anywhere.")],
+    out: Out,
+    engine: Annotated[str, typer.Option(help="tensorrt or tensorrt-rtx.")] = "tensorrt",
+    compute_capability: Capabilities = "",
+    opt_rows: OptRows = 32,
+    timing_cache: TimingCache = None,
+) -> None:
+    """Make a release with engines out of a release, on the machine and in the image that serve. Needs no torch."""
+    with needs(engine if engine in ("tensorrt", "tensorrt-rtx") else "export"):
+        from m2ost_export.engine_release import add_engines
+    manifest = add_engines(release, out, _options(engine, compute_capability, opt_rows, timing_cache))
+    _print_release(out, manifest)
+
+
+def _export_archive(model: M2OST, card: ModelCard, out: Path) -> None:
+    from m2ost_export.torchserve import write_archive
+
+    worst = write_archive(model, card, out)
+    trained = "" if card.trained else "UNTRAINED, "
+    print(f"{out}: {trained}fp32, {len(card.genes)} genes; the program against the network at most {worst:.1e} apart")
+
+
+def _options(engine: str, capabilities: str, opt_rows: int, timing_cache: Path | None) -> EngineOptions:
+    from m2ost_export.engines import EngineOptions
+
+    if timing_cache is None:
+        timing_cache = cache_folder() / f"{engine}.timing"
+    return EngineOptions(
+        toolkit=engine,
+        compute_capabilities=tuple(c.strip() for c in capabilities.split(",") if c.strip()),
+        opt_rows=opt_rows,
+        timing_cache=timing_cache,
+    )
+
+
+def _print_release(out: Path, manifest: Manifest) -> None:
+    info = manifest.engine
+    trained = "" if info.trained else "UNTRAINED, "
+    print(
+        f"{out}: release {info.release_sha256[:12]}, {trained}{info.precision}, {len(info.genes)} genes; "
+        f"{manifest.graph['nodes']} ONNX nodes"
+    )
+    if "gate" in manifest.parity:
+        for row in manifest.parity["gate"]["measured"]:
+            print(
+                f"  {row['what']} against PyTorch in float32, {row['rows']} spots ({row['views']}): "
+                f"r per gene at least {row['min_r_gene']:.6f} ({row['worst_gene']}), "
+                f"at most {row['max_abs_diff']:.1e} apart"
+            )
+    else:
+        worst = max(manifest.parity["max_abs_diff"].values())
+        print(f"  ONNX against PyTorch at most {worst:.1e} apart")
+    for plan in manifest.engines:
+        told = plan.inspected and plan.fp32_size_bytes is None
+        proof = "read from the engine" if told else "proved by its network, weights and size"
+        loaded = "" if plan.inspected else "; not loaded on such a GPU"
+        smaller = f", {plan.size_bytes / plan.fp32_size_bytes:.2f} of fp32's" if plan.fp32_size_bytes else ""
+        print(
+            f"  {plan.file}: {plan.toolkit} {plan.version}, compute capability {plan.compute_capability}, "
+            f"{plan.size_bytes / 1e6:.1f} MB{smaller}; {plan.precision} {proof}{loaded}"
+        )
+
+
+def export_istar(
+    out: Annotated[Path, typer.Option("--out", help="Baseline folder to create; never overwritten.")],
+    vit256: Annotated[Path | None, typer.Option(help="HIPT's vit256_small_dino.pth.")] = None,
+    vit4k: Annotated[Path | None, typer.Option(help="HIPT's vit4k_xs_dino.pth.")] = None,
+    genes: Annotated[Path | None, typer.Option("--genes", help="Gene panel: one name a line.")] = None,
+    outputs: Annotated[int, typer.Option(help="Number of outputs, where no panel is given.")] = 250,
+    variant: Annotated[str, typer.Option(help="What is served: stock, no_shift or tissue.")] = "tissue",
+    seed: Annotated[int, typer.Option(help="One seed gives one set of random weights.")] = 0,
+) -> None:
+    """Export iStar, the baseline, for `m2ost serve RELEASE --baseline OUT`: it shows speed, not expression."""
+    with needs("export"):
+        from m2ost.peers.istar import build
+        from m2ost_export.istar import build_baseline
+        from m2ost_preprocess.istar.sizes import Sizes
+    panel = read_genes(genes, outputs)
+    try:
+        sizes = Sizes(n_genes=len(panel))
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    manifest = build_baseline(build(sizes, vit256=vit256, vit4k=vit4k, seed=seed), panel, out, variant=variant)
+    worst = max(d for parity in manifest.parity.values() for d in parity["max_abs_diff"].values())
+    weights = "HIPT's weights, UNTRAINED head" if manifest.info.pretrained else "RANDOM weights"
+    print(
+        f"{out}: baseline {manifest.info.baseline_sha256[:12]}, {weights}, {manifest.info.precision}, variant "
+        f"{variant}, {len(panel)} outputs; ONNX against PyTorch at most {worst:.1e} apart"
+    )
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to ``app``."""
+    app.command()(export)
+    app.command("build-engine")(build_engine)
+    app.command()(export_istar)

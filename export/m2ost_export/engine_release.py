@@ -1,0 +1,68 @@
+"""A release with engines, out of a release: to be run on the machine and in the image that serve. No torch."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from m2ost_preprocess.contract import Manifest
+from m2ost_preprocess.folders import complete_folder
+from m2ost_preprocess.releases import check_files
+
+from .assemble import ONNX_FILE, assemble, engine_folder
+from .engines import EngineOptions, build_plans
+from .onnx_files import load_checked
+
+
+def add_engines(release: Path, destination: Path, options: EngineOptions) -> Manifest:
+    """Write a new release: the graph of another, the engines it has, and engines built here.
+
+    A release is immutable, and a TensorRT engine belongs to the machine and the version that built it. So engines are
+    added by making a release out of a release, where it will be served; nothing but the ONNX file has to travel.
+
+    Parameters
+    ----------
+    release : Path
+        The release to start from.
+    destination : Path
+        The folder of the new one; must not exist.
+    options : EngineOptions
+        What to build. An engine of the same toolkit and compute capability is replaced, others are kept.
+
+    Returns
+    -------
+    Manifest
+
+    Raises
+    ------
+    ReleaseError
+        If a file of ``release`` is not what its manifest says.
+    ExportError
+        If its graph has a weight that is not finite.
+    EngineError
+        If an engine cannot be built or came out in another precision; no release is written then.
+    FileExistsError
+        If ``destination`` exists.
+    """
+    manifest = Manifest.read(release)
+    check_files(release, manifest)
+    onnx_path = engine_folder(release) / ONNX_FILE
+    load_checked(onnx_path, manifest.engine.views)
+    with complete_folder(destination) as scratch:
+        engine_folder(scratch).mkdir(parents=True)
+        copy = engine_folder(scratch) / ONNX_FILE
+        shutil.copyfile(onnx_path, copy)
+        built = build_plans(copy, manifest.engine, options)
+        replaced = {(plan.toolkit, plan.compute_capability) for plan in built}
+        kept = [p for p in manifest.engines if (p.toolkit, p.compute_capability) not in replaced]
+        for plan in kept:
+            shutil.copyfile(release / plan.file, scratch / plan.file)
+        return assemble(
+            scratch,
+            manifest.engine,
+            architecture=manifest.architecture,
+            parity=manifest.parity,
+            graph=manifest.graph,
+            tools=manifest.tools,
+            plans=[*kept, *built],
+        )

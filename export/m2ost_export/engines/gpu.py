@@ -1,0 +1,65 @@
+"""The NVIDIA GPUs of this machine, asked of the driver itself: no CUDA toolkit and no package is needed."""
+
+from __future__ import annotations
+
+import ctypes
+from dataclasses import dataclass
+
+_MAJOR, _MINOR = 75, 76
+"""CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR of the driver's interface."""
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """One GPU.
+
+    Parameters
+    ----------
+    name : str
+        E.g. ``NVIDIA L4``.
+    compute_capability : str
+        E.g. ``8.9``.
+    """
+
+    name: str
+    compute_capability: str
+
+
+@dataclass(frozen=True)
+class Driver:
+    """The CUDA driver and the GPUs that it lets this process use.
+
+    Parameters
+    ----------
+    cuda_version : str
+        Newest CUDA that it runs, e.g. ``13.0``; empty without a driver.
+    gpus : tuple of Gpu
+        In the driver's order; none without a driver.
+    """
+
+    cuda_version: str = ""
+    gpus: tuple[Gpu, ...] = ()
+
+
+def find_driver() -> Driver:
+    """Ask the driver. Without one, or where it does not start, the answer has no GPUs."""
+    try:
+        cuda = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return Driver()
+    version, count = ctypes.c_int(), ctypes.c_int()
+    if cuda.cuInit(0) or cuda.cuDriverGetVersion(ctypes.byref(version)) or cuda.cuDeviceGetCount(ctypes.byref(count)):
+        return Driver()
+    gpus = []
+    for ordinal in range(count.value):
+        device, major, minor = ctypes.c_int(), ctypes.c_int(), ctypes.c_int()
+        name = ctypes.create_string_buffer(256)
+        failed = (
+            cuda.cuDeviceGet(ctypes.byref(device), ordinal)
+            or cuda.cuDeviceGetName(name, len(name), device)
+            or cuda.cuDeviceGetAttribute(ctypes.byref(major), _MAJOR, device)
+            or cuda.cuDeviceGetAttribute(ctypes.byref(minor), _MINOR, device)
+        )
+        if not failed:
+            gpus.append(Gpu(name.value.decode(), f"{major.value}.{minor.value}"))
+    return Driver(f"{version.value // 1000}.{version.value % 1000 // 10}", tuple(gpus))

@@ -1,0 +1,72 @@
+"""Small networks and their fp16 graphs, and one release of the shipped checkpoint with real engines."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx
+import pytest
+import torch
+from m2ost.checkpoint import ModelCard, initialise, load, save
+from m2ost.config import M2OSTConfig
+from m2ost.network import M2OST
+from m2ost.shipped import shipped_checkpoint
+from m2ost_export.engines import EngineOptions
+from m2ost_export.fused import FusedM2OST
+from m2ost_export.graph import export_onnx
+from m2ost_export.probes import slide_views
+from m2ost_export.release import build_release
+from m2ost_preprocess.contract import Manifest
+
+SMALL = M2OSTConfig(n_genes=6, depth=1, image_px=64, dim=12, heads=1, head_dim=16, ffn_dim=8, channel_dim=8)
+"""Three levels of 16, 32 and 48 patches, one block: every kind of step at next to no arithmetic."""
+
+GENES = tuple(f"g{i}" for i in range(SMALL.n_genes))
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A small network, its fp16 form, and that form's graph."""
+
+    model: M2OST
+    fused: FusedM2OST
+    graph: onnx.ModelProto
+    path: Path
+
+
+def small_network(seed: int = 0) -> tuple[M2OST, ModelCard]:
+    """A network with weights of trained size: freshly initialised ones hardly tell two spots apart."""
+    model, card = initialise(SMALL, GENES, seed=seed)
+    with torch.no_grad():
+        model.head.weight.mul_(4)
+    return model, card
+
+
+@pytest.fixture(scope="session")
+def small_fp16(tmp_path_factory) -> Exported:
+    model, _ = small_network()
+    fused = FusedM2OST(model, "fp16").eval()
+    path = tmp_path_factory.mktemp("small") / "model.onnx"
+    return Exported(model, fused, export_onnx(fused, path), path)
+
+
+@pytest.fixture(scope="session")
+def small_release(tmp_path_factory) -> Path:
+    """An fp16 release without engines."""
+    folder = tmp_path_factory.mktemp("small-release")
+    model, card = small_network()
+    build_release(model, save(folder / "checkpoint", model, card), folder / "release", precision="fp16")
+    return folder / "release"
+
+
+@pytest.fixture(scope="session")
+def shipped_fp16(tmp_path_factory, section, selection) -> tuple[Path, Manifest]:
+    """The shipped checkpoint in fp16, judged on real spots, with TensorRT-RTX engines for three kinds of GPU."""
+    folder = tmp_path_factory.mktemp("shipped") / "release"
+    with shipped_checkpoint() as checkpoint:
+        model, card = load(checkpoint)
+    views = slide_views(section, model.config.views, spots=selection, most=32)
+    engines = EngineOptions(toolkit="tensorrt-rtx", compute_capabilities=("8.0", "8.9", "12.0"))
+    manifest = build_release(model, card, folder, precision="fp16", spots=(section.name, views), engines=engines)
+    return folder, manifest

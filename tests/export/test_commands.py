@@ -1,0 +1,74 @@
+"""`m2ost export` and `m2ost build-engine` as a person types them."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from m2ost.checkpoint import save
+from m2ost_cli.common import UserError, expected_errors
+from m2ost_cli.release_commands import export
+from m2ost_preprocess.contract import Manifest
+
+from .conftest import small_network
+
+WITHOUT_TORCH = "import sys; sys.modules['torch'] = None; from m2ost_cli.main import main; main()"
+
+
+def m2ost(*arguments, script="from m2ost_cli.main import main; main()"):
+    command = [sys.executable, "-c", script, *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert "Traceback" not in done.stderr, done.stderr
+    return done.returncode, done.stdout, done.stderr
+
+
+@pytest.fixture(scope="module")
+def small_checkpoint(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("checkpoint") / "checkpoint"
+    save(folder, *small_network())
+    return folder
+
+
+def test_fp16_judged_on_a_slide_with_an_engine(small_checkpoint, svs, tmp_path):
+    options = ("--precision", "fp16", "--gate-slide", svs, "--engine", "tensorrt-rtx", "--compute-capability", "8.9")
+    status, output, errors = m2ost("export", small_checkpoint, *options, "--out", tmp_path / "release")
+    assert status == 0, errors
+    manifest = Manifest.read(tmp_path / "release")
+    for row in manifest.parity["gate"]["measured"]:
+        line = f"{row['what']} against PyTorch in float32, {row['rows']} spots ({row['views']}): r per gene at least"
+        assert line in output
+    assert manifest.parity["gate"]["decided_on"] == svs.name
+    assert "m2ost/1/model-rtx-sm89.plan: tensorrt-rtx 1." in output
+    assert f"{manifest.graph['nodes']} ONNX nodes" in output
+
+
+def test_an_engine_is_built_without_torch(small_release, tmp_path):
+    options = ("--engine", "tensorrt-rtx", "--compute-capability", "12.0", "--opt-rows", "16")
+    command = ("build-engine", small_release, *options, "--out", tmp_path / "release")
+    status, output, errors = m2ost(*command, script=WITHOUT_TORCH)
+    assert status == 0, errors
+    (plan,) = Manifest.read(tmp_path / "release").engines
+    assert (plan.compute_capability, plan.rows) == ("12.0", (1, 16, 256))
+    assert plan.file in output
+    assert json.loads((tmp_path / "release" / "manifest.json").read_text())["engines"][0]["precision"] == "fp16"
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"precision": "int8"}, "one of fp32, fp16, bf16"),
+        ({"gate_slide": Path("slide.svs")}, "for fp16 and bf16"),
+        ({"precision": "fp16", "gate_spots": Path("spots.csv")}, "give it with --gate-slide"),
+        ({"precision": "fp16", "gate_slide": Path("absent.svs")}, "absent.svs"),
+        ({"compute_capability": "8.9"}, "choose one with --engine"),
+        ({"engine": "tensorrt-rtx", "compute_capability": "9.0"}, "builds for 7.5"),
+        ({"engine": "tensorrt-rtx", "compute_capability": "8.9", "opt_rows": 999}, "1 to 256"),
+        ({"engine": "openvino"}, "one of tensorrt, tensorrt-rtx"),
+    ],
+)
+def test_what_cannot_be_is_said_before_anything_is_exported(small_checkpoint, tmp_path, options, words):
+    with pytest.raises(Exception, match=words) as error:
+        export(small_checkpoint, tmp_path / "release", **options)
+    assert isinstance(error.value, (UserError, *expected_errors()))
+    assert not list(tmp_path.iterdir())

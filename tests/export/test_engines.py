@@ -1,0 +1,280 @@
+"""Engines: built for real by TensorRT-RTX without a GPU, and refused when they are not what was asked for."""
+
+import json
+import shutil
+import sys
+from dataclasses import asdict, replace
+
+import numpy as np
+import pytest
+from m2ost_export.engine_release import add_engines
+from m2ost_export.engines import EngineOptions
+from m2ost_export.engines.builder import build_engine, check_network_precision, check_weights_bytes
+from m2ost_export.engines.gpu import Driver, Gpu, find_driver
+from m2ost_export.engines.inspector import check_engine_precision, count_engine_layers
+from m2ost_export.engines.plans import Twin, check_size
+from m2ost_export.engines.toolkit import Toolkit, load_toolkit
+from m2ost_export.errors import EngineError, ExportError
+from m2ost_export.onnx_files import as_float32
+from m2ost_export.repository import parse_config, write_repository
+from m2ost_preprocess.contract import MAX_ROWS, Manifest, sha256_file
+from m2ost_preprocess.engine import plan_for
+from m2ost_preprocess.releases import ReleaseError, changed_files
+from onnx import load, numpy_helper, save_model
+
+from .conftest import SMALL
+
+RTX = "tensorrt-rtx"
+
+
+def options(*capabilities, **others):
+    return EngineOptions(toolkit=RTX, compute_capabilities=capabilities, **others)
+
+
+@pytest.fixture(scope="module")
+def rtx() -> Toolkit:
+    return load_toolkit(RTX)
+
+
+def built_from(rtx, graph, precision):
+    settings = {"precision": precision, "compute_capability": "8.9", "opt_rows": 8}
+    return build_engine(rtx, graph.SerializeToString(), SMALL.views, **settings)
+
+
+def test_real_engines_of_the_shipped_checkpoint(shipped_fp16):
+    release, manifest = shipped_fp16
+    assert Manifest.read(release) == manifest
+    assert not changed_files(release, manifest)
+    plans = {plan.compute_capability: plan for plan in manifest.engines}
+    assert set(plans) == {"8.0", "8.9", "12.0"}
+    assert len({plan.sha256 for plan in manifest.engines}) == 3
+    for capability, plan in plans.items():
+        assert plan.file == f"m2ost/1/model-rtx-sm{capability.replace('.', '')}.plan"
+        assert plan.sha256 == manifest.files[plan.file] == sha256_file(release / plan.file)
+        assert plan.onnx_sha256 == manifest.engine.onnx_sha256
+        assert (plan.precision, plan.rows) == ("fp16", (1, 32, MAX_ROWS))
+        assert {k: n for k, n in plan.network.items() if k.startswith(("MATRIX", "SOFTMAX", "NORMALIZATION"))} == {
+            "MATRIX_MULTIPLY HALF": 142,
+            "MATRIX_MULTIPLY FLOAT": 1,
+            "SOFTMAX HALF": 36,
+            "NORMALIZATION FLOAT": 21,
+        }
+        assert plan.attention == 36, "attention that the builder does not know as such is not fused"
+        weights = sum(manifest.graph["weight_bytes"].values())
+        assert plan.weights_bytes == pytest.approx(weights, rel=1e-3), "every weight in the graph's own type"
+        assert plan.activation_bytes < 2**31
+        if not plan.inspected:
+            assert plan.size_bytes < 0.75 * plan.fp32_size_bytes
+            assert not plan.engine
+    assert plan_for(manifest.engines, RTX, "8.9") == plans["8.9"]
+
+
+def test_a_graph_of_another_precision_is_refused(rtx, small_fp16):
+    twin = as_float32(small_fp16.graph)
+    with pytest.raises(EngineError, match=r"in fp16 was asked for .* are: 41 in FLOAT; .*--precision fp16"):
+        built_from(rtx, twin, "fp16")
+    with pytest.raises(EngineError, match=r"in fp32 was asked for .* 40 in HALF, 1 in FLOAT"):
+        built_from(rtx, small_fp16.graph, "fp32")
+
+
+def test_one_matrix_multiplication_that_fell_back_is_enough():
+    check_network_precision({"MATRIX_MULTIPLY HALF": 142, "MATRIX_MULTIPLY FLOAT": 1, "SOFTMAX FLOAT": 9}, "fp16")
+    with pytest.raises(EngineError, match="141 in HALF, 2 in FLOAT"):
+        check_network_precision({"MATRIX_MULTIPLY HALF": 141, "MATRIX_MULTIPLY FLOAT": 2}, "fp16")
+    with pytest.raises(EngineError, match="none"):
+        check_network_precision({}, "fp16")
+
+
+def test_an_engine_as_large_as_its_float32_twin_is_refused():
+    twin = Twin(size_bytes=40_000_000, saving_bytes=14_000_000)
+    check_size(29_000_000, twin, "fp16")
+    with pytest.raises(EngineError, match=r"39,000,000 bytes and its float32 twin 40,000,000"):
+        check_size(39_000_000, twin, "fp16")
+
+
+def test_what_the_parser_cannot_read_is_quoted(rtx, small_fp16):
+    graph = type(small_fp16.graph)()
+    graph.CopyFrom(small_fp16.graph)
+    next(node for node in graph.graph.node if node.op_type == "Gelu").op_type = "Gellu"
+    with pytest.raises(EngineError, match=r"tensorrt-rtx .* cannot parse the graph: .*operator 'Gellu'"):
+        built_from(rtx, graph, "fp16")
+
+
+def test_another_door_is_refused(rtx, small_fp16):
+    graph = type(small_fp16.graph)()
+    graph.CopyFrom(small_fp16.graph)
+    graph.graph.output[0].name = "SOMETHING"
+    last = next(node for node in graph.graph.node if "EXPRESSION" in node.output)
+    last.output[:] = ["SOMETHING"]
+    with pytest.raises(EngineError, match="door"):
+        built_from(rtx, graph, "fp16")
+
+
+def test_a_gpu_that_the_builder_does_not_offer(small_release, tmp_path):
+    with pytest.raises(EngineError, match=r"capability 9\.0: tensorrt-rtx 1\.\S+ builds for 7\.5, 8\.0, .*12\.0"):
+        add_engines(small_release, tmp_path / "release", options("8.9", "9.0"))
+    assert not list(tmp_path.iterdir())
+
+
+def test_tensorrt_builds_for_the_gpus_at_hand_only():
+    class AsTensorRT:
+        __version__ = "10.13.0"
+
+    toolkit = Toolkit("tensorrt", AsTensorRT)
+    here = Driver("13.0", (Gpu("NVIDIA H100", "9.0"), Gpu("NVIDIA H100", "9.0")))
+    assert toolkit.targets((), here) == ("9.0",)
+    with pytest.raises(EngineError, match=r"compute capability 8\.9: the GPUs of this machine have 9\.0"):
+        toolkit.targets(("8.9",), here)
+    with pytest.raises(EngineError, match=r"no CUDA driver.*m2ost build-engine"):
+        toolkit.targets((), Driver())
+
+
+def test_no_gpu_and_no_compute_capability(rtx):
+    with pytest.raises(EngineError, match=r"no compute capability given: tensorrt-rtx .* builds for"):
+        rtx.targets((), Driver())
+
+
+def test_a_toolkit_that_is_missing_old_or_unknown(monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    with pytest.raises(EngineError, match=r"pypi\.nvidia\.com 'm2ost-triton\[tensorrt\]'"):
+        load_toolkit("tensorrt")
+    monkeypatch.setitem(sys.modules, "tensorrt", type("Old", (), {"__version__": "10.9.0.34"}))
+    with pytest.raises(EngineError, match=r"10\.9\.0\.34 is too old, 10\.13 is needed"):
+        load_toolkit("tensorrt")
+    with pytest.raises(EngineError, match="one of tensorrt, tensorrt-rtx"):
+        load_toolkit("openvino")
+
+
+@pytest.mark.parametrize("rows", [0, 257])
+def test_a_batch_outside_the_profile(rows):
+    with pytest.raises(EngineError, match=f"--opt-rows {rows}: .* 1 to 256 rows"):
+        options(opt_rows=rows)
+
+
+def test_engines_are_added_by_making_a_release_out_of_a_release(small_release, tmp_path):
+    before = {path: sha256_file(path) for path in small_release.rglob("*") if path.is_file()}
+    first = add_engines(small_release, tmp_path / "first", options("8.9"))
+    second = add_engines(tmp_path / "first", tmp_path / "second", options("8.6", opt_rows=64))
+    assert {path: sha256_file(path) for path in small_release.rglob("*") if path.is_file()} == before
+    source = Manifest.read(small_release)
+    assert [plan.compute_capability for plan in second.engines] == ["8.9", "8.6"]
+    assert second.engines[0] == first.engines[0]
+    assert second.engines[1].rows == (1, 64, 256)
+    identities = {m.engine.release_sha256 for m in (source, first, second)}
+    assert len(identities) == 3, "a release with other engines is another release"
+    assert replace(second.engine, release_sha256="") == replace(source.engine, release_sha256="")
+    assert (second.parity, second.graph) == (source.parity, source.graph)
+    assert not changed_files(tmp_path / "second", second)
+    assert not (tmp_path / "second" / "m2ost" / "configs" / "tensorrt.pbtxt").exists(), "Triton cannot run RTX's plans"
+
+
+def test_a_release_with_a_swapped_graph_gets_no_engines(small_release, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(small_release, copy)
+    graph = load(copy / "m2ost" / "1" / "model.onnx")
+    bias = next(w for w in graph.graph.initializer if w.name == "head.bias")
+    values = numpy_helper.to_array(bias).copy()
+    values[2] = np.nan
+    bias.CopyFrom(numpy_helper.from_array(values, bias.name))
+    save_model(graph, copy / "m2ost" / "1" / "model.onnx")
+    with pytest.raises(ReleaseError, match=r"m2ost/1/model\.onnx: sha256 is"):
+        add_engines(copy, tmp_path / "release", options("8.9"))
+    manifest = Manifest.read(copy)
+    manifest.files["m2ost/1/model.onnx"] = sha256_file(copy / "m2ost" / "1" / "model.onnx")
+    manifest.write(copy)
+    with pytest.raises(ExportError, match=r"weight head\.bias of model\.onnx is not finite"):
+        add_engines(copy, tmp_path / "release", options("8.9"))
+    assert [path.name for path in tmp_path.iterdir()] == ["copy"]
+
+
+def test_tensorrts_profile_names_a_plan_for_each_gpu(shipped_fp16, tmp_path):
+    _, manifest = shipped_fp16
+    plans = [
+        replace(plan, toolkit="tensorrt", file=f"m2ost/1/model-sm{plan.compute_capability.replace('.', '')}.plan")
+        for plan in manifest.engines
+    ]
+    write_repository(tmp_path, manifest.engine, plans)
+    config = parse_config((tmp_path / "m2ost" / "configs" / "tensorrt.pbtxt").read_text())
+    assert dict(config.cc_model_filenames) == {
+        "8.0": "model-sm80.plan",
+        "8.9": "model-sm89.plan",
+        "12.0": "model-sm120.plan",
+    }
+    assert config.max_batch_size == plans[0].rows[2] == MAX_ROWS
+    others = [tmp_path / "m2ost" / "config.pbtxt", tmp_path / "m2ost" / "configs" / "onnxruntime.pbtxt"]
+    assert not any(parse_config(path.read_text()).cc_model_filenames for path in others)
+
+
+def layer(kind, first, second):
+    """A layer as the inspector's JSON has it, with one tensor in and one out."""
+    return {
+        "Name": f"node of {kind}",
+        "LayerType": kind,
+        "Inputs": [{"Name": "in", "Dimensions": [1, 8], **first}],
+        "Outputs": [{"Name": "out", "Dimensions": [1, 8], **second}],
+    }
+
+
+def in_10(kind, first, second):
+    return layer(kind, {"Format/Datatype": first}, {"Format/Datatype": second})
+
+
+def in_11(kind, words, dtype):
+    tensor = {"Format": f"Row major linear {words} format (kLINEAR)", "DataType": dtype}
+    return layer(kind, tensor, tensor)
+
+
+TENSORRT_10 = {
+    "Layers": [
+        in_10("Reformat", "Row major linear UINT8 format", "Row major linear FP16 format"),
+        in_10("gemm", "Row major linear FP16 format", "Row major linear FP16 format"),
+        in_10("gemm", "Half", "Half"),
+        in_10("kgen", "Row major linear FP32", "Row major linear FP32"),
+        "a layer told by its name only",
+    ],
+    "Bindings": ["VIEW0", "EXPRESSION"],
+}
+TENSORRT_11 = {
+    "Layers": [in_11("gemm", "FP32", "Float"), in_11("gemm", "FP32", "Float"), in_11("mha", "FP16", "Half")],
+    "I/O Tensors": [{"Name": "VIEW0", "DataType": "UInt8"}],
+}
+
+
+def test_an_inspected_engine_tells_its_types_in_the_words_of_either_version():
+    assert count_engine_layers(TENSORRT_10) == {"gemm FP16": 2, "Reformat FP16": 1, "kgen FP32": 1}
+    assert count_engine_layers(TENSORRT_11) == {"gemm FP32": 2, "mha FP16": 1}
+    assert check_engine_precision(TENSORRT_10, "fp16")
+    assert check_engine_precision(TENSORRT_11, "fp32")
+
+
+def test_an_engine_that_came_out_in_float32_is_refused():
+    with pytest.raises(EngineError, match=r"of its 3 layers .* FP32 in 2, FP16 in 1"):
+        check_engine_precision(TENSORRT_11, "fp16")
+
+
+def test_an_engine_of_one_closed_node_tells_nothing():
+    closed = in_10("Myelin", "Row major linear UINT8 format", "Row major linear FP32 format")
+    closed["Name"] = "{ForeignNode[node__to_copy_2...node_matmul_70]}"
+    assert not check_engine_precision({"Layers": [closed]}, "fp16")
+    assert not check_engine_precision({"Layers": ["gemm", "gemm"]}, "fp16")
+
+
+def test_an_engine_whose_weights_grew_is_refused():
+    check_weights_bytes(14_388_864, 14_388_298, "fp16")
+    with pytest.raises(EngineError, match=r"take 28,155,136 bytes, those of its graph 14,388,298"):
+        check_weights_bytes(28_155_136, 14_388_298, "fp16")
+
+
+def test_the_manifest_with_engines_survives_its_file(shipped_fp16, tmp_path):
+    _, manifest = shipped_fp16
+    manifest.write(tmp_path)
+    assert Manifest.read(tmp_path) == manifest
+    raw = json.loads((tmp_path / "manifest.json").read_text())
+    assert raw["engines"][1]["compute_capability"] == "8.9"
+    assert asdict(manifest.engines[1]) == {**raw["engines"][1], "rows": tuple(raw["engines"][1]["rows"])}
+
+
+def test_the_driver_answers_or_is_not_there():
+    driver = find_driver()
+    assert (driver == Driver()) or driver.cuda_version
+    assert all(gpu.name and gpu.compute_capability.replace(".", "").isdigit() for gpu in driver.gpus)
