@@ -23,13 +23,11 @@ from m2ost.network import M2OST
 from m2ost_preprocess.contract import EXPRESSION
 
 from .fused import FusedM2OST
+from .graph import PARITY_BATCHES
 from .onnx_files import as_float32
 from .probes import Views, probe_views, smooth_rows
 
 MIN_R_GENE = 0.9999
-PROBE_BATCHES = (1, 2, 7, 32)
-"""Batches of made views: the graph's batch is dynamic, so more than one is tried."""
-
 SPOT_BATCH = 16
 
 Predict = Callable[[Views], Any]
@@ -138,8 +136,8 @@ def measure_gate(
         "arithmetic": _by_pytorch(fused),
         "graph": lambda views: session.run([EXPRESSION], dict(zip(names, views, strict=True)))[0],
     }
-    made = [probe_views(model.config.views, batch, batch) for batch in PROBE_BATCHES]
-    smooth = np.concatenate([smooth_rows(batch) for batch in PROBE_BATCHES])
+    made = [probe_views(model.config.views, batch, batch) for batch in PARITY_BATCHES]
+    smooth = np.concatenate([smooth_rows(batch) for batch in PARITY_BATCHES])
     sets = [("made", made, smooth)]
     if spots is not None:
         name, views = spots

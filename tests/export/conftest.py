@@ -14,7 +14,7 @@ from m2ost.network import M2OST
 from m2ost.shipped import shipped_checkpoint
 from m2ost_export.engines import EngineOptions
 from m2ost_export.fused import FusedM2OST
-from m2ost_export.graph import export_onnx
+from m2ost_export.onnx_files import load_checked
 from m2ost_export.probes import slide_views
 from m2ost_export.release import build_release
 from m2ost_preprocess.contract import Manifest
@@ -32,23 +32,14 @@ class Exported:
     model: M2OST
     fused: FusedM2OST
     graph: onnx.ModelProto
-    path: Path
 
 
-def small_network(seed: int = 0) -> tuple[M2OST, ModelCard]:
+def small_network(seed: int = 0, **sizes: int) -> tuple[M2OST, ModelCard]:
     """A network with weights of trained size: freshly initialised ones hardly tell two spots apart."""
-    model, card = initialise(SMALL, GENES, seed=seed)
+    model, card = initialise(M2OSTConfig(**{**SMALL.to_dict(), **sizes}), GENES, seed=seed)
     with torch.no_grad():
         model.head.weight.mul_(4)
     return model, card
-
-
-@pytest.fixture(scope="session")
-def small_fp16(tmp_path_factory) -> Exported:
-    model, _ = small_network()
-    fused = FusedM2OST(model, "fp16").eval()
-    path = tmp_path_factory.mktemp("small") / "model.onnx"
-    return Exported(model, fused, export_onnx(fused, path), path)
 
 
 @pytest.fixture(scope="session")
@@ -61,12 +52,19 @@ def small_release(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def small_fp16(small_release) -> Exported:
+    model, _ = small_network()
+    graph = load_checked(small_release / "m2ost" / "1" / "model.onnx", SMALL.views)
+    return Exported(model, FusedM2OST(model, "fp16").eval(), graph)
+
+
+@pytest.fixture(scope="session")
 def shipped_fp16(tmp_path_factory, section, selection) -> tuple[Path, Manifest]:
     """The shipped checkpoint in fp16, judged on real spots, with TensorRT-RTX engines for three kinds of GPU."""
     folder = tmp_path_factory.mktemp("shipped") / "release"
     with shipped_checkpoint() as checkpoint:
         model, card = load(checkpoint)
-    views = slide_views(section, model.config.views, spots=selection, most=32)
+    views = slide_views(section, model.config.views, spots=selection, most=16)
     engines = EngineOptions(toolkit="tensorrt-rtx", compute_capabilities=("8.0", "8.9", "12.0"))
     manifest = build_release(model, card, folder, precision="fp16", spots=(section.name, views), engines=engines)
     return folder, manifest

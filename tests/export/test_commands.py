@@ -31,14 +31,17 @@ def small_checkpoint(tmp_path_factory):
 
 
 def test_fp16_judged_on_a_slide_with_an_engine(small_checkpoint, svs, tmp_path):
-    options = ("--precision", "fp16", "--gate-slide", svs, "--engine", "tensorrt-rtx", "--compute-capability", "8.9")
-    status, output, errors = m2ost("export", small_checkpoint, *options, "--out", tmp_path / "release")
+    (tmp_path / "spots.csv").write_text("x,y\n500,500\n800,900\n1500,2000\n1100,1400\n700,2500\n1800,600\n")
+    gate = ("--precision", "fp16", "--gate-slide", svs, "--gate-spots", tmp_path / "spots.csv")
+    engine = ("--engine", "tensorrt-rtx", "--compute-capability", "8.9")
+    status, output, errors = m2ost("export", small_checkpoint, *gate, *engine, "--out", tmp_path / "release")
     assert status == 0, errors
     manifest = Manifest.read(tmp_path / "release")
     for row in manifest.parity["gate"]["measured"]:
         line = f"{row['what']} against PyTorch in float32, {row['rows']} spots ({row['views']}): r per gene at least"
         assert line in output
     assert manifest.parity["gate"]["decided_on"] == svs.name
+    assert [row["rows"] for row in manifest.parity["gate"]["measured"]] == [42, 42, 6, 6]
     assert "m2ost/1/model-rtx-sm89.plan: tensorrt-rtx 1." in output
     assert f"{manifest.graph['nodes']} ONNX nodes" in output
 

@@ -46,7 +46,7 @@ class Toolkit:
     @property
     def ahead_of_time(self) -> bool:
         """Whether it builds for GPUs that are not at hand, without a driver even."""
-        return hasattr(self.trt, "ComputeCapability")
+        return self.name == "tensorrt-rtx"
 
     def offered(self) -> dict[str, Any]:
         """Compute capability → the library's own name of it, where it builds ahead of time."""
