@@ -152,10 +152,19 @@ def test_a_dead_model_of_the_baseline_is_noticed_and_the_server_restarted(server
     wait_for(lambda: answers(server), "answer of the new server")
 
 
+def ended(process):
+    """Whether a process is gone, or waits for its parent to notice."""
+    return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+
+
 def test_a_decoder_that_died_is_replaced_without_the_server(server):
-    for process in psutil.Process(server.pid).children(recursive=True):
-        if "m2ost_preprocess.decoder.worker" in process.cmdline():
-            process.send_signal(signal.SIGKILL)
     restarts = server.restarts
+    children = psutil.Process(server.pid).children(recursive=True)
+    decoders = [child for child in children if "m2ost_preprocess.decoder.worker" in child.cmdline()]
+    assert len(decoders) == 4, "of the tiler, of the slide information, and of two instances of the baseline"
+    for decoder in decoders:
+        decoder.send_signal(signal.SIGKILL)
+    # A request that reaches a decoder while it dies is refused, and names its slide; one after that finds a new one.
+    wait_for(lambda: all(ended(decoder) for decoder in decoders), "end of the decoders")
     assert ask(server)[1][0] == RowStatus.OK
     assert server.restarts == restarts
