@@ -253,7 +253,10 @@ def _counted(name: str, process: CappedProcess, peaks: dict[str, int]) -> Callab
 def _served(options: ComparisonOptions, site: Site) -> Iterator[dict[str, Callable[[], VariantTiming]]]:
     slide = options.slide.resolve()
     server_options = ServerOptions(
-        release=options.release, baseline=options.baseline, roots=SlideRoots({ROOT: slide.parent})
+        release=options.release,
+        baseline=options.baseline,
+        roots=SlideRoots({ROOT: slide.parent}),
+        probe_interval_s=600.0,  # a probe runs the networks, and would be timed with them
     )
     name = f"{ROOT}/{slide.name}"
     with TritonServer(server_options) as server, triton.InferenceServerClient(server.address) as client:

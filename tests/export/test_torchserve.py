@@ -10,7 +10,7 @@ import pytest
 import torch
 from m2ost.checkpoint import initialise, save
 from m2ost.config import M2OSTConfig
-from m2ost_cli.torchserve_export import export_torchserve
+from m2ost_cli.release_commands import export
 from m2ost_export.graph import ExportError, probe_views
 from m2ost_export.torchserve import write_archive
 from m2ost_preprocess.contract import sha256_file
@@ -128,7 +128,7 @@ def test_requests_that_together_exceed_the_programs_batch(served):
 
 def test_the_command_says_what_the_archive_holds(model, tmp_path, capsys):
     save(tmp_path / "checkpoint", *model)
-    export_torchserve(tmp_path / "checkpoint", tmp_path / "m2ost.mar")
+    export(tmp_path / "checkpoint", tmp_path / "m2ost.mar", engine="torchserve")
     assert "UNTRAINED, fp32, 6 genes" in capsys.readouterr().out
     with zipfile.ZipFile(tmp_path / "m2ost.mar") as archive:
         card = json.loads(archive.read("card.json"))
