@@ -23,9 +23,9 @@ from ..readers import Resolution, SlideFormat, SlideReader, identify, native_err
 from ..readers.base import MPP_PLAUSIBLE
 from ..slides import fingerprint, slide_files
 from ..spots import Spots, grid
-from ..tissue import MASK_PX, tissue_mask
 from ..views import TilingCounts, cut_views
-from .protocol import CutViews, Describe, SlideInfo, ViewsCut, view_arrays
+from .protocol import CutViews, Describe, ReadRegions, SlideInfo, ViewsCut, view_arrays
+from .regions import RegionStreams
 
 MAX_OPEN_SLIDES = 16
 MAX_RESIDENT_BYTES = 2 << 30
@@ -92,6 +92,9 @@ def describe(slides: OpenSlides, job: Describe) -> SlideInfo:
     SpotError
         If the pitch gives no usable grid.
     """
+    # Only descriptions need scikit-image, which takes long to load.
+    from ..tissue import MASK_PX, tissue_mask
+
     path = Path(job.path)
     kind, reader = slides.get(job.path)
     resolution = reader.resolution
@@ -167,6 +170,7 @@ def main() -> None:
     pipe = Connection(socket_fd)
     buffer = mmap.mmap(buffer_fd, 0)
     slides = OpenSlides()
+    streams = RegionStreams(pipe, buffer)
     native_errors.install()
     threading.Thread(target=_leave_with, args=(socket_fd,), daemon=True).start()
     while True:
@@ -176,7 +180,12 @@ def main() -> None:
             return
         answer: Any
         try:
-            answer = describe(slides, job) if isinstance(job, Describe) else cut(slides, job, buffer)
+            if isinstance(job, Describe):
+                answer = describe(slides, job)
+            elif isinstance(job, ReadRegions):
+                answer = streams.read(slides.get(job.path)[1], job)
+            else:
+                answer = cut(slides, job, buffer)
         except PreprocessError as error:
             answer = error
         except Exception as error:  # an answer, whatever it is: the parent takes silence for a crash
