@@ -22,7 +22,6 @@ from ..errors import PreprocessError, UnknownResolution, UnreadableSlide
 from ..readers import Resolution, SlideFormat, SlideReader, identify, native_errors, open_slide
 from ..readers.base import MPP_PLAUSIBLE
 from ..slides import fingerprint, slide_files
-from ..spots import Spots, grid
 from ..views import TilingCounts, cut_views
 from .protocol import CutViews, Describe, ReadRegions, SlideInfo, ViewsCut, view_arrays
 from .regions import RegionStreams
@@ -92,7 +91,8 @@ def describe(slides: OpenSlides, job: Describe) -> SlideInfo:
     SpotError
         If the pitch gives no usable grid.
     """
-    # Only descriptions need scikit-image, which takes long to load.
+    # Only descriptions need SciPy and scikit-image, which take long to load.
+    from ..spots import Spots, grid
     from ..tissue import MASK_PX, tissue_mask
 
     path = Path(job.path)
