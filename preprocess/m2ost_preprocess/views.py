@@ -196,7 +196,7 @@ def cut_views(
 ) -> Statuses:
     """Cut the views of spots of one slide, with Pillow.
 
-    ``m2ost_preprocess.resample`` gives the same values as array code. On a CPU that takes about four times as long.
+    ``m2ost_preprocess.resample`` gives the same values as array code. On a CPU that takes two to four times as long.
 
     Parameters
     ----------

@@ -6,8 +6,12 @@ import numpy as np
 import pytest
 from m2ost_client import ServerOptions, TritonServer
 from m2ost_client.errors import ServerStartError
+from m2ost_loadtests.gpu_check.device import Device, Pace
+from m2ost_loadtests.gpu_check.networks import Networks
+from m2ost_loadtests.gpu_check.parts import RIGHT, Outcome
+from m2ost_loadtests.gpu_check.served import measure_served
 
-from .conftest import by_server
+from .conftest import by_server, network_of
 
 CENTERS = [(0, 0), (2219, 2966), (801, 903), (640, 2000), (77, 1400), (-1, 5), (805, 903)]
 
@@ -56,3 +60,12 @@ def test_without_a_gpu_the_gpus_tiler_refuses_to_start_by_name(narrow_release, r
         pass
     failures = [record["message"] for record in log if "failed to load 'slide_tiler'" in str(record.get("message"))]
     assert "no GPUs are available" in failures[0] or "cannot cut views on GPU" in failures[0]
+
+
+def test_the_gpu_check_serves_a_release_and_compares(narrow_release, svs):
+    centers, outcome = np.array(CENTERS[:5], np.int32), Outcome("served")
+    networks = Networks(network_of(narrow_release), Device("cpu"), [], svs, centers)
+    measure_served(outcome, networks, narrow_release, "cpu", svs, centers, Pace(1, 0.0))
+    assert outcome.status == RIGHT, outcome.reason
+    assert outcome.figures["max_abs_diff"] < 1e-4
+    assert outcome.figures["spots_per_s"] > 0

@@ -89,10 +89,10 @@ class Check:
         options, device, pace = self.options, self.device, self.options.pace
         self._part("slide", lambda outcome: self._keep("slide", choose_slide(outcome, options.slides)))
         self._part("resize", lambda outcome: check_resize(outcome, device, self._get("slide"), pace))
-        self._part("tiler", lambda outcome: check_tiler(outcome, device, self._get("slide"), options.spots, pace))
+        self._part("rates", lambda outcome: self._keep("rates", measure_rates(outcome, device, pace)))
+        self._part("tiler", self._tiler)
         self._part("weights", lambda outcome: self._keep("network", load_network(outcome, options.checkpoint)))
         self._part("networks", self._networks)
-        self._part("rates", lambda outcome: self._keep("rates", measure_rates(outcome, device, pace)))
         self._part("speed of networks", self._speed)
         self._part("end to end", self._end_to_end)
         for release in options.releases:
@@ -125,6 +125,10 @@ class Check:
         if name not in self._found:
             raise Skip(f"there is no {name}; see the parts above")
         return self._found[name]
+
+    def _tiler(self, outcome: Outcome) -> None:
+        rates = self._found.get("rates", {})
+        check_tiler(outcome, self.device, self._get("slide"), self.options.spots, rates, self.options.pace)
 
     def _networks(self, outcome: Outcome) -> None:
         slide, model = self._get("slide"), self._get("network")

@@ -76,7 +76,7 @@ def onnxruntime_scorer(onnx: OnnxFile, device: Device) -> Scorer:
 
 
 def tensorrt_scorer(onnx: OnnxFile, runtime: str, device: Device, *, max_rows: int) -> Scorer:
-    """TensorRT or TensorRT-RTX: an engine built here from the ONNX file, strongly typed: its precision is the file's.
+    """TensorRT or TensorRT-RTX, with an engine that is built here.
 
     Raises
     ------
@@ -88,11 +88,31 @@ def tensorrt_scorer(onnx: OnnxFile, runtime: str, device: Device, *, max_rows: i
     trt = _tensorrt(runtime)
     if device.kind != "cuda":
         raise Skip(f"{runtime} runs on GPUs only")
-    torch = need("torch", install="pip install torch")
+    return _TensorRT(trt, build_plan(trt, onnx, max_rows), onnx, device)
+
+
+def build_plan(trt: Any, onnx: OnnxFile, max_rows: int, compute_capability: Any = None) -> Any:
+    """A serialised engine of an ONNX file, strongly typed: its precision is the file's.
+
+    Parameters
+    ----------
+    trt : module
+        TensorRT or TensorRT-RTX.
+    onnx : OnnxFile
+    max_rows : int
+        Largest batch.
+    compute_capability : optional
+        Of TensorRT-RTX: builds for that one, on a machine without a GPU too.
+
+    Raises
+    ------
+    RuntimeError
+        If the file cannot be parsed or built.
+    """
     logger = trt.Logger(trt.Logger.ERROR)
+    builder = trt.Builder(logger)
     # The flag went with the choice: from TensorRT 11 on every network is strongly typed.
     flag = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
-    builder = trt.Builder(logger)
     network = builder.create_network(0 if flag is None else 1 << int(flag))
     parser = trt.OnnxParser(network, logger)
     if not parser.parse(onnx.path.read_bytes()):
@@ -101,23 +121,35 @@ def tensorrt_scorer(onnx: OnnxFile, runtime: str, device: Device, *, max_rows: i
     for name in onnx.geometry.names:
         profile.set_shape(name, *((rows, *onnx.geometry.shape) for rows in (1, min(32, max_rows), max_rows)))
     config.add_optimization_profile(profile)
+    if compute_capability is not None:
+        config.num_compute_capabilities = 1
+        config.set_compute_capability(compute_capability, 0)
     plan = builder.build_serialized_network(network, config)
     if plan is None:
-        raise RuntimeError(f"{runtime} {trt.__version__} builds no engine of {onnx.path}")
-    engine = trt.Runtime(logger).deserialize_cuda_engine(plan)
-    context = engine.create_execution_context()
+        raise RuntimeError(f"{trt.__name__} {trt.__version__} builds no engine of {onnx.path}")
+    return plan
 
-    def score(views: Sequence[Any]) -> Any:
-        expression = torch.empty((len(views[0]), onnx.genes), dtype=torch.float32, device=device.torch)
-        for name, view in zip(onnx.geometry.names, views, strict=True):
-            context.set_input_shape(name, tuple(view.shape))
-            context.set_tensor_address(name, view.data_ptr())
-        context.set_tensor_address(EXPRESSION, expression.data_ptr())
-        if not context.execute_async_v3(torch.cuda.current_stream(device.index).cuda_stream):
-            raise RuntimeError(f"{runtime} could not run the engine")
+
+class _TensorRT:
+    """An execution context; runtime and engine live as long as it."""
+
+    def __init__(self, trt: Any, plan: Any, onnx: OnnxFile, device: Device) -> None:
+        self._torch = need("torch", install="pip install torch")
+        self._onnx, self._device = onnx, device
+        self._runtime = trt.Runtime(trt.Logger(trt.Logger.ERROR))
+        self._engine = self._runtime.deserialize_cuda_engine(plan)
+        self._context = self._engine.create_execution_context()
+
+    def __call__(self, views: Sequence[Any]) -> Any:
+        shape = (len(views[0]), self._onnx.genes)
+        expression = self._torch.empty(shape, dtype=self._torch.float32, device=self._device.torch)
+        for name, view in zip(self._onnx.geometry.names, views, strict=True):
+            self._context.set_input_shape(name, tuple(view.shape))
+            self._context.set_tensor_address(name, view.data_ptr())
+        self._context.set_tensor_address(EXPRESSION, expression.data_ptr())
+        if not self._context.execute_async_v3(self._torch.cuda.current_stream(self._device.index).cuda_stream):
+            raise RuntimeError("TensorRT could not run the engine")
         return expression
-
-    return score
 
 
 def _tensorrt(runtime: str) -> Any:

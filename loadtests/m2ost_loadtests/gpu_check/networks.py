@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -82,7 +82,7 @@ class Networks:
         return tensorrt_scorer(onnx, runtime, self.device, max_rows=MAX_ROWS)
 
     def _eager(self, outcome: Outcome) -> Scorer:
-        model = copy.deepcopy(self.model).to(self.device.torch)
+        model = deepcopy(self.model).to(self.device.torch)
         return lambda views: model(*views)
 
     def _compiled(self, outcome: Outcome) -> Scorer:
@@ -90,7 +90,7 @@ class Networks:
 
         backend = "inductor" if self.device.kind == "cuda" else "eager"
         outcome.figures["compiled_by"] = backend
-        model: Any = torch.compile(copy.deepcopy(self.model).to(self.device.torch).half(), backend=backend)
+        model: Any = torch.compile(deepcopy(self.model).to(self.device.torch).half(), backend=backend)
         return lambda views: model(*views)
 
     def on_device(self, first: int, rows: int) -> list[Any]:
@@ -140,6 +140,10 @@ class Networks:
             if rate is not None:
                 shares = outcome.figures.setdefault("share_of_matrix_rate", {})
                 shares[name] = speed * flop / 1e12 / rate
+            copy = rates.get("copy_device_to_device_gb_per_s")
+            if copy is not None:
+                read = sum(view.numel() for view in views) / batch_rows
+                outcome.figures.setdefault("views_share_of_copy_rate", {})[name] = speed * read / 1e9 / copy
 
 
 def compare(

@@ -66,8 +66,11 @@ def _by_pillow(windows: Any, size_px: int) -> Any:
     )
 
 
-def check_tiler(outcome: Outcome, device: Device, slide: Path, spots: int, pace: Pace) -> None:
-    """Compare with the definition at several scales, and time the tiler against Pillow's, decoding included."""
+def check_tiler(outcome: Outcome, device: Device, slide: Path, spots: int, rates: dict[str, Any], pace: Pace) -> None:
+    """Compare with the definition at several scales, and time the tiler against Pillow's, decoding included.
+
+    ``rates`` are those of :func:`~.rates.measure_rates`: pixels that come to the device are given as a share of them.
+    """
     geometry = ViewGeometry()
     centers = spots_on(slide, min(spots, MAX_ROWS))
     decodings: list[Decoding] = []
@@ -88,6 +91,8 @@ def check_tiler(outcome: Outcome, device: Device, slide: Path, spots: int, pace:
         outcome.expect(decoded_on_gpu or differing == 0, f"{differing} values differ although the CPU decoded")
         runs = {"array": lambda: cut(tiler, slide, centers), "pillow": lambda: cut(pillow, slide, centers)}
         seconds = interleave(device, runs, pace)
+        counts = TilingCounts()
+        cut(tiler, slide, centers, counts=counts)
     finally:
         tiler.close()
         pillow.close()
@@ -98,15 +103,19 @@ def check_tiler(outcome: Outcome, device: Device, slide: Path, spots: int, pace:
         spots=len(centers),
         spots_per_s={name: len(centers) / median(values) for name, values in seconds.items()},
         times_as_fast_as_pillow=ratios(seconds, "pillow")["array"],
+        decoded_px=counts.decoded_px,
         included="reading and decoding the slide, cutting, views ready on the device (array) or the host (pillow)",
     )
+    copy = rates.get("copy_pinned_to_device_gb_per_s", rates.get("copy_device_to_device_gb_per_s"))
+    if copy is not None:
+        outcome.figures["share_of_copy_rate"] = 3 * counts.decoded_px / 1e9 / median(seconds["array"]) / copy
 
 
-def cut(tiler: Tiler, slide: Path, centers: Any, scale: float = 1.0) -> list[Any]:
+def cut(tiler: Tiler, slide: Path, centers: Any, scale: float = 1.0, counts: TilingCounts | None = None) -> list[Any]:
     """Views by a tiler, wherever it leaves them."""
     out = tiler.buffers(len(centers))
     scales = np.full(len(centers), scale, np.float32)
-    statuses = tiler.cut_views(slide, centers, scales, out, slice(None), TilingCounts())
+    statuses = tiler.cut_views(slide, centers, scales, out, slice(None), counts or TilingCounts())
     if statuses.any():
         raise RuntimeError(f"{slide}: {np.count_nonzero(statuses)} spots have no views")
     return out
