@@ -4,6 +4,7 @@ decoder's child process."""
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from types import ModuleType
 from typing import Any, Protocol
 
@@ -32,6 +33,9 @@ class Arrays(Protocol):
     xp: ModuleType
     gpu: int | None
 
+    def current(self) -> AbstractContextManager[object]:
+        """Make the device the calling thread's while the context lasts; everything else is called inside."""
+
     def pin(self, memory: Pixels) -> Callable[[], None]:
         """Have the driver upload straight from this host memory, where it can; returns what undoes it."""
 
@@ -54,6 +58,10 @@ class NumPyArrays:
     xp: ModuleType = np
     gpu: int | None = None
 
+    def current(self) -> AbstractContextManager[object]:
+        """See :class:`Arrays`."""
+        return nullcontext()
+
     def pin(self, memory: Pixels) -> Callable[[], None]:
         """See :class:`Arrays`."""
         return lambda: None
@@ -74,7 +82,7 @@ class NumPyArrays:
 
 
 class CuPyArrays:
-    """One GPU, of which the calling thread becomes the user.
+    """One GPU, on its default stream.
 
     Parameters
     ----------
@@ -96,8 +104,8 @@ class CuPyArrays:
                 "run: pip install 'm2ost-triton[server]', or serve with the profile cpu"
             ) from error
         try:
-            cupy.cuda.Device(gpu).use()
-            cupy.arange(2).sum().item()  # a context, and a kernel that is compiled here
+            with cupy.cuda.Device(gpu):
+                cupy.arange(2).sum().item()  # a context, and a kernel that is compiled here
         except Exception as error:  # of CUDA's runtime, of its compiler, or a library that is missing
             raise ArrayModuleUnavailable(
                 f"cannot cut views on GPU {gpu}: {type(error).__name__}: {error}; see nvidia-smi, or serve with the "
@@ -106,6 +114,11 @@ class CuPyArrays:
         self.xp: ModuleType = cupy
         self.gpu: int | None = gpu
         self._cupy: Any = cupy
+
+    def current(self) -> AbstractContextManager[object]:
+        """See :class:`Arrays`."""
+        device: AbstractContextManager[object] = self._cupy.cuda.Device(self.gpu)
+        return device
 
     def pin(self, memory: Pixels) -> Callable[[], None]:
         """See :class:`Arrays`. Where the system lets no memory be pinned, uploads take a detour of the driver's."""

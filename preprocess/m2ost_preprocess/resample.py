@@ -24,8 +24,8 @@ from .contract import ViewGeometry
 WEIGHT_BITS = 22
 """Fractional bits of a weight: 8 bits of pixel, 22 of weight and the sum of the weights' rounding fit into int32."""
 
-GATHER_BYTES = 128 << 20
-"""Most memory of the windows that are resized at once (one window at least); the way there takes a few times that."""
+GATHER_BYTES = 64 << 20
+"""Most memory of the windows that are resized at once, one at least; the sums on the way take a few times that."""
 
 
 @dataclass(frozen=True)

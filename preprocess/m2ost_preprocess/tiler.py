@@ -80,7 +80,7 @@ class PillowTiler:
 
 
 class ArrayTiler:
-    """Views cut in this process as arrays of NumPy or CuPy, and left there. For the thread that made it.
+    """Views cut in this process as arrays of NumPy or CuPy, and left there.
 
     The child decodes into pinned memory that both processes share, a strip at a time, each uploaded once while the next
     is decoded; or on the GPU itself, where that is faster for the slide, into memory that this process opens.
@@ -110,28 +110,31 @@ class ArrayTiler:
         self._decode = decode
         self._on_decoding = on_decoding
         self._told: dict[Path, Decoding] = {}
-        self._slots: list[Any] = []
+        self._slots = _Slots(arrays)
         self._decoder = Decoder(geometry)
         self._decoder.start()
-        self._unpin = arrays.pin(self._decoder.shared_memory)
+        with arrays.current():
+            self._unpin = arrays.pin(self._decoder.shared_memory)
 
     def buffers(self, rows: int) -> list[Any]:
         """See :class:`Tiler`."""
-        return [self._arrays.xp.zeros((rows, *self.geometry.shape), np.uint8) for _ in self.geometry.names]
+        with self._arrays.current():
+            return [self._arrays.xp.zeros((rows, *self.geometry.shape), np.uint8) for _ in self.geometry.names]
 
     def cut_views(
         self, path: Path, centers: Centers, scales: Scales, out: list[Any], rows: Any, counts: TilingCounts
     ) -> Statuses:
         """See :class:`Tiler`. All work on the views is done when it returns."""
         rows = np.arange(len(out[0]))[rows]
-        cutter = _Cutter(self, centers, scales, out, rows)
-        statuses, decoding = self._decoder.read_regions(
-            path, centers, scales, cutter, decode=self._decode, gpu=self._arrays.gpu, counts=counts
-        )
-        failed = rows[statuses != RowStatus.OK]
-        for array in out if len(failed) else ():
-            array[self._arrays.xp.asarray(failed)] = 0
-        self._arrays.synchronise()
+        with self._arrays.current():
+            cutter = _Cutter(self._arrays, self._slots, self.geometry, centers, scales, out, rows)
+            statuses, decoding = self._decoder.read_regions(
+                path, centers, scales, cutter, decode=self._decode, gpu=self._arrays.gpu, counts=counts
+            )
+            failed = rows[statuses != RowStatus.OK]
+            for array in out if len(failed) else ():
+                array[self._arrays.xp.asarray(failed)] = 0
+            self._arrays.synchronise()
         if decoding is not None and self._told.get(path) != decoding:
             if len(self._told) >= MAX_TOLD:
                 self._told.clear()
@@ -141,38 +144,63 @@ class ArrayTiler:
 
     def close(self) -> None:
         """See :class:`Tiler`."""
-        self._unpin()
-        self._arrays.close_slots(self._slots)
-        self._slots = []
+        with self._arrays.current():
+            self._unpin()
+            self._slots.close()
         self._decoder.close()
 
 
-class _Cutter:
-    """Assembles regions and cuts the views of their spots."""
+class _Slots:
+    """The slots in GPU memory of the decoder that lives now."""
 
-    def __init__(self, tiler: ArrayTiler, centers: Centers, scales: Scales, out: list[Any], rows: Any) -> None:
-        self._tiler, self._centers, self._scales, self._out, self._rows = tiler, centers, scales, out, rows
+    def __init__(self, arrays: Arrays) -> None:
+        self._arrays = arrays
+        self._opened: list[Any] = []
+
+    def open(self, slots: GpuSlots) -> None:
+        self.close()
+        self._opened = self._arrays.open_slots(slots)
+
+    def pixels(self, strip: Strip) -> Any:
+        width = strip.region.width
+        return self._opened[strip.slot][: strip.height * width * 3].reshape(strip.height, width, 3)
+
+    def close(self) -> None:
+        self._arrays.close_slots(self._opened)
+        self._opened = []
+
+
+class _Cutter:
+    """Assembles the regions of one job and cuts the views of their spots."""
+
+    def __init__(
+        self,
+        arrays: Arrays,
+        slots: _Slots,
+        geometry: ViewGeometry,
+        centers: Centers,
+        scales: Scales,
+        out: list[Any],
+        rows: Any,
+    ) -> None:
+        self._arrays, self._slots, self._geometry = arrays, slots, geometry
+        self._centers, self._scales, self._out, self._rows = centers, scales, out, rows
         self._pixels: Any = None
 
     def open_slots(self, slots: GpuSlots) -> None:
-        self._tiler._arrays.close_slots(self._tiler._slots)
-        self._tiler._slots = self._tiler._arrays.open_slots(slots)
+        self._slots.open(slots)
 
     def take(self, strip: Strip, pixels: Pixels | None) -> None:
-        arrays, region = self._tiler._arrays, strip.region
-        source: Any = pixels
-        if source is None:
-            size = strip.height * region.width * 3
-            source = self._tiler._slots[strip.slot][:size].reshape(strip.height, region.width, 3)
+        region, xp = strip.region, self._arrays.xp
         if strip.top == 0:
-            self._pixels = arrays.xp.empty((region.height, region.width, 3), np.uint8)
-        arrays.upload(self._pixels[strip.top : strip.top + strip.height], source)
+            self._pixels = xp.empty((region.height, region.width, 3), np.uint8)
+        source = self._slots.pixels(strip) if pixels is None else pixels
+        self._arrays.upload(self._pixels[strip.top : strip.top + strip.height], source)
         if strip.last:
-            spots, geometry = region.rows, self._tiler.geometry
+            spots, origin = region.rows, (region.left, region.top)
             scale = float(self._scales[spots[0]])
-            origin = (region.left, region.top)
             cut_spots(
-                arrays.xp, self._pixels, origin, self._centers[spots], scale, geometry, self._out, self._rows[spots]
+                xp, self._pixels, origin, self._centers[spots], scale, self._geometry, self._out, self._rows[spots]
             )
             self._pixels = None
 

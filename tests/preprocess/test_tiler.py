@@ -1,19 +1,23 @@
 """The GPU's tiler, run with NumPy: the same views as Pillow's, from regions that a child process streams."""
 
+import mmap
+import multiprocessing
 import os
 import signal
 import sys
+import threading
 import types
 
 import numpy as np
 import pytest
 from m2ost_preprocess.arrays import ArrayModuleUnavailable, CuPyArrays, NumPyArrays
 from m2ost_preprocess.contract import RowStatus, ViewGeometry
-from m2ost_preprocess.decoder import Decoder
-from m2ost_preprocess.decoder.gpu import choose_decoding, decide
+from m2ost_preprocess.decoder import Decoder, Decoding, regions
+from m2ost_preprocess.decoder.gpu import choose_decoding, decide, read_padded_on_gpu
+from m2ost_preprocess.decoder.protocol import Acknowledged, GpuSlots, ReadRegions, RegionsRead
 from m2ost_preprocess.errors import SlideNotFound, UnreadableSlide
 from m2ost_preprocess.readers import open_slide
-from m2ost_preprocess.tiler import ArrayTiler, PillowTiler, make_tiler
+from m2ost_preprocess.tiler import ArrayTiler, PillowTiler, _Cutter, _Slots, make_tiler
 from m2ost_preprocess.views import Region, TilingCounts
 
 from tests.preprocess.test_readers import damaged_tile
@@ -241,6 +245,72 @@ def test_decoding_on_a_gpu_is_refused_by_name_where_it_is_insisted_on(svs, dicom
     assert absent.reason.startswith("decoding on GPU 99 failed: ")
     with pytest.raises(UnreadableSlide, match="openslide has no decoder for GPUs"):
         open_slide(dicom).read_on_gpu(0, 0, 10, 10)
+
+
+def test_what_a_gpu_decodes_is_padded_like_what_a_cpu_does(svs):
+    reader = open_slide(svs)
+    reader.read_on_gpu = reader.read  # the same pixels, as a decoder for GPUs would leave them there
+    width, height = reader.size
+    for left, top in ((-30, -20), (width - 40, height - 60), (500, -7), (300, 400), (width + 5, 3)):
+        found = read_padded_on_gpu(np, reader, left, top, 96, 80)
+        np.testing.assert_array_equal(found, reader.read_padded(left, top, 96, 80))
+
+
+class HostMemoryAsGpus:
+    """The child's slots on a GPU, in the host's memory: what is decoded into them and how is the real code's."""
+
+    on_gpu = True
+
+    def __init__(self, gpu, slot_bytes):
+        self.slot_bytes = slot_bytes
+        self.memory = [np.zeros(slot_bytes, np.uint8) for _ in range(2)]
+        self.slots = GpuSlots((b"first", b"second"), slot_bytes)
+
+    def fill(self, slot, reader, region, top, height):
+        pixels = read_padded_on_gpu(np, reader, region.left, region.top + top, region.width, height)
+        self.memory[slot][: pixels.size] = pixels.ravel()
+
+
+def test_strips_in_gpu_memory_become_the_same_views(svs, pillow, monkeypatch):
+    made = []
+    monkeypatch.setattr(regions, "choose_decoding", lambda *_: Decoding("gpu", "for this test"))
+    monkeypatch.setattr(regions, "GpuMemory", lambda *given: made.append(HostMemoryAsGpus(*given)) or made[-1])
+    centers = np.array([[300, 300], [310, 303], [300, 2500], [2100, 40], [2219, 2966]], np.int32)
+    scales = np.ones(len(centers), np.float32)
+    reader = open_slide(svs)
+    reader.read_on_gpu = reader.read
+    ours, theirs = multiprocessing.Pipe()
+    # A megabyte a slot: every region comes in several strips.
+    streams = regions.RegionStreams(theirs, mmap.mmap(-1, 2 << 20))
+    out = [np.zeros((len(centers), *GEOMETRY.shape), np.uint8) for _ in GEOMETRY.names]
+    job = ReadRegions(str(svs), centers, scales, GEOMETRY, "gpu", 0)
+    child = threading.Thread(target=lambda: theirs.send(streams.read(reader, job)))
+    child.start()
+
+    class Arrays(NumPyArrays):
+        def open_slots(self, slots):
+            assert slots.handles == (b"first", b"second")
+            return made[-1].memory
+
+    slots = _Slots(Arrays())
+    cutter = _Cutter(Arrays(), slots, GEOMETRY, centers, scales, out, np.arange(len(centers)))
+    strips = 0
+    while not isinstance(answer := ours.recv(), RegionsRead):
+        if isinstance(answer, GpuSlots):
+            cutter.open_slots(answer)
+        else:
+            assert answer.on_gpu
+            cutter.take(answer, None)
+            strips += 1
+        ours.send(Acknowledged())
+    child.join()
+    assert answer.decoding.device == "gpu"
+    assert len(made) == 1
+    assert strips > 2 * answer.counts.regions
+    expected, statuses, counts = cut(pillow, svs, centers, scales)
+    assert (answer.statuses.tolist(), answer.counts) == (statuses, counts)
+    for have, want in zip(out, expected, strict=True):
+        np.testing.assert_array_equal(have, want)
 
 
 def test_without_a_gpu_the_gpus_tiler_does_not_start():

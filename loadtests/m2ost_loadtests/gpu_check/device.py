@@ -16,10 +16,11 @@ from m2ost_preprocess.arrays import ArrayModuleUnavailable, Arrays, CuPyArrays, 
 from ..machine import describe_machine
 from .parts import Skip, need
 
-_NVIDIA_SMI = (
-    "name,driver_version,compute_cap,memory.total,clocks.max.sm,clocks.max.memory,clocks.current.sm,"
-    "clocks.current.memory,power.limit,pcie.link.gen.current,pcie.link.width.current"
+_GPU_FACTS = (
+    "name,driver_version,compute_cap,memory.total,clocks.max.sm,clocks.max.memory,power.limit,"
+    "pcie.link.gen.current,pcie.link.width.current"
 )
+_GPU_PACE = "clocks.current.sm,clocks.current.memory,power.draw,temperature.gpu"
 _DISTRIBUTIONS = (
     "torch", "numpy", "pillow", "cupy-cuda12x", "cupy-cuda13x", "cucim-cu12", "cucim-cu13", "openslide-python",
     "onnx", "onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx-cu13-bindings", "safetensors",
@@ -99,22 +100,30 @@ def has_gpu(index: int) -> str:
 
 
 def describe(device: Device) -> dict[str, Any]:
-    """Machine, GPU, driver, clocks and versions."""
+    """Machine, GPU, driver, limits of the clocks, and versions."""
     facts: dict[str, Any] = {**describe_machine(), "versions": _versions()}
-    if device.kind == "cpu":
-        return facts
+    return {**facts, "gpu": nvidia_smi(device, _GPU_FACTS)} if device.kind == "cuda" else facts
+
+
+def clocks(device: Device) -> dict[str, str]:
+    """What the GPU runs at now; empty for a CPU. Asked right after a measurement, it tells what that ran at."""
+    return nvidia_smi(device, _GPU_PACE) if device.kind == "cuda" else {}
+
+
+def nvidia_smi(device: Device, fields: str) -> dict[str, str]:
+    """Facts about a GPU, by nvidia-smi's names of them; ``error`` in their place where it does not answer."""
     if shutil.which("nvidia-smi") is None:
-        return {**facts, "gpu": "nvidia-smi is not installed"}
+        return {"error": "nvidia-smi is not installed"}
     answer = subprocess.run(
-        ["nvidia-smi", f"--id={device.index}", f"--query-gpu={_NVIDIA_SMI}", "--format=csv,noheader"],
+        ["nvidia-smi", f"--id={device.index}", f"--query-gpu={fields}", "--format=csv,noheader"],
         capture_output=True,
         text=True,
         timeout=60,
     )
     if answer.returncode != 0:
-        return {**facts, "gpu": (answer.stdout + answer.stderr).strip()}
+        return {"error": (answer.stdout + answer.stderr).strip()}
     values = [value.strip() for value in answer.stdout.strip().split(",")]
-    return {**facts, "gpu": dict(zip(_NVIDIA_SMI.split(","), values, strict=False))}
+    return dict(zip(fields.split(","), values, strict=True))
 
 
 def _versions() -> dict[str, str]:

@@ -13,7 +13,7 @@ import numpy as np
 from m2ost.metrics import pearson
 from m2ost_preprocess.contract import MAX_ROWS, MODEL_ENGINE, Manifest
 
-from .device import Device, Pace, interleave, ratios
+from .device import Device, Pace, clocks, interleave, ratios
 from .engines import TENSORRT_MODULES, OnnxFile, Scorer, onnxruntime_scorer, tensorrt_scorer
 from .inputs import views_by_pillow
 from .parts import RIGHT, Outcome, need, run_part
@@ -131,6 +131,7 @@ class Networks:
         with torch.inference_mode():
             runs = {name: partial(scorer, views) for name, scorer in self.scorers.items()}
             seconds = interleave(self.device, runs, pace)
+        outcome.figures["gpu_afterwards"] = clocks(self.device)
         speeds = {name: batch_rows / median(values) for name, values in seconds.items()}
         outcome.figures.update(batch_rows=batch_rows, gflop_per_spot=flop / 1e9, spots_per_s=speeds)
         if REFERENCE in seconds:
