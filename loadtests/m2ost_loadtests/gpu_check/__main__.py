@@ -1,8 +1,8 @@
 """Check a GPU machine: what is computed there is right, then how fast it is.
 
 Every part that lacks a library is reported as skipped, with the reason. Exit status: 0 all that ran is right; 1 a part
-is wrong; 2 there is no GPU, and what could be checked on the CPU is right. A checkout suffices, with PYTHONPATH
-preprocess:model:client:loadtests and nothing installed but NumPy, Pillow and PyTorch.
+is wrong; 2 there is no GPU, and what could be checked on the CPU is right; 64 the command is wrong. A checkout suffices,
+with PYTHONPATH preprocess:model:client:loadtests and nothing installed but NumPy, Pillow and PyTorch.
 
 Usage: python -m m2ost_loadtests.gpu_check --slide FILE [--slide FILE …] [--release DIR …] --out DIR
 """
@@ -13,7 +13,9 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
+
+from m2ost_preprocess.contract import MAX_ROWS
 
 from ..machine import write_report
 from .check import Check, Options
@@ -21,10 +23,18 @@ from .device import Pace
 from .parts import RIGHT, SKIPPED, WRONG, Outcome
 
 
+class _Parser(argparse.ArgumentParser):
+    """Leaves status 2, argparse's own for a wrong command, to the machine without a GPU."""
+
+    def error(self, message: str) -> NoReturn:
+        self.print_usage(sys.stderr)
+        self.exit(64, f"{self.prog}: error: {message}\n")
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Parse the command line, check, print and write."""
     default = Options(())
-    parser = argparse.ArgumentParser(prog="gpu_check", description=(__doc__ or "").splitlines()[0])
+    parser = _Parser(prog="gpu_check", description=(__doc__ or "").splitlines()[0])
     parser.add_argument(
         "--slide", type=Path, action="append", required=True, help="repeat: the first readable is taken"
     )
@@ -39,6 +49,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--at-least-s", type=float, default=default.pace.at_least_s)
     parser.add_argument("--out", type=Path, required=True)
     given = parser.parse_args(arguments)
+    if not (1 <= given.batch_rows <= MAX_ROWS and given.spots >= 2 and given.rounds >= 1):
+        parser.error(f"--batch-rows must lie in 1 to {MAX_ROWS}, --spots be at least 2 and --rounds at least 1")
     options = Options(
         slides=tuple(given.slide),
         device=given.device,

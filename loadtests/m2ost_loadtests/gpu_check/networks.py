@@ -40,6 +40,15 @@ class Networks:
     slide : Path
     centers : ndarray of int32, shape (n, 2)
         Spots that all are compared on.
+
+    Attributes
+    ----------
+    outcomes : list of Outcome
+        One a form.
+    scorers, precision : dict
+        The forms that are right, and their precision, by name.
+    fastest : str
+        The fastest of them, once they were timed.
     """
 
     def __init__(self, model: Any, device: Device, releases: Sequence[Path], slide: Path, centers: Any) -> None:
@@ -54,6 +63,7 @@ class Networks:
         self.expected = torch.cat(parts).numpy()
         self.scorers: dict[str, Scorer] = {}
         self.precision: dict[str, str] = {}
+        self.fastest = REFERENCE
         self.outcomes = [
             run_part(f"network {name}", partial(self._check, name, precision, make))
             for name, precision, make in self._forms(releases)
@@ -133,6 +143,7 @@ class Networks:
             seconds = interleave(self.device, runs, pace)
         outcome.figures["gpu_afterwards"] = clocks(self.device)
         speeds = {name: batch_rows / median(values) for name, values in seconds.items()}
+        self.fastest = max(speeds, key=lambda name: speeds[name], default=REFERENCE)
         outcome.figures.update(batch_rows=batch_rows, gflop_per_spot=flop / 1e9, spots_per_s=speeds)
         if REFERENCE in seconds:
             outcome.figures[f"times_as_fast_as_{REFERENCE}"] = ratios(seconds, REFERENCE)
