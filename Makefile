@@ -10,13 +10,15 @@ DEMO := build/demo
 DEMO_SLIDE ?= $(DEMO)/CMU-1-Small-Region.svs
 M2OST := .venv/bin/m2ost
 
-.PHONY: help demo test lint unit server-views e2e bench gate soak clean
+.PHONY: help demo test lint unit server-views e2e bench gate soak gpu-check gpu-carry clean
 help:
 	@echo "make demo   a real slide in, an expression map out, through an embedded Triton"
 	@echo "make test   lint, types, unit tests in both environments, end-to-end tests"
 	@echo "make bench  served against bare inference and the authors' way, interleaved"
 	@echo "make gate   the gate against getting slower, on the release that ships"
 	@echo "make soak   memory of client and server over 50,000 spots"
+	@echo "make gpu-check   on a GPU machine: tiler and engines right, then how fast; GPU_CHECK= for its options"
+	@echo "make gpu-carry   what the check needs on a machine without network, into build/gpu-carry"
 
 .venv/.complete: pyproject.toml constraints/client.txt
 	@test -n "$(PYTHON)" || { echo "error: no python3.11, 3.12 or 3.13 found; set PYTHON=" >&2; exit 1; }
@@ -76,6 +78,24 @@ build/narrow: $(SOURCES) | .venv/.complete
 
 soak: .venv/.complete .triton/.complete $(DEMO_SLIDE) build/narrow
 	.venv/bin/python -m m2ost_loadtests.soak --release build/narrow/release --slide $(DEMO_SLIDE) --spots 50000 --out build/bench
+
+# Exit status 1: a part is wrong; 2: there is no GPU, and what was checked on the CPU is right.
+gpu-check: .venv/.complete .triton/.complete $(DEMO_SLIDE) build/release
+	.venv/bin/python -m m2ost_loadtests.gpu_check --slide $(DEMO_SLIDE) --checkpoint $(SHIPPED) --release build/release --out build/gpu-check $(GPU_CHECK)
+
+# For a machine with PyTorch and CuPy but no network, on which nothing is installed: unpacked wheels for its Python, and
+# pixels for where no library that reads slides can run. There, from the checkout:
+#   PYTHONPATH=preprocess:model:client:loadtests:build/gpu-carry/python python3 -m m2ost_loadtests.gpu_check \
+#     --slide build/gpu-carry/slide.svs --slide build/gpu-carry/crop.png --release build/gpu-carry/release --out OUT
+GPU_CARRY ?= safetensors openslide-python openslide-bin
+GPU_CARRY_PYTHON ?= 3.12
+gpu-carry: .venv/.complete $(DEMO_SLIDE) build/release
+	rm -rf build/gpu-carry
+	mkdir -p build/gpu-carry
+	.venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --only-binary=:all: --python-version $(GPU_CARRY_PYTHON) --target build/gpu-carry/python $(GPU_CARRY)
+	cp -r build/release build/gpu-carry/release
+	cp $(DEMO_SLIDE) build/gpu-carry/slide.svs
+	.venv/bin/python scripts/crop_slide.py $(DEMO_SLIDE) build/gpu-carry/crop.png
 
 clean:
 	rm -rf build .venv .triton

@@ -240,7 +240,7 @@ def test_a_taken_port_is_a_clear_error(narrow_release, svs):
 
 
 @pytest.mark.parametrize("profile", ["onnxruntime", "tensorrt"])
-def test_every_profile_starts_but_for_the_missing_backend(narrow_release, roots, profile):
+def test_every_profile_starts_but_for_the_missing_backend_and_gpu(narrow_release, roots, profile):
     errors = []
 
     def collect(record):
@@ -250,8 +250,11 @@ def test_every_profile_starts_but_for_the_missing_backend(narrow_release, roots,
     options = ServerOptions(release=narrow_release, roots=roots, profile=profile)
     with pytest.raises(ServerStartError, match=f"backend '{profile}'"), TritonServer(options, on_log=collect):
         pass
-    assert len(errors) == 1
-    assert f"unable to find backend library for backend '{profile}'" in errors[0]
+    # Views for an engine on a GPU are cut there, so that without one the tiler refuses too.
+    refused = {message.split("'")[1]: message for message in errors}
+    assert set(refused) == {"m2ost", "slide_tiler"}
+    assert f"unable to find backend library for backend '{profile}'" in refused["m2ost"]
+    assert "kind KIND_GPU but no GPUs are available" in refused["slide_tiler"]
 
 
 def test_an_unknown_profile_is_not_silently_the_default(narrow_release, roots):

@@ -14,6 +14,7 @@ from m2ost_export.probes import probe_views
 from m2ost_export.release import build_release
 from m2ost_export.repository import parse_config
 from m2ost_preprocess.contract import MAX_ROWS, EngineInfo, Manifest, ViewGeometry, sha256_file
+from tritonclient.grpc import model_config_pb2
 
 SIZES = [
     {"depth": 1},
@@ -55,7 +56,7 @@ def test_every_config_parses_and_fits_the_engine(release):
     manifest = Manifest.read(folder)
     assert manifest.parity["max_abs_diff"].keys() == {"1", "2", "7", "32"}
     configs = sorted(folder.glob("*/config.pbtxt")) + sorted(folder.glob("*/configs/*.pbtxt"))
-    assert len(configs) == 12
+    assert len(configs) == 18
     for path in configs:
         config = parse_config(path.read_text())
         assert config.max_batch_size == (0 if config.name == "slide_info" else MAX_ROWS)
@@ -78,6 +79,18 @@ def test_every_config_parses_and_fits_the_engine(release):
     info = EngineInfo.from_parameters({k: v.string_value for k, v in engine.parameters.items()})
     assert info == manifest.engine
     assert (info.genes, info.checkpoint_sha256, info.trained) == (card.genes, card.sha256, False)
+
+
+def test_an_engine_on_a_gpu_gets_its_views_from_there(release):
+    *_, folder = release
+    profiles = {path.stem for path in (folder / "m2ost" / "configs").glob("*.pbtxt")}
+    tilers = {path.stem: path.read_text() for path in (folder / "slide_tiler" / "configs").glob("*.pbtxt")}
+    assert profiles <= set(tilers)
+    assert len(set(tilers.values())) == 1
+    for text in tilers.values():
+        config = parse_config(text)
+        assert [group.kind for group in config.instance_group] == [model_config_pb2.ModelInstanceGroup.KIND_GPU]
+        assert {k: config.parameters[k].string_value for k in ("cut", "decode")} == {"cut": "cupy", "decode": "auto"}
 
 
 def test_the_manifest_accounts_for_every_file(release):

@@ -1,5 +1,6 @@
 """Which reader serves which file, the pixels and µm/px they give, and what bad files become."""
 
+import importlib.util
 import io
 import shutil
 
@@ -197,3 +198,13 @@ def test_a_thumbnail_is_the_same_in_one_piece_or_in_strips(svs, reader, monkeypa
     whole = slide.thumbnail(500)
     monkeypatch.setattr(base, "STRIP_PIXELS", 2220 * 100)
     np.testing.assert_array_equal(slide.thumbnail(500), whole)
+
+
+def test_without_openslide_images_are_read_and_slides_refused_by_name(svs, tmp_path, monkeypatch):
+    image = tmp_path / "crop.png"
+    Image.fromarray(open_slide(svs).read(0, 0, 300, 200)).save(image)
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "openslide" else find(name))
+    assert open_slide(image).size == (300, 200)
+    with pytest.raises(UnreadableSlide, match=r"CMU-1-Small-Region\.svs: OpenSlide.*openslide-python openslide-bin"):
+        open_slide(svs)

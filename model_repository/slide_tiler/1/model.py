@@ -1,13 +1,16 @@
-"""Slides to views: SLIDE, CENTER, SCALE → VIEW0 …, STATUS. The pixels are read by a decoder process of its own."""
+"""Slides to views: SLIDE, CENTER, SCALE → VIEW0 …, STATUS. The pixels are read by a decoder process of its own.
+
+The config's parameter ``cut`` says where views are cut. Those cut on a GPU stay there, and go on by DLPack.
+"""
 
 import time
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
 from m2ost_preprocess import contract, serving
-from m2ost_preprocess.decoder import Decoder
 from m2ost_preprocess.errors import PreprocessError, UnreadableSlide
 from m2ost_preprocess.slides import SlideRoots
+from m2ost_preprocess.tiler import make_tiler
 from m2ost_preprocess.views import TilingCounts
 
 COUNTERS = {
@@ -27,8 +30,8 @@ class TritonPythonModel:
         info = serving.engine_info(args["model_config"])
         self._geometry, self._release = info.views, info.release_sha256
         self._roots = SlideRoots.from_environment()
-        self._decoder = Decoder(self._geometry)
-        self._decoder.start()
+        gpu = int(args["model_instance_device_id"]) if args["model_instance_kind"] == "GPU" else None
+        self._tiler = make_tiler(serving.parameters(args["model_config"]), self._geometry, gpu, _log_decoding)
         self._families, self._counters = [], {}
         for name, description in COUNTERS.items():
             family = pb_utils.MetricFamily(
@@ -61,16 +64,14 @@ class TritonPythonModel:
         centers = np.concatenate([_array(r, contract.CENTER) for r in requests])
         scales = np.concatenate([_array(r, contract.SCALE).reshape(-1) for r in requests])
         names = np.array([name for request in slides for name in request], dtype=object)
-        views = [np.zeros((len(names), *self._geometry.shape), np.uint8) for _ in self._geometry.names]
+        views = self._tiler.buffers(len(names))
         statuses = np.empty((len(names), 1), np.int32)
         counts, errors = TilingCounts(), {}
         for slide in dict.fromkeys(names):
             rows = np.flatnonzero(names == slide)
             try:
                 path = self._roots.resolve(slide)
-                statuses[rows, 0] = self._decoder.cut_views(
-                    path, centers[rows], scales[rows], views, rows=rows, counts=counts
-                )
+                statuses[rows, 0] = self._tiler.cut_views(path, centers[rows], scales[rows], views, rows, counts)
             except PreprocessError as error:
                 errors[slide] = error
             except Exception as error:  # one slide's surprise must not fail the requests of others
@@ -96,11 +97,11 @@ class TritonPythonModel:
     def _respond(self, slides, errors, views, statuses, rows):
         if all(slide in errors for slide in slides):
             return pb_utils.InferenceResponse(error=serving.triton_error(pb_utils, errors[slides[0]]))
-        tensors = [pb_utils.Tensor(n, v[rows]) for n, v in zip(self._geometry.names, views, strict=True)]
+        tensors = [_tensor(n, v[rows]) for n, v in zip(self._geometry.names, views, strict=True)]
         return pb_utils.InferenceResponse([*tensors, pb_utils.Tensor(contract.STATUS, statuses[rows])])
 
     def finalize(self):
-        self._decoder.close()
+        self._tiler.close()
 
 
 def _waiting_requests():
@@ -123,6 +124,16 @@ def _overload(waiting):
 def _log(request, event, **facts):
     line = serving.log_line(event, request_id=request.request_id(), **facts)
     (pb_utils.Logger.log_warn if facts["errors"] or facts.get("rows_without_value") else pb_utils.Logger.log_info)(line)
+
+
+def _log_decoding(path, decoding):
+    line = serving.log_line("decoding_chosen", slide=path.name, **vars(decoding))
+    pb_utils.Logger.log_info(line)
+
+
+def _tensor(name, array):
+    # from_dlpack of a NumPy array ends the stub.
+    return pb_utils.Tensor(name, array) if isinstance(array, np.ndarray) else pb_utils.Tensor.from_dlpack(name, array)
 
 
 def _array(request, name):

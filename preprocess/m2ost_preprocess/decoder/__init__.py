@@ -1,7 +1,7 @@
 """Slide decoding in a child process: native decoders can crash, and then they take only that process with them."""
 
 from .process import DESCRIBE_TIMEOUT_S, Decoder
-from .protocol import SlideInfo
+from .protocol import Decoding, SlideInfo
 from .slide import DecodedSlide
 
-__all__ = ["DESCRIBE_TIMEOUT_S", "DecodedSlide", "Decoder", "SlideInfo"]
+__all__ = ["DESCRIBE_TIMEOUT_S", "DecodedSlide", "Decoder", "Decoding", "SlideInfo"]

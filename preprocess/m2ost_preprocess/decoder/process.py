@@ -12,7 +12,7 @@ import threading
 from collections.abc import Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -20,7 +20,23 @@ from ..contract import MAX_ROWS, ViewGeometry
 from ..errors import PreprocessError, UnreadableSlide
 from ..readers.base import Pixels
 from ..views import Centers, Scales, Statuses, TilingCounts
-from .protocol import CutViews, Describe, ReadRegion, SlideInfo, ViewsCut, region_array, view_arrays
+from .protocol import (
+    Acknowledged,
+    CutViews,
+    Decoding,
+    Describe,
+    GpuSlots,
+    ReadRectangle,
+    ReadRegions,
+    RegionsRead,
+    SlideInfo,
+    Strip,
+    ViewsCut,
+    buffer_bytes,
+    rectangle_array,
+    strip_array,
+    view_arrays,
+)
 
 CUT_TIMEOUT_S = 60.0
 """A decoder that has not cut views by then is taken for hung and killed."""
@@ -29,6 +45,16 @@ DESCRIBE_TIMEOUT_S = 300.0
 """The same for describing a slide, which may decode a whole plain image."""
 
 _STOP_TIMEOUT_S = 2.0
+
+
+class RegionReceiver(Protocol):
+    """Takes the pixels of regions as they come out of a decoder."""
+
+    def open_slots(self, slots: GpuSlots) -> None:
+        """Make the child's slots in GPU memory readable here; those of an earlier child are gone."""
+
+    def take(self, strip: Strip, pixels: Pixels | None) -> None:
+        """Take a strip: ``pixels`` (height, width, 3), which are overwritten afterwards, or None for one on the GPU."""
 
 
 class Decoder:
@@ -58,13 +84,23 @@ class Decoder:
         self._describe_timeout_s = describe_timeout_s
         self._lock = threading.Lock()
         self._closed = False
-        size = MAX_ROWS * self.geometry.n_views * int(np.prod(self.geometry.shape))
+        size = buffer_bytes(self.geometry, MAX_ROWS)
         self._buffer_fd = os.memfd_create("m2ost-views")
         os.ftruncate(self._buffer_fd, size)
         self._buffer_bytes = size
         self._buffer = mmap.mmap(self._buffer_fd, size)
         self._child: subprocess.Popen[bytes] | None = None
         self._pipe: Connection | None = None
+
+    @property
+    def shared_memory(self) -> Pixels:
+        """The memory that pixels come through, shape (bytes,): for a driver to pin. Not to be kept beyond the decoder.
+
+        Returns
+        -------
+        ndarray of uint8
+        """
+        return np.frombuffer(self._buffer, np.uint8)
 
     @property
     def pid(self) -> int | None:
@@ -186,6 +222,68 @@ class Decoder:
             counts += answer.counts
         return answer.statuses
 
+    def read_regions(
+        self,
+        path: Path,
+        centers: Centers,
+        scales: Scales,
+        receiver: RegionReceiver,
+        *,
+        decode: str = "cpu",
+        gpu: int | None = None,
+        counts: TilingCounts | None = None,
+    ) -> tuple[Statuses, Decoding | None]:
+        """Read the regions around up to 256 spots; the child reads the next strip while the last one is taken.
+
+        Parameters
+        ----------
+        path : Path
+            The slide's file, already resolved.
+        centers : ndarray of int32, shape (n, 2)
+            x, y: floor of the spot's centre in level-0 pixels.
+        scales : ndarray of float32, shape (n,)
+            Level-0 pixels per view pixel of the finest view.
+        receiver : RegionReceiver
+            Takes the pixels. What it raises ends the child and is passed on.
+        decode : {"auto", "cpu", "gpu"}
+            Where tiles are decoded.
+        gpu : int, optional
+            The GPU that the receiver works on.
+        counts : TilingCounts, optional
+            Added to.
+
+        Returns
+        -------
+        statuses : ndarray of int32, shape (n,)
+            A ``RowStatus`` a row. The regions of rows that are not OK have not come whole.
+        decoding : Decoding or None
+            Where the tiles were decoded; None where none was needed.
+
+        Raises
+        ------
+        SlideError
+            If the slide cannot be opened, cannot be decoded on a GPU that ``decode`` insists on, or the child died.
+        ValueError
+            If there are more than 256 spots.
+        RuntimeError
+            If the decoder is closed.
+        """
+        if len(centers) > MAX_ROWS:
+            raise ValueError(f"{len(centers)} spots in one job; at most {MAX_ROWS}")
+        with self._lock:
+            job = ReadRegions(str(path), centers, scales, self.geometry, decode, gpu)
+            answer: Strip | GpuSlots | RegionsRead = self._ask(job, path, self._timeout_s)
+            while not isinstance(answer, RegionsRead):
+                try:
+                    self._hand_over(answer, receiver)
+                except BaseException:
+                    self._stop()  # in the middle of its job
+                    raise
+                answer = self._ask(Acknowledged(), path, self._timeout_s)
+        if counts is not None:
+            counts += answer.counts
+        return answer.statuses, answer.decoding
+
     def read(self, path: Path, left: int, top: int, width: int, height: int) -> Pixels:
         """Read level-0 pixels of a rectangle inside a slide, in as many jobs as the shared buffer makes of it.
 
@@ -217,9 +315,17 @@ class Decoder:
         for first in range(0, height, rows):
             count = min(rows, height - first)
             with self._lock:
-                self._ask(ReadRegion(str(path), left, top + first, width, count), path, self._timeout_s)
-                out[first : first + count] = region_array(self._buffer, width, count)
+                self._ask(ReadRectangle(str(path), left, top + first, width, count), path, self._timeout_s)
+                out[first : first + count] = rectangle_array(self._buffer, width, count)
         return out
+
+    def _hand_over(self, answer: Strip | GpuSlots, receiver: RegionReceiver) -> None:
+        if isinstance(answer, GpuSlots):
+            receiver.open_slots(answer)
+        elif answer.on_gpu:
+            receiver.take(answer, None)
+        else:
+            receiver.take(answer, strip_array(self._buffer, answer.slot, answer.height, answer.region.width))
 
     def close(self) -> None:
         """End the child and free the buffer, after the jobs under way; later ones raise ``RuntimeError``."""
@@ -236,8 +342,11 @@ class Decoder:
     def __exit__(self, *exc: object) -> None:
         self.close()
 
-    def _ask(self, job: CutViews | Describe | ReadRegion, path: Path, timeout_s: float) -> Any:
-        self._start()
+    def _ask(
+        self, job: CutViews | Describe | ReadRectangle | ReadRegions | Acknowledged, path: Path, timeout_s: float
+    ) -> Any:
+        if not isinstance(job, Acknowledged):  # which is of the child that was asked, and of no other
+            self._start()
         assert self._pipe is not None
         try:
             self._pipe.send(job)

@@ -10,7 +10,12 @@ import numpy as np
 
 from ..contract import ViewGeometry
 from ..readers.base import Pixels
-from ..views import Centers, Scales, TilingCounts
+from ..views import Centers, Region, Scales, TilingCounts
+
+SLOTS = 2
+"""Strips of pixels that may be on their way from child to parent: one is read while the other is used."""
+
+MIN_SLOT_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -52,6 +57,121 @@ class ViewsCut:
 
 
 @dataclass(frozen=True)
+class ReadRegions:
+    """Read the regions around spots; answered by a :class:`Strip` after the other and, at last, :class:`RegionsRead`.
+
+    Every answer but the last wants an :class:`Acknowledged`.
+
+    Parameters
+    ----------
+    path, centers, scales, geometry
+        As of :class:`CutViews`.
+    decode : {"auto", "cpu", "gpu"}
+        Where the slide's tiles are decoded; ``auto``: where it was measured to be faster, for this slide.
+    gpu : int or None
+        The GPU that decodes; None where the parent works on the CPU.
+    """
+
+    path: str
+    centers: Centers
+    scales: Scales
+    geometry: ViewGeometry
+    decode: str = "cpu"
+    gpu: int | None = None
+
+
+@dataclass(frozen=True)
+class GpuSlots:
+    """The child's slots in GPU memory, for the parent to open; sent before the first strip that lies in one.
+
+    Parameters
+    ----------
+    handles : tuple of bytes
+        A CUDA inter-process memory handle a slot.
+    slot_bytes : int
+        Size of each.
+    """
+
+    handles: tuple[bytes, ...]
+    slot_bytes: int
+
+
+@dataclass(frozen=True)
+class Strip:
+    """Some rows of a region, in a slot. They come from top to bottom; a region that cannot be read ends without a last.
+
+    Parameters
+    ----------
+    region : Region
+        The region.
+    top, height : int
+        The strip, in rows of the region.
+    slot : int
+        Where its pixels are.
+    on_gpu : bool
+        Whether that is a slot in GPU memory.
+    """
+
+    region: Region
+    top: int
+    height: int
+    slot: int
+    on_gpu: bool = False
+
+    @property
+    def last(self) -> bool:
+        """Whether it completes its region."""
+        return self.top + self.height == self.region.height
+
+
+@dataclass(frozen=True)
+class Acknowledged:
+    """The parent is done with the oldest answer that it has not acknowledged yet; its slot is free."""
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """Where a slide's tiles are decoded, and why.
+
+    Parameters
+    ----------
+    device : {"cpu", "gpu"}
+        Where.
+    reason : str
+        Why there.
+    cpu_s, gpu_s : float, optional
+        Seconds for the same pixels, ready on the GPU; None where nothing was measured.
+    max_abs_diff : int, optional
+        Largest difference between the two in grey levels.
+    """
+
+    device: str
+    reason: str
+    cpu_s: float | None = None
+    gpu_s: float | None = None
+    max_abs_diff: int | None = None
+
+
+@dataclass(frozen=True)
+class RegionsRead:
+    """Statuses of the rows, what it took, and where the tiles were decoded.
+
+    Parameters
+    ----------
+    statuses : ndarray of int32, shape (n,)
+        A ``RowStatus`` a row.
+    counts : TilingCounts
+        Regions and pixels read for them.
+    decoding : Decoding or None
+        None where no pixel had to be read.
+    """
+
+    statuses: np.ndarray[Any, np.dtype[np.int32]]
+    counts: TilingCounts
+    decoding: Decoding | None
+
+
+@dataclass(frozen=True)
 class Describe:
     """Describe a slide; answered by :class:`SlideInfo`.
 
@@ -71,7 +191,7 @@ class Describe:
 
 
 @dataclass(frozen=True)
-class ReadRegion:
+class ReadRectangle:
     """Read level-0 pixels into the shared buffer; answered by None.
 
     Parameters
@@ -143,7 +263,7 @@ class SlideInfo:
         return {k: getattr(self, k) for k in self.__dataclass_fields__ if k not in arrays}
 
 
-def region_array(buffer: mmap.mmap, width: int, height: int) -> Pixels:
+def rectangle_array(buffer: mmap.mmap, width: int, height: int) -> Pixels:
     """The shared buffer as a region.
 
     Parameters
@@ -181,3 +301,42 @@ def view_arrays(buffer: mmap.mmap, geometry: ViewGeometry, rows: int) -> list[Pi
     shape = (rows, *geometry.shape)
     step = int(np.prod(shape))
     return [np.frombuffer(buffer, np.uint8, step, i * step).reshape(shape) for i in range(geometry.n_views)]
+
+
+def buffer_bytes(geometry: ViewGeometry, rows: int) -> int:
+    """Size of the shared buffer.
+
+    Parameters
+    ----------
+    geometry : ViewGeometry
+        The views in it.
+    rows : int
+        Most spots in it.
+
+    Returns
+    -------
+    int
+        Bytes for the views of that many spots, and never too few for two strips of pixels.
+    """
+    return max(rows * geometry.n_views * int(np.prod(geometry.shape)), SLOTS * MIN_SLOT_BYTES)
+
+
+def strip_array(buffer: mmap.mmap, slot: int, height: int, width: int) -> Pixels:
+    """A strip of pixels in the shared buffer.
+
+    Parameters
+    ----------
+    buffer : mmap
+        Memory that parent and child share.
+    slot : int
+        Which half of it.
+    height, width : int
+        Of the strip in pixels.
+
+    Returns
+    -------
+    ndarray of uint8, shape (height, width, 3)
+        RGB; no copy.
+    """
+    first = slot * (len(buffer) // SLOTS)
+    return np.frombuffer(buffer, np.uint8, height * width * 3, first).reshape(height, width, 3)

@@ -22,10 +22,19 @@ from ..errors import PreprocessError, UnknownResolution, UnreadableSlide
 from ..readers import Resolution, SlideFormat, SlideReader, identify, native_errors, open_slide
 from ..readers.base import MPP_PLAUSIBLE
 from ..slides import fingerprint, slide_files
-from ..spots import Spots, grid
-from ..tissue import MASK_PX, tissue_mask
 from ..views import TilingCounts, cut_views
-from .protocol import CutViews, Describe, ReadRegion, SlideInfo, ViewsCut, region_array, view_arrays
+from .protocol import (
+    CutViews,
+    Describe,
+    ReadRectangle,
+    ReadRegions,
+    RegionsRead,
+    SlideInfo,
+    ViewsCut,
+    rectangle_array,
+    view_arrays,
+)
+from .regions import RegionStreams
 
 MAX_OPEN_SLIDES = 16
 MAX_RESIDENT_BYTES = 2 << 30
@@ -92,6 +101,10 @@ def describe(slides: OpenSlides, job: Describe) -> SlideInfo:
     SpotError
         If the pitch gives no usable grid.
     """
+    # Only descriptions need SciPy and scikit-image, which take long to load.
+    from ..spots import Spots, grid
+    from ..tissue import MASK_PX, tissue_mask
+
     path = Path(job.path)
     kind, reader = slides.get(job.path)
     resolution = reader.resolution
@@ -153,14 +166,14 @@ def cut(slides: OpenSlides, job: CutViews, buffer: mmap.mmap) -> ViewsCut:
     return ViewsCut(cut_views(reader, job.centers, job.scales, job.geometry, out, counts), counts)
 
 
-def read_region(slides: OpenSlides, job: ReadRegion, buffer: mmap.mmap) -> None:
-    """Answer a :class:`ReadRegion` job.
+def read_rectangle(slides: OpenSlides, job: ReadRectangle, buffer: mmap.mmap) -> None:
+    """Answer a :class:`ReadRectangle` job.
 
     Parameters
     ----------
     slides : OpenSlides
         Where the slide is, or will be, open.
-    job : ReadRegion
+    job : ReadRectangle
         What is asked.
     buffer : mmap
         Receives the pixels.
@@ -171,24 +184,28 @@ def read_region(slides: OpenSlides, job: ReadRegion, buffer: mmap.mmap) -> None:
     """
     _, reader = slides.get(job.path)
     pixels = reader.read(job.left, job.top, job.width, job.height)
-    region_array(buffer, job.width, job.height)[...] = pixels
+    rectangle_array(buffer, job.width, job.height)[...] = pixels
 
 
-def answer_job(slides: OpenSlides, job: Any, buffer: mmap.mmap) -> SlideInfo | ViewsCut | None:
+def answer_job(
+    slides: OpenSlides, streams: RegionStreams, job: Any, buffer: mmap.mmap
+) -> SlideInfo | ViewsCut | RegionsRead | None:
     """Answer any job.
 
     Parameters
     ----------
     slides : OpenSlides
         Where slides are open.
-    job : Describe or CutViews or ReadRegion
+    streams : RegionStreams
+        What sends regions strip by strip.
+    job : Describe or CutViews or ReadRectangle or ReadRegions
         What is asked.
     buffer : mmap
         Receives pixels.
 
     Returns
     -------
-    SlideInfo or ViewsCut or None
+    SlideInfo or ViewsCut or RegionsRead or None
         As the job says.
 
     Raises
@@ -197,9 +214,11 @@ def answer_job(slides: OpenSlides, job: Any, buffer: mmap.mmap) -> SlideInfo | V
     """
     if isinstance(job, Describe):
         return describe(slides, job)
-    if isinstance(job, ReadRegion):
-        read_region(slides, job, buffer)
+    if isinstance(job, ReadRectangle):
+        read_rectangle(slides, job, buffer)
         return None
+    if isinstance(job, ReadRegions):
+        return streams.read(slides.get(job.path)[1], job)
     return cut(slides, job, buffer)
 
 
@@ -217,6 +236,7 @@ def main() -> None:
     pipe = Connection(socket_fd)
     buffer = mmap.mmap(buffer_fd, 0)
     slides = OpenSlides()
+    streams = RegionStreams(pipe, buffer)
     native_errors.install()
     threading.Thread(target=_leave_with, args=(socket_fd,), daemon=True).start()
     while True:
@@ -226,7 +246,7 @@ def main() -> None:
             return
         answer: Any
         try:
-            answer = answer_job(slides, job, buffer)
+            answer = answer_job(slides, streams, job, buffer)
         except PreprocessError as error:
             answer = error
         except Exception as error:  # an answer, whatever it is: the parent takes silence for a crash

@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from ..errors import UnreadableSlide
+
 STRIP_PIXELS = 1 << 25
 """Most pixels that an overview decodes at once."""
 
@@ -75,7 +77,11 @@ class SlideReader(ABC):
         µm/px of level 0, where the file carries it.
     note : str
         What the reader had to put right about this file; empty for most.
+    decodes_on_gpu : bool
+        Whether :meth:`read_on_gpu` works, given a GPU.
     """
+
+    decodes_on_gpu: bool = False
 
     name: str
     path: Path
@@ -102,6 +108,26 @@ class SlideReader(ABC):
         UnreadableSlide
             If they cannot be decoded.
         """
+
+    def read_on_gpu(self, left: int, top: int, width: int, height: int) -> Any:
+        """The same as :meth:`read`, decoded on the current GPU and left there.
+
+        Parameters
+        ----------
+        left, top, width, height : int
+            The rectangle in level-0 pixels.
+
+        Returns
+        -------
+        object with ``__cuda_array_interface__``, uint8, shape (height, width, 3 or more)
+            RGB first. A decoder for GPUs may differ from the CPU's by a grey level.
+
+        Raises
+        ------
+        UnreadableSlide
+            If they cannot be decoded, or this reader has no decoder for GPUs.
+        """
+        raise UnreadableSlide(self.path.name, f"{self.name} has no decoder for GPUs")
 
     @property
     @abstractmethod

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from cucim.clara import CuImage
@@ -28,6 +29,7 @@ class CuCimReader(SlideReader):
     """
 
     name = "cucim"
+    decodes_on_gpu = True
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -54,11 +56,11 @@ class CuCimReader(SlideReader):
         y, x = (float(str(np.float32(v))) for v in spacing[:2])
         return Resolution.from_tag(x, y, "tiff.resolution")
 
-    def _region(self, left: int, top: int, width: int, height: int, level: int) -> Pixels:
+    def _region(self, left: int, top: int, width: int, height: int, level: int, device: str = "cpu") -> Any:
         native_errors.take()
         try:
-            region = self._image.read_region((left, top), (width, height), level)
-            pixels = np.ascontiguousarray(np.asarray(region)[..., :3])
+            region = self._image.read_region((left, top), (width, height), level, device=device)
+            pixels = region if device == "cuda" else np.ascontiguousarray(np.asarray(region)[..., :3])
         except (RuntimeError, ValueError, OSError) as error:
             raise UnreadableSlide(self.path.name, f"cuCIM cannot decode x {left}, y {top}: {error}") from error
         printed = native_errors.take().splitlines()
@@ -68,7 +70,11 @@ class CuCimReader(SlideReader):
         return pixels
 
     def read(self, left: int, top: int, width: int, height: int) -> Pixels:
-        return self._region(left, top, width, height, 0)
+        pixels: Pixels = self._region(left, top, width, height, 0)
+        return pixels
+
+    def read_on_gpu(self, left: int, top: int, width: int, height: int) -> Any:
+        return self._region(left, top, width, height, 0, "cuda")
 
     @property
     def levels(self) -> list[tuple[int, int]]:

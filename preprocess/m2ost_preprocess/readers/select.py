@@ -6,8 +6,6 @@ import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
 
-import openslide
-
 from ..errors import SlideNotFound, UnreadableSlide
 from . import image as plain
 from .base import SlideReader
@@ -85,6 +83,10 @@ def identify(path: Path) -> SlideFormat:
         If no reader recognises it.
     """
     path = primary_file(path)
+    if importlib.util.find_spec("openslide") is None:
+        return _without_openslide(path)
+    import openslide
+
     try:
         vendor = openslide.OpenSlide.detect_format(str(path))
     except openslide.OpenSlideError as error:
@@ -101,6 +103,17 @@ def identify(path: Path) -> SlideFormat:
     if importlib.util.find_spec("cucim") is None:
         return SlideFormat(vendor, "openslide", "cuCIM is not installed here")
     return SlideFormat(vendor, "cucim", f"cuCIM reads {vendor}")
+
+
+def _without_openslide(path: Path) -> SlideFormat:
+    """JPEG and PNG can be nothing else; whether a TIFF is a slide, only OpenSlide tells."""
+    kind = plain.probe(path)
+    if kind not in ("JPEG", "PNG"):
+        raise UnreadableSlide(
+            path.name,
+            "OpenSlide, which recognises slides, is not installed here; pip install openslide-python openslide-bin",
+        )
+    return SlideFormat(kind.lower(), "image", "a plain image")
 
 
 def open_slide(path: Path, reader: str = "auto") -> SlideReader:

@@ -1,0 +1,159 @@
+"""All parts of the check, in order: each uses what the ones before it found."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from m2ost.shipped import CHECKPOINT
+
+from .device import Device, Pace, describe, has_gpu
+from .inputs import choose_slide, load_network, spots_on
+from .networks import Networks
+from .parts import WRONG, Outcome, Skip, run_part
+from .rates import measure_rates
+from .served import measure_end_to_end, measure_served
+from .tiling import check_resize, check_tiler
+
+SHIPPED = Path(__file__).parents[3] / "model" / "m2ost" / "checkpoints" / CHECKPOINT
+
+
+@dataclass(frozen=True)
+class Options:
+    """What is checked, and how long.
+
+    Parameters
+    ----------
+    slides : tuple of Path
+        Candidates; the first that can be read here is taken.
+    device : {"cuda", "cpu"}
+        A GPU, or the processor in its place.
+    gpu : int
+        Which GPU.
+    checkpoint : Path
+        The weights.
+    releases : tuple of Path
+        Releases of these weights.
+    profile : str
+        What the server is started with.
+    spots : int
+        Spots that are compared.
+    batch_rows : int
+        Spots a batch where speed is measured.
+    pace : Pace
+        How long speeds are measured.
+    """
+
+    slides: tuple[Path, ...]
+    device: str = "cuda"
+    gpu: int = 0
+    checkpoint: Path = SHIPPED
+    releases: tuple[Path, ...] = ()
+    profile: str = "python-gpu"
+    spots: int = 64
+    batch_rows: int = 64
+    pace: Pace = field(default_factory=Pace)
+
+
+class Check:
+    """One run of all parts.
+
+    Parameters
+    ----------
+    options : Options
+    tell : callable
+        Is given each part as it ends.
+    """
+
+    def __init__(self, options: Options, tell: Callable[[Outcome], None] = lambda outcome: None) -> None:
+        self.options = options
+        self.no_gpu = has_gpu(options.gpu) if options.device == "cuda" else ""
+        self.device = Device("cpu" if self.no_gpu else options.device, options.gpu)
+        self._tell = tell
+        self._found: dict[str, Any] = {}
+        self._outcomes: list[Outcome] = []
+
+    def run(self) -> tuple[dict[str, Any], int]:
+        """Run all parts.
+
+        Returns
+        -------
+        report : dict
+            JSON can hold it.
+        status : int
+            The exit status.
+        """
+        options, device, pace = self.options, self.device, self.options.pace
+        self._part("slide", lambda outcome: self._keep("slide", choose_slide(outcome, options.slides)))
+        self._part("resize", lambda outcome: check_resize(outcome, device, self._get("slide"), pace))
+        self._part("rates", lambda outcome: self._keep("rates", measure_rates(outcome, device, pace)))
+        self._part("tiler", self._tiler)
+        self._part("weights", lambda outcome: self._keep("network", load_network(outcome, options.checkpoint)))
+        self._part("networks", self._networks)
+        self._part("speed of networks", self._speed)
+        self._part("end to end", self._end_to_end)
+        for release in options.releases:
+            self._part(f"served {release.name}", partial(self._served, release))
+        if not options.releases:
+            self._part("served", partial(self._served, None))
+        status = 2 if self.no_gpu else 0
+        if any(outcome.status == WRONG for outcome in self._outcomes):
+            status = 1
+        report = {
+            "machine": describe(device),
+            "device": device.kind,
+            "no_gpu": self.no_gpu,
+            "status": status,
+            "parts": [vars(outcome) for outcome in self._outcomes],
+        }
+        return report, status
+
+    def _part(self, name: str, part: Callable[[Outcome], None]) -> None:
+        self._add(run_part(name, part))
+
+    def _add(self, outcome: Outcome) -> None:
+        self._outcomes.append(outcome)
+        self._tell(outcome)
+
+    def _keep(self, name: str, value: Any) -> None:
+        self._found[name] = value
+
+    def _get(self, name: str) -> Any:
+        if name not in self._found:
+            raise Skip(f"there is no {name}; see the parts above")
+        return self._found[name]
+
+    def _tiler(self, outcome: Outcome) -> None:
+        rates = self._found.get("rates", {})
+        check_tiler(outcome, self.device, self._get("slide"), self.options.spots, rates, self.options.pace)
+
+    def _networks(self, outcome: Outcome) -> None:
+        slide, model = self._get("slide"), self._get("network")
+        self._keep("centers", spots_on(slide, self.options.spots))
+        networks = Networks(model, self.device, self.options.releases, slide, self._get("centers"))
+        for part in networks.outcomes:
+            self._add(part)
+        outcome.figures["right"] = sorted(networks.scorers)
+        self._keep("networks", networks)
+
+    def _speed(self, outcome: Outcome) -> None:
+        from m2ost.complexity import count
+
+        networks = self._get("networks")
+        flop = count(networks.model.config).flop
+        networks.measure(outcome, self.options.batch_rows, flop, self._found.get("rates", {}), self.options.pace)
+
+    def _end_to_end(self, outcome: Outcome) -> None:
+        slide, centers = self._get("slide"), self._get("centers")
+        measure_end_to_end(
+            outcome, self._get("networks"), self.device, slide, centers, self.options.batch_rows, self.options.pace
+        )
+
+    def _served(self, release: Path | None, outcome: Outcome) -> None:
+        if release is None:
+            raise Skip("no --release was given")
+        slide, centers, profile = self._get("slide"), self._get("centers"), self.options.profile
+        measure_served(outcome, self._get("networks"), release, profile, slide, centers, self.options.pace)

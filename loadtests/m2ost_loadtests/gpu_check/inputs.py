@@ -1,0 +1,76 @@
+"""What the check runs on: a slide that can be read here, spots on it, a network."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from m2ost_preprocess.contract import ViewGeometry
+from m2ost_preprocess.errors import SlideError
+from m2ost_preprocess.readers import open_slide
+from m2ost_preprocess.views import cut_views, spatial_order
+
+from .parts import Outcome, Skip, need
+
+
+def choose_slide(outcome: Outcome, slides: Sequence[Path]) -> Path:
+    """The first slide that a reader opens here; why not the ones before it goes into the outcome."""
+    reasons = []
+    for path in slides:
+        try:
+            reader = open_slide(path)
+        except SlideError as error:
+            reasons.append(str(error))
+            continue
+        outcome.figures.update(slide=path.name, size_px=list(reader.size), reader=reader.name, passed_over=reasons)
+        return path.resolve()
+    raise Skip("no slide can be read here: " + "; ".join(reasons or ["give one with --slide"]))
+
+
+def spots_on(slide: Path, count: int, seed: int = 0) -> Any:
+    """Centres that neighbour each other as on a dense grid, and the slide's four corners; int32, shape (count, 2)."""
+    width, height = open_slide(slide).size
+    corners = [(0, 0), (width - 1, 0), (0, height - 1), (width - 1, height - 1)]
+    side = int(np.ceil(np.sqrt(count)))
+    x, y = (np.linspace(0.1 * n, 0.9 * n, side, dtype=np.int32) for n in (width, height))
+    grid = np.stack(np.meshgrid(x, y), axis=-1).reshape(-1, 2)
+    grid += np.random.default_rng(seed).integers(0, 8, grid.shape, np.int32)  # all residues
+    centers = np.array([*corners, *grid], np.int32)[:count]
+    ordered: Any = centers[spatial_order(centers)]
+    return ordered
+
+
+def views_by_pillow(slide: Path, centers: Any, geometry: ViewGeometry, scale: float = 1.0) -> list[Any]:
+    """Views as they are defined, cut in this process."""
+    views = [np.zeros((len(centers), *geometry.shape), np.uint8) for _ in geometry.names]
+    statuses = cut_views(open_slide(slide), centers, np.full(len(centers), scale, np.float32), geometry, views)
+    if statuses.any():
+        raise RuntimeError(f"{slide}: {np.count_nonzero(statuses)} spots have no views")
+    return views
+
+
+def load_network(outcome: Outcome, checkpoint: Path) -> Any:
+    """The checkpoint's network; where safetensors is missing, one of its architecture that says that it is untrained.
+
+    Raises
+    ------
+    Skip
+        If PyTorch is missing.
+    """
+    torch = need("torch", install="pip install torch")
+    from m2ost.config import M2OSTConfig
+    from m2ost.network import M2OST
+
+    try:
+        from m2ost.checkpoint import load
+    except ImportError as error:
+        outcome.figures["weights"] = f"untrained: {checkpoint.name} needs safetensors ({error}); see `make gpu-carry`"
+        card = json.loads((checkpoint / "model.json").read_text(encoding="utf-8"))
+        torch.manual_seed(0)
+        return M2OST(M2OSTConfig.from_dict(card["architecture"])).eval()
+    model, card = load(checkpoint)
+    outcome.figures["weights"] = f"{checkpoint.name}, sha256 {card.sha256[:12]}"
+    return model

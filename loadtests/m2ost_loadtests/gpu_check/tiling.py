@@ -1,0 +1,121 @@
+"""The tiler on the device: Pillow's resize as array code, and views from a slide, exact before fast."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+from m2ost_preprocess.contract import MAX_ROWS, ViewGeometry
+from m2ost_preprocess.decoder import Decoding
+from m2ost_preprocess.readers import open_slide
+from m2ost_preprocess.resample import resize
+from m2ost_preprocess.tiler import ArrayTiler, PillowTiler, Tiler
+from m2ost_preprocess.views import TilingCounts
+from PIL import Image
+
+from .device import Device, Pace, interleave, ratios
+from .inputs import spots_on, views_by_pillow
+from .parts import Outcome
+
+SCALES = (0.37, 0.5, 1.0, 1.38)
+
+
+def on_host(array: Any) -> Any:
+    """A NumPy array of an array of NumPy or CuPy."""
+    return array.get() if hasattr(array, "get") else np.asarray(array)
+
+
+def check_resize(outcome: Outcome, device: Device, slide: Path, pace: Pace) -> None:
+    """Compare with Pillow on real pixels, and time both: nanoseconds a window pixel, on windows in memory."""
+    arrays, geometry, reader = device.arrays(), ViewGeometry(), open_slide(slide)
+    n = 8 if device.kind == "cuda" else 2
+    runs: dict[str, Callable[[], object]] = {}
+    pixels: dict[str, int] = {}
+    differing = 0
+    for scale in SCALES:
+        for view in range(geometry.n_views):
+            side = geometry.window_px(view, scale)
+            left, top = ((length - side) // 2 for length in reader.size)
+            windows = np.stack([reader.read_padded(left + 3 * i, top + 5 * i, side, side) for i in range(n)])
+            there = arrays.xp.asarray(windows)
+            found = on_host(resize(arrays.xp, there, geometry.size_px))
+            differing += int(np.count_nonzero(found != _by_pillow(windows, geometry.size_px)))
+            if scale == 1.0 and side != geometry.size_px:
+                key = f"{side}px_to_{geometry.size_px}px"
+                runs[f"array_{key}"] = partial(resize, arrays.xp, there, geometry.size_px)
+                runs[f"pillow_{key}"] = partial(_by_pillow, windows, geometry.size_px)
+                pixels[key] = windows.size // 3
+    outcome.expect(differing == 0, f"{differing} values differ from Pillow's")
+    seconds = interleave(device, runs, pace)
+    outcome.figures.update(
+        differing_values=differing,
+        ns_per_window_px={name: 1e9 * median(s) / pixels[name.split("_", 1)[1]] for name, s in seconds.items()},
+        array_module=arrays.xp.__name__,
+    )
+    for key in pixels:
+        outcome.figures[f"times_as_fast_as_pillow_{key}"] = ratios(seconds, f"pillow_{key}")[f"array_{key}"]
+
+
+def _by_pillow(windows: Any, size_px: int) -> Any:
+    return np.stack(
+        [np.asarray(Image.fromarray(w).resize((size_px, size_px), Image.Resampling.BILINEAR)) for w in windows]
+    )
+
+
+def check_tiler(outcome: Outcome, device: Device, slide: Path, spots: int, rates: dict[str, Any], pace: Pace) -> None:
+    """Compare with the definition at several scales, and time the tiler against Pillow's, decoding included.
+
+    ``rates`` are those of :func:`~.rates.measure_rates`: pixels that come to the device are given as a share of them.
+    """
+    geometry = ViewGeometry()
+    centers = spots_on(slide, min(spots, MAX_ROWS))
+    decodings: list[Decoding] = []
+    tiler = ArrayTiler(geometry, device.arrays(), on_decoding=lambda _, decoding: decodings.append(decoding))
+    pillow = PillowTiler(geometry)
+    try:
+        worst, differing, values = 0, 0, 0
+        for scale in SCALES:
+            few = centers[: 8 if scale != 1.0 else len(centers)]
+            for found, expected in zip(
+                cut(tiler, slide, few, scale), views_by_pillow(slide, few, geometry, scale), strict=True
+            ):
+                difference = np.abs(on_host(found).astype(np.int16) - expected)
+                worst, differing = max(worst, int(difference.max())), differing + int(np.count_nonzero(difference))
+                values += difference.size
+        decoded_on_gpu = any(decoding.device == "gpu" for decoding in decodings)
+        outcome.expect(worst <= 1, f"views differ from Pillow's by up to {worst} grey levels")
+        outcome.expect(decoded_on_gpu or differing == 0, f"{differing} values differ although the CPU decoded")
+        runs = {"array": lambda: cut(tiler, slide, centers), "pillow": lambda: cut(pillow, slide, centers)}
+        seconds = interleave(device, runs, pace)
+        counts = TilingCounts()
+        cut(tiler, slide, centers, counts=counts)
+    finally:
+        tiler.close()
+        pillow.close()
+    outcome.figures.update(
+        max_abs_diff=worst,
+        share_of_values_that_differ=differing / values,
+        decoding=[vars(decoding) for decoding in decodings],
+        spots=len(centers),
+        spots_per_s={name: len(centers) / median(values) for name, values in seconds.items()},
+        times_as_fast_as_pillow=ratios(seconds, "pillow")["array"],
+        decoded_px=counts.decoded_px,
+        included="reading and decoding the slide, cutting, views ready on the device (array) or the host (pillow)",
+    )
+    copy = rates.get("copy_pinned_to_device_gb_per_s", rates.get("copy_device_to_device_gb_per_s"))
+    if copy is not None:
+        outcome.figures["share_of_copy_rate"] = 3 * counts.decoded_px / 1e9 / median(seconds["array"]) / copy
+
+
+def cut(tiler: Tiler, slide: Path, centers: Any, scale: float = 1.0, counts: TilingCounts | None = None) -> list[Any]:
+    """Views by a tiler, wherever it leaves them."""
+    out = tiler.buffers(len(centers))
+    scales = np.full(len(centers), scale, np.float32)
+    statuses = tiler.cut_views(slide, centers, scales, out, slice(None), counts or TilingCounts())
+    if statuses.any():
+        raise RuntimeError(f"{slide}: {np.count_nonzero(statuses)} spots have no views")
+    return out

@@ -1,0 +1,129 @@
+"""The child's end of :class:`~.protocol.ReadRegions`: regions, strip by strip, through a few slots of shared memory."""
+
+from __future__ import annotations
+
+import mmap
+from multiprocessing.connection import Connection
+from typing import Protocol
+
+from ..readers import SlideReader
+from ..views import Region, TilingCounts, for_each_region
+from .gpu import GpuMemory, choose_decoding
+from .protocol import SLOTS, Decoding, ReadRegions, RegionsRead, Strip, strip_array
+
+MAX_REMEMBERED = 1024
+"""Slides whose choice of decoder is remembered."""
+
+
+class _Slots(Protocol):
+    """Where strips are put for the parent."""
+
+    on_gpu: bool
+    slot_bytes: int
+
+    def fill(self, slot: int, reader: SlideReader, region: Region, top: int, height: int) -> None:
+        """Read rows ``top`` … ``top + height`` of a region into a slot."""
+
+
+class _SharedMemory:
+    """The buffer shared with the parent."""
+
+    on_gpu = False
+
+    def __init__(self, buffer: mmap.mmap) -> None:
+        self._buffer = buffer
+        self.slot_bytes = len(buffer) // SLOTS
+
+    def fill(self, slot: int, reader: SlideReader, region: Region, top: int, height: int) -> None:
+        pixels = reader.read_padded(region.left, region.top + top, region.width, height)
+        strip_array(self._buffer, slot, height, region.width)[:] = pixels
+
+
+class RegionStreams:
+    """Answers :class:`~.protocol.ReadRegions` jobs.
+
+    Parameters
+    ----------
+    pipe : Connection
+        To the parent.
+    buffer : mmap
+        Memory shared with it.
+    """
+
+    def __init__(self, pipe: Connection, buffer: mmap.mmap) -> None:
+        self._pipe = pipe
+        self._host = _SharedMemory(buffer)
+        self._gpu: GpuMemory | None = None
+        self._decodings: dict[tuple[object, ...], Decoding] = {}
+        self._sent = 0
+        self._unacknowledged = 0
+
+    def read(self, reader: SlideReader, job: ReadRegions) -> RegionsRead:
+        """Send the regions of a job; all that was sent is acknowledged when it returns or raises.
+
+        Parameters
+        ----------
+        reader : SlideReader
+            The slide.
+        job : ReadRegions
+            What is asked.
+
+        Returns
+        -------
+        RegionsRead
+
+        Raises
+        ------
+        UnreadableSlide
+            If the job insists on the GPU's decoder and it cannot read this slide.
+        """
+        counts = TilingCounts()
+        decoding: Decoding | None = None
+
+        def use(region: Region) -> None:
+            nonlocal decoding
+            decoding = self._decoding(reader, region, job)
+            self._send(reader, region, self._slots(decoding, job))
+
+        try:
+            statuses = for_each_region(reader, job.centers, job.scales, job.geometry, use, counts)
+        finally:
+            self._wait_until(0)
+        return RegionsRead(statuses, counts, decoding)
+
+    def _decoding(self, reader: SlideReader, region: Region, job: ReadRegions) -> Decoding:
+        key = (job.path, job.decode, job.gpu)
+        if key not in self._decodings:
+            if len(self._decodings) >= MAX_REMEMBERED:
+                self._decodings.clear()
+            self._decodings[key] = choose_decoding(reader, region, job.decode, job.gpu)
+        return self._decodings[key]
+
+    def _slots(self, decoding: Decoding, job: ReadRegions) -> _Slots:
+        if decoding.device == "cpu":
+            return self._host
+        if self._gpu is None:
+            assert job.gpu is not None
+            self._gpu = GpuMemory(job.gpu, self._host.slot_bytes)
+            self._post(self._gpu.slots)
+        return self._gpu
+
+    def _send(self, reader: SlideReader, region: Region, slots: _Slots) -> None:
+        rows = max(1, slots.slot_bytes // (3 * region.width))
+        for top in range(0, region.height, rows):
+            height = min(rows, region.height - top)
+            # Acknowledgements come in order: with fewer than all slots under way, the next one is free.
+            self._wait_until(SLOTS - 1)
+            slot = self._sent % SLOTS
+            slots.fill(slot, reader, region, top, height)
+            self._post(Strip(region, top, height, slot, slots.on_gpu))
+            self._sent += 1
+
+    def _post(self, answer: object) -> None:
+        self._pipe.send(answer)
+        self._unacknowledged += 1
+
+    def _wait_until(self, unacknowledged: int) -> None:
+        while self._unacknowledged > unacknowledged:
+            self._pipe.recv()
+            self._unacknowledged -= 1

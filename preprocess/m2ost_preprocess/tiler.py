@@ -1,0 +1,245 @@
+"""Views of spots as arrays, wherever they are cut: what the model ``slide_tiler`` runs.
+
+Both tilers leave native decoding to a child process and differ in where the views are cut and stay:
+:class:`PillowTiler` in that child, :class:`ArrayTiler` in this process, with NumPy or CuPy, from regions that the child
+decodes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from .arrays import Arrays, CuPyArrays, NumPyArrays
+from .contract import RowStatus, ViewGeometry
+from .decoder import Decoder, Decoding
+from .decoder.protocol import GpuSlots, Strip
+from .readers.base import Pixels
+from .resample import cut_spots
+from .views import Centers, Scales, Statuses, TilingCounts
+
+CUT_PARAMETER, DECODE_PARAMETER = "cut", "decode"
+"""Parameters of the config of ``slide_tiler``: where views are cut, and where tiles are decoded for them."""
+
+CUTS = ("pillow", "cupy", "numpy")
+DECODES = ("auto", "cpu", "gpu")
+
+MAX_TOLD = 1024
+"""Slides of which an :class:`ArrayTiler` remembers what it told about them."""
+
+OnDecoding = Callable[[Path, Decoding], None]
+
+
+class Tiler(Protocol):
+    """Cuts the views of spots."""
+
+    geometry: ViewGeometry
+
+    def buffers(self, rows: int) -> list[Any]:
+        """Black views of that many spots: an array of uint8 a view, each shape (rows, size_px, size_px, 3)."""
+
+    def cut_views(
+        self, path: Path, centers: Centers, scales: Scales, out: list[Any], rows: Any, counts: TilingCounts
+    ) -> Statuses:
+        """Cut views into ``out``; see :meth:`m2ost_preprocess.decoder.Decoder.cut_views`."""
+
+    def close(self) -> None:
+        """End the child process."""
+
+
+class PillowTiler:
+    """Views cut with Pillow in the process that decodes: the fastest on a CPU.
+
+    Parameters
+    ----------
+    geometry : ViewGeometry
+        The views.
+    """
+
+    def __init__(self, geometry: ViewGeometry) -> None:
+        self.geometry = geometry
+        self._decoder = Decoder(geometry)
+        self._decoder.start()
+
+    def buffers(self, rows: int) -> list[Any]:
+        """See :class:`Tiler`."""
+        return [np.zeros((rows, *self.geometry.shape), np.uint8) for _ in self.geometry.names]
+
+    def cut_views(
+        self, path: Path, centers: Centers, scales: Scales, out: list[Any], rows: Any, counts: TilingCounts
+    ) -> Statuses:
+        """See :class:`Tiler`."""
+        return self._decoder.cut_views(path, centers, scales, out, rows=rows, counts=counts)
+
+    def close(self) -> None:
+        """See :class:`Tiler`."""
+        self._decoder.close()
+
+
+class ArrayTiler:
+    """Views cut in this process as arrays of NumPy or CuPy, and left there.
+
+    The child decodes into pinned memory that both processes share, a strip at a time, each uploaded once while the next
+    is decoded; or on the GPU itself, where that is faster for the slide, into memory that this process opens.
+
+    Parameters
+    ----------
+    geometry : ViewGeometry
+        The views.
+    arrays : Arrays
+        The module and its device.
+    decode : {"auto", "cpu", "gpu"}
+        Where tiles are decoded; ``auto`` tries both on each slide's first region.
+    on_decoding : callable, optional
+        Told where a slide's tiles are decoded, and why: once, and whenever that changes.
+    """
+
+    def __init__(
+        self,
+        geometry: ViewGeometry,
+        arrays: Arrays,
+        *,
+        decode: str = "auto",
+        on_decoding: OnDecoding = lambda path, decoding: None,
+    ) -> None:
+        self.geometry = geometry
+        self._arrays = arrays
+        self._decode = decode
+        self._on_decoding = on_decoding
+        self._told: dict[Path, Decoding] = {}
+        self._slots = _Slots(arrays)
+        self._decoder = Decoder(geometry)
+        self._decoder.start()
+        with arrays.current():
+            self._unpin = arrays.pin(self._decoder.shared_memory)
+
+    def buffers(self, rows: int) -> list[Any]:
+        """See :class:`Tiler`."""
+        with self._arrays.current():
+            return [self._arrays.xp.zeros((rows, *self.geometry.shape), np.uint8) for _ in self.geometry.names]
+
+    def cut_views(
+        self, path: Path, centers: Centers, scales: Scales, out: list[Any], rows: Any, counts: TilingCounts
+    ) -> Statuses:
+        """See :class:`Tiler`. All work on the views is done when it returns."""
+        rows = np.arange(len(out[0]))[rows]
+        with self._arrays.current():
+            cutter = _Cutter(self._arrays, self._slots, self.geometry, centers, scales, out, rows)
+            statuses, decoding = self._decoder.read_regions(
+                path, centers, scales, cutter, decode=self._decode, gpu=self._arrays.gpu, counts=counts
+            )
+            failed = rows[statuses != RowStatus.OK]
+            for array in out if len(failed) else ():
+                array[self._arrays.xp.asarray(failed)] = 0
+            self._arrays.synchronise()
+        if decoding is not None and self._told.get(path) != decoding:
+            if len(self._told) >= MAX_TOLD:
+                self._told.clear()
+            self._told[path] = decoding
+            self._on_decoding(path, decoding)
+        return statuses
+
+    def close(self) -> None:
+        """See :class:`Tiler`."""
+        with self._arrays.current():
+            self._unpin()
+            self._slots.close()
+        self._decoder.close()
+
+
+class _Slots:
+    """The slots in GPU memory of the decoder that lives now."""
+
+    def __init__(self, arrays: Arrays) -> None:
+        self._arrays = arrays
+        self._opened: list[Any] = []
+
+    def open(self, slots: GpuSlots) -> None:
+        self.close()
+        self._opened = self._arrays.open_slots(slots)
+
+    def pixels(self, strip: Strip) -> Any:
+        width = strip.region.width
+        return self._opened[strip.slot][: strip.height * width * 3].reshape(strip.height, width, 3)
+
+    def close(self) -> None:
+        self._arrays.close_slots(self._opened)
+        self._opened = []
+
+
+class _Cutter:
+    """Assembles the regions of one job and cuts the views of their spots."""
+
+    def __init__(
+        self,
+        arrays: Arrays,
+        slots: _Slots,
+        geometry: ViewGeometry,
+        centers: Centers,
+        scales: Scales,
+        out: list[Any],
+        rows: Any,
+    ) -> None:
+        self._arrays, self._slots, self._geometry = arrays, slots, geometry
+        self._centers, self._scales, self._out, self._rows = centers, scales, out, rows
+        self._pixels: Any = None
+
+    def open_slots(self, slots: GpuSlots) -> None:
+        self._slots.open(slots)
+
+    def take(self, strip: Strip, pixels: Pixels | None) -> None:
+        region, xp = strip.region, self._arrays.xp
+        if strip.top == 0:
+            self._pixels = xp.empty((region.height, region.width, 3), np.uint8)
+        source = self._slots.pixels(strip) if pixels is None else pixels
+        self._arrays.upload(self._pixels[strip.top : strip.top + strip.height], source)
+        if strip.last:
+            spots, origin = region.rows, (region.left, region.top)
+            scale = float(self._scales[spots[0]])
+            cut_spots(
+                xp, self._pixels, origin, self._centers[spots], scale, self._geometry, self._out, self._rows[spots]
+            )
+            self._pixels = None
+
+
+def make_tiler(
+    parameters: Mapping[str, str], geometry: ViewGeometry, gpu: int | None, on_decoding: OnDecoding
+) -> Tiler:
+    """The tiler that a config asks for.
+
+    Parameters
+    ----------
+    parameters : mapping of str to str
+        Of the model's config; see ``CUT_PARAMETER`` and ``DECODE_PARAMETER``.
+    geometry : ViewGeometry
+        The views.
+    gpu : int or None
+        The GPU of the model's instance; None for one on the CPU.
+    on_decoding : callable
+        Told where a slide's tiles are decoded; see :class:`ArrayTiler`.
+
+    Returns
+    -------
+    Tiler
+
+    Raises
+    ------
+    ValueError
+        If a parameter has no such value, or the parameters do not fit the kind of instance.
+    ArrayModuleUnavailable
+        If views are to be cut on a GPU, and CuPy or the GPU is not there.
+    """
+    cut, decode = parameters.get(CUT_PARAMETER, "pillow"), parameters.get(DECODE_PARAMETER, "auto")
+    for name, value, known in ((CUT_PARAMETER, cut, CUTS), (DECODE_PARAMETER, decode, DECODES)):
+        if value not in known:
+            raise ValueError(f"parameter {name} of slide_tiler must be one of {', '.join(known)}, not {value!r}")
+    if (cut == "cupy") != (gpu is not None):
+        kind = "KIND_CPU" if gpu is None else "KIND_GPU"
+        raise ValueError(f"parameter {CUT_PARAMETER} {cut!r} of slide_tiler does not fit {kind}: cupy needs KIND_GPU")
+    if cut == "pillow":
+        return PillowTiler(geometry)
+    arrays: Arrays = NumPyArrays() if gpu is None else CuPyArrays(gpu)
+    return ArrayTiler(geometry, arrays, decode=decode, on_decoding=on_decoding)
