@@ -1,8 +1,8 @@
 """Check a GPU machine: what is computed there is right, then how fast it is.
 
 Every part that lacks a library is reported as skipped, with the reason. Exit status: 0 all that ran is right; 1 a part
-is wrong; 2 there is no GPU, and what could be checked on the CPU is right; 64 the command is wrong. A checkout
-suffices, with PYTHONPATH preprocess:model:client:loadtests and nothing installed but NumPy, Pillow and PyTorch.
+is wrong; 2 there is no GPU, and what could be checked on the CPU is right; 64 the command is wrong. It needs a checkout
+with PYTHONPATH preprocess:model:client:loadtests, and nothing installed but NumPy, Pillow and PyTorch.
 
 Usage: python -m m2ost_loadtests.gpu_check --slide FILE [--slide FILE …] [--release DIR …] --out DIR
 """
