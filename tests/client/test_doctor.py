@@ -80,7 +80,7 @@ def release(tmp_path):
         (folder / "m2ost" / "1" / name).write_bytes(f"{name} ".encode() * 1000)
     files = {str(p.relative_to(folder)): sha256_file(p) for p in folder.rglob("*") if p.is_file()}
     plans = tuple(replace(plan, sha256=files[plan.file]) for plan in PLANS)
-    Manifest(ENGINE, {}, {}, {}, files, plans).write(folder)
+    Manifest(ENGINE, {}, {}, {}, files, engines=plans).write(folder)
     return folder
 
 
