@@ -13,6 +13,8 @@ from m2ost.peers.istar import TorchNetworks, build
 from m2ost_client import ServerOptions, TritonServer
 from m2ost_client.probe import tensor
 from m2ost_export.istar import build_baseline
+from m2ost_loadtests.closed_load import run_closed_load
+from m2ost_loadtests.workload import Load
 from m2ost_preprocess.contract import RowStatus
 from m2ost_preprocess.istar.geometry import VARIANTS
 from m2ost_preprocess.istar.pipeline import predict_slide
@@ -75,6 +77,21 @@ def in_process(model, slide, mpp):
         batch_rows=32,
     )
     return expression
+
+
+def test_locusts_users_drive_the_baseline_through_its_door(server):
+    load = Load(spots=4, spot_diameter_um=100.0, deadline_s=60)
+    report = run_closed_load(
+        server.address,
+        [SLIDE],
+        users=2,
+        seconds=4,
+        load=load,
+        user_class="IstarUser",
+        metrics_url=server.metrics_url,
+    )
+    assert report.all["failures"] == {}
+    assert report.all["spots"] == 4 * report.models["istar_slide"]["rows"] > 0, "one request is one row to Triton"
 
 
 def test_what_is_served_is_what_the_pipeline_computes(server, model, svs):

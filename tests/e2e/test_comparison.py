@@ -1,0 +1,75 @@
+"""`m2ost bench istar` on a real slide: both systems, in a process each and through one Triton."""
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from m2ost.peers.istar import build
+from m2ost_export.istar import build_baseline
+from m2ost_preprocess.istar.geometry import VARIANTS, plan
+from m2ost_preprocess.istar.sizes import Sizes
+from m2ost_preprocess.readers import open_slide
+from m2ost_preprocess.tissue import MASK_PX, tissue_mask
+
+from tests.model.peers.conftest import NARROW
+
+SIZES = replace(NARROW, patch_depth=1)
+
+
+@pytest.fixture(scope="module")
+def baseline(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("istar") / "baseline"
+    build_baseline(build(SIZES), tuple(f"g{i}" for i in range(SIZES.n_genes)), folder)
+    return folder
+
+
+def bench(slide, release, baseline, out, *options):
+    command = [str(Path(sys.executable).with_name("m2ost")), "bench", "istar", str(slide), "--out", str(out)]
+    command += ["--release", str(release), "--baseline", str(baseline), "--pitch-um", "200", *options]
+    return subprocess.run(command, capture_output=True, text=True, timeout=240)
+
+
+def test_the_report_counts_the_work_of_every_system(svs, narrow_release, baseline, tmp_path):
+    done = bench(svs, narrow_release, baseline, tmp_path, "--memory-cap", "600MiB", "--rounds", "2")
+    # A narrow baseline is all overhead; whether the comparison is fair is not the point, but the status must say it.
+    report = json.loads((tmp_path / "istar.json").read_text())
+    assert done.returncode == (0 if report["fair"] else 3), done.stderr
+    names = {"m2ost", *(f"istar {v}" for v in VARIANTS), "m2ost, served", "istar tissue, served"}
+    assert report["systems"].keys() == report["timings"].keys() == names
+    assert report["speedups"].keys() == {name for name in names if name.startswith("istar")}
+    reader = open_slide(svs)
+    mask = tissue_mask(reader.thumbnail(MASK_PX))
+    for name, variant in VARIANTS.items():
+        work = plan(reader.size, reader.resolution.mpp, variant, mask, sizes=Sizes.from_dict(SIZES.to_dict()))
+        for timing in report["timings"][f"istar {name}"]:
+            patches = next(stage for stage in timing["stages"] if stage["stage"] == "patch")
+            rows = report["batches"][f"istar {name}"]["rows"]
+            assert (patches["sampled"], patches["total"]) == (min(rows, work.forwards), work.forwards)
+    assert all(peak <= 600 << 20 for peak in report["peak_bytes"].values())
+    assert (tmp_path / "istar.md").read_text().startswith("# M2OST and iStar on CMU-1-Small-Region.svs")
+    assert (tmp_path / "istar.png").stat().st_size > 5000
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--memory-cap", "60MiB"), "60 MiB is too small for a batch of 1"),
+        (("--memory-cap", "much"), "--memory-cap much: give a size such as 512MiB or 4GiB"),
+        (("--variant", "fast"), "unknown variant fast; there are stock, no_shift, tissue"),
+        (("--rounds", "0"), "rounds and sample_batches must be positive"),
+    ],
+)
+def test_what_cannot_be_compared_is_said(svs, narrow_release, baseline, tmp_path, options, words):
+    done = bench(svs, narrow_release, baseline, tmp_path / "out", "--no-served", *options)
+    assert done.returncode == 1
+    assert words in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_slide_without_a_resolution(section, narrow_release, baseline, tmp_path):
+    done = bench(section, narrow_release, baseline, tmp_path / "out", "--no-served")
+    assert done.returncode == 1
+    assert "carries no µm/px; give it with --mpp" in done.stderr
