@@ -10,11 +10,15 @@ DEMO := build/demo
 DEMO_SLIDE ?= $(DEMO)/CMU-1-Small-Region.svs
 M2OST := .venv/bin/m2ost
 
+# Two files of tests at a time: most wait for a server, or run on one core.
+PYTEST_OPTIONS := -q -n 2 --dist loadfile
+PYTEST := .venv/bin/python -m pytest $(PYTEST_OPTIONS)
+
 .PHONY: help demo test lint unit server-views e2e bench gate soak gpu-check gpu-carry clean
 help:
 	@echo "make demo   a real slide in, an expression map out, through an embedded Triton"
 	@echo "make test   lint, types, unit tests in both environments, end-to-end tests"
-	@echo "make bench  served against bare inference and the authors' way, interleaved"
+	@echo "make bench  served against bare inference and the authors' way, and M2OST against iStar, interleaved"
 	@echo "make gate   the gate against getting slower, on the release that ships"
 	@echo "make soak   memory of client and server over 50,000 spots"
 	@echo "make gpu-check   on a GPU machine: tiler and engines right, then how fast; GPU_CHECK= for its options"
@@ -49,13 +53,13 @@ lint: .venv/.complete
 	.venv/bin/mypy
 
 unit: .venv/.complete
-	.venv/bin/python -m pytest -q -m 'not e2e'
+	$(PYTEST) -m 'not e2e'
 
 server-views: .triton/.complete
-	.triton/bin/python -m pytest -q tests/preprocess
+	.triton/bin/python -m pytest $(PYTEST_OPTIONS) tests/preprocess
 
 e2e: .venv/.complete .triton/.complete
-	.venv/bin/python -m pytest -q -m e2e
+	$(PYTEST) -m e2e
 
 # A release holds copies of the templates: it is made anew when a source is newer.
 SOURCES := $(shell find preprocess model export model_repository -name '*.py' -o -name '*.pbtxt' -o -name '*.safetensors')
@@ -67,9 +71,16 @@ build/release: $(SOURCES) | .venv/.complete
 
 bench: .venv/.complete .triton/.complete $(DEMO_SLIDE) build/release
 	.venv/bin/python -m m2ost_loadtests.served_vs_bare --release build/release --checkpoint $(SHIPPED) --slide $(DEMO_SLIDE) --out build/bench
+	$(BENCH_ISTAR)
 
-gate: .venv/.complete .triton/.complete $(DEMO_SLIDE) build/release
-	$(M2OST) bench gate build/release $(DEMO_SLIDE) --out build/gate
+# With random weights for iStar: speed is the same.
+BENCH_ISTAR = $(M2OST) bench istar $(DEMO_SLIDE) --release build/release --memory-cap 1GiB --out build/bench
+
+build/bench/istar.json: build/release | .venv/.complete .triton/.complete $(DEMO_SLIDE)
+	$(BENCH_ISTAR)
+
+gate: .venv/.complete .triton/.complete $(DEMO_SLIDE) build/release build/bench/istar.json
+	$(M2OST) bench gate build/release $(DEMO_SLIDE) --speedups build/bench/istar.json --out build/gate
 
 build/narrow: $(SOURCES) | .venv/.complete
 	rm -rf $@

@@ -16,6 +16,10 @@ from .installation import Installation
 
 DEFAULT_PROFILE = "cpu"
 
+CUDA_POOL_BYTES = 512 << 20
+"""Of GPU 0, for tensors between models: a batch's views take 110 MiB, and Triton's own choice of 64 MiB would send them
+over the host."""
+
 
 @dataclass(frozen=True)
 class ServerOptions:
@@ -122,6 +126,8 @@ def build_command(
         f"--grpc-restricted-protocol={restricted}",
         f"--http-restricted-api={restricted}",
     ]
+    if options.profile != DEFAULT_PROFILE:
+        arguments.append(f"--cuda-memory-pool-byte-size=0:{CUDA_POOL_BYTES}")
     backends = installation.backend_directory(runtime)
     if backends is not None:
         arguments.append(f"--backend-directory={backends}")

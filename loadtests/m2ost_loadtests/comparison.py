@@ -21,12 +21,12 @@ from m2ost_preprocess.spots import read_spots
 from m2ost_preprocess.tissue import MASK_PX, tissue_mask
 from m2ost_preprocess.views import spatial_order
 
-from .errors import LoadTestError
+from .errors import LoadTestError, MemoryCapExceeded
 from .machine import Spread, describe_machine, spread
 from .memory import LargestBatch, largest_batch
 from .served_vs_bare import spots_to_score
 from .systems import M2OST, IStarSystem, M2OSTSystem, seconds, served_istar, served_m2ost
-from .workers import CappedProcess
+from .workers import CappedProcess, System
 
 MOST_PATCHES = 256
 """iStar's own mini-batch."""
@@ -171,16 +171,16 @@ def compare(options: ComparisonOptions, progress: Progress = lambda text: None) 
     with open_reader(options.slide) as reader:
         site = survey(options, reader)
     makers = _makers(options, site)
-    batches: dict[str, LargestBatch] = {}
+    searches: dict[str, LargestBatch] = {}
     for name, (make, most) in makers.items():
         progress(f"{name}: looking for the largest batch under the cap")
-        batches[name] = largest_batch(make, cap_bytes=options.memory_cap_bytes, most=most)
+        searches[name] = largest_batch(make, cap_bytes=options.memory_cap_bytes, most=most)
     with ExitStack() as stack:
         systems: dict[str, Callable[[], VariantTiming]] = {}
-        peaks: dict[str, int] = {}
+        capped: dict[str, _Capped] = {}
         for name, (make, _) in makers.items():
-            process = stack.enter_context(CappedProcess(make(batches[name].batch), cap_bytes=options.memory_cap_bytes))
-            systems[name] = _counted(name, process, peaks)
+            capped[name] = stack.enter_context(_Capped(make, searches[name].batch, options.memory_cap_bytes))
+            systems[name] = capped[name].run
         if options.served:
             progress("starting one Triton for both")
             systems |= stack.enter_context(_served(options, site))
@@ -198,8 +198,8 @@ def compare(options: ComparisonOptions, progress: Progress = lambda text: None) 
         "istar_pretrained": baseline.info.pretrained,
         "memory_cap_mib": options.memory_cap_bytes / 2**20,
         "rounds": options.rounds,
-        "batches": {name: {"rows": b.batch, "peak_bytes": b.peak_bytes} for name, b in batches.items()},
-        "peak_bytes": peaks,
+        "batches": {name: {"rows": capped[name].rows, "tried": search.peak_bytes} for name, search in searches.items()},
+        "peak_bytes": {name: system.peak_bytes for name, system in capped.items()},
         **summarise(timings, site.superpixels, len(site.centers)),
         "superpixels": site.superpixels,
         "timings": {name: [t.to_dict() for t in runs] for name, runs in timings.items()},
@@ -239,14 +239,35 @@ def _makers(options: ComparisonOptions, site: Site) -> dict[str, tuple[Callable[
     return makers | {f"istar {v}": (istar(v), MOST_PATCHES) for v in options.variants}
 
 
-def _counted(name: str, process: CappedProcess, peaks: dict[str, int]) -> Callable[[], VariantTiming]:
-    def run() -> VariantTiming:
-        done = process.run()
-        peaks[name] = done.peak_bytes
-        timing: VariantTiming = done.result
-        return timing
+class _Capped:
+    """A system in its process. Where run after run outgrows the cap, which one run did not, it goes on with less."""
 
-    return run
+    def __init__(self, make: Callable[[int], System], rows: int, cap_bytes: int) -> None:
+        self._make, self._cap_bytes = make, cap_bytes
+        self.rows, self.peak_bytes = rows, 0
+        self._process = CappedProcess(make(rows), cap_bytes=cap_bytes)
+
+    def run(self) -> VariantTiming:
+        """Run once, within the cap."""
+        while True:
+            try:
+                done = self._process.run()
+            except MemoryCapExceeded:
+                if self.rows == 1:
+                    raise
+                self._process.close()
+                self.rows = max(1, self.rows * 7 // 8)
+                self._process = CappedProcess(self._make(self.rows), cap_bytes=self._cap_bytes)
+                continue
+            self.peak_bytes = done.peak_bytes
+            timing: VariantTiming = done.result
+            return timing
+
+    def __enter__(self) -> _Capped:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._process.close()
 
 
 @contextmanager

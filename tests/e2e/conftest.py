@@ -16,7 +16,7 @@ from m2ost.config import M2OSTConfig
 from m2ost_client import ServerOptions, SpotStream, StreamOptions, TritonServer
 from m2ost_client.probe import tensor
 from m2ost_export.release import build_release
-from m2ost_preprocess.contract import as_centers
+from m2ost_preprocess.contract import Manifest, as_centers, sha256_file
 from m2ost_preprocess.readers import open_slide
 from m2ost_preprocess.slides import SlideRoots
 from m2ost_preprocess.views import cut_views
@@ -36,6 +36,14 @@ def make_release(folder: Path, config: M2OSTConfig, seed: int = 0, **options) ->
     model, card = initialise(config, tuple(f"untrained_{i:03d}" for i in range(config.n_genes)), seed=seed)
     build_release(model, save(folder / "checkpoint", model, card), folder / "release", **options)
     return folder / "release"
+
+
+def reseal(release: Path) -> Path:
+    """Let the manifest of a release that a test has changed describe it as it is now."""
+    manifest = Manifest.read(release)
+    manifest.files.update({name: sha256_file(release / name) for name in manifest.files})
+    manifest.write(release)
+    return release
 
 
 def network_of(release: Path):

@@ -11,7 +11,7 @@ from m2ost_loadtests.gpu_check.networks import Networks
 from m2ost_loadtests.gpu_check.parts import RIGHT, Outcome
 from m2ost_loadtests.gpu_check.served import measure_served
 
-from .conftest import by_server, network_of
+from .conftest import by_server, network_of, reseal
 
 CENTERS = [(0, 0), (2219, 2966), (801, 903), (640, 2000), (77, 1400), (-1, 5), (805, 903)]
 
@@ -24,7 +24,7 @@ def with_profile(release, folder, name, tiler):
         config = copy / model / "configs" / f"{name}.pbtxt"
         config.parent.mkdir(exist_ok=True)
         config.write_text(text)
-    return copy
+    return reseal(copy)
 
 
 def with_numpy(release):
@@ -50,12 +50,10 @@ def test_what_the_gpus_tiler_serves_with_numpy_is_the_same_to_the_bit(narrow_ser
     assert {record["slide"]: record["device"] for record in chosen} == {slide.split("/")[1]: "cpu" for slide in slides}
 
 
-def test_without_a_gpu_the_gpus_tiler_refuses_to_start_by_name(narrow_release, roots, tmp_path):
-    def shipped(release):
-        return (release / "slide_tiler" / "configs" / "python-gpu.pbtxt").read_text()
-
-    release, log = with_profile(narrow_release, tmp_path, "python-gpu", shipped), []
-    options = ServerOptions(release=release, roots=roots, profile="python-gpu")
+def test_without_a_gpu_the_gpus_tiler_refuses_to_start_by_name(narrow_release, roots, monkeypatch):
+    monkeypatch.setattr("m2ost_client.supervisor.check_start", lambda *facts: None)  # Triton's own words are wanted
+    log = []
+    options = ServerOptions(release=narrow_release, roots=roots, profile="python-gpu")
     with pytest.raises(ServerStartError, match="slide_tiler"), TritonServer(options, on_log=log.append):
         pass
     failures = [record["message"] for record in log if "failed to load 'slide_tiler'" in str(record.get("message"))]

@@ -10,9 +10,11 @@ import pytest
 import yaml
 from m2ost_loadtests.thresholds import SHIPPED
 
+from .conftest import reseal
+
 M2OST = Path(sys.executable).with_name("m2ost")
 SLIDE = "wsi/CMU-1-Small-Region.svs"
-RUN = "expression = self._session.run([EXPRESSION], batch, options)[0]"
+RUN = "expression = self._engine.run(batch)"
 
 
 def gate(*arguments):
@@ -36,6 +38,7 @@ def test_a_slow_down_of_a_third_is_caught(paper_release, svs, tmp_path):
     source = model.read_text()
     assert RUN in source
     model.write_text("import time\n" + source.replace(RUN, delayed))
+    reseal(slow)
     limits = some_of_the_shipped(tmp_path / "limits.yaml", "served_over_bare", "failed_requests", "bytes_per_spot")
     options = ("--thresholds", limits, "--pitch-um", 130, "--rounds", 3, "--users", 2, "--load-s", 2)
     status, output = gate(paper_release, svs, "--out", tmp_path / "quick", *options)

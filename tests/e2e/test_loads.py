@@ -16,7 +16,7 @@ from m2ost_loadtests.closed_load import LOCUSTFILE, run_closed_load
 from m2ost_loadtests.load_report import LoadReport
 from m2ost_loadtests.workload import Load
 
-from .conftest import metrics_of
+from .conftest import metrics_of, reseal
 
 SLIDE = "wsi/CMU-1-Small-Region.svs"
 OTHER = "wsi/her2st_C2.tif"
@@ -128,6 +128,7 @@ def test_a_priority_is_sent_where_the_served_queue_has_levels(narrow_release, ro
     config = release / "slide_tiler" / "config.pbtxt"
     levels = "priority_levels: 2 default_priority_level: 2"
     config.write_text(config.read_text().replace("dynamic_batching {", f"dynamic_batching {{ {levels}"))
+    reseal(release)
     with TritonServer(ServerOptions(release=release, roots=roots)) as server:
         load = Load(spots=1, archive_share=0.5, archive_spots=4)
         report = run_closed_load(server.address, [SLIDE], users=2, seconds=2, load=load)

@@ -240,7 +240,8 @@ def test_a_taken_port_is_a_clear_error(narrow_release, svs):
 
 
 @pytest.mark.parametrize("profile", ["onnxruntime", "tensorrt"])
-def test_every_profile_starts_but_for_the_missing_backend_and_gpu(narrow_release, roots, profile):
+def test_every_profile_starts_but_for_the_missing_backend_and_gpu(narrow_release, roots, profile, monkeypatch):
+    monkeypatch.setattr("m2ost_client.supervisor.check_start", lambda *facts: None)  # Triton's own words are wanted
     errors = []
 
     def collect(record):
@@ -258,7 +259,7 @@ def test_every_profile_starts_but_for_the_missing_backend_and_gpu(narrow_release
 
 
 def test_an_unknown_profile_is_not_silently_the_default(narrow_release, roots):
-    with pytest.raises(ServerStartError, match="no profile 'h100'; it has cpu, onnxruntime, tensorrt"):
+    with pytest.raises(ServerStartError, match=r"no profile 'h100'; it has cpu, onnxruntime, .*, tensorrt"):
         TritonServer(ServerOptions(release=narrow_release, roots=roots, profile="h100"))
 
 
