@@ -43,6 +43,7 @@ def istar(
         int, typer.Option(help="Mini-batches of iStar to run a round, scaled to the slide; 0 runs all.")
     ] = 1,
     served: Annotated[bool, typer.Option(help="Also through one Triton.")] = True,
+    device: Annotated[str, typer.Option(help="cpu or cuda; on a GPU the cap is its allocator's.")] = "cpu",
 ) -> None:
     """Compare M2OST with iStar on a slide, interleaved, under one memory cap; exit 3 if the comparison is not fair."""
     with needs("loadtest"), needs("export"):
@@ -68,6 +69,7 @@ def istar(
         rounds=rounds,
         sample_batches=sample_batches or None,
         served=served,
+        device=device,
     )
     report = compare(options, lambda text: print(text, file=sys.stderr))
     file = write_report(report, out, "istar")

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import onnxruntime
 import tritonclient.grpc as triton
 from m2ost_client.command import ServerOptions
 from m2ost_client.supervisor import TritonServer
@@ -25,7 +26,7 @@ from .errors import LoadTestError, MemoryCapExceeded
 from .machine import Spread, describe_machine, spread
 from .memory import LargestBatch, largest_batch
 from .served_vs_bare import spots_to_score
-from .systems import M2OST, IStarSystem, M2OSTSystem, seconds, served_istar, served_m2ost
+from .systems import M2OST, IStarSystem, M2OSTSystem, Runtime, seconds, served_istar, served_m2ost
 from .workers import CappedProcess, System
 
 MOST_PATCHES = 256
@@ -35,6 +36,9 @@ FAIR = 0.7
 """Least share of M2OST's achieved operations a second that the baseline must reach for a comparison to be fair."""
 
 ROOT = "bench"
+PROFILES = {"cpu": "cpu", "cuda": "onnxruntime"}
+"""Device → the profile that both systems are served with."""
+
 DENSE = "m2ost, dense"
 
 Progress = Callable[[str], None]
@@ -69,6 +73,8 @@ class ComparisonOptions:
         Mini-batches of the baseline to run a round, scaled to the whole; None runs all.
     served : bool
         Whether both are also measured through one Triton.
+    device : str
+        ``cpu``, or ``cuda``: the cap is that of the GPU's allocator then.
 
     Raises
     ------
@@ -89,11 +95,14 @@ class ComparisonOptions:
     rounds: int = 3
     sample_batches: int | None = 1
     served: bool = True
+    device: str = "cpu"
 
     def __post_init__(self) -> None:
         unknown = [name for name in self.variants if name not in VARIANTS]
         if unknown or not self.variants:
             raise LoadTestError(f"unknown variant {', '.join(unknown) or 'none'}; there are {', '.join(VARIANTS)}")
+        if self.device not in PROFILES:
+            raise LoadTestError(f"unknown device {self.device!r}; there are {', '.join(PROFILES)}")
         if self.rounds < 1 or (self.sample_batches is not None and self.sample_batches < 1):
             raise LoadTestError("rounds and sample_batches must be positive")
         if not 0 < self.pitch_um < float("inf") or not 0 < self.spot_diameter_um < float("inf"):
@@ -168,18 +177,23 @@ def compare(options: ComparisonOptions, progress: Progress = lambda text: None) 
         If release or baseline is none.
     """
     manifest, baseline = Manifest.read(options.release), BaselineManifest.read(options.baseline)
+    if options.device == "cuda" and "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
+        raise LoadTestError("ONNX Runtime has no CUDA provider here; pip install onnxruntime-gpu, or --device cpu")
     with open_reader(options.slide) as reader:
         site = survey(options, reader)
     makers = _makers(options, site)
     searches: dict[str, LargestBatch] = {}
     for name, (make, most) in makers.items():
         progress(f"{name}: looking for the largest batch under the cap")
-        searches[name] = largest_batch(make, cap_bytes=options.memory_cap_bytes, most=most)
+        searches[name] = largest_batch(
+            make, cap_bytes=options.memory_cap_bytes, most=most, on_host=options.device == "cpu"
+        )
     with ExitStack() as stack:
         systems: dict[str, Callable[[], VariantTiming]] = {}
         capped: dict[str, _Capped] = {}
+        on_host = options.memory_cap_bytes if options.device == "cpu" else None
         for name, (make, _) in makers.items():
-            capped[name] = stack.enter_context(_Capped(make, searches[name].batch, options.memory_cap_bytes))
+            capped[name] = stack.enter_context(_Capped(make, searches[name].batch, on_host))
             systems[name] = capped[name].run
         if options.served:
             progress("starting one Triton for both")
@@ -192,7 +206,7 @@ def compare(options: ComparisonOptions, progress: Progress = lambda text: None) 
         "size_px": list(site.size_px),
         "mpp": site.mpp,
         "spots": len(site.centers),
-        "device": "cpu",
+        "device": options.device,
         "precision": {"m2ost": manifest.engine.precision, "istar": "fp32"},
         "trained": manifest.engine.trained,
         "istar_pretrained": baseline.info.pretrained,
@@ -219,9 +233,10 @@ def open_reader(slide: Path) -> Iterator[SlideReader]:
 def _makers(options: ComparisonOptions, site: Site) -> dict[str, tuple[Callable[[int], Any], int]]:
     """Name → (batch → system, largest batch that makes sense)."""
     slide = options.slide.resolve()
+    runtime = Runtime(options.device, options.memory_cap_bytes)
 
     def m2ost(rows: int) -> M2OSTSystem:
-        return M2OSTSystem(options.release, slide, site.centers, rows, options.flop_per_spot)
+        return M2OSTSystem(options.release, slide, site.centers, rows, options.flop_per_spot, runtime)
 
     def istar(variant: str) -> Callable[[int], IStarSystem]:
         return lambda rows: IStarSystem(
@@ -233,6 +248,7 @@ def _makers(options: ComparisonOptions, site: Site) -> dict[str, tuple[Callable[
             variant,
             rows,
             options.sample_batches,
+            runtime,
         )
 
     makers: dict[str, tuple[Callable[[int], Any], int]] = {M2OST: (m2ost, min(MOST_PATCHES, len(site.centers)))}
@@ -242,7 +258,7 @@ def _makers(options: ComparisonOptions, site: Site) -> dict[str, tuple[Callable[
 class _Capped:
     """A system in its process. Where run after run outgrows the cap, which one run did not, it goes on with less."""
 
-    def __init__(self, make: Callable[[int], System], rows: int, cap_bytes: int) -> None:
+    def __init__(self, make: Callable[[int], System], rows: int, cap_bytes: int | None) -> None:
         self._make, self._cap_bytes = make, cap_bytes
         self.rows, self.peak_bytes = rows, 0
         self._process = CappedProcess(make(rows), cap_bytes=cap_bytes)
@@ -276,6 +292,7 @@ def _served(options: ComparisonOptions, site: Site) -> Iterator[dict[str, Callab
     server_options = ServerOptions(
         release=options.release,
         baseline=options.baseline,
+        profile=PROFILES[options.device],
         roots=SlideRoots({ROOT: slide.parent}),
         probe_interval_s=600.0,  # a probe runs the networks, and would be timed with them
     )

@@ -31,7 +31,7 @@ class LargestBatch:
     peak_bytes: dict[int, int | None]
 
 
-def largest_batch(make: Callable[[int], System], *, cap_bytes: int, most: int) -> LargestBatch:
+def largest_batch(make: Callable[[int], System], *, cap_bytes: int, most: int, on_host: bool = True) -> LargestBatch:
     """Find the largest batch whose process stays within the cap.
 
     Every trial is a run in a fresh process: an allocator that has once grown tells nothing about a smaller batch.
@@ -44,6 +44,8 @@ def largest_batch(make: Callable[[int], System], *, cap_bytes: int, most: int) -
         Most resident memory of the process.
     most : int
         Largest batch that makes sense.
+    on_host : bool
+        False for a system that keeps to a limit of its own, as an allocator on a GPU does.
 
     Raises
     ------
@@ -53,7 +55,7 @@ def largest_batch(make: Callable[[int], System], *, cap_bytes: int, most: int) -
     peaks: dict[int, int | None] = {}
 
     def fits(batch: int) -> bool:
-        peaks[batch] = _peak(make(batch), cap_bytes)
+        peaks[batch] = _peak(make(batch), int(HEADROOM * cap_bytes) if on_host else None)
         return peaks[batch] is not None
 
     if not fits(1):
@@ -78,9 +80,9 @@ def _next(peaks: dict[int, int | None], low: int, high: int, cap_bytes: int) -> 
     return max(low + 1, min(high - 1, reached))
 
 
-def _peak(system: System, cap_bytes: int) -> int | None:
+def _peak(system: System, cap_bytes: int | None) -> int | None:
     try:
-        with CappedProcess(system, cap_bytes=int(HEADROOM * cap_bytes)) as process:
+        with CappedProcess(system, cap_bytes=cap_bytes) as process:
             return process.run().peak_bytes
     except MemoryCapExceeded:
         return None

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import numpy as np
 from m2ost_client.probe import tensor
 from m2ost_client.stream import SpotStream, StreamOptions
 from m2ost_preprocess.contract import EXPRESSION, MODEL_ENGINE, Manifest
-from m2ost_preprocess.engine.onnx import cpu_session
+from m2ost_preprocess.engine.onnx import cpu_session, cuda_session
 from m2ost_preprocess.istar.geometry import VARIANTS
 from m2ost_preprocess.istar.onnx import OnnxNetworks
 from m2ost_preprocess.istar.stopwatch import Stopwatch
@@ -22,6 +23,7 @@ from m2ost_preprocess.readers import open_slide
 from m2ost_preprocess.views import cut_views
 
 from .doors import MODEL_ISTAR, istar_tensors
+from .errors import MemoryCapExceeded
 
 M2OST = "m2ost"
 VIEWS, NETWORK, SERVED = "views", "network", "served"
@@ -36,6 +38,38 @@ def seconds(timing: VariantTiming, *, reading: bool) -> float:
 
 
 @dataclass(frozen=True)
+class Runtime:
+    """What both systems run on, alike: ONNX Runtime on the CPU, or on a GPU under its allocator's limit.
+
+    Parameters
+    ----------
+    device : str
+        ``cpu`` or ``cuda``.
+    memory_limit_bytes : int or None
+        Of a session's allocator on a GPU. On the CPU the process is bounded from outside.
+    """
+
+    device: str = "cpu"
+    memory_limit_bytes: int | None = None
+
+    def open_session(self, onnx: Path) -> Any:
+        """A session on the device."""
+        if self.device == "cpu":
+            return cpu_session(onnx)
+        return cuda_session(onnx, memory_limit_bytes=self.memory_limit_bytes)
+
+    @contextmanager
+    def within_limit(self) -> Iterator[None]:
+        """Turn an allocation that a GPU's limit refused into ``MemoryCapExceeded``."""
+        try:
+            yield
+        except Exception as error:  # onnxruntime raises a kind of its own for each cause
+            if self.device == "cuda" and "allocate memory" in str(error):
+                raise MemoryCapExceeded(f"the GPU's allocator refused: {error}") from error
+            raise
+
+
+@dataclass(frozen=True)
 class M2OSTSystem:
     """M2OST on the spots of a slide: views from the file, then ONNX Runtime, batch by batch.
 
@@ -47,6 +81,7 @@ class M2OSTSystem:
         x, y in level-0 pixels.
     batch_rows : int
     flop_per_spot : float
+    runtime : Runtime
     """
 
     release: Path
@@ -54,11 +89,12 @@ class M2OSTSystem:
     centers: Any
     batch_rows: int
     flop_per_spot: float
+    runtime: Runtime
 
     def open(self) -> Callable[[], VariantTiming]:
         """See :class:`~m2ost_loadtests.workers.System`."""
         reader = open_slide(self.slide)
-        session = cpu_session(self.release / MODEL_ENGINE / "1" / "model.onnx")
+        session = self.runtime.open_session(self.release / MODEL_ENGINE / "1" / "model.onnx")
         geometry = Manifest.read(self.release).engine.views
 
         def run() -> VariantTiming:
@@ -68,7 +104,7 @@ class M2OSTSystem:
                 with watch(VIEWS):
                     views = [np.empty((len(centers), *geometry.shape), np.uint8) for _ in geometry.names]
                     cut_views(reader, centers, np.ones(len(centers), np.float32), geometry, views)
-                with watch(NETWORK):
+                with watch(NETWORK), self.runtime.within_limit():
                     session.run([EXPRESSION], dict(zip(geometry.names, views, strict=True)))
             n = len(self.centers)
             flop = n * self.flop_per_spot
@@ -100,6 +136,7 @@ class IStarSystem:
         Patches a mini-batch.
     sample_batches : int or None
         Mini-batches to run; None for all.
+    runtime : Runtime
     """
 
     baseline: Path
@@ -110,22 +147,24 @@ class IStarSystem:
     variant: str
     batch_rows: int
     sample_batches: int | None
+    runtime: Runtime
 
     def open(self) -> Callable[[], VariantTiming]:
         """See :class:`~m2ost_loadtests.workers.System`."""
-        reader, networks = open_slide(self.slide), OnnxNetworks(self.baseline)
+        reader, networks = open_slide(self.slide), OnnxNetworks(self.baseline, self.runtime.open_session)
 
         def run() -> VariantTiming:
-            return time_variant(
-                reader,
-                mpp=self.mpp,
-                networks=networks,
-                variant=VARIANTS[self.variant],
-                batch_rows=self.batch_rows,
-                sample_batches=self.sample_batches,
-                centers=self.centers,
-                spot_diameter_um=self.spot_diameter_um,
-            )
+            with self.runtime.within_limit():
+                return time_variant(
+                    reader,
+                    mpp=self.mpp,
+                    networks=networks,
+                    variant=VARIANTS[self.variant],
+                    batch_rows=self.batch_rows,
+                    sample_batches=self.sample_batches,
+                    centers=self.centers,
+                    spot_diameter_um=self.spot_diameter_um,
+                )
 
         return run
 

@@ -59,6 +59,8 @@ def test_the_report_counts_the_work_of_every_system(svs, narrow_release, baselin
         (("--memory-cap", "60MiB"), "60 MiB is too small for a batch of 1"),
         (("--memory-cap", "much"), "--memory-cap much: give a size such as 512MiB or 4GiB"),
         (("--variant", "fast"), "unknown variant fast; there are stock, no_shift, tissue"),
+        (("--device", "cuda"), "ONNX Runtime has no CUDA provider here"),
+        (("--device", "tpu"), "unknown device 'tpu'; there are cpu, cuda"),
         (("--rounds", "0"), "rounds and sample_batches must be positive"),
     ],
 )

@@ -139,7 +139,7 @@ def test_onnx_runtime_without_cuda_is_an_error_and_never_the_cpu(release):
     if "CUDAExecutionProvider" in ort.get_available_providers():
         pytest.skip("this ONNX Runtime has CUDA")
     with pytest.raises(EngineError, match=r"no CUDA provider, only .*CPUExecutionProvider"):
-        cuda_session(release[0] / ONNX_FILE, HostDevice())
+        cuda_session(release[0] / ONNX_FILE)
 
 
 def test_the_plan_for_a_gpu():

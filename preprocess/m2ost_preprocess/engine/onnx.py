@@ -41,7 +41,10 @@ class OnnxEngine:
 
         self.device: Device = device
         self._geometry = geometry
-        self._session = cpu_session(onnx) if isinstance(device, HostDevice) else cuda_session(onnx, device)
+        if isinstance(device, HostDevice):
+            self._session = cpu_session(onnx)
+        else:
+            self._session = cuda_session(onnx, device.index, stream_pointer=device.stream_pointer)
         self._genes = self._session.get_outputs()[0].shape[1]
         # A GPU's memory is the engine's own, and large runs are usual there.
         self._large_run = give_memory_back() if device.kind == "cpu" else None
@@ -96,15 +99,21 @@ def give_memory_back() -> Any:
     return options
 
 
-def cuda_session(onnx: Path, device: CudaDevice) -> Any:
+def cuda_session(
+    onnx: Path, index: int = 0, *, stream_pointer: int | None = None, memory_limit_bytes: int | None = None
+) -> Any:
     """An ONNX Runtime session on a GPU.
 
     Parameters
     ----------
     onnx : Path
         The graph.
-    device : CudaDevice
-        The GPU, and the stream to work on.
+    index : int
+        The GPU.
+    stream_pointer : int, optional
+        The CUDA stream to work on; by default one of its own.
+    memory_limit_bytes : int, optional
+        Most memory of the GPU that the session's allocator takes.
 
     Returns
     -------
@@ -129,11 +138,14 @@ def cuda_session(onnx: Path, device: CudaDevice) -> Any:
     options = ort.SessionOptions()
     options.enable_mem_pattern = False
     cuda = {
-        "device_id": str(device.index),
-        "user_compute_stream": str(device.stream_pointer),
+        "device_id": str(index),
         # A release in fp32 is promised within 1e-4 of its network; TF32's ten bits of mantissa are not.
         "use_tf32": "0",
     }
+    if stream_pointer is not None:
+        cuda["user_compute_stream"] = str(stream_pointer)
+    if memory_limit_bytes is not None:
+        cuda |= {"gpu_mem_limit": str(memory_limit_bytes), "arena_extend_strategy": "kSameAsRequested"}
     try:
         session = ort.InferenceSession(onnx, options, providers=[(_PROVIDERS["cuda"], cuda)], enable_fallback=0)
     except (RuntimeError, ValueError) as error:

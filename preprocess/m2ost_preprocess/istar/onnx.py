@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,8 @@ from .manifest import (
     BaselineInfo,
     BaselineManifest,
 )
+
+OpenSession = Callable[[Path], Any]
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,8 @@ class OnnxNetwork:
         ``patch``, ``region`` or ``head``.
     info : BaselineInfo
         Of the folder that the graph is from.
+    open_session : callable
+        Graph → session of ONNX Runtime; by default on the CPU.
 
     Raises
     ------
@@ -69,12 +73,14 @@ class OnnxNetwork:
         If the graph is not that of the folder.
     """
 
-    def __init__(self, path: Path, network: str, info: BaselineInfo) -> None:
+    def __init__(self, path: Path, network: str, info: BaselineInfo, open_session: OpenSession = cpu_session) -> None:
         found, expected = sha256_file(path), info.onnx_sha256[network]
         if found != expected:
             raise RuntimeError(f"{path}: sha256 is {found}, the baseline says {expected}; export it anew")
         self.tensors = NETWORKS[network]
-        self._session, self._large = cpu_session(path), give_memory_back()
+        self._session = open_session(path)
+        # A GPU's memory is the session's own.
+        self._large = give_memory_back() if self._session.get_providers()[0].startswith("CPU") else None
 
     def run(self, array: Any) -> Sequence[Any]:
         """Run the network once; returns its outputs."""
@@ -90,6 +96,8 @@ class OnnxNetworks:
     ----------
     baseline : Path
         A folder that ``m2ost export-istar`` made.
+    open_session : callable
+        Graph → session of ONNX Runtime; by default on the CPU.
 
     Raises
     ------
@@ -97,11 +105,11 @@ class OnnxNetworks:
         If it is none.
     """
 
-    def __init__(self, baseline: Path) -> None:
+    def __init__(self, baseline: Path, open_session: OpenSession = cpu_session) -> None:
         self.info = BaselineManifest.read(baseline).info
         self.sizes = self.info.sizes
         self._networks = {
-            network: OnnxNetwork(baseline / model / "1" / "model.onnx", network, self.info)
+            network: OnnxNetwork(baseline / model / "1" / "model.onnx", network, self.info, open_session)
             for network, model in NETWORK_MODELS.items()
         }
 
