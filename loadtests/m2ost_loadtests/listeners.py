@@ -20,7 +20,7 @@ from .errors import LoadTestError, TargetError
 from .load_report import LoadReport
 from .session import Session, prepare, process_of
 from .shapes import StepShape
-from .triton_statistics import Counts, read_metrics, server_figures
+from .triton_statistics import Counts, read_settled_metrics, server_figures
 from .users import DoorUser, SlideUser
 from .workload import Load
 
@@ -172,7 +172,7 @@ class _Listeners:
 
     def read_metrics(self) -> Counts:
         """The server's counts so far; none without ``--metrics-url``."""
-        return read_metrics(self._options.metrics_url) if self._options.metrics_url else {}
+        return read_settled_metrics(self._options.metrics_url) if self._options.metrics_url else {}
 
     def on_test_start(self, **_: Any) -> None:
         """A test begins: forget the last, prepare this."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import http.client
 import re
+import time
 import urllib.request
 from collections.abc import Mapping
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 from .errors import TargetError
 
 METRICS_TIMEOUT_S = 5.0
+SETTLE_S, SETTLE_READS = 0.1, 20
 
 _LINE = re.compile(r"^(nv_inference_\w+)\{([^}]*)\} ([0-9.e+]+)$", re.MULTILINE)
 _MODEL = re.compile(r'\bmodel="([^"]*)"')
@@ -38,6 +40,20 @@ def read_metrics(url: str) -> Counts:
             f"{url}: no metrics ({error}); give the address that the server prints, such as "
             "http://localhost:8002/metrics, with --metrics-url"
         ) from error
+
+
+def read_settled_metrics(url: str) -> Counts:
+    """As :func:`read_metrics`, once they stand still: Triton counts a request a moment after it has answered it.
+
+    Where others keep the server busy they never do; the last are taken then.
+    """
+    latest = read_metrics(url)
+    for _ in range(SETTLE_READS):
+        time.sleep(SETTLE_S)
+        before, latest = latest, read_metrics(url)
+        if latest == before:
+            break
+    return latest
 
 
 def parse_metrics(page: str) -> Counts:

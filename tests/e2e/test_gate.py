@@ -78,6 +78,7 @@ def test_a_run_without_a_baseline_leaves_one_behind(narrow_release, narrow_serve
 
 def test_bad_input_is_an_error_that_says_what_to_do(narrow_release, narrow_server, svs, tmp_path):
     limits = some_of_the_shipped(tmp_path / "limits.yaml", "failed_requests")
+    all_but_speed = some_of_the_shipped(tmp_path / "all.yaml", "requests_per_batch", "baseline_tolerance")
     typo = tmp_path / "typo.yaml"
     typo.write_text("served_over_bear: {at_least: 1, because: x}\n")
     wants = tmp_path / "wants.yaml"
@@ -92,10 +93,11 @@ def test_bad_input_is_an_error_that_says_what_to_do(narrow_release, narrow_serve
         ((*ours, "--spots", 0), "--spots must be 1 to 256"),
         (("--thresholds", typo), "unknown key 'served_over_bear'; the nearest known is 'served_over_bare'"),
         (("--thresholds", wants), "variant 'stock', which is not measured"),
-        (("--baseline", damaged), "not a baseline"),
+        (("--thresholds", all_but_speed, "--baseline", damaged), "not a baseline"),
         (("--thresholds", limits, "--baseline", damaged), "needs `baseline_tolerance`"),
         (("--server", narrow_server.address), "--server and --served-as belong together"),
-        (("--server", narrow_server.address, "--served-as", SLIDE), "--metrics-url"),
+        (("--server", narrow_server.address, "--served-as", SLIDE, "--thresholds", all_but_speed), "--metrics-url"),
+        ((), "'istar stock', which is not measured (none was given); give it with --speedups FILE"),
     ):
         status, output = gate(narrow_release, svs, "--out", tmp_path / "out", *arguments)
         assert status == 1, arguments
@@ -107,14 +109,16 @@ def test_bad_input_is_an_error_that_says_what_to_do(narrow_release, narrow_serve
 @pytest.mark.parametrize("argument", ["release", "slide"])
 def test_a_release_or_slide_that_is_none(narrow_release, svs, tmp_path, argument):
     given = {"release": narrow_release, "slide": svs, argument: tmp_path / "absent"}
-    status, output = gate(given["release"], given["slide"], "--out", tmp_path / "out")
+    limits = some_of_the_shipped(tmp_path / "limits.yaml", "failed_requests")
+    status, output = gate(given["release"], given["slide"], "--out", tmp_path / "out", "--thresholds", limits)
     assert status == 1
     assert "absent" in output
     assert "Traceback" not in output
 
 
 def test_another_release_than_the_served_one(paper_release, narrow_server, svs, tmp_path):
-    options = on(narrow_server, "--load-s", 1, "--users", 1)
+    limits = some_of_the_shipped(tmp_path / "limits.yaml", "failed_requests")
+    options = on(narrow_server, "--load-s", 1, "--users", 1, "--thresholds", limits)
     status, output = gate(paper_release, svs, "--out", tmp_path / "out", *options)
     assert status == 1
     assert "give the release that is served" in output
