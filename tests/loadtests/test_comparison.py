@@ -1,8 +1,9 @@
 """Ratios of the comparison with iStar, on timings that are given."""
 
 import pytest
-from m2ost_loadtests.comparison import interleave, summarise
+from m2ost_loadtests.comparison import interleave
 from m2ost_loadtests.comparison_report import draw, to_markdown
+from m2ost_loadtests.speedups import summarise
 from m2ost_preprocess.istar.timing import StageTiming, VariantTiming
 
 SUPERPIXELS = {"stock": 1000, "no_shift": 1000, "tissue": 200}
