@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -170,6 +170,35 @@ def load_weights(model: M2OST, weights: Mapping[str, torch.Tensor], source: str)
     if problems:
         raise CheckpointError(f"{source} does not fit the network: " + "; ".join(problems))
     model.load_state_dict(dict(weights))
+
+
+def unpickle_weights(path: Path, *, remedy: str, allowed: Sequence[type] = ()) -> Any:
+    """What a foreign ``.pth`` holds; nothing in it is ever run.
+
+    Parameters
+    ----------
+    path : Path
+    remedy : str
+        What to do about a file that is refused.
+    allowed : sequence of type
+        Harmless classes that may stand in it beside tensors and plain containers.
+
+    Raises
+    ------
+    CheckpointError
+        If the file is missing or damaged, or asks for code to be run.
+    """
+    try:
+        with torch.serialization.safe_globals(list(allowed)):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path}: no such file") from error
+    except Exception as error:  # torch raises whatever a damaged pickle leads it to
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise CheckpointError(
+            f"{path}: refused: not a plain file of weights ({reason}). Only tensors are read, code in a checkpoint is "
+            f"never run; {remedy}"
+        ) from error
 
 
 def initialise(config: M2OSTConfig, genes: tuple[str, ...], *, seed: int = 0) -> tuple[M2OST, ModelCard]:

@@ -15,7 +15,7 @@ import torch
 from m2ost_preprocess.contract import sha256_file
 from torch import Tensor
 
-from .checkpoint import CheckpointError, ModelCard, load_weights
+from .checkpoint import CheckpointError, ModelCard, load_weights, unpickle_weights
 from .config import M2OSTConfig
 from .network import M2OST
 
@@ -83,16 +83,7 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     CheckpointError
         If the file is missing, holds anything but tensors by name, or asks for code to be run.
     """
-    try:
-        raw = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{path}: no such file") from error
-    except Exception as error:  # torch raises whatever a damaged pickle leads it to
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise CheckpointError(
-            f"{path}: refused: not a plain file of weights ({reason}). Only tensors are read, code in a checkpoint is "
-            "never run; save `model.state_dict()` and convert that"
-        ) from error
+    raw = unpickle_weights(path, remedy="save `model.state_dict()` and convert that")
     if not isinstance(raw, Mapping) or not raw or not all(isinstance(v, Tensor) for v in raw.values()):
         raise CheckpointError(f"{path}: not a state dict (tensors by name); save `model.state_dict()`")
     return {str(k).removeprefix("module."): v for k, v in raw.items()}

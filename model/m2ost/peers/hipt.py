@@ -15,7 +15,7 @@ from m2ost_preprocess.istar.sizes import GRID, SUPERPIXEL_PX, Sizes
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
-from ..checkpoint import CheckpointError
+from ..checkpoint import CheckpointError, unpickle_weights
 
 TABLE = 14
 """Side of both position tables: the networks were trained on 224-px patches and on 14 patches a side."""
@@ -260,17 +260,7 @@ def read_teacher(path: Path) -> dict[str, Tensor]:
     CheckpointError
         If the file is missing, unsafe, or holds no weights.
     """
-    try:
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            raw = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{path}: no such file") from error
-    except Exception as error:  # torch raises whatever a damaged pickle leads it to
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise CheckpointError(
-            f"{path}: refused: not a plain file of weights ({reason}). Only tensors are read, code in a checkpoint is "
-            "never run; fetch HIPT's own file anew"
-        ) from error
+    raw = unpickle_weights(path, remedy="fetch HIPT's own file anew", allowed=[argparse.Namespace])
     weights = raw.get("teacher", raw) if isinstance(raw, Mapping) else None
     if not isinstance(weights, Mapping) or not weights or not all(isinstance(v, Tensor) for v in weights.values()):
         raise CheckpointError(f"{path}: holds no weights by name, neither as a teacher of DINO nor as a state dict")
