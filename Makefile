@@ -10,8 +10,9 @@ DEMO := build/demo
 DEMO_SLIDE ?= $(DEMO)/CMU-1-Small-Region.svs
 M2OST := .venv/bin/m2ost
 
-# Two files of tests at a time: most wait for a server, or run on one core.
+# Two files of tests at a time, each with one thread of PyTorch: most wait for a server, or run on one core.
 PYTEST_OPTIONS := -q -n 2 --dist loadfile
+test: export OMP_NUM_THREADS := 1
 PYTEST := .venv/bin/python -m pytest $(PYTEST_OPTIONS)
 
 .PHONY: help demo test lint unit server-views e2e bench gate soak gpu-check gpu-carry clean
@@ -59,7 +60,8 @@ server-views: .triton/.complete
 	.triton/bin/python -m pytest $(PYTEST_OPTIONS) tests/preprocess
 
 e2e: .venv/.complete .triton/.complete
-	$(PYTEST) -m e2e
+	$(PYTEST) -m 'e2e and not alone'
+	.venv/bin/python -m pytest -q -m alone
 
 # A release holds copies of the templates: it is made anew when a source is newer.
 SOURCES := $(shell find preprocess model export model_repository -name '*.py' -o -name '*.pbtxt' -o -name '*.safetensors')

@@ -1,9 +1,8 @@
 """Engines: built for real by TensorRT-RTX without a GPU, and refused when they are not what was asked for."""
 
-import json
 import shutil
 import sys
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,9 +15,8 @@ from m2ost_export.engines.plans import Twin, check_size
 from m2ost_export.engines.toolkit import Toolkit, load_toolkit
 from m2ost_export.errors import EngineError, ExportError
 from m2ost_export.onnx_files import as_float32
-from m2ost_export.repository import parse_config, write_repository
-from m2ost_preprocess.contract import MAX_ROWS, Manifest, sha256_file
-from m2ost_preprocess.engine import plan_for
+from m2ost_export.repository import parse_config
+from m2ost_preprocess.contract import Manifest, sha256_file
 from m2ost_preprocess.releases import ReleaseError, changed_files
 from onnx import load, numpy_helper, save_model
 
@@ -39,34 +37,6 @@ def rtx() -> Toolkit:
 def built_from(rtx, graph, precision):
     settings = {"precision": precision, "compute_capability": "8.9", "opt_rows": 8}
     return build_engine(rtx, graph.SerializeToString(), SMALL.views, **settings)
-
-
-def test_real_engines_of_the_shipped_checkpoint(shipped_fp16):
-    release, manifest = shipped_fp16
-    assert Manifest.read(release) == manifest
-    assert not changed_files(release, manifest)
-    plans = {plan.compute_capability: plan for plan in manifest.engines}
-    assert set(plans) == {"8.0", "8.9", "12.0"}
-    assert len({plan.sha256 for plan in manifest.engines}) == 3
-    for capability, plan in plans.items():
-        assert plan.file == f"m2ost/1/model-rtx-sm{capability.replace('.', '')}.plan"
-        assert plan.sha256 == manifest.files[plan.file] == sha256_file(release / plan.file)
-        assert plan.onnx_sha256 == manifest.engine.onnx_sha256
-        assert (plan.precision, plan.rows) == ("fp16", (1, 32, MAX_ROWS))
-        assert {k: n for k, n in plan.network.items() if k.startswith(("MATRIX", "SOFTMAX", "NORMALIZATION"))} == {
-            "MATRIX_MULTIPLY HALF": 142,
-            "MATRIX_MULTIPLY FLOAT": 1,
-            "SOFTMAX HALF": 36,
-            "NORMALIZATION FLOAT": 21,
-        }
-        assert plan.attention == 36, "attention that the builder does not know as such is not fused"
-        weights = sum(manifest.graph["weight_bytes"].values())
-        assert plan.weights_bytes == pytest.approx(weights, rel=1e-3), "every weight in the graph's own type"
-        assert plan.activation_bytes < 2**31
-        if not plan.inspected:
-            assert plan.size_bytes < 0.75 * plan.fp32_size_bytes
-            assert not plan.engine
-    assert plan_for(manifest.engines, RTX, "8.9") == plans["8.9"]
 
 
 def test_a_graph_of_another_precision_is_refused(rtx, small_fp16):
@@ -188,24 +158,6 @@ def test_a_release_with_a_swapped_graph_gets_no_engines(small_release, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["copy"]
 
 
-def test_tensorrts_profile_names_a_plan_for_each_gpu(shipped_fp16, tmp_path):
-    _, manifest = shipped_fp16
-    plans = [
-        replace(plan, toolkit="tensorrt", file=f"m2ost/1/model-sm{plan.compute_capability.replace('.', '')}.plan")
-        for plan in manifest.engines
-    ]
-    write_repository(tmp_path, manifest.engine, plans)
-    config = parse_config((tmp_path / "m2ost" / "configs" / "tensorrt.pbtxt").read_text())
-    assert dict(config.cc_model_filenames) == {
-        "8.0": "model-sm80.plan",
-        "8.9": "model-sm89.plan",
-        "12.0": "model-sm120.plan",
-    }
-    assert config.max_batch_size == plans[0].rows[2] == MAX_ROWS
-    others = [tmp_path / "m2ost" / "config.pbtxt", tmp_path / "m2ost" / "configs" / "onnxruntime.pbtxt"]
-    assert not any(parse_config(path.read_text()).cc_model_filenames for path in others)
-
-
 def layer(kind, first, second):
     """A layer as the inspector's JSON has it, with one tensor in and one out."""
     return {
@@ -264,15 +216,6 @@ def test_an_engine_whose_weights_grew_is_refused():
     check_weights_bytes(14_388_864, 14_388_298, "fp16")
     with pytest.raises(EngineError, match=r"take 28,155,136 bytes, those of its graph 14,388,298"):
         check_weights_bytes(28_155_136, 14_388_298, "fp16")
-
-
-def test_the_manifest_with_engines_survives_its_file(shipped_fp16, tmp_path):
-    _, manifest = shipped_fp16
-    manifest.write(tmp_path)
-    assert Manifest.read(tmp_path) == manifest
-    raw = json.loads((tmp_path / "manifest.json").read_text())
-    assert raw["engines"][1]["compute_capability"] == "8.9"
-    assert asdict(manifest.engines[1]) == {**raw["engines"][1], "rows": tuple(raw["engines"][1]["rows"])}
 
 
 def test_the_driver_answers_or_is_not_there():

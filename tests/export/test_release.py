@@ -16,6 +16,8 @@ from m2ost_export.repository import parse_config
 from m2ost_preprocess.contract import MAX_ROWS, EngineInfo, Manifest, ViewGeometry, sha256_file
 from tritonclient.grpc import model_config_pb2
 
+from .conftest import small_network
+
 SIZES = [
     {"depth": 1},
     {"depth": 1, "image_px": 256},
@@ -106,7 +108,7 @@ def test_the_manifest_accounts_for_every_file(release):
 def test_the_identity_follows_the_weights_and_repeats(tmp_path):
     identities = []
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
-        model, card = initialise(M2OSTConfig(n_genes=2, depth=1, dim=12), ("x", "y"), seed=seed)
+        model, card = small_network(seed)
         card = save(tmp_path / f"checkpoint-{name}", model, card)
         identities.append(build_release(model, card, tmp_path / name).engine.release_sha256)
     assert identities[0] == identities[1] != identities[2]

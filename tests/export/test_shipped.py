@@ -1,0 +1,85 @@
+"""The shipped checkpoint in fp16, judged on real spots, with engines for three kinds of GPU."""
+
+import json
+from dataclasses import asdict, replace
+
+import pytest
+from m2ost_export.gate import MIN_R_GENE
+from m2ost_export.repository import parse_config, write_repository
+from m2ost_preprocess.contract import MAX_ROWS, Manifest, sha256_file
+from m2ost_preprocess.engine import plan_for
+from m2ost_preprocess.releases import changed_files
+
+RTX = "tensorrt-rtx"
+
+
+def test_the_shipped_checkpoint_in_fp16_agrees_on_real_spots(shipped_fp16, section):
+    _, manifest = shipped_fp16
+    gate = manifest.parity["gate"]
+    assert manifest.engine.precision == "fp16"
+    assert gate["decided_on"] == section.name
+    assert [(row["what"], row["views"], row["rows"]) for row in gate["measured"]] == [
+        ("arithmetic", "made", 42),
+        ("graph", "made", 42),
+        ("arithmetic", section.name, 16),
+        ("graph", section.name, 16),
+    ]
+    assert all(row["min_r_gene"] >= MIN_R_GENE for row in gate["measured"])
+    assert all(0 < row["max_abs_diff"] < 0.01 for row in gate["measured"])
+    assert manifest.graph["nodes"] == 574
+    assert manifest.graph["weight_bytes"]["FLOAT16"] > 20 * manifest.graph["weight_bytes"]["FLOAT"]
+
+
+def test_real_engines_of_the_shipped_checkpoint(shipped_fp16):
+    release, manifest = shipped_fp16
+    assert Manifest.read(release) == manifest
+    assert not changed_files(release, manifest)
+    plans = {plan.compute_capability: plan for plan in manifest.engines}
+    assert set(plans) == {"8.0", "8.9", "12.0"}
+    assert len({plan.sha256 for plan in manifest.engines}) == 3
+    for capability, plan in plans.items():
+        assert plan.file == f"m2ost/1/model-rtx-sm{capability.replace('.', '')}.plan"
+        assert plan.sha256 == manifest.files[plan.file] == sha256_file(release / plan.file)
+        assert plan.onnx_sha256 == manifest.engine.onnx_sha256
+        assert (plan.precision, plan.rows) == ("fp16", (1, 32, MAX_ROWS))
+        assert {k: n for k, n in plan.network.items() if k.startswith(("MATRIX", "SOFTMAX", "NORMALIZATION"))} == {
+            "MATRIX_MULTIPLY HALF": 142,
+            "MATRIX_MULTIPLY FLOAT": 1,
+            "SOFTMAX HALF": 36,
+            "NORMALIZATION FLOAT": 21,
+        }
+        assert plan.attention == 36, "attention that the builder does not know as such is not fused"
+        weights = sum(manifest.graph["weight_bytes"].values())
+        assert plan.weights_bytes == pytest.approx(weights, rel=1e-3), "every weight in the graph's own type"
+        assert plan.activation_bytes < 2**31
+        if not plan.inspected:
+            assert plan.size_bytes < 0.75 * plan.fp32_size_bytes
+            assert not plan.engine
+    assert plan_for(manifest.engines, RTX, "8.9") == plans["8.9"]
+
+
+def test_tensorrts_profile_names_a_plan_for_each_gpu(shipped_fp16, tmp_path):
+    _, manifest = shipped_fp16
+    plans = [
+        replace(plan, toolkit="tensorrt", file=f"m2ost/1/model-sm{plan.compute_capability.replace('.', '')}.plan")
+        for plan in manifest.engines
+    ]
+    write_repository(tmp_path, manifest.engine, plans)
+    config = parse_config((tmp_path / "m2ost" / "configs" / "tensorrt.pbtxt").read_text())
+    assert dict(config.cc_model_filenames) == {
+        "8.0": "model-sm80.plan",
+        "8.9": "model-sm89.plan",
+        "12.0": "model-sm120.plan",
+    }
+    assert config.max_batch_size == plans[0].rows[2] == MAX_ROWS
+    others = [tmp_path / "m2ost" / "config.pbtxt", tmp_path / "m2ost" / "configs" / "onnxruntime.pbtxt"]
+    assert not any(parse_config(path.read_text()).cc_model_filenames for path in others)
+
+
+def test_the_manifest_with_engines_survives_its_file(shipped_fp16, tmp_path):
+    _, manifest = shipped_fp16
+    manifest.write(tmp_path)
+    assert Manifest.read(tmp_path) == manifest
+    raw = json.loads((tmp_path / "manifest.json").read_text())
+    assert raw["engines"][1]["compute_capability"] == "8.9"
+    assert asdict(manifest.engines[1]) == {**raw["engines"][1], "rows": tuple(raw["engines"][1]["rows"])}
