@@ -43,6 +43,9 @@ RELEASE_PARAMETER = "release"
 ENV_SLIDE_ROOTS = "M2OST_SLIDE_ROOTS"
 """Environment variable of the server: JSON object, root name → folder."""
 
+ENV_TILE_CACHE_MIB = "M2OST_TILE_CACHE_MIB"
+"""Environment variable of the server: most MiB of decoded tiles that the tiler keeps; 512 where it is not set."""
+
 
 class RowStatus(IntEnum):
     """Why a row has no value (tensor STATUS, INT32)."""

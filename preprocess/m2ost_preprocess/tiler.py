@@ -7,6 +7,7 @@ decodes.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -19,7 +20,8 @@ from .decoder import Decoder, Decoding
 from .decoder.protocol import GpuSlots, Strip
 from .readers.base import Pixels
 from .resample import cut_spots
-from .views import Centers, Scales, Statuses, TilingCounts
+from .tiles import TilingCounts
+from .views import Centers, Scales, Statuses
 
 CUT_PARAMETER, DECODE_PARAMETER = "cut", "decode"
 """Parameters of the config of ``slide_tiler``: where views are cut, and where tiles are decoded for them."""
@@ -132,6 +134,7 @@ class ArrayTiler:
                 path, centers, scales, cutter, decode=self._decode, gpu=self._arrays.gpu, counts=counts
             )
             failed = rows[statuses != RowStatus.OK]
+            counts.moved_bytes += (len(rows) - len(failed)) * self.geometry.n_views * math.prod(self.geometry.shape)
             for array in out if len(failed) else ():
                 array[self._arrays.xp.asarray(failed)] = 0
             self._arrays.synchronise()

@@ -12,52 +12,42 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from .contract import SCALE_MAX, SCALE_MIN, RowStatus, ViewGeometry
+from .cutting import RegionCutter
 from .errors import SlideError
 from .readers.base import Pixels, SlideReader
+from .tiles import TilingCounts
 
 REGION_PX = 2048
-"""Side of the squares that spots are grouped by, in level-0 pixels: one region is read for each square."""
+"""Side of the squares that spots are grouped by, in level-0 pixels: one region is put together for each square."""
+
+ORDERED_BYTES = 384 << 20
+"""Bytes of decoded tiles that the order of spots keeps in use."""
+
+SLACK_PX = 512
+"""What whole tiles add to a window, in level-0 pixels."""
+
+LEVEL_TOLERANCE = 0.01
+"""How much coarser than a view a pyramid level may be and still serve it."""
 
 Centers = np.ndarray[Any, np.dtype[np.int32]]
 Scales = np.ndarray[Any, np.dtype[np.float32]]
 Statuses = np.ndarray[Any, np.dtype[np.int32]]
 
 
-@dataclass
-class TilingCounts:
-    """What a tiler did, counted.
+def spatial_order(centers: Any, *, window_px: int = 896) -> np.ndarray[Any, np.dtype[np.intp]]:
+    """An order in which neighbouring spots follow each other, and tiles are needed again while they are still kept.
 
-    Attributes
-    ----------
-    spots : int
-        Spots whose views were cut.
-    regions : int
-        Regions read from slides.
-    decoded_px : int
-        Level-0 pixels inside those regions and inside the slide.
-    """
-
-    spots: int = 0
-    regions: int = 0
-    decoded_px: int = 0
-
-    def __iadd__(self, other: TilingCounts) -> TilingCounts:
-        self.spots += other.spots
-        self.regions += other.regions
-        self.decoded_px += other.decoded_px
-        return self
-
-
-def spatial_order(centers: Any) -> np.ndarray[Any, np.dtype[np.intp]]:
-    """An order in which neighbouring spots follow each other: by square of ``REGION_PX``, squares row by row.
+    By squares of ``REGION_PX``, column by column inside each; squares row by row inside a stripe from the slide's top
+    to its bottom, as wide as ``ORDERED_BYTES`` allows; stripes from left to right.
 
     Parameters
     ----------
     centers : array_like, shape (n, 2)
         x, y in level-0 pixels.
+    window_px : int
+        Side of the coarsest view's window in level-0 pixels.
 
     Returns
     -------
@@ -66,7 +56,9 @@ def spatial_order(centers: Any) -> np.ndarray[Any, np.dtype[np.intp]]:
     """
     positions = np.asarray(centers).reshape(-1, 2)
     square = np.floor_divide(positions, REGION_PX)
-    return np.lexsort((positions[:, 0], positions[:, 1], square[:, 0], square[:, 1]))
+    width_px = ORDERED_BYTES // (3 * (REGION_PX + window_px + SLACK_PX)) - window_px
+    stripe = square[:, 0] // max(width_px // REGION_PX, 1)
+    return np.lexsort((positions[:, 1], positions[:, 0], square[:, 0], square[:, 1], stripe))
 
 
 def row_statuses(size: tuple[int, int], centers: Centers, scales: Scales) -> Statuses:
@@ -92,28 +84,6 @@ def row_statuses(size: tuple[int, int], centers: Centers, scales: Scales) -> Sta
     with np.errstate(invalid="ignore"):
         statuses[~((scales >= SCALE_MIN) & (scales <= SCALE_MAX))] = RowStatus.BAD_SCALE
     return statuses
-
-
-def cut_window(region: Image.Image, left: int, top: int, side: int, size_px: int) -> Pixels:
-    """Cut a square window out of a decoded region and resize it with Pillow's antialiased bilinear filter.
-
-    Parameters
-    ----------
-    region : Image
-        RGB.
-    left, top, side : int
-        The window, in pixels of the region.
-    size_px : int
-        Side of the view.
-
-    Returns
-    -------
-    ndarray of uint8, shape (size_px, size_px, 3)
-    """
-    window = region.crop((left, top, left + side, top + side))
-    if side != size_px:
-        window = window.resize((size_px, size_px), Image.Resampling.BILINEAR)
-    return np.asarray(window)
 
 
 @dataclass(frozen=True)
@@ -181,7 +151,6 @@ def for_each_region(
                 statuses[rows] = RowStatus.DECODE_FAILED
             continue
         counts.regions += 1
-        counts.decoded_px += _area_inside(reader.size, region)
         counts.spots += len(rows)
     return statuses
 
@@ -193,6 +162,8 @@ def cut_views(
     geometry: ViewGeometry,
     out: Sequence[Pixels],
     counts: TilingCounts | None = None,
+    *,
+    pyramid: bool = False,
 ) -> Statuses:
     """Cut the views of spots of one slide, with Pillow.
 
@@ -201,7 +172,7 @@ def cut_views(
     Parameters
     ----------
     reader : SlideReader
-        The slide.
+        The slide. Tiles are decoded once where it is a ``CachedReader``.
     centers : ndarray of int32, shape (n, 2)
         x, y: floor of the spot's centre in level-0 pixels. A centre outside the slide is a row without views.
     scales : ndarray of float32, shape (n,)
@@ -211,25 +182,68 @@ def cut_views(
     out : sequence of ndarray of uint8, each shape (n, size_px, size_px, 3)
         Receives one array a view, RGB; rows whose status is not OK become black.
     counts : TilingCounts, optional
-        Added to.
+        Added to: spots, regions and bytes of views here; a ``CachedReader`` counts tiles.
+    pyramid : bool
+        Cut coarse views from the slide's own lower levels where one fits: less to decode, but other values than the
+        definition's.
 
     Returns
     -------
     ndarray of int32, shape (n,)
         A ``RowStatus`` a row; see :func:`for_each_region`.
     """
+    counts = TilingCounts() if counts is None else counts
 
     def cut(region: Region) -> None:
-        image = Image.fromarray(reader.read_padded(region.left, region.top, region.width, region.height))
-        for row in region.rows:
-            windows = geometry.windows((int(centers[row, 0]), int(centers[row, 1])), float(scales[row]))
-            for view, (x, y, side) in enumerate(windows):
-                out[view][row] = cut_window(image, x - region.left, y - region.top, side, geometry.size_px)
+        rows, scale = region.rows, float(scales[region.rows[0]])
+        by_level: dict[int, list[int]] = {}
+        for view in range(geometry.n_views):
+            level = fitting_level(reader, geometry.window_px(view, scale) / geometry.size_px) if pyramid else 0
+            by_level.setdefault(level, []).append(view)
+        for level, views in by_level.items():
+            windows = [_windows_at(reader, level, centers[rows], geometry.window_px(view, scale)) for view in views]
+            origin = np.min([corners.min(axis=0) for corners, _ in windows], axis=0)
+            end = np.max([corners.max(axis=0) + side for corners, side in windows], axis=0)
+            cutter = RegionCutter(reader.read_padded(*origin.tolist(), *(end - origin).tolist(), level=level))
+            for view, (corners, side) in zip(views, windows, strict=True):
+                cutter.cut(corners - origin, side, out[view], rows)
 
-    statuses = for_each_region(reader, centers, scales, geometry, cut, TilingCounts() if counts is None else counts)
+    statuses = for_each_region(reader, centers, scales, geometry, cut, counts)
     for array in out:
         array[statuses != RowStatus.OK] = 0
+    counts.moved_bytes += int(np.count_nonzero(statuses == RowStatus.OK)) * sum(array[:1].nbytes for array in out)
     return statuses
+
+
+def fitting_level(reader: SlideReader, ratio: float) -> int:
+    """The coarsest level of a slide that is not coarser than a view.
+
+    Parameters
+    ----------
+    reader : SlideReader
+        The slide.
+    ratio : float
+        Level-0 pixels per pixel of the view.
+
+    Returns
+    -------
+    int
+        Index into ``reader.levels``; 0 where no lower level fits.
+    """
+    fitting = [0]
+    for level, (width, height) in enumerate(reader.levels):
+        if max(reader.size[0] / width, reader.size[1] / height) <= ratio * (1 + LEVEL_TOLERANCE):
+            fitting.append(level)
+    return max(fitting, key=lambda level: -reader.levels[level][0])
+
+
+def _windows_at(reader: SlideReader, level: int, centers: Centers, side: int) -> tuple[Any, int]:
+    """First pixels and side of windows around spots, in pixels of a level."""
+    corners = centers.astype(np.int64) - side // 2
+    if level == 0:
+        return corners, side
+    shrink = np.asarray(reader.size) / np.asarray(reader.levels[level])
+    return np.rint(corners / shrink).astype(np.int64), max(1, round(side / float(shrink.mean())))
 
 
 def _region_around(rows: Any, centers: Centers, scales: Scales, geometry: ViewGeometry) -> Region:
@@ -248,9 +262,3 @@ def _groups(centers: Centers, scales: Scales, rows: Any) -> Iterator[Any]:
     _, group = np.unique(keys, axis=0, return_inverse=True)
     for index in range(int(group.max()) + 1):
         yield rows[group.reshape(-1) == index]
-
-
-def _area_inside(size: tuple[int, int], region: Region) -> int:
-    width = min(region.left + region.width, size[0]) - max(region.left, 0)
-    height = min(region.top + region.height, size[1]) - max(region.top, 0)
-    return max(width, 0) * max(height, 0)

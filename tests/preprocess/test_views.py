@@ -1,6 +1,7 @@
 """Views are bit-exact with Pillow's own crop and resize of the whole image, from every reader."""
 
-from itertools import pairwise
+from collections import OrderedDict
+from itertools import pairwise, product
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,8 @@ import pytest
 from m2ost_preprocess.contract import RowStatus, ViewGeometry
 from m2ost_preprocess.errors import UnreadableSlide
 from m2ost_preprocess.readers import SlideReader, open_slide
-from m2ost_preprocess.views import TilingCounts, cut_views, spatial_order
+from m2ost_preprocess.tiles import DEFAULT_CACHE_MIB, TilingCounts
+from m2ost_preprocess.views import cut_views, spatial_order
 from PIL import Image
 
 GEOMETRY = ViewGeometry()
@@ -130,7 +132,7 @@ def test_counts_say_what_was_read(svs):
     reader = open_slide(svs)
     counts = TilingCounts()
     cut(reader, [(1000, 1000), (1010, 1000), (2219, 2966)], counts=counts)
-    assert counts == TilingCounts(spots=3, regions=2, decoded_px=906 * 896 + 449 * 449)
+    assert counts == TilingCounts(spots=3, regions=2, moved_bytes=3 * 3 * 224 * 224 * 3)
 
 
 def test_damage_costs_the_spots_whose_windows_touch_it_and_no_other():
@@ -138,13 +140,13 @@ def test_damage_costs_the_spots_whose_windows_touch_it_and_no_other():
         name, path, size, resolution = "test", Path("half.svs"), (8192, 1024), None
         levels, resident_bytes = [(8192, 1024)], 0
 
-        def read(self, left, top, width, height):
+        def read_at(self, level, left, top, width, height):
             if left + width > 5000:
                 raise UnreadableSlide("half.svs", "damaged tile")
             return np.full((height, width, 3), 9, np.uint8)
 
-        def read_level(self, level, top, height):
-            raise NotImplementedError
+        def tile_size(self, level):
+            return None
 
         def close(self):
             pass
@@ -167,9 +169,56 @@ def test_no_rows_are_no_work(svs):
     assert all(len(view) == 0 for view in views)
 
 
+def columns(left, tops):
+    return [(left, top) for top in tops]
+
+
+@pytest.mark.parametrize("scale", [1.0, 2.0, 0.5, 0.729])
+def test_columns_that_share_their_resizes_equal_pillows_at_every_residue(svs, scale):
+    reader = open_slide(svs)
+    image = Image.fromarray(reader.read(0, 0, *reader.size))
+    # Every remainder by 4 across and down, alone and with neighbours in the same column; one far below the rest.
+    centers = [c for x in range(4) for c in columns(1000 + x, [*range(1000, 1008), 1016, 1024, 1250, 2900])]
+    centers += [c for x in range(4) for c in columns(40 + 9 * x, range(x, 64 + x, 16))]
+    views, statuses = cut(reader, centers, [scale] * len(centers))
+    assert not statuses.any()
+    for row, center in enumerate(centers):
+        for view, expected in zip(views, definition(image, center, GEOMETRY, scale), strict=True):
+            np.testing.assert_array_equal(view[row], expected)
+
+
+def test_a_dense_grid_equals_pillows_whatever_the_order(svs):
+    reader = open_slide(svs)
+    image = Image.fromarray(reader.read(0, 0, *reader.size))
+    dense = [(x, y) for x in range(500, 564, 16) for y in range(700, 956, 16)]
+    shuffled = np.random.default_rng(1).permutation(dense)
+    views, _ = cut(reader, shuffled)
+    for row in range(0, len(shuffled), 5):
+        for view, expected in zip(views, definition(image, shuffled[row].tolist(), GEOMETRY), strict=True):
+            np.testing.assert_array_equal(view[row], expected)
+
+
 def test_spatial_order_keeps_neighbours_together_and_every_spot_once():
     centers = np.random.default_rng(0).integers(0, 20000, (500, 2))
     order = spatial_order(centers)
     assert sorted(order.tolist()) == list(range(500))
     squares = [tuple(square) for square in centers[order] // 2048]
     assert len(set(squares)) == 1 + sum(a != b for a, b in pairwise(squares))
+
+
+@pytest.mark.parametrize("window_px", [896, 1792])
+def test_on_a_wide_slide_a_tile_is_still_kept_when_it_is_needed_again(window_px):
+    tile_px, capacity = 256, DEFAULT_CACHE_MIB * (1 << 20) // (3 * 256 * 256)
+    ys, xs = np.mgrid[448:20_000:400, 448:120_000:400]
+    centers = np.stack([xs.ravel(), ys.ravel()], axis=1)
+    kept, decoded, needed = OrderedDict(), 0, set()
+    for x, y in (centers[spatial_order(centers, window_px=window_px)] - window_px // 2).tolist():
+        columns = range(x // tile_px, (x + window_px - 1) // tile_px + 1)
+        for tile in product(columns, range(y // tile_px, (y + window_px - 1) // tile_px + 1)):
+            needed.add(tile)
+            decoded += tile not in kept
+            kept[tile] = None
+            kept.move_to_end(tile)
+            if len(kept) > capacity:
+                kept.popitem(last=False)
+    assert decoded / len(needed) <= 1.10

@@ -14,7 +14,7 @@ from m2ost_preprocess.decoder import Decoding
 from m2ost_preprocess.readers import open_slide
 from m2ost_preprocess.resample import resize
 from m2ost_preprocess.tiler import ArrayTiler, PillowTiler, Tiler
-from m2ost_preprocess.views import TilingCounts
+from m2ost_preprocess.tiles import TilingCounts
 from PIL import Image
 
 from .device import Device, Pace, interleave, ratios

@@ -11,7 +11,7 @@ from m2ost_preprocess import contract, serving
 from m2ost_preprocess.errors import PreprocessError, UnreadableSlide
 from m2ost_preprocess.slides import SlideRoots
 from m2ost_preprocess.tiler import make_tiler
-from m2ost_preprocess.views import TilingCounts
+from m2ost_preprocess.tiles import TilingCounts
 
 COUNTERS = {
     "spots": "spots whose views were cut",

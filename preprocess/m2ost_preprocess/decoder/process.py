@@ -19,7 +19,8 @@ import numpy as np
 from ..contract import MAX_ROWS, ViewGeometry
 from ..errors import PreprocessError, UnreadableSlide
 from ..readers.base import Pixels
-from ..views import Centers, Scales, Statuses, TilingCounts
+from ..tiles import TilingCounts
+from ..views import Centers, Scales, Statuses
 from .protocol import (
     Acknowledged,
     CutViews,

@@ -10,7 +10,8 @@ import numpy as np
 
 from ..contract import ViewGeometry
 from ..readers.base import Pixels
-from ..views import Centers, Region, Scales, TilingCounts
+from ..tiles import TilingCounts
+from ..views import Centers, Region, Scales
 
 SLOTS = 2
 """Strips of pixels that may be on their way from child to parent: one is read while the other is used."""
@@ -32,12 +33,15 @@ class CutViews:
         Level-0 pixels per view pixel of the finest view.
     geometry : ViewGeometry
         The windows.
+    pyramid : bool
+        Whether coarse views may come from the slide's own lower levels.
     """
 
     path: str
     centers: Centers
     scales: Scales
     geometry: ViewGeometry
+    pyramid: bool = False
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,8 @@ from multiprocessing.connection import Connection
 from typing import Protocol
 
 from ..readers import SlideReader
-from ..views import Region, TilingCounts, for_each_region
+from ..tiles import CachedReader, TilingCounts
+from ..views import Region, for_each_region
 from .gpu import GpuMemory, choose_decoding
 from .protocol import SLOTS, Decoding, ReadRegions, RegionsRead, Strip, strip_array
 
@@ -58,12 +59,12 @@ class RegionStreams:
         self._sent = 0
         self._unacknowledged = 0
 
-    def read(self, reader: SlideReader, job: ReadRegions) -> RegionsRead:
+    def read(self, reader: CachedReader, job: ReadRegions) -> RegionsRead:
         """Send the regions of a job; all that was sent is acknowledged when it returns or raises.
 
         Parameters
         ----------
-        reader : SlideReader
+        reader : CachedReader
             The slide.
         job : ReadRegions
             What is asked.
@@ -89,6 +90,7 @@ class RegionStreams:
             statuses = for_each_region(reader, job.centers, job.scales, job.geometry, use, counts)
         finally:
             self._wait_until(0)
+        counts += reader.take_counts()
         return RegionsRead(statuses, counts, decoding)
 
     def _decoding(self, reader: SlideReader, region: Region, job: ReadRegions) -> Decoding:
@@ -96,7 +98,7 @@ class RegionStreams:
         if key not in self._decodings:
             if len(self._decodings) >= MAX_REMEMBERED:
                 self._decodings.clear()
-            self._decodings[key] = choose_decoding(reader, region, job.decode, job.gpu)
+            self._decodings[key] = choose_decoding(reader.uncached, region, job.decode, job.gpu)
         return self._decodings[key]
 
     def _slots(self, decoding: Decoding, job: ReadRegions) -> _Slots:

@@ -19,10 +19,11 @@ from typing import Any
 import numpy as np
 
 from ..errors import PreprocessError, UnknownResolution, UnreadableSlide
-from ..readers import Resolution, SlideFormat, SlideReader, identify, native_errors, open_slide
+from ..readers import Resolution, SlideFormat, identify, native_errors, open_slide
 from ..readers.base import MPP_PLAUSIBLE
 from ..slides import fingerprint, slide_files
-from ..views import TilingCounts, cut_views
+from ..tiles import CachedReader, TileCache, TilingCounts
+from ..views import cut_views
 from .protocol import (
     CutViews,
     Describe,
@@ -43,10 +44,11 @@ MAX_RESIDENT_BYTES = 2 << 30
 class OpenSlides:
     """Slides kept open, least recently used first out; a file that changed on disk is opened anew."""
 
-    def __init__(self) -> None:
-        self._open: OrderedDict[tuple[object, ...], tuple[SlideFormat, SlideReader]] = OrderedDict()
+    def __init__(self, cache: TileCache) -> None:
+        self._cache = cache
+        self._open: OrderedDict[tuple[object, ...], tuple[SlideFormat, CachedReader]] = OrderedDict()
 
-    def get(self, path: str) -> tuple[SlideFormat, SlideReader]:
+    def get(self, path: str) -> tuple[SlideFormat, CachedReader]:
         """A slide, opened if it is not open as it now stands on disk.
 
         Parameters
@@ -58,8 +60,8 @@ class OpenSlides:
         -------
         SlideFormat
             What it is and why this reader.
-        SlideReader
-            Stays open until slides asked for later displace it.
+        CachedReader
+            Keeps its tiles in the cache that all slides share. Stays open until slides asked for later displace it.
 
         Raises
         ------
@@ -69,7 +71,7 @@ class OpenSlides:
         key = (path, *((s.st_ino, s.st_mtime_ns, s.st_size) for s in stats))
         if key not in self._open:
             kind = identify(Path(path))
-            self._open[key] = kind, open_slide(Path(path), kind.reader)
+            self._open[key] = kind, CachedReader(open_slide(Path(path), kind.reader), self._cache, key)
             while len(self._open) > 1 and (
                 len(self._open) > MAX_OPEN_SLIDES
                 or sum(reader.resident_bytes for _, reader in self._open.values()) > MAX_RESIDENT_BYTES
@@ -113,7 +115,7 @@ def describe(slides: OpenSlides, job: Describe) -> SlideInfo:
         if not low <= job.mpp <= high:
             raise UnknownResolution(path.name, f"{job.mpp:g} µm/px was given; it must lie in {low:g} to {high:g}")
         resolution = Resolution(job.mpp, "given")
-    overview = reader.thumbnail(MASK_PX)
+    overview = reader.uncached.thumbnail(MASK_PX)
     mask = tissue_mask(overview)
     spots = Spots(np.zeros((0, 2)), (), 0.0, "none asked for")
     if job.pitch_um is not None:
@@ -163,7 +165,9 @@ def cut(slides: OpenSlides, job: CutViews, buffer: mmap.mmap) -> ViewsCut:
     counts = TilingCounts()
     out = view_arrays(buffer, job.geometry, len(job.centers))
     _, reader = slides.get(job.path)
-    return ViewsCut(cut_views(reader, job.centers, job.scales, job.geometry, out, counts), counts)
+    statuses = cut_views(reader, job.centers, job.scales, job.geometry, out, counts, pyramid=job.pyramid)
+    counts += reader.take_counts()
+    return ViewsCut(statuses, counts)
 
 
 def read_rectangle(slides: OpenSlides, job: ReadRectangle, buffer: mmap.mmap) -> None:
@@ -183,7 +187,7 @@ def read_rectangle(slides: OpenSlides, job: ReadRectangle, buffer: mmap.mmap) ->
     SlideNotFound, UnreadableSlide
     """
     _, reader = slides.get(job.path)
-    pixels = reader.read(job.left, job.top, job.width, job.height)
+    pixels = reader.uncached.read(job.left, job.top, job.width, job.height)
     rectangle_array(buffer, job.width, job.height)[...] = pixels
 
 
@@ -235,7 +239,7 @@ def main() -> None:
     socket_fd, buffer_fd = (int(a) for a in sys.argv[1:3])
     pipe = Connection(socket_fd)
     buffer = mmap.mmap(buffer_fd, 0)
-    slides = OpenSlides()
+    slides = OpenSlides(TileCache.from_environment())
     streams = RegionStreams(pipe, buffer)
     native_errors.install()
     threading.Thread(target=_leave_with, args=(socket_fd,), daemon=True).start()

@@ -90,13 +90,16 @@ class SlideReader(ABC):
     note: str = ""
 
     @abstractmethod
-    def read(self, left: int, top: int, width: int, height: int) -> Pixels:
-        """Level-0 pixels of a rectangle that lies inside the slide.
+    def read_at(self, level: int, left: int, top: int, width: int, height: int) -> Pixels:
+        """Pixels of a rectangle that lies inside a level.
 
         Parameters
         ----------
+        level : int
+            Index into :attr:`levels`.
         left, top, width, height : int
-            The rectangle in level-0 pixels.
+            The rectangle in pixels of that level. Where a level does not start on a whole pixel of level 0, libraries
+            differ by up to one pixel of the level.
 
         Returns
         -------
@@ -107,6 +110,30 @@ class SlideReader(ABC):
         ------
         UnreadableSlide
             If they cannot be decoded.
+        """
+
+    def read(self, left: int, top: int, width: int, height: int) -> Pixels:
+        """Level-0 pixels of a rectangle that lies inside the slide; see :meth:`read_at`."""
+        return self.read_at(0, left, top, width, height)
+
+    @property
+    def uncached(self) -> SlideReader:
+        """The reader that decodes at every call: itself, unless it keeps what it decoded."""
+        return self
+
+    @abstractmethod
+    def tile_size(self, level: int) -> tuple[int, int] | None:
+        """Size of the compressed tiles of a level.
+
+        Parameters
+        ----------
+        level : int
+            Index into :attr:`levels`.
+
+        Returns
+        -------
+        (int, int) or None
+            Width and height in pixels of the level; None where the whole image is decoded once, on opening.
         """
 
     def read_on_gpu(self, left: int, top: int, width: int, height: int) -> Any:
@@ -140,28 +167,6 @@ class SlideReader(ABC):
             Width and height of every level in its pixels, level 0 first.
         """
 
-    @abstractmethod
-    def read_level(self, level: int, top: int, height: int) -> Image.Image:
-        """Rows of a level over its full width.
-
-        Parameters
-        ----------
-        level : int
-            Index into :attr:`levels`.
-        top, height : int
-            The rows, in pixels of that level.
-
-        Returns
-        -------
-        Image
-            RGB.
-
-        Raises
-        ------
-        UnreadableSlide
-            If they cannot be decoded.
-        """
-
     @property
     @abstractmethod
     def resident_bytes(self) -> int:
@@ -177,13 +182,15 @@ class SlideReader(ABC):
     def close(self) -> None:
         """Release the file."""
 
-    def read_padded(self, left: int, top: int, width: int, height: int) -> Pixels:
-        """Level-0 pixels of any rectangle.
+    def read_padded(self, left: int, top: int, width: int, height: int, *, level: int = 0) -> Pixels:
+        """Pixels of any rectangle.
 
         Parameters
         ----------
         left, top, width, height : int
-            The rectangle in level-0 pixels.
+            The rectangle in pixels of the level.
+        level : int
+            Index into :attr:`levels`.
 
         Returns
         -------
@@ -195,13 +202,14 @@ class SlideReader(ABC):
         UnreadableSlide
             If they cannot be decoded.
         """
+        size = self.levels[level]
         x0, y0 = max(left, 0), max(top, 0)
-        x1, y1 = min(left + width, self.size[0]), min(top + height, self.size[1])
+        x1, y1 = min(left + width, size[0]), min(top + height, size[1])
         if (x0, y0, x1, y1) == (left, top, left + width, top + height):
-            return self.read(left, top, width, height)
+            return self.read_at(level, left, top, width, height)
         out = np.zeros((height, width, 3), np.uint8)
         if x1 > x0 and y1 > y0:
-            out[y0 - top : y1 - top, x0 - left : x1 - left] = self.read(x0, y0, x1 - x0, y1 - y0)
+            out[y0 - top : y1 - top, x0 - left : x1 - left] = self.read_at(level, x0, y0, x1 - x0, y1 - y0)
         return out
 
     def thumbnail(self, max_px: int) -> Pixels:
@@ -228,7 +236,7 @@ class SlideReader(ABC):
         # In strips: a slide without a pyramid does not fit into memory whole.
         rows = max(factor, STRIP_PIXELS // width // factor * factor)
         strips = [
-            np.asarray(self.read_level(level, top, min(rows, height - top)).reduce(factor))
+            np.asarray(Image.fromarray(self.read_at(level, 0, top, width, min(rows, height - top))).reduce(factor))
             for top in range(0, height, rows)
         ]
         image = Image.fromarray(np.concatenate(strips))

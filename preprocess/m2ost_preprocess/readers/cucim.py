@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from cucim.clara import CuImage
-from PIL import Image
 
 from ..errors import UnreadableSlide
 from . import native_errors
@@ -39,8 +39,9 @@ class CuCimReader(SlideReader):
             raise UnreadableSlide(path.name, f"cuCIM cannot open it: {error}") from error
         if self._image.channel_names[:3] != ["R", "G", "B"] or self._image.dtype.bits != 8:
             raise UnreadableSlide(path.name, "pixels are not 8-bit RGB")
-        levels = self._image.resolutions["level_dimensions"]
-        self._levels: list[tuple[int, int]] = [(int(w), int(h)) for w, h in levels]
+        resolutions = self._image.resolutions
+        self._levels: list[tuple[int, int]] = [(int(w), int(h)) for w, h in resolutions["level_dimensions"]]
+        self._tile_sizes: list[tuple[int, int]] = [(int(w), int(h)) for w, h in resolutions["level_tile_sizes"]]
         self.size = self._levels[0]
         self.resolution = self._resolution()
 
@@ -69,9 +70,17 @@ class CuCimReader(SlideReader):
             raise UnreadableSlide(self.path.name, f"cuCIM cannot decode x {left}, y {top}: {failure}")
         return pixels
 
-    def read(self, left: int, top: int, width: int, height: int) -> Pixels:
-        pixels: Pixels = self._region(left, top, width, height, 0)
+    def read_at(self, level: int, left: int, top: int, width: int, height: int) -> Pixels:
+        # Places are given on level 0 and truncated to the level's pixels: from the middle of a pixel it is that pixel.
+        x, y = (
+            at if level == 0 else math.floor((at + 0.5) * full / own)
+            for at, full, own in zip((left, top), self.size, self._levels[level], strict=True)
+        )
+        pixels: Pixels = self._region(x, y, width, height, level)
         return pixels
+
+    def tile_size(self, level: int) -> tuple[int, int]:
+        return self._tile_sizes[level]
 
     def read_on_gpu(self, left: int, top: int, width: int, height: int) -> Any:
         return self._region(left, top, width, height, 0, "cuda")
@@ -79,10 +88,6 @@ class CuCimReader(SlideReader):
     @property
     def levels(self) -> list[tuple[int, int]]:
         return self._levels
-
-    def read_level(self, level: int, top: int, height: int) -> Image.Image:
-        top_0 = round(top * self.size[1] / self._levels[level][1])
-        return Image.fromarray(self._region(0, top_0, self._levels[level][0], height, level))
 
     @property
     def resident_bytes(self) -> int:

@@ -43,15 +43,15 @@ class ImageReader(SlideReader):
             raise UnreadableSlide(path.name, f"the image cannot be decoded: {error}") from error
         self.size = (self._pixels.shape[1], self._pixels.shape[0])
 
-    def read(self, left: int, top: int, width: int, height: int) -> Pixels:
+    def read_at(self, level: int, left: int, top: int, width: int, height: int) -> Pixels:
         return self._pixels[top : top + height, left : left + width]
 
     @property
     def levels(self) -> list[tuple[int, int]]:
         return [self.size]
 
-    def read_level(self, level: int, top: int, height: int) -> Image.Image:
-        return Image.fromarray(self._pixels[top : top + height])
+    def tile_size(self, level: int) -> None:
+        return None
 
     @property
     def resident_bytes(self) -> int:

@@ -12,6 +12,11 @@ from ..errors import UnreadableSlide
 from .base import Pixels, Resolution, SlideReader
 from .dicom import frames_contradict_header, ycbcr_to_rgb
 
+DEFAULT_TILE_PX = 512
+"""Side of what is read at once where OpenSlide does not say how large the file's tiles are, in pixels."""
+
+_SIDES = ("width", "height")
+
 
 class OpenSlideReader(SlideReader):
     """A slide opened by OpenSlide. Regions that were never scanned show the slide's background colour.
@@ -66,16 +71,20 @@ class OpenSlideReader(SlideReader):
         backdrop = Image.new("RGBA", region.size, self._background)
         return Image.alpha_composite(backdrop, region).convert("RGB")
 
-    def read(self, left: int, top: int, width: int, height: int) -> Pixels:
-        return np.asarray(self._region(left, top, width, height, 0))
+    def read_at(self, level: int, left: int, top: int, width: int, height: int) -> Pixels:
+        x, y = (
+            round(at * full / own) for at, full, own in zip((left, top), self.size, self.levels[level], strict=True)
+        )
+        return np.asarray(self._region(x, y, width, height, level))
+
+    def tile_size(self, level: int) -> tuple[int, int]:
+        # Of formats that do not say, OpenSlide's own cache holds what lies across these.
+        width, height = (self._slide.properties.get(f"openslide.level[{level}].tile-{side}") for side in _SIDES)
+        return (int(width), int(height)) if width and height else (DEFAULT_TILE_PX, DEFAULT_TILE_PX)
 
     @property
     def levels(self) -> list[tuple[int, int]]:
         return list(self._slide.level_dimensions)
-
-    def read_level(self, level: int, top: int, height: int) -> Image.Image:
-        top_0 = round(top * self.size[1] / self.levels[level][1])
-        return self._region(0, top_0, self.levels[level][0], height, level)
 
     @property
     def resident_bytes(self) -> int:

@@ -1,0 +1,241 @@
+"""Compressed tiles of slides, decoded once: neighbouring spots share most of their pixels.
+
+A cache that is bounded in bytes holds the tiles that were used last, of all slides and levels that are open; a reader
+wrapped by :class:`CachedReader` decodes whole tiles, only those that the cache lacks, and puts together from them what
+is asked for.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import OrderedDict
+from collections.abc import Hashable
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+
+from .contract import ENV_TILE_CACHE_MIB
+from .readers.base import Pixels, SlideReader
+
+DEFAULT_CACHE_MIB = 512
+"""A third more than the order of ``m2ost_preprocess.views.spatial_order`` keeps in use."""
+
+
+@dataclass
+class TilingCounts:
+    """What a tiler did, counted.
+
+    Attributes
+    ----------
+    spots : int
+        Spots whose views were cut.
+    regions : int
+        Regions put together out of tiles.
+    decoded_tiles, decoded_px : int
+        Compressed tiles that were decoded, and their pixels inside the slide. A plain image is one tile.
+    cached_tiles : int
+        Tiles that were needed for a region and not decoded for it.
+    moved_bytes : int
+        Bytes of pixels that were copied: into regions, and into views.
+    """
+
+    spots: int = 0
+    regions: int = 0
+    decoded_tiles: int = 0
+    decoded_px: int = 0
+    cached_tiles: int = 0
+    moved_bytes: int = 0
+
+    def __iadd__(self, other: TilingCounts) -> TilingCounts:
+        for field in fields(self):
+            setattr(self, field.name, getattr(self, field.name) + getattr(other, field.name))
+        return self
+
+
+class TileCache:
+    """Decoded tiles, least recently used first out.
+
+    Parameters
+    ----------
+    capacity_bytes : int
+        Most bytes of pixels that are kept. A tile larger than that is never kept.
+    """
+
+    def __init__(self, capacity_bytes: int = DEFAULT_CACHE_MIB << 20) -> None:
+        self.capacity_bytes = capacity_bytes
+        self._tiles: OrderedDict[Hashable, Pixels] = OrderedDict()
+        self._nbytes = 0
+
+    @classmethod
+    def from_environment(cls) -> TileCache:
+        """A cache of the size that the environment variable ``M2OST_TILE_CACHE_MIB`` gives.
+
+        Raises
+        ------
+        ValueError
+            If that is not a whole number from 0 on.
+        """
+        given = os.environ.get(ENV_TILE_CACHE_MIB, str(DEFAULT_CACHE_MIB))
+        if not given.isdecimal():
+            raise ValueError(f"{ENV_TILE_CACHE_MIB} must be a whole number of MiB, not {given!r}")
+        return cls(int(given) << 20)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the pixels that are kept."""
+        return self._nbytes
+
+    def get(self, key: Hashable) -> Pixels | None:
+        """A tile.
+
+        Parameters
+        ----------
+        key : hashable
+            What it was put under.
+
+        Returns
+        -------
+        ndarray of uint8, shape (height, width, 3), or None
+            None where it is not, or no longer, kept.
+        """
+        tile = self._tiles.get(key)
+        if tile is not None:
+            self._tiles.move_to_end(key)
+        return tile
+
+    def put(self, key: Hashable, tile: Pixels) -> None:
+        """Keep a tile, and let go of others as the capacity demands.
+
+        Parameters
+        ----------
+        key : hashable
+            Under which it is not kept yet.
+        tile : ndarray of uint8, shape (height, width, 3)
+            An array that owns its memory.
+        """
+        self._tiles[key] = tile
+        self._nbytes += tile.nbytes
+        while self._nbytes > self.capacity_bytes:
+            self._nbytes -= self._tiles.popitem(last=False)[1].nbytes
+
+
+class CachedReader(SlideReader):
+    """A slide whose tiles are kept.
+
+    Parameters
+    ----------
+    reader : SlideReader
+        The slide.
+    cache : TileCache
+        May serve other slides too.
+    key : hashable
+        Identity of the slide's content; another for another file, or the same file after a change.
+    """
+
+    def __init__(self, reader: SlideReader, cache: TileCache, key: Hashable) -> None:
+        self._reader, self._cache, self._key = reader, cache, key
+        self.name, self.path, self.size = reader.name, reader.path, reader.size
+        self.resolution, self.note, self.decodes_on_gpu = reader.resolution, reader.note, reader.decodes_on_gpu
+        self._counts = TilingCounts()
+        self._is_new = True
+
+    def take_counts(self) -> TilingCounts:
+        """What was counted since the last call.
+
+        Returns
+        -------
+        TilingCounts
+            Tiles decoded and found, and bytes moved.
+        """
+        taken, self._counts = self._counts, TilingCounts()
+        return taken
+
+    def read_at(self, level: int, left: int, top: int, width: int, height: int) -> Pixels:
+        """See :meth:`SlideReader.read_at`. Not to be written to."""
+        tile = self._reader.tile_size(level)
+        if tile is None:
+            self._count(1, self.size[0] * self.size[1]) if self._is_new else self._found(1)
+            self._is_new = False
+            return self._reader.read_at(level, left, top, width, height)
+        out = np.empty((height, width, 3), np.uint8)
+        across = range(left // tile[0], (left + width - 1) // tile[0] + 1)
+        for row in range(top // tile[1], (top + height - 1) // tile[1] + 1):
+            for column, pixels in self._row(level, tile, row, across):
+                _copy_overlap(pixels, (column * tile[0], row * tile[1]), out, (left, top))
+        self._counts.moved_bytes += out.nbytes
+        return out
+
+    def _row(self, level: int, tile: tuple[int, int], row: int, across: range) -> list[tuple[int, Pixels]]:
+        """The tiles of one row, with their columns; neighbours that are missing are decoded by one call."""
+        tiles = {column: self._cache.get((self._key, level, column, row)) for column in across}
+        missing = [column for column, pixels in tiles.items() if pixels is None]
+        self._found(len(tiles) - len(missing))
+        for first, count in _runs(missing):
+            x, y = first * tile[0], row * tile[1]
+            width = min(count * tile[0], self.levels[level][0] - x)
+            height = min(tile[1], self.levels[level][1] - y)
+            block = self._reader.read_at(level, x, y, width, height)
+            self._count(count, width * height)
+            for column in range(first, first + count):
+                start = (column - first) * tile[0]
+                pixels = block[:, start : start + tile[0]].copy()
+                self._cache.put((self._key, level, column, row), pixels)
+                tiles[column] = pixels
+        return [(column, pixels) for column, pixels in tiles.items() if pixels is not None]
+
+    def _count(self, tiles: int, px: int) -> None:
+        self._counts.decoded_tiles += tiles
+        self._counts.decoded_px += px
+
+    def _found(self, tiles: int) -> None:
+        self._counts.cached_tiles += tiles
+
+    @property
+    def uncached(self) -> SlideReader:
+        """See :class:`SlideReader`."""
+        return self._reader
+
+    def tile_size(self, level: int) -> tuple[int, int] | None:
+        """See :meth:`SlideReader.tile_size`."""
+        return self._reader.tile_size(level)
+
+    def read_on_gpu(self, left: int, top: int, width: int, height: int) -> Any:
+        """See :meth:`SlideReader.read_on_gpu`; nothing of it is kept, and what is asked for counts as decoded."""
+        self._count(0, width * height)
+        return self._reader.read_on_gpu(left, top, width, height)
+
+    @property
+    def levels(self) -> list[tuple[int, int]]:
+        """See :attr:`SlideReader.levels`."""
+        return self._reader.levels
+
+    @property
+    def resident_bytes(self) -> int:
+        """See :attr:`SlideReader.resident_bytes`; the cache is not part of it."""
+        return self._reader.resident_bytes
+
+    def close(self) -> None:
+        """Release the file."""
+        self._reader.close()
+
+
+def _runs(columns: list[int]) -> list[tuple[int, int]]:
+    """(first, count) of every run of neighbours among ascending numbers."""
+    runs: list[tuple[int, int]] = []
+    for column in columns:
+        if runs and column == sum(runs[-1]):
+            runs[-1] = (runs[-1][0], runs[-1][1] + 1)
+        else:
+            runs.append((column, 1))
+    return runs
+
+
+def _copy_overlap(source: Pixels, at: tuple[int, int], target: Pixels, origin: tuple[int, int]) -> None:
+    """Copy what lies in both: ``source`` has its first pixel at ``at``, ``target`` at ``origin``, both x, y."""
+    x0, y0 = max(at[0], origin[0]), max(at[1], origin[1])
+    x1 = min(at[0] + source.shape[1], origin[0] + target.shape[1])
+    y1 = min(at[1] + source.shape[0], origin[1] + target.shape[0])
+    target[y0 - origin[1] : y1 - origin[1], x0 - origin[0] : x1 - origin[0]] = source[
+        y0 - at[1] : y1 - at[1], x0 - at[0] : x1 - at[0]
+    ]
