@@ -40,6 +40,9 @@ SCALE_MIN, SCALE_MAX = 1 / 16, 8.0
 RELEASE_PARAMETER = "release"
 """Request parameter: sha256 of the release that the client means; the tiler refuses any other."""
 
+PYRAMID_PARAMETER = "pyramid"
+"""Request parameter: true lets the tiler cut coarse views from the slide's own lower levels where one fits."""
+
 ENV_SLIDE_ROOTS = "M2OST_SLIDE_ROOTS"
 """Environment variable of the server: JSON object, root name → folder."""
 

@@ -7,7 +7,8 @@
     │   ├── SlideNotFound       no such file, or not under an allowed root
     │   ├── UnreadableSlide     not a slide, truncated, corrupt, or its reader died
     │   └── UnknownResolution   a physical unit was asked for and there is no plausible µm/px
-    └── SpotError               a spot file or spot coordinates cannot be used
+    ├── SpotError               a spot file or spot coordinates cannot be used
+    └── UnsupportedRequest      this kind of server cannot do what is asked
 """
 
 from __future__ import annotations
@@ -51,3 +52,7 @@ class UnknownResolution(SlideError):
 
 class SpotError(PreprocessError):
     """A spot file or a set of spot coordinates cannot be used."""
+
+
+class UnsupportedRequest(PreprocessError):
+    """What is asked for is not done by this profile of the server; the message says by which."""

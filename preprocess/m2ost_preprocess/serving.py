@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from .contract import RELEASE_PARAMETER, EngineInfo
+from .contract import PYRAMID_PARAMETER, RELEASE_PARAMETER, EngineInfo
 from .errors import PreprocessError, SlideNotFound
 
 
@@ -98,6 +98,11 @@ def wrong_release(pb_utils: Any, request: Any, release_sha256: str) -> Any | Non
         return None
     message = f"this server serves release {release_sha256}, the request is for {expected}"
     return pb_utils.TritonError(message, pb_utils.TritonError.INVALID_ARG)
+
+
+def wants_pyramid(request: Any) -> bool:
+    """Whether a request allows views from lower levels (parameter ``pyramid``)."""
+    return bool(json.loads(request.parameters() or "{}").get(PYRAMID_PARAMETER, False))
 
 
 def text(value: Any) -> str:

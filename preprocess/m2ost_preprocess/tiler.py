@@ -18,6 +18,7 @@ from .arrays import Arrays, CuPyArrays, NumPyArrays
 from .contract import RowStatus, ViewGeometry
 from .decoder import Decoder, Decoding
 from .decoder.protocol import GpuSlots, Strip
+from .errors import UnsupportedRequest
 from .readers.base import Pixels
 from .resample import cut_spots
 from .tiles import TilingCounts
@@ -44,7 +45,15 @@ class Tiler(Protocol):
         """Black views of that many spots: an array of uint8 a view, each shape (rows, size_px, size_px, 3)."""
 
     def cut_views(
-        self, path: Path, centers: Centers, scales: Scales, out: list[Any], rows: Any, counts: TilingCounts
+        self,
+        path: Path,
+        centers: Centers,
+        scales: Scales,
+        out: list[Any],
+        rows: Any,
+        counts: TilingCounts,
+        *,
+        pyramid: bool = False,
     ) -> Statuses:
         """Cut views into ``out``; see :meth:`m2ost_preprocess.decoder.Decoder.cut_views`."""
 
@@ -71,10 +80,18 @@ class PillowTiler:
         return [np.zeros((rows, *self.geometry.shape), np.uint8) for _ in self.geometry.names]
 
     def cut_views(
-        self, path: Path, centers: Centers, scales: Scales, out: list[Any], rows: Any, counts: TilingCounts
+        self,
+        path: Path,
+        centers: Centers,
+        scales: Scales,
+        out: list[Any],
+        rows: Any,
+        counts: TilingCounts,
+        *,
+        pyramid: bool = False,
     ) -> Statuses:
         """See :class:`Tiler`."""
-        return self._decoder.cut_views(path, centers, scales, out, rows=rows, counts=counts)
+        return self._decoder.cut_views(path, centers, scales, out, rows=rows, counts=counts, pyramid=pyramid)
 
     def close(self) -> None:
         """See :class:`Tiler`."""
@@ -124,9 +141,25 @@ class ArrayTiler:
             return [self._arrays.xp.zeros((rows, *self.geometry.shape), np.uint8) for _ in self.geometry.names]
 
     def cut_views(
-        self, path: Path, centers: Centers, scales: Scales, out: list[Any], rows: Any, counts: TilingCounts
+        self,
+        path: Path,
+        centers: Centers,
+        scales: Scales,
+        out: list[Any],
+        rows: Any,
+        counts: TilingCounts,
+        *,
+        pyramid: bool = False,
     ) -> Statuses:
-        """See :class:`Tiler`. All work on the views is done when it returns."""
+        """See :class:`Tiler`. All work on the views is done when it returns.
+
+        Raises
+        ------
+        UnsupportedRequest
+            If lower levels are asked for: regions of level 0 alone are decoded for this tiler.
+        """
+        if pyramid:
+            raise UnsupportedRequest("views from a slide's lower levels are cut by the profile cpu alone")
         rows = np.arange(len(out[0]))[rows]
         with self._arrays.current():
             cutter = _Cutter(self._arrays, self._slots, self.geometry, centers, scales, out, rows)

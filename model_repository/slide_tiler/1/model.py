@@ -15,8 +15,11 @@ from m2ost_preprocess.tiles import TilingCounts
 
 COUNTERS = {
     "spots": "spots whose views were cut",
-    "regions": "regions read from slides",
-    "decoded_px": "level-0 pixels read",
+    "regions": "regions put together out of tiles",
+    "decoded_tiles": "compressed tiles decoded",
+    "decoded_px": "pixels of the tiles decoded",
+    "cached_tiles": "tiles that were needed and found decoded",
+    "moved_bytes": "bytes of pixels copied into regions and views",
 }
 
 QUEUES = (contract.MODEL_TILER, contract.MODEL_ENGINE)
@@ -60,43 +63,52 @@ class TritonPythonModel:
         """(response, facts for the log) of each request."""
         if not requests:
             return []
-        slides = [[serving.text(v) for v in _array(r, contract.SLIDE).reshape(-1)] for r in requests]
+        # What rows have in common: the slide, and whether its lower levels may serve.
+        sources = [
+            [(serving.text(v), serving.wants_pyramid(r)) for v in _array(r, contract.SLIDE).reshape(-1)]
+            for r in requests
+        ]
         centers = np.concatenate([_array(r, contract.CENTER) for r in requests])
         scales = np.concatenate([_array(r, contract.SCALE).reshape(-1) for r in requests])
-        names = np.array([name for request in slides for name in request], dtype=object)
-        views = self._tiler.buffers(len(names))
-        statuses = np.empty((len(names), 1), np.int32)
+        numbers = {source: i for i, source in enumerate(dict.fromkeys(s for request in sources for s in request))}
+        number = np.array([numbers[source] for request in sources for source in request])
+        views = self._tiler.buffers(len(number))
+        statuses = np.empty((len(number), 1), np.int32)
         counts, errors = TilingCounts(), {}
-        for slide in dict.fromkeys(names):
-            rows = np.flatnonzero(names == slide)
+        for source, i in numbers.items():
+            slide, pyramid = source
+            rows = np.flatnonzero(number == i)
             try:
                 path = self._roots.resolve(slide)
-                statuses[rows, 0] = self._tiler.cut_views(path, centers[rows], scales[rows], views, rows, counts)
+                statuses[rows, 0] = self._tiler.cut_views(
+                    path, centers[rows], scales[rows], views, rows, counts, pyramid=pyramid
+                )
             except PreprocessError as error:
-                errors[slide] = error
+                errors[source] = error
             except Exception as error:  # one slide's surprise must not fail the requests of others
-                errors[slide] = UnreadableSlide(slide, f"unexpected {type(error).__name__}: {error}")
-            if slide in errors:
+                errors[source] = UnreadableSlide(slide, f"unexpected {type(error).__name__}: {error}")
+            if source in errors:
                 statuses[rows, 0] = contract.RowStatus.SLIDE_UNAVAILABLE
         for name, counter in self._counters.items():
             counter.increment(getattr(counts, name))
         answers, first = [], 0
-        for request_slides in slides:
-            rows = slice(first, first + len(request_slides))
+        for request_sources in sources:
+            rows = slice(first, first + len(request_sources))
             first = rows.stop
-            response = self._respond(request_slides, errors, views, statuses, rows)
+            response = self._respond(request_sources, errors, views, statuses, rows)
+            known = sorted(set(request_sources))
             facts = {
-                "slides": sorted(set(request_slides)),
-                "rows": len(request_slides),
+                "slides": sorted({slide for slide, _ in known}),
+                "rows": len(request_sources),
                 "rows_without_value": int(np.count_nonzero(statuses[rows])),
-                "errors": [str(errors[s]) for s in sorted(set(request_slides)) if s in errors],
+                "errors": [str(errors[source]) for source in known if source in errors],
             }
             answers.append((response, facts))
         return answers
 
-    def _respond(self, slides, errors, views, statuses, rows):
-        if all(slide in errors for slide in slides):
-            return pb_utils.InferenceResponse(error=serving.triton_error(pb_utils, errors[slides[0]]))
+    def _respond(self, sources, errors, views, statuses, rows):
+        if all(source in errors for source in sources):
+            return pb_utils.InferenceResponse(error=serving.triton_error(pb_utils, errors[sources[0]]))
         tensors = [_tensor(n, v[rows]) for n, v in zip(self._geometry.names, views, strict=True)]
         return pb_utils.InferenceResponse([*tensors, pb_utils.Tensor(contract.STATUS, statuses[rows])])
 

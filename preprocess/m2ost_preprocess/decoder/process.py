@@ -180,6 +180,8 @@ class Decoder:
         out: Sequence[Pixels],
         rows: Any = slice(None),
         counts: TilingCounts | None = None,
+        *,
+        pyramid: bool = False,
     ) -> Statuses:
         """Cut the views of up to 256 spots; see :func:`m2ost_preprocess.views.cut_views`.
 
@@ -197,6 +199,8 @@ class Decoder:
             Which rows of ``out`` receive the views, in the order of ``centers``.
         counts : TilingCounts, optional
             Added to.
+        pyramid : bool
+            Whether coarse views may come from the slide's own lower levels.
 
         Returns
         -------
@@ -215,7 +219,7 @@ class Decoder:
         if len(centers) > MAX_ROWS:
             raise ValueError(f"{len(centers)} spots in one job; at most {MAX_ROWS}")
         with self._lock:
-            job = CutViews(str(path), centers, scales, self.geometry)
+            job = CutViews(str(path), centers, scales, self.geometry, pyramid)
             answer: ViewsCut = self._ask(job, path, self._timeout_s)
             for target, source in zip(out, view_arrays(self._buffer, self.geometry, len(centers)), strict=True):
                 target[rows] = source
