@@ -15,11 +15,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from m2ost_preprocess.contract import RowStatus
+from m2ost_preprocess.dense import parse_pitch
+from m2ost_preprocess.rectangle import Rectangle
 from m2ost_preprocess.slides import SlideRoots
 
 from .common import UserError, cache_folder, needs
 
 if TYPE_CHECKING:
+    from m2ost_client.dense import DenseReport
     from m2ost_client.predict import PredictReport
 
 EXIT_SPOTS_WITHOUT_VALUE = 3
@@ -106,6 +109,16 @@ def predict(
         Path | None, typer.Option(help="Spot table, Visium tissue_positions or .h5ad; by default a grid.")
     ] = None,
     pitch_um: Annotated[float, typer.Option(help="Pitch of the grid in µm.")] = 100.0,
+    dense: Annotated[
+        str | None, typer.Option(help="A map at every cell of a grid of so many level-0 pixels, to Zarr: 16px.")
+    ] = None,
+    region: Annotated[
+        str | None, typer.Option(help="Score only spots in X,Y,W,H, in level-0 pixels; for any grid or spot file.")
+    ] = None,
+    everywhere: Annotated[bool, typer.Option("--everywhere", help="With --dense: off the tissue too.")] = False,
+    gene: Annotated[
+        list[str] | None, typer.Option("--gene", help="With --dense: keep this gene; repeatable. By default all.")
+    ] = None,
     mpp: Annotated[float | None, typer.Option(help="µm/px of the slide, in place of what the file says.")] = None,
     view_mpp: Annotated[
         str | None,
@@ -115,18 +128,32 @@ def predict(
     send_pixels: Annotated[
         bool, typer.Option("--send-pixels", help="With --server: read the slide here and send its views.")
     ] = False,
-    batch_rows: Annotated[int, typer.Option(help="Spots a request.")] = 32,
+    batch_rows: Annotated[
+        int | None, typer.Option(help="Spots a request; by default 32, of a dense map by the embedded server 256.")
+    ] = None,
     window: Annotated[int, typer.Option(help="Most requests in flight.")] = 4,
     retry_for_s: Annotated[float, typer.Option(help="How long to wait for a server that is away, in seconds.")] = 60.0,
     server_log: Annotated[Path | None, typer.Option(help="Write the embedded server's JSON log here.")] = None,
 ) -> None:
-    """Predict one slide: an .h5ad, maps and run metadata."""
+    """Predict one slide: an .h5ad, maps and run metadata; or, with --dense, a map as a Zarr."""
     with needs("client"):
+        from m2ost_client.dense import DENSE_BATCH_ROWS, DenseOptions, predict_dense
         from m2ost_client.files import check_writable
         from m2ost_client.predict import PredictOptions, predict_slide
         from m2ost_client.stream import StreamOptions
     if send_pixels and not server:
         raise UserError("--send-pixels is for a server elsewhere; give --server ADDRESS")
+    if dense is None and (everywhere or gene):
+        raise UserError("--everywhere and --gene are for a dense map; give --dense 16px")
+    if dense is not None and (spots or genes or send_pixels):
+        raise UserError(
+            "--dense sets its own positions, draws no maps and sends no pixels; "
+            "leave --spots, --map and --send-pixels out"
+        )
+    cells = DenseOptions(pitch_px=parse_pitch(dense), everywhere=everywhere, genes=tuple(gene or ())) if dense else None
+    area = Rectangle.parse(region) if region is not None else None
+    if batch_rows is None:
+        batch_rows = DENSE_BATCH_ROWS if cells and not server else StreamOptions().batch_rows
     try:
         stream = StreamOptions(batch_rows=batch_rows, window=window, retry_for_s=retry_for_s)
         views_at = view_mpp if view_mpp in (None, "model") else float(view_mpp)
@@ -153,6 +180,7 @@ def predict(
             source=slide,
             spots_file=spots,
             pitch_um=pitch_um,
+            region=area,
             mpp=mpp,
             view_mpp=views_at,
             genes=tuple(genes or ()),
@@ -160,7 +188,11 @@ def predict(
             stream=stream,
         )
         with _progress() as on_progress:
-            report = asyncio.run(predict_slide(server, options, on_progress=on_progress))
+            report: PredictReport | DenseReport
+            if cells:
+                report = asyncio.run(predict_dense(server, options, cells, on_progress=on_progress))
+            else:
+                report = asyncio.run(predict_slide(server, options, on_progress=on_progress))
     _summarise(report)
     if not report.complete:
         raise typer.Exit(EXIT_SPOTS_WITHOUT_VALUE)
@@ -244,14 +276,14 @@ def _progress() -> Iterator[Callable[[int, int], None]]:
         yield update
 
 
-def _summarise(report: PredictReport) -> None:
+def _summarise(report: PredictReport | DenseReport) -> None:
     metadata = report.metadata
     spots, facts = metadata["spots"], metadata["slide_facts"]
     resolution = f"{facts['mpp']:g} µm/px ({facts['mpp_source']})" if facts["mpp"] else "µm/px unknown"
     rate = f", {metadata['spots_per_s']:.1f} spots/s" if spots["count"] else ": no tissue found"
     if not metadata["trained"]:
         print("UNTRAINED network: the map shows how the path works, not expression")
-    print(f"{report.result.name}: {spots['count']} spots{rate}; read by {facts['reader']}, {resolution}")
+    print(f"{report.files[-1].stem}: {spots['count']} spots{rate}; read by {facts['reader']}, {resolution}")
     for status, count in spots["by_status"].items():
         if status != "OK":
             known = status in RowStatus.__members__
