@@ -128,16 +128,14 @@ def predict(
     send_pixels: Annotated[
         bool, typer.Option("--send-pixels", help="With --server: read the slide here and send its views.")
     ] = False,
-    batch_rows: Annotated[
-        int | None, typer.Option(help="Spots a request; by default 32, of a dense map by the embedded server 256.")
-    ] = None,
+    batch_rows: Annotated[int, typer.Option(help="Spots a request.")] = 32,
     window: Annotated[int, typer.Option(help="Most requests in flight.")] = 4,
     retry_for_s: Annotated[float, typer.Option(help="How long to wait for a server that is away, in seconds.")] = 60.0,
     server_log: Annotated[Path | None, typer.Option(help="Write the embedded server's JSON log here.")] = None,
 ) -> None:
     """Predict one slide: an .h5ad, maps and run metadata; or, with --dense, a map as a Zarr."""
     with needs("client"):
-        from m2ost_client.dense import DENSE_BATCH_ROWS, DenseOptions, predict_dense
+        from m2ost_client.dense import DenseOptions, predict_dense
         from m2ost_client.files import check_writable
         from m2ost_client.predict import PredictOptions, predict_slide
         from m2ost_client.stream import StreamOptions
@@ -152,8 +150,6 @@ def predict(
         )
     cells = DenseOptions(pitch_px=parse_pitch(dense), everywhere=everywhere, genes=tuple(gene or ())) if dense else None
     area = Rectangle.parse(region) if region is not None else None
-    if batch_rows is None:
-        batch_rows = DENSE_BATCH_ROWS if cells and not server else StreamOptions().batch_rows
     try:
         stream = StreamOptions(batch_rows=batch_rows, window=window, retry_for_s=retry_for_s)
         views_at = view_mpp if view_mpp in (None, "model") else float(view_mpp)
@@ -171,7 +167,7 @@ def predict(
             if not path.exists():
                 raise UserError(f"{slide}: no such file")
             name = f"{EMBEDDED_ROOT}/{path.name}"
-            server = stack.enter_context(_embedded(path.parent, release, checkpoint, server_log))
+            server = stack.enter_context(_embedded(path.parent, release, checkpoint, server_log, dense=bool(cells)))
         elif release or checkpoint:
             raise UserError("--server already serves a release; give either --server or --release / --checkpoint")
         options = PredictOptions(
@@ -199,9 +195,12 @@ def predict(
 
 
 @contextmanager
-def _embedded(folder: Path, release: Path | None, checkpoint: Path | None, log: Path | None) -> Iterator[str]:
-    from m2ost_client.command import ServerOptions
+def _embedded(
+    folder: Path, release: Path | None, checkpoint: Path | None, log: Path | None, *, dense: bool
+) -> Iterator[str]:
+    from m2ost_client.command import DEFAULT_PROFILE, DENSE_PROFILE, ServerOptions
     from m2ost_client.supervisor import TritonServer
+    from m2ost_preprocess.engine.load import DENSE_FILE
 
     with ExitStack() as stack:
         if checkpoint is not None:
@@ -213,16 +212,26 @@ def _embedded(folder: Path, release: Path | None, checkpoint: Path | None, log: 
                 f"exporting {checkpoint} for this run; `m2ost export` once and --release save this",
                 file=sys.stderr,
             )
-            build_release(*load(checkpoint), release)
+            build_release(*load(checkpoint), release, dense=dense)
         if release is None:
-            release = shipped_release()
+            release = shipped_release(dense=dense)
         on_log = _json_lines(stack.enter_context(log.open("w", encoding="utf-8")), "debug") if log else None
-        roots = SlideRoots({EMBEDDED_ROOT: folder})
-        yield stack.enter_context(TritonServer(ServerOptions(release=release, roots=roots), on_log=on_log)).address
+        options = ServerOptions(
+            release=release,
+            roots=SlideRoots({EMBEDDED_ROOT: folder}),
+            profile=DENSE_PROFILE if dense and (release / DENSE_FILE).exists() else DEFAULT_PROFILE,
+        )
+        yield stack.enter_context(TritonServer(options, on_log=on_log)).address
 
 
-def shipped_release() -> Path:
-    """The release of the shipped checkpoint, exported into the user's cache the first time it is asked for."""
+def shipped_release(*, dense: bool = False) -> Path:
+    """The release of the shipped checkpoint, exported into the user's cache the first time it is asked for.
+
+    Parameters
+    ----------
+    dense : bool
+        With the graph for dense maps.
+    """
     with needs("export"):
         from m2ost.checkpoint import load
         from m2ost.shipped import CHECKPOINT, shipped_checkpoint
@@ -230,11 +239,12 @@ def shipped_release() -> Path:
         from m2ost_export.repository import template_sha256
     with shipped_checkpoint() as folder:
         model, card = load(folder)
-        release = cache_folder() / f"{CHECKPOINT}-{card.sha256[:12]}-{template_sha256()[:12]}"
+        kind = f"{CHECKPOINT}-dense" if dense else CHECKPOINT
+        release = cache_folder() / f"{kind}-{card.sha256[:12]}-{template_sha256()[:12]}"
         if not release.exists():
             print(f"exporting the shipped checkpoint {CHECKPOINT} to {release}, once", file=sys.stderr)
             with suppress(FileExistsError):  # another run was faster
-                build_release(model, card, release)
+                build_release(model, card, release, dense=dense)
     return release
 
 

@@ -24,9 +24,6 @@ from .predict import PredictOptions, check_genes, check_same_slide, result_name,
 from .results import status_name
 from .stream import Expression, SpotBatch, SpotStream
 
-DENSE_BATCH_ROWS = 256
-"""Positions a request where the engine shares the embeddings of patches: a square of 16 × 16 has the most in common."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class DenseOptions:
@@ -130,9 +127,8 @@ async def predict_dense(
         with DenseStore(options.out, name, grid, genes, attributes) as store:
             mapping = _Mapping(grid, tissue_mask(slide.thumbnail), dense, store, [engine.genes.index(g) for g in genes])
             with stage(seconds, "score_s"):
-                bundle = options.stream.batch_rows
-                total = await asyncio.to_thread(mapping.count, bundle) if on_progress else 0
-                batches = stream.predict_blocks(options.slide, mapping.take(bundle), scale=scale)
+                total = await asyncio.to_thread(mapping.count) if on_progress else 0
+                batches = stream.predict_blocks(options.slide, mapping.take(), scale=scale)
                 async with aclosing(batches):
                     if on_progress:
                         on_progress(mapping.scored, total)
@@ -221,16 +217,16 @@ class _Mapping:
             self.by_status.update(before)
         self.scored = self.by_status.total()
 
-    def _blocks(self, bundle: int) -> Iterator[Block]:
-        return self._grid.blocks(self._mask, everywhere=self._dense.everywhere, bundle=bundle)
+    def _blocks(self) -> Iterator[Block]:
+        return self._grid.blocks(self._mask, everywhere=self._dense.everywhere)
 
-    def count(self, bundle: int) -> int:
+    def count(self) -> int:
         """Positions to score, by an earlier run too."""
-        return sum(len(block.cells) for block in self._blocks(bundle))
+        return sum(len(block.cells) for block in self._blocks())
 
-    def take(self, bundle: int) -> Iterator[Any]:
+    def take(self) -> Iterator[Any]:
         """The positions of the next block that has any and is not stored yet; the block is open from then on."""
-        todo = (block for block in self._blocks(bundle) if len(block.cells) and block.number not in self._store.done)
+        todo = (block for block in self._blocks() if len(block.cells) and block.number not in self._store.done)
         for ordinal, block in enumerate(todo):
             expression = empty_block(block, len(self._columns))
             self._taken[ordinal] = _OpenBlock(block, expression, block.empty_status(), len(block.cells))

@@ -57,8 +57,8 @@ class Block:
     row, column, rows, columns : int
         Its cells, counted from the map's first.
     cells : ndarray of intp, shape (n, 2)
-        Row and column, counted from the block's first, of every position to score, in an order in which few positions
-        that follow each other share most of their pixels.
+        Row and column, counted from the block's first, of every position to score, row by row: those that follow each
+        other share most of their pixels.
     centers : ndarray of int32, shape (n, 2)
         x, y of these positions in level-0 pixels.
     tissue : ndarray of bool, shape (rows, columns)
@@ -139,7 +139,7 @@ class DenseGrid:
         """Blocks of the map."""
         return int(np.prod([-(-side // BLOCK_CELLS) for side in self.shape]))
 
-    def blocks(self, mask: Mask, *, everywhere: bool = False, bundle: int = 256) -> Iterator[Block]:
+    def blocks(self, mask: Mask, *, everywhere: bool = False) -> Iterator[Block]:
         """The blocks of the map, row by row, made one at a time.
 
         Parameters
@@ -148,20 +148,14 @@ class DenseGrid:
             Tissue, on an overview of the whole slide.
         everywhere : bool
             Score positions off the tissue too.
-        bundle : int
-            Positions that will be scored together: those that follow each other in a block lie in squares of about
-            that many.
         """
         shares = TissueShares(mask)
         across = -(-self.shape[1] // BLOCK_CELLS)
-        side = max(1, int(bundle**0.5))
         for number in range(self.n_blocks):
             row, column = (step * BLOCK_CELLS for step in divmod(number, across))
             rows, columns = min(BLOCK_CELLS, self.shape[0] - row), min(BLOCK_CELLS, self.shape[1] - column)
             tissue = self._tissue(shares, row, column, rows, columns)
             cells = np.argwhere(tissue | everywhere)
-            square = cells // side
-            cells = cells[np.lexsort((cells[:, 1], cells[:, 0], square[:, 1], square[:, 0]))]
             positions = (cells + self.first + (row, column)) * self.pitch_px + self.pitch_px // 2
             yield Block(number, row, column, rows, columns, cells, positions[:, ::-1].astype(np.int32), tissue)
 
