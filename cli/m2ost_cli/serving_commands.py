@@ -135,7 +135,7 @@ def predict(
 ) -> None:
     """Predict one slide: an .h5ad, maps and run metadata; or, with --dense, a map as a Zarr."""
     with needs("client"):
-        from m2ost_client.dense import DenseOptions, predict_dense
+        from m2ost_client.dense import DenseOptions, check_new, predict_dense
         from m2ost_client.files import check_writable
         from m2ost_client.predict import PredictOptions, predict_slide
         from m2ost_client.stream import StreamOptions
@@ -159,7 +159,10 @@ def predict(
         slide.encode()
     except UnicodeEncodeError as error:
         raise UserError(f"{slide!r}: the name is not valid UTF-8; rename the slide") from error
-    check_writable(out)
+    if cells:
+        check_new(out, slide)
+    else:
+        check_writable(out)
     with ExitStack() as stack:
         name = slide
         if server is None:

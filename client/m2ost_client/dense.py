@@ -16,7 +16,7 @@ from m2ost_preprocess.decoder import SlideInfo
 from m2ost_preprocess.dense import Block, DenseGrid
 from m2ost_preprocess.tissue import Mask, tissue_mask
 
-from .dense_store import DenseStore, empty_block, store_path
+from .dense_store import DenseStore, empty_block, new_store_path
 from .errors import OutputError
 from .files import check_writable
 from .metadata import SpotsScored, run_metadata, stage
@@ -68,6 +68,25 @@ class DenseReport:
         return set(self.metadata["spots"]["by_status"]) <= {status_name(0)}
 
 
+def check_new(folder: Path, slide: str) -> str:
+    """Make the output folder, before any work is done.
+
+    Returns
+    -------
+    str
+        Stem of the files of the slide's dense map.
+
+    Raises
+    ------
+    OutputError
+        If nothing can be written there, or there is a map of that name.
+    """
+    check_writable(folder)
+    name = f"{result_name(slide)}.dense"
+    new_store_path(folder, name)
+    return name
+
+
 async def predict_dense(
     address: str,
     options: PredictOptions,
@@ -107,12 +126,7 @@ async def predict_dense(
     SlideError, RequestRejected, ServerUnavailable, ReleaseChanged
         As their modules say.
     """
-    check_writable(options.out)
-    name = f"{result_name(options.source or options.slide)}.dense"
-    if store_path(options.out, name).exists():
-        raise OutputError(
-            f"{store_path(options.out, name)} exists and is never overwritten; remove it or choose another --out"
-        )
+    name = check_new(options.out, options.source or options.slide)
     seconds: dict[str, float] = {}
     async with SpotStream(address, options.stream) as stream:
         engine = stream.info

@@ -34,9 +34,18 @@ from .files import metadata_path, write_synced
 from .stream import Expression
 
 
-def store_path(folder: Path, name: str) -> Path:
-    """Where a complete map lies."""
-    return folder / f"{name}.zarr"
+def new_store_path(folder: Path, name: str) -> Path:
+    """Where a map will lie when it is whole.
+
+    Raises
+    ------
+    OutputError
+        If there is one already.
+    """
+    path = folder / f"{name}.zarr"
+    if path.exists():
+        raise OutputError(f"{path} exists and is never overwritten; remove it or choose another --out")
+    return path
 
 
 class DenseStore:
@@ -62,15 +71,13 @@ class DenseStore:
     Raises
     ------
     OutputError
-        If there is a complete map of that name, another run is at work on it, or a killed run left another map.
+        If there is a complete map of that name, another run is at work on it, or a killed run left a part of another.
     """
 
     def __init__(
         self, folder: Path, name: str, grid: DenseGrid, genes: tuple[str, ...], attributes: dict[str, Any]
     ) -> None:
-        self._final, self._facts = store_path(folder, name), metadata_path(folder, name)
-        if self._final.exists():
-            raise OutputError(f"{self._final} exists and is never overwritten; remove it or choose another --out")
+        self._facts = metadata_path(folder, name)
         self._grid = grid
         self._part = folder / f".{name}.part"
         self._attributes = {**attributes, "genes": list(genes)}
@@ -80,6 +87,7 @@ class DenseStore:
             with ExitStack() as stack:
                 self._journal = stack.enter_context((self._part / "blocks").open("a+", encoding="utf-8"))
                 self._lock()
+                self._final = new_store_path(folder, name)
                 self._group = self._continue() if (self._part / "run.json").exists() else self._create()
                 self._open = stack.pop_all()
         except OSError as error:
@@ -128,10 +136,12 @@ class DenseStore:
                 "run that one to its end, or remove it, or choose another --out"
             )
         self._journal.seek(0)
-        for line in self._journal:
-            if line.endswith("\n"):  # the last may be half written
-                record = json.loads(line)
-                self.done[record["block"]] = record["by_status"]
+        text = self._journal.read()
+        whole = text[: text.rfind("\n") + 1]  # the last line may be half written
+        self._journal.truncate(len(whole.encode()))
+        for line in whole.splitlines():
+            record = json.loads(line)
+            self.done[record["block"]] = record["by_status"]
         for scratch in (self._part / "map.zarr").rglob("*.partial"):
             scratch.unlink()
         return zarr.open_group(self._part / "map.zarr", mode="r+")

@@ -6,14 +6,15 @@ import torch
 from m2ost.checkpoint import load, save
 from m2ost.config import M2OSTConfig
 from m2ost.shipped import shipped_checkpoint
-from m2ost_export.dense import DenseM2OST, patch_geometry
+from m2ost_export.dense import DenseM2OST, export_dense, measure_dense_parity, patch_geometry
 from m2ost_export.errors import ExportError
 from m2ost_export.fused import FusedM2OST
 from m2ost_export.release import build_release
 from m2ost_loadtests.dense import Operations, busiest_region
 from m2ost_preprocess.contract import Manifest
 from m2ost_preprocess.engine import EngineError, load_engine
-from m2ost_preprocess.engine.base import ONNXRUNTIME_CPU, ONNXRUNTIME_CPU_DENSE
+from m2ost_preprocess.engine.base import ONNXRUNTIME_CPU_DENSE
+from m2ost_preprocess.engine.dense import DenseOnnxEngine
 from m2ost_preprocess.engine.patches import share
 from m2ost_preprocess.readers import open_slide
 from m2ost_preprocess.views import cut_views
@@ -32,27 +33,19 @@ def windows(slide, geometry, rows=2, columns=4):
     return dict(zip(geometry.names, views, strict=True))
 
 
-@pytest.fixture(scope="module")
-def release(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("dense")
-    model, card = small_network()
-    build_release(model, save(folder / "checkpoint", model, card), folder / "release", dense=True)
-    return folder / "release", model
-
-
-def test_both_graphs_of_a_release_agree_with_the_network_on_real_windows(release, pyramid):
-    folder, model = release
-    manifest = Manifest.read(folder)
-    assert manifest.parity["dense"]["max_abs_diff"].keys() == {"1", "2", "7", "32"}
+def test_the_graph_agrees_with_the_network_on_real_windows(pyramid, tmp_path):
+    model, _ = small_network()
+    export_dense(DenseM2OST(FusedM2OST(model).eval()), tmp_path / "dense.onnx")
+    parity = measure_dense_parity(model, tmp_path / "dense.onnx")
+    assert list(parity.max_abs_diff) == [1, 2, 7, 32]
+    assert parity.passed
     views = windows(pyramid, model.config.views)
-    fresh = load_engine(folder, manifest.engine, ONNXRUNTIME_CPU).run(views)
-    engine = load_engine(folder, manifest.engine, ONNXRUNTIME_CPU_DENSE)
+    engine = DenseOnnxEngine(tmp_path / "dense.onnx", model.config.views, model.config.patch_px)
     shared = engine.run(views)
     with torch.inference_mode():
         expected = model(*map(torch.from_numpy, views.values())).numpy()
     assert np.ptp(expected, axis=0).max() > 100 * ROUNDING, "the windows differ"
     assert np.abs(shared - expected).max() <= ROUNDING
-    assert np.abs(shared - fresh).max() <= ROUNDING
     assert 0 < engine.embedded < 0.7 * engine.patches
 
 
