@@ -43,6 +43,9 @@ def export(
     compute_capability: Capabilities = "",
     opt_rows: OptRows = 32,
     timing_cache: TimingCache = None,
+    dense: Annotated[
+        bool, typer.Option("--dense", help="Add the graph for dense maps, for the profile cpu-dense; doubles the size.")
+    ] = False,
 ) -> None:
     """Export a checkpoint as a release: a Triton model repository, written only if ONNX matches PyTorch."""
     with needs("export"):
@@ -59,7 +62,7 @@ def export(
         raise UserError("--compute-capability is for engines; choose one with --engine tensorrt or tensorrt-rtx")
     model, card = load(checkpoint)
     if engine == TORCHSERVE:
-        if precision != "fp32" or compute_capability:
+        if precision != "fp32" or compute_capability or dense:
             raise UserError("--engine torchserve writes float32 for any device; leave --precision and the others out")
         _export_archive(model, card, out)
         return
@@ -69,7 +72,7 @@ def export(
         spots = gate_slide.name, slide_views(gate_slide, model.config.views, spots=gate_spots)
     elif precision != "fp32":
         print(f"no --gate-slide: {precision} is judged on made views, which resemble no tissue")
-    manifest = build_release(model, card, out, precision=precision, spots=spots, engines=options)
+    manifest = build_release(model, card, out, precision=precision, spots=spots, engines=options, dense=dense)
     _print_release(out, manifest)
 
 
@@ -126,6 +129,9 @@ def _print_release(out: Path, manifest: Manifest) -> None:
     else:
         worst = max(manifest.parity["max_abs_diff"].values())
         print(f"  ONNX against PyTorch at most {worst:.1e} apart")
+    if "dense" in manifest.parity:
+        worst = max(manifest.parity["dense"]["max_abs_diff"].values())
+        print(f"  the graph for dense maps at most {worst:.1e} apart; serve it with --profile cpu-dense")
     for plan in manifest.engines:
         told = plan.inspected and plan.fp32_size_bytes is None
         proof = "read from the engine" if told else "proved by its network, weights and size"

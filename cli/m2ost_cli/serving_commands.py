@@ -15,11 +15,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from m2ost_preprocess.contract import RowStatus
+from m2ost_preprocess.dense import parse_pitch
+from m2ost_preprocess.rectangle import Rectangle
 from m2ost_preprocess.slides import SlideRoots
 
 from .common import UserError, cache_folder, needs
 
 if TYPE_CHECKING:
+    from m2ost_client.dense import DenseReport
     from m2ost_client.predict import PredictReport
 
 EXIT_SPOTS_WITHOUT_VALUE = 3
@@ -106,6 +109,16 @@ def predict(
         Path | None, typer.Option(help="Spot table, Visium tissue_positions or .h5ad; by default a grid.")
     ] = None,
     pitch_um: Annotated[float, typer.Option(help="Pitch of the grid in µm.")] = 100.0,
+    dense: Annotated[
+        str | None, typer.Option(help="A map at every cell of a grid of so many level-0 pixels, to Zarr: 16px.")
+    ] = None,
+    region: Annotated[
+        str | None, typer.Option(help="Score only spots in X,Y,W,H, in level-0 pixels; for any grid or spot file.")
+    ] = None,
+    everywhere: Annotated[bool, typer.Option("--everywhere", help="With --dense: off the tissue too.")] = False,
+    gene: Annotated[
+        list[str] | None, typer.Option("--gene", help="With --dense: keep this gene; repeatable. By default all.")
+    ] = None,
     mpp: Annotated[float | None, typer.Option(help="µm/px of the slide, in place of what the file says.")] = None,
     view_mpp: Annotated[
         str | None,
@@ -120,13 +133,23 @@ def predict(
     retry_for_s: Annotated[float, typer.Option(help="How long to wait for a server that is away, in seconds.")] = 60.0,
     server_log: Annotated[Path | None, typer.Option(help="Write the embedded server's JSON log here.")] = None,
 ) -> None:
-    """Predict one slide: an .h5ad, maps and run metadata."""
+    """Predict one slide: an .h5ad, maps and run metadata; or, with --dense, a map as a Zarr."""
     with needs("client"):
+        from m2ost_client.dense import DenseOptions, check_new, predict_dense
         from m2ost_client.files import check_writable
         from m2ost_client.predict import PredictOptions, predict_slide
         from m2ost_client.stream import StreamOptions
     if send_pixels and not server:
         raise UserError("--send-pixels is for a server elsewhere; give --server ADDRESS")
+    if dense is None and (everywhere or gene):
+        raise UserError("--everywhere and --gene are for a dense map; give --dense 16px")
+    if dense is not None and (spots or genes or send_pixels):
+        raise UserError(
+            "--dense sets its own positions, draws no maps and sends no pixels; "
+            "leave --spots, --map and --send-pixels out"
+        )
+    cells = DenseOptions(pitch_px=parse_pitch(dense), everywhere=everywhere, genes=tuple(gene or ())) if dense else None
+    area = Rectangle.parse(region) if region is not None else None
     try:
         stream = StreamOptions(batch_rows=batch_rows, window=window, retry_for_s=retry_for_s)
         views_at = view_mpp if view_mpp in (None, "model") else float(view_mpp)
@@ -136,7 +159,10 @@ def predict(
         slide.encode()
     except UnicodeEncodeError as error:
         raise UserError(f"{slide!r}: the name is not valid UTF-8; rename the slide") from error
-    check_writable(out)
+    if cells:
+        check_new(out, slide)
+    else:
+        check_writable(out)
     with ExitStack() as stack:
         name = slide
         if server is None:
@@ -144,7 +170,7 @@ def predict(
             if not path.exists():
                 raise UserError(f"{slide}: no such file")
             name = f"{EMBEDDED_ROOT}/{path.name}"
-            server = stack.enter_context(_embedded(path.parent, release, checkpoint, server_log))
+            server = stack.enter_context(_embedded(path.parent, release, checkpoint, server_log, dense=bool(cells)))
         elif release or checkpoint:
             raise UserError("--server already serves a release; give either --server or --release / --checkpoint")
         options = PredictOptions(
@@ -153,6 +179,7 @@ def predict(
             source=slide,
             spots_file=spots,
             pitch_um=pitch_um,
+            region=area,
             mpp=mpp,
             view_mpp=views_at,
             genes=tuple(genes or ()),
@@ -160,16 +187,23 @@ def predict(
             stream=stream,
         )
         with _progress() as on_progress:
-            report = asyncio.run(predict_slide(server, options, on_progress=on_progress))
+            report: PredictReport | DenseReport
+            if cells:
+                report = asyncio.run(predict_dense(server, options, cells, on_progress=on_progress))
+            else:
+                report = asyncio.run(predict_slide(server, options, on_progress=on_progress))
     _summarise(report)
     if not report.complete:
         raise typer.Exit(EXIT_SPOTS_WITHOUT_VALUE)
 
 
 @contextmanager
-def _embedded(folder: Path, release: Path | None, checkpoint: Path | None, log: Path | None) -> Iterator[str]:
-    from m2ost_client.command import ServerOptions
+def _embedded(
+    folder: Path, release: Path | None, checkpoint: Path | None, log: Path | None, *, dense: bool
+) -> Iterator[str]:
+    from m2ost_client.command import DEFAULT_PROFILE, DENSE_PROFILE, ServerOptions
     from m2ost_client.supervisor import TritonServer
+    from m2ost_preprocess.engine.load import DENSE_FILE
 
     with ExitStack() as stack:
         if checkpoint is not None:
@@ -181,16 +215,26 @@ def _embedded(folder: Path, release: Path | None, checkpoint: Path | None, log: 
                 f"exporting {checkpoint} for this run; `m2ost export` once and --release save this",
                 file=sys.stderr,
             )
-            build_release(*load(checkpoint), release)
+            build_release(*load(checkpoint), release, dense=dense)
         if release is None:
-            release = shipped_release()
+            release = shipped_release(dense=dense)
         on_log = _json_lines(stack.enter_context(log.open("w", encoding="utf-8")), "debug") if log else None
-        roots = SlideRoots({EMBEDDED_ROOT: folder})
-        yield stack.enter_context(TritonServer(ServerOptions(release=release, roots=roots), on_log=on_log)).address
+        options = ServerOptions(
+            release=release,
+            roots=SlideRoots({EMBEDDED_ROOT: folder}),
+            profile=DENSE_PROFILE if dense and (release / DENSE_FILE).exists() else DEFAULT_PROFILE,
+        )
+        yield stack.enter_context(TritonServer(options, on_log=on_log)).address
 
 
-def shipped_release() -> Path:
-    """The release of the shipped checkpoint, exported into the user's cache the first time it is asked for."""
+def shipped_release(*, dense: bool = False) -> Path:
+    """The release of the shipped checkpoint, exported into the user's cache the first time it is asked for.
+
+    Parameters
+    ----------
+    dense : bool
+        With the graph for dense maps.
+    """
     with needs("export"):
         from m2ost.checkpoint import load
         from m2ost.shipped import CHECKPOINT, shipped_checkpoint
@@ -198,11 +242,12 @@ def shipped_release() -> Path:
         from m2ost_export.repository import template_sha256
     with shipped_checkpoint() as folder:
         model, card = load(folder)
-        release = cache_folder() / f"{CHECKPOINT}-{card.sha256[:12]}-{template_sha256()[:12]}"
+        kind = f"{CHECKPOINT}-dense" if dense else CHECKPOINT
+        release = cache_folder() / f"{kind}-{card.sha256[:12]}-{template_sha256()[:12]}"
         if not release.exists():
             print(f"exporting the shipped checkpoint {CHECKPOINT} to {release}, once", file=sys.stderr)
             with suppress(FileExistsError):  # another run was faster
-                build_release(model, card, release)
+                build_release(model, card, release, dense=dense)
     return release
 
 
@@ -244,14 +289,14 @@ def _progress() -> Iterator[Callable[[int, int], None]]:
         yield update
 
 
-def _summarise(report: PredictReport) -> None:
+def _summarise(report: PredictReport | DenseReport) -> None:
     metadata = report.metadata
     spots, facts = metadata["spots"], metadata["slide_facts"]
     resolution = f"{facts['mpp']:g} µm/px ({facts['mpp_source']})" if facts["mpp"] else "µm/px unknown"
     rate = f", {metadata['spots_per_s']:.1f} spots/s" if spots["count"] else ": no tissue found"
     if not metadata["trained"]:
         print("UNTRAINED network: the map shows how the path works, not expression")
-    print(f"{report.result.name}: {spots['count']} spots{rate}; read by {facts['reader']}, {resolution}")
+    print(f"{report.files[-1].stem}: {spots['count']} spots{rate}; read by {facts['reader']}, {resolution}")
     for status, count in spots["by_status"].items():
         if status != "OK":
             known = status in RowStatus.__members__

@@ -15,6 +15,8 @@ from .host import Ports
 from .installation import Installation
 
 DEFAULT_PROFILE = "cpu"
+DENSE_PROFILE = "cpu-dense"
+"""Serves the graph for dense maps, where a release has it."""
 
 CUDA_POOL_BYTES = 512 << 20
 """Of GPU 0, for tensors between models: a batch's views take 110 MiB, and Triton's own choice of 64 MiB would send them
@@ -126,7 +128,7 @@ def build_command(
         f"--grpc-restricted-protocol={restricted}",
         f"--http-restricted-api={restricted}",
     ]
-    if options.profile != DEFAULT_PROFILE:
+    if options.profile not in (DEFAULT_PROFILE, DENSE_PROFILE):
         arguments.append(f"--cuda-memory-pool-byte-size=0:{CUDA_POOL_BYTES}")
     backends = installation.backend_directory(runtime)
     if backends is not None:

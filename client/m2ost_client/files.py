@@ -85,10 +85,10 @@ def write_result(result: SlideResult, metadata: dict[str, Any], genes: Iterable[
         with tempfile.TemporaryDirectory(prefix=".m2ost-", dir=folder) as scratch:
             with stage(metadata["timings"], "write_s"):
                 for file, draw in drawings.items():
-                    _write(Path(scratch, file), draw)
-                _write(Path(scratch, table.name), adata.write_h5ad)
+                    write_synced(Path(scratch, file), draw)
+                write_synced(Path(scratch, table.name), adata.write_h5ad)
             text = json.dumps(metadata, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-            _write(Path(scratch, facts.name), partial(Path.write_text, data=text, encoding="utf-8"))
+            write_synced(Path(scratch, facts.name), partial(Path.write_text, data=text, encoding="utf-8"))
             for path in (table, *(folder / file for file in stale)):
                 path.unlink(missing_ok=True)
             files = (*(folder / file for file in drawings), facts, table)
@@ -108,7 +108,8 @@ def _maps_before(folder: Path, name: str) -> list[str]:
     return [file for file in recorded if file.startswith(f"{name}.") and file.endswith(".png") and "/" not in file]
 
 
-def _write(path: Path, write: Callable[[Path], Any]) -> None:
+def write_synced(path: Path, write: Callable[[Path], Any]) -> None:
+    """Write a file and see it on the disk."""
     write(path)
     with path.open("rb") as stream:
         os.fsync(stream.fileno())

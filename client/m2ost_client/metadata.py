@@ -6,16 +6,36 @@ import platform
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
-from .results import SlideResult
+from m2ost_preprocess.contract import EngineInfo
+from m2ost_preprocess.decoder import SlideInfo
 
 if TYPE_CHECKING:
     from .predict import PredictOptions
 
-_PACKAGES = ("m2ost-triton", "numpy", "anndata", "tritonclient", "pillow")
+_PACKAGES = ("m2ost-triton", "numpy", "anndata", "tritonclient", "pillow", "zarr")
+
+
+@dataclass(frozen=True)
+class SpotsScored:
+    """The spots of a run.
+
+    Parameters
+    ----------
+    count : int
+    source : str
+        Where they come from, in words.
+    by_status : dict of str to int
+        How many have each status, by its name.
+    """
+
+    count: int
+    source: str
+    by_status: dict[str, int]
 
 
 @contextmanager
@@ -29,14 +49,24 @@ def stage(seconds: dict[str, float], name: str) -> Iterator[None]:
 
 
 def run_metadata(
-    options: PredictOptions, result: SlideResult, *, scale: float, server: str, retries: int, seconds: dict[str, float]
+    options: PredictOptions,
+    slide: SlideInfo,
+    engine: EngineInfo,
+    *,
+    spots: SpotsScored,
+    scale: float,
+    server: str,
+    retries: int,
+    seconds: dict[str, float],
 ) -> dict[str, Any]:
     """The content of ``<name>.json``, for JSON.
 
     Parameters
     ----------
     options : PredictOptions
-    result : SlideResult
+    slide : SlideInfo
+    engine : EngineInfo
+    spots : SpotsScored
     scale : float
         Level-0 pixels per view pixel.
     server : str
@@ -46,7 +76,6 @@ def run_metadata(
     seconds : dict of str to float
         Wall-clock seconds by stage.
     """
-    n_spots, slide, engine = len(result.spots), result.slide, result.engine
     return {
         "slide": options.source or options.slide,
         "served_as": None if options.send_pixels else options.slide,
@@ -63,8 +92,9 @@ def run_metadata(
             "mpp": None if slide.mpp is None else slide.mpp * scale,
             "trained_at_mpp": engine.mpp,
         },
-        "spots": {"count": n_spots, "source": result.spots.source, "by_status": result.counts_by_status()},
-        "spots_per_s": n_spots / seconds["score_s"] if n_spots else None,
+        "region": str(options.region) if options.region else None,
+        "spots": asdict(spots),
+        "spots_per_s": spots.count / seconds["score_s"] if spots.count else None,
         "retries": retries,
         "server": server,
         "pixels_sent_by_client": options.send_pixels,

@@ -13,11 +13,12 @@ from typing import Any
 import numpy as np
 from m2ost_preprocess.contract import SCALE_MAX, SCALE_MIN, EngineInfo
 from m2ost_preprocess.decoder import Decoder, SlideInfo
+from m2ost_preprocess.rectangle import Rectangle
 from m2ost_preprocess.spots import Spots, read_spots
 
 from .errors import InputError, OutputError
 from .files import check_writable, metadata_path, read_metadata, write_result
-from .metadata import run_metadata, stage
+from .metadata import SpotsScored, run_metadata, stage
 from .results import SlideResult
 from .stream import SpotBatch, SpotStream, StreamOptions
 
@@ -40,6 +41,8 @@ class PredictOptions:
         Spots to score; else a grid over the tissue.
     pitch_um : float
         Pitch of that grid in µm.
+    region : Rectangle, optional
+        Score only spots whose centres lie in it.
     mpp : float, optional
         µm/px of the slide, in place of what the file says.
     view_mpp : float or "model", optional
@@ -56,6 +59,7 @@ class PredictOptions:
     source: str | None = None
     spots_file: Path | None = None
     pitch_um: float = DEFAULT_PITCH_UM
+    region: Rectangle | None = None
     mpp: float | None = None
     view_mpp: float | str | None = None
     genes: tuple[str, ...] = ()
@@ -110,7 +114,9 @@ async def predict_slide(
         If a gene is not in the panel, or views cannot be cut as asked. Told before anything is scored.
     OutputError
         If a result cannot be written. Checked before work begins; nothing half-written is left.
-    SpotError, SlideError, RequestRejected, ServerUnavailable, ReleaseChanged
+    SpotError
+        If the spot file cannot be used, or the region lies outside the slide.
+    SlideError, RequestRejected, ServerUnavailable, ReleaseChanged
         As their modules say.
     """
     check_writable(options.out)
@@ -118,7 +124,7 @@ async def predict_slide(
     seconds: dict[str, float] = {}
     spots = read_spots(options.spots_file) if options.spots_file else None
     async with SpotStream(address, options.stream) as stream:
-        _check_genes(options.genes, stream.info)
+        check_genes(options.genes, stream.info)
         local = Decoder(stream.info.views) if options.send_pixels else None
         try:
             pitch_um = options.pitch_um if spots is None else None
@@ -130,10 +136,12 @@ async def predict_slide(
                 else:
                     slide = await stream.slide_info(options.slide, pitch_um=pitch_um, mpp=options.mpp)
             scale = view_scale(options.view_mpp, slide, stream.info)
-            _check_same_slide(options.out, name, slide)
+            check_same_slide(options.out, name, slide)
             if spots is None:
                 source = f"grid, pitch {options.pitch_um:g} µm"
                 spots = Spots(slide.centers, slide.names, slide.pitch_px, source)
+            if options.region:
+                spots = spots.within(options.region.within(slide.size))
             with stage(seconds, "score_s"):
                 batches = (
                     stream.predict_local(Path(options.slide), spots.centers, local, scale=scale)
@@ -145,7 +153,16 @@ async def predict_slide(
             if local:
                 await asyncio.to_thread(local.close)
         result = SlideResult(name, slide, stream.info, spots, expression, status)
-        metadata = run_metadata(options, result, scale=scale, server=address, retries=stream.retries, seconds=seconds)
+        metadata = run_metadata(
+            options,
+            slide,
+            stream.info,
+            spots=SpotsScored(len(spots), spots.source, result.counts_by_status()),
+            scale=scale,
+            server=address,
+            retries=stream.retries,
+            seconds=seconds,
+        )
     files = await asyncio.to_thread(write_result, result, metadata, options.genes, options.out)
     return PredictReport(result, metadata, files)
 
@@ -209,7 +226,8 @@ async def _collect(
     return expression, status
 
 
-def _check_genes(genes: tuple[str, ...], engine: EngineInfo) -> None:
+def check_genes(genes: tuple[str, ...], engine: EngineInfo) -> None:
+    """Raise an ``InputError`` that names a gene which is not in the panel."""
     for gene in genes:
         if gene not in engine.genes:
             raise InputError(
@@ -217,7 +235,7 @@ def _check_genes(genes: tuple[str, ...], engine: EngineInfo) -> None:
             )
 
 
-def _check_same_slide(out: Path, name: str, slide: SlideInfo) -> None:
+def check_same_slide(out: Path, name: str, slide: SlideInfo) -> None:
     """Refuse to replace the result of another slide that has the same name."""
     try:
         before = read_metadata(out, name)["slide_facts"]["fingerprint"]

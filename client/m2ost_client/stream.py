@@ -11,11 +11,12 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from m2ost_preprocess import contract
@@ -29,6 +30,10 @@ from .probe import tensor
 Rows = np.ndarray[Any, np.dtype[np.intp]]
 Expression = np.ndarray[Any, np.dtype[np.float32]]
 Statuses = np.ndarray[Any, np.dtype[np.int32]]
+Positions = np.ndarray[Any, np.dtype[np.int32]]
+
+_Part = TypeVar("_Part")
+_Answer = TypeVar("_Answer")
 
 DESCRIBE_DEADLINE_S = DESCRIBE_TIMEOUT_S + 30
 """Deadline of a description in seconds: the server's own limit comes first, and its answer says why."""
@@ -190,17 +195,52 @@ class SpotStream:
         positions = contract.as_centers(centers)
 
         async def score(rows: Rows) -> SpotBatch:
-            n = len(rows)
-            inputs = [
-                tensor(contract.SLIDE, np.full((n, 1), slide, dtype=object)),
-                tensor(contract.CENTER, positions[rows]),
-                tensor(contract.SCALE, np.full((n, 1), scale, np.float32)),
-            ]
-            answer = await self._connection.infer(contract.MODEL_SLIDE, inputs)
-            status = answer.as_numpy(contract.STATUS).reshape(-1)
-            return SpotBatch(rows, answer.as_numpy(contract.EXPRESSION), status)
+            return SpotBatch(rows, *await self._score_positions(slide, positions[rows], scale))
 
-        async with aclosing(self._stream(positions, score)) as batches:
+        async with aclosing(self._stream(self._batches(spatial_order(positions)), score)) as batches:
+            async for batch in batches:
+                yield batch
+
+    async def predict_blocks(
+        self, slide: str, blocks: Iterable[Any], *, scale: float = 1.0
+    ) -> AsyncGenerator[tuple[int, SpotBatch], None]:
+        """Score more positions than anybody can hold: block after block, each taken when there is room for a request.
+
+        A block is taken when every request of those before it is sent, so that at most ``window`` and one are open.
+
+        Parameters
+        ----------
+        slide : str
+            ``root/relative/path``.
+        blocks : iterable of array_like, each shape (n, 2)
+            x, y in level-0 pixels; scored in this order, up to ``batch_rows`` of one block a request.
+        scale : float
+            As in :meth:`predict`.
+
+        Yields
+        ------
+        int
+            The number of a block.
+        SpotBatch
+            As in :meth:`predict`; its rows are those of the block.
+
+        Raises
+        ------
+        ValueError, RequestRejected, ServerUnavailable, ReleaseChanged
+            As :meth:`predict`.
+        """
+
+        def parts() -> Iterator[tuple[int, Positions, Rows]]:
+            for number, block in enumerate(blocks):
+                positions = contract.as_centers(block)
+                for rows in self._batches(np.arange(len(positions))):
+                    yield number, positions, rows
+
+        async def score(part: tuple[int, Positions, Rows]) -> tuple[int, SpotBatch]:
+            number, positions, rows = part
+            return number, SpotBatch(rows, *await self._score_positions(slide, positions[rows], scale))
+
+        async with aclosing(self._stream(parts(), score)) as batches:
             async for batch in batches:
                 yield batch
 
@@ -241,7 +281,7 @@ class SpotStream:
             expression = await self.score_views(views)
             return SpotBatch(rows, np.where(status[:, None] == RowStatus.OK, expression, np.float32(np.nan)), status)
 
-        async with aclosing(self._stream(positions, score)) as batches:
+        async with aclosing(self._stream(self._batches(spatial_order(positions)), score)) as batches:
             async for batch in batches:
                 yield batch
 
@@ -262,23 +302,38 @@ class SpotStream:
         expression: Expression = answer.as_numpy(contract.EXPRESSION)
         return expression
 
+    async def _score_positions(self, slide: str, positions: Positions, scale: float) -> tuple[Expression, Statuses]:
+        n = len(positions)
+        inputs = [
+            tensor(contract.SLIDE, np.full((n, 1), slide, dtype=object)),
+            tensor(contract.CENTER, positions),
+            tensor(contract.SCALE, np.full((n, 1), scale, np.float32)),
+        ]
+        answer = await self._connection.infer(contract.MODEL_SLIDE, inputs)
+        return answer.as_numpy(contract.EXPRESSION), answer.as_numpy(contract.STATUS).reshape(-1)
+
+    def _batches(self, order: Rows) -> Iterator[Rows]:
+        """Rows in the order given, up to ``batch_rows`` at a time."""
+        for first in range(0, len(order), self.options.batch_rows):
+            yield order[first : first + self.options.batch_rows]
+
     async def _stream(
-        self, positions: np.ndarray[Any, np.dtype[np.int32]], score: Callable[[Rows], Awaitable[SpotBatch]]
-    ) -> AsyncGenerator[SpotBatch, None]:
-        order = spatial_order(positions)
-        batches = [order[i : i + self.options.batch_rows] for i in range(0, len(order), self.options.batch_rows)]
-        batches.reverse()
-        pending: set[asyncio.Task[SpotBatch]] = set()
-        done: set[asyncio.Task[SpotBatch]] = set()
+        self, parts: Iterator[_Part], score: Callable[[_Part], Awaitable[_Answer]]
+    ) -> AsyncGenerator[_Answer, None]:
+        """Score parts, each taken when there is room for it; yields the answers as they arrive."""
+        pending: set[asyncio.Task[_Answer]] = set()
+        done: set[asyncio.Task[_Answer]] = set()
         try:
-            while batches or pending:
-                while batches and len(pending) < self._window.size:
-                    pending.add(asyncio.ensure_future(score(batches.pop())))
+            while True:
+                for part in islice(parts, max(0, self._window.size - len(pending))):
+                    pending.add(asyncio.ensure_future(score(part)))
+                if not pending:
+                    break
                 done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
                 for task in done:
-                    batch = task.result()
+                    answer = task.result()
                     self._window.success()
-                    yield batch
+                    yield answer
             await self._connection.check_release()
         finally:
             for task in pending:

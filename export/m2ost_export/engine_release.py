@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 from m2ost_preprocess.contract import Manifest
+from m2ost_preprocess.engine.load import DENSE_FILE
 from m2ost_preprocess.folders import complete_folder
 from m2ost_preprocess.releases import check_files
 
@@ -52,6 +53,8 @@ def add_engines(release: Path, destination: Path, options: EngineOptions) -> Man
         engine_folder(scratch).mkdir(parents=True)
         copy = engine_folder(scratch) / ONNX_FILE
         shutil.copyfile(onnx_path, copy)
+        if DENSE_FILE in manifest.files:
+            shutil.copyfile(release / DENSE_FILE, scratch / DENSE_FILE)
         built = build_plans(copy, manifest.engine, options)
         replaced = {(plan.toolkit, plan.compute_capability) for plan in built}
         kept = [p for p in manifest.engines if (p.toolkit, p.compute_capability) not in replaced]

@@ -204,7 +204,10 @@ class FusedM2OST(nn.Module):
         Tensor, float32, shape (B, n_genes)
         """
         # TensorRT takes UINT8 at its door only where a cast follows at once. Integers to 256 are exact in every type.
-        sequences = self._embed([view.to(self.dtype) for view in views])
+        return self.predict(self._embed([view.to(self.dtype) for view in views]))
+
+    def predict(self, sequences: list[Tensor]) -> Tensor:
+        """The prediction from embedded sequences (B, n_i, dim)."""
         for block in self.blocks:
             sequences = block(sequences)
         cls = torch.cat([self.norm(x[:, :1]) for x in sequences], dim=-1)

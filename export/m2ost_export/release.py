@@ -9,14 +9,16 @@ import onnx
 from m2ost.checkpoint import ModelCard
 from m2ost.network import M2OST
 from m2ost_preprocess.contract import EngineInfo, Manifest, sha256_file
+from m2ost_preprocess.engine.load import DENSE_FILE
 from m2ost_preprocess.folders import complete_folder
 
 from .assemble import ONNX_FILE, assemble, engine_folder, tool_versions
+from .dense import DenseM2OST, export_dense, measure_dense_parity
 from .engines import EngineOptions, build_plans, find_targets
 from .errors import ExportError
 from .fused import FusedM2OST
 from .gate import MIN_R_GENE, measure_gate
-from .graph import check_weights, export_onnx, measure_parity
+from .graph import Parity, check_weights, export_onnx, measure_parity
 from .onnx_files import describe
 from .probes import Views
 
@@ -29,6 +31,7 @@ def build_release(
     precision: str = "fp32",
     spots: tuple[str, Views] | None = None,
     engines: EngineOptions | None = None,
+    dense: bool = False,
 ) -> Manifest:
     """Export a checkpoint and write its release; nothing is left behind unless every gate passes.
 
@@ -46,6 +49,8 @@ def build_release(
         Name and views of real spots for the gate of a reduced precision; without them it looks at made ones.
     engines : EngineOptions, optional
         Engines to build from the graph.
+    dense : bool
+        Also write the graph for dense maps, which the profile ``cpu-dense`` serves; in ``fp32`` only.
 
     Returns
     -------
@@ -60,6 +65,8 @@ def build_release(
         If ``destination`` exists: a release is immutable.
     """
     check_weights(model)
+    if dense and precision != "fp32":
+        raise ExportError(f"refused: the graph for dense maps runs on a CPU, in fp32, not {precision}")
     if engines:
         find_targets(engines)
     with complete_folder(destination) as scratch:
@@ -68,7 +75,10 @@ def build_release(
         fused = FusedM2OST(model, precision).eval()
         graph = export_onnx(fused, onnx_path)
         if precision == "fp32":
-            parity = _check_parity(model, onnx_path)
+            parity = _check_parity(measure_parity(model, onnx_path))
+            if dense:
+                export_dense(DenseM2OST(fused).eval(), scratch / DENSE_FILE)
+                parity["dense"] = _check_parity(measure_dense_parity(model, scratch / DENSE_FILE))
         else:
             parity = _check_gate(model, fused, graph, card, spots)
         info = EngineInfo(
@@ -94,8 +104,7 @@ def build_release(
         )
 
 
-def _check_parity(model: M2OST, onnx_path: Path) -> dict[str, Any]:
-    parity = measure_parity(model, onnx_path)
+def _check_parity(parity: Parity) -> dict[str, Any]:
     if not parity.passed:
         raise ExportError(
             f"refused: ONNX Runtime differs from PyTorch by {parity.max_abs_diff} (batch: max |Δ|), "

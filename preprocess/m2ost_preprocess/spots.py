@@ -11,6 +11,7 @@ import numpy as np
 from scipy.spatial import cKDTree
 
 from .errors import SpotError
+from .rectangle import Rectangle
 from .spot_files import Centers, read_positions
 from .tissue import Mask, cell_tissue
 
@@ -39,6 +40,12 @@ class Spots:
 
     def __len__(self) -> int:
         return len(self.names)
+
+    def within(self, region: Rectangle) -> Spots:
+        """Those whose centres lie in a region; the source says so."""
+        rows = np.flatnonzero(region.holds(self.centers))
+        names = tuple(self.names[row] for row in rows)
+        return Spots(self.centers[rows], names, self.pitch_px, f"{self.source}, region {region}")
 
 
 def grid(size: tuple[int, int], mask: Mask, pitch_px: float) -> Spots:

@@ -45,8 +45,45 @@ def tissue_mask(overview: Pixels) -> Mask:
     return cleaned
 
 
+class TissueShares:
+    """The share of tissue in any cells of a slide.
+
+    Parameters
+    ----------
+    mask : ndarray of bool, shape (h, w)
+        Tissue, on an overview of the whole slide.
+    """
+
+    def __init__(self, mask: Mask) -> None:
+        self._height, self._width = mask.shape
+        self._table = np.zeros((self._height + 1, self._width + 1))
+        self._table[1:, 1:] = mask.cumsum(0, dtype=np.float64).cumsum(1)
+
+    def between(self, x: Any, y: Any) -> np.ndarray[Any, Any]:
+        """Share of tissue in the cells of a grid.
+
+        Parameters
+        ----------
+        x, y : array_like of float, shapes (columns + 1,) and (rows + 1,)
+            Edges of the cells, in sides of the slide; may reach beyond 1.
+
+        Returns
+        -------
+        ndarray of float64, shape (rows, columns)
+        """
+        x = np.clip(np.round(np.asarray(x) * self._width), 0, self._width).astype(int)
+        y = np.clip(np.round(np.asarray(y) * self._height), 0, self._height).astype(int)
+        # A cell smaller than a mask pixel still looks at one.
+        x0, y0 = np.minimum(x[:-1], self._width - 1), np.minimum(y[:-1], self._height - 1)
+        x1, y1 = np.maximum(x[1:], x0 + 1), np.maximum(y[1:], y0 + 1)
+        table = self._table
+        total = table[np.ix_(y1, x1)] - table[np.ix_(y0, x1)] - table[np.ix_(y1, x0)] + table[np.ix_(y0, x0)]
+        share: np.ndarray[Any, Any] = total / np.outer(y1 - y0, x1 - x0)
+        return share
+
+
 def cell_tissue(mask: Mask, span_x: float, span_y: float, columns: int, rows: int) -> np.ndarray[Any, Any]:
-    """Share of tissue in every cell of a grid.
+    """Share of tissue in every cell of a grid from a slide's first pixel on.
 
     Parameters
     ----------
@@ -61,14 +98,4 @@ def cell_tissue(mask: Mask, span_x: float, span_y: float, columns: int, rows: in
     -------
     ndarray of float64, shape (rows, columns)
     """
-    height, width = mask.shape
-    table = np.zeros((height + 1, width + 1))
-    table[1:, 1:] = mask.cumsum(0, dtype=np.float64).cumsum(1)
-    x = np.clip(np.round(np.arange(columns + 1) * width * span_x / columns), 0, width).astype(int)
-    y = np.clip(np.round(np.arange(rows + 1) * height * span_y / rows), 0, height).astype(int)
-    # A cell smaller than a mask pixel still looks at one.
-    x0, y0 = np.minimum(x[:-1], width - 1), np.minimum(y[:-1], height - 1)
-    x1, y1 = np.maximum(x[1:], x0 + 1), np.maximum(y[1:], y0 + 1)
-    total = table[np.ix_(y1, x1)] - table[np.ix_(y0, x1)] - table[np.ix_(y1, x0)] + table[np.ix_(y0, x0)]
-    share: np.ndarray[Any, Any] = total / np.outer(y1 - y0, x1 - x0)
-    return share
+    return TissueShares(mask).between(np.arange(columns + 1) * span_x / columns, np.arange(rows + 1) * span_y / rows)

@@ -61,6 +61,7 @@ PLANS = (
 PROFILES = {
     # name: (backend, engine parameter, needs a GPU, runtime of its plan)
     "cpu": ("python", "onnxruntime-cpu", False, ""),
+    "cpu-dense": ("python", "onnxruntime-cpu-dense", False, ""),
     "onnxruntime": ("onnxruntime", "", True, ""),
     "onnxruntime-tensorrt": ("onnxruntime", "", True, ""),
     "tensorrt": ("tensorrt", "", True, "tensorrt"),

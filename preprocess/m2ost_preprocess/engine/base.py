@@ -13,10 +13,11 @@ ENGINE_PARAMETER = "engine"
 """Parameter of the config of ``m2ost``, Python backend: one of ``CHOICES``. Nothing else is ever tried in its place."""
 
 ONNXRUNTIME_CPU = "onnxruntime-cpu"
+ONNXRUNTIME_CPU_DENSE = "onnxruntime-cpu-dense"
 ONNXRUNTIME_CUDA = "onnxruntime-cuda"
 TENSORRT = "tensorrt"
 TENSORRT_RTX = "tensorrt-rtx"
-CHOICES = (ONNXRUNTIME_CPU, ONNXRUNTIME_CUDA, TENSORRT, TENSORRT_RTX)
+CHOICES = (ONNXRUNTIME_CPU, ONNXRUNTIME_CPU_DENSE, ONNXRUNTIME_CUDA, TENSORRT, TENSORRT_RTX)
 
 _DLPACK_CPU = 1  # kDLCPU of DLPack's DLDeviceType
 

@@ -9,17 +9,21 @@ from .base import (
     CHOICES,
     ENGINE_PARAMETER,
     ONNXRUNTIME_CPU,
+    ONNXRUNTIME_CPU_DENSE,
     ONNXRUNTIME_CUDA,
     CudaDevice,
     Engine,
     EngineError,
     HostDevice,
 )
+from .dense import DenseOnnxEngine
 from .onnx import OnnxEngine
 from .plans import plan_for
 from .tensorrt import TensorRTEngine
 
 ONNX_FILE = f"{MODEL_ENGINE}/1/model.onnx"
+DENSE_FILE = f"{MODEL_ENGINE}/1/dense.onnx"
+"""The graph for dense maps, in releases that were exported with it."""
 
 
 def load_engine(release: Path, info: EngineInfo, choice: str | None, device_index: int = 0) -> Engine:
@@ -44,6 +48,8 @@ def load_engine(release: Path, info: EngineInfo, choice: str | None, device_inde
     """
     if choice == ONNXRUNTIME_CPU:
         return OnnxEngine(_checked(release, ONNX_FILE, info.onnx_sha256), info.views, HostDevice())
+    if choice == ONNXRUNTIME_CPU_DENSE:
+        return _dense_engine(release, info)
     if choice == ONNXRUNTIME_CUDA:
         return OnnxEngine(_checked(release, ONNX_FILE, info.onnx_sha256), info.views, CudaDevice(device_index))
     if choice not in CHOICES:
@@ -51,6 +57,14 @@ def load_engine(release: Path, info: EngineInfo, choice: str | None, device_inde
     device = CudaDevice(device_index)
     plan = plan_for(Manifest.read(release).engines, choice, device.compute_capability)
     return TensorRTEngine(_checked(release, plan.file, plan.sha256), info.views, choice, device)
+
+
+def _dense_engine(release: Path, info: EngineInfo) -> DenseOnnxEngine:
+    manifest = Manifest.read(release)
+    sha256 = manifest.files.get(DENSE_FILE)
+    if sha256 is None:
+        raise EngineError(f"{release}: has no {DENSE_FILE}; export the checkpoint anew with: m2ost export --dense")
+    return DenseOnnxEngine(_checked(release, DENSE_FILE, sha256), info.views, int(manifest.architecture["patch_px"]))
 
 
 def _checked(release: Path, file: str, sha256: str) -> Path:

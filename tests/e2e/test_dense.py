@@ -1,0 +1,210 @@
+"""Dense maps through a real Triton."""
+
+import asyncio
+import json
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import zarr
+from m2ost_cli.common import UserError
+from m2ost_cli.main import app
+from m2ost_client import dense, dense_store
+from m2ost_client.dense import DenseOptions, predict_dense
+from m2ost_client.errors import InputError, OutputError
+from m2ost_client.predict import PredictOptions
+from m2ost_client.stream import StreamOptions
+from m2ost_preprocess.errors import SpotError
+from m2ost_preprocess.rectangle import Rectangle
+from typer.testing import CliRunner
+
+from .conftest import NARROW, by_pytorch, make_release, metrics_of
+from .test_command_line import m2ost
+
+SLIDE = "wsi/CMU-1-Small-Region.svs"
+REGION = Rectangle(300, 350, 900, 800)
+TILED = "m2ost_tiler_spots_total{slide_tiler}"
+WINDOW = 3
+
+
+@pytest.fixture
+def small_blocks(monkeypatch):
+    """Blocks of 4 × 4 cells: many of them without many positions."""
+    monkeypatch.setattr("m2ost_preprocess.dense.BLOCK_CELLS", 4)
+    monkeypatch.setattr(dense_store, "BLOCK_CELLS", 4)
+
+
+def options_for(out, **more):
+    stream = StreamOptions(batch_rows=8, window=WINDOW)
+    return PredictOptions(**{"slide": SLIDE, "out": out, "region": REGION, "stream": stream, **more})
+
+
+def run(server, out, pitch_px=48, on_progress=None, **more):
+    kept = {key: more.pop(key) for key in ("genes", "everywhere") if key in more}
+    job = predict_dense(
+        server.address, options_for(out, **more), DenseOptions(pitch_px=pitch_px, **kept), on_progress=on_progress
+    )
+    return asyncio.run(job)
+
+
+def read(report):
+    return zarr.open_group(report.files[-1], mode="r")
+
+
+def scored(group):
+    """Expression (n, genes) and positions (n, 2) of the cells with a value."""
+    rows, columns = np.nonzero(group["status"][:] == 0)
+    positions = np.stack([group["x"][:][columns], group["y"][:][rows]], axis=1)
+    return group["expression"][:][:, rows, columns].T, positions
+
+
+def test_the_command_maps_a_region_with_shared_patches(svs, tmp_path):
+    release = make_release(tmp_path, NARROW, dense=True)
+    log, out = tmp_path / "log", tmp_path / "out"
+    arguments = (svs, "--release", release, "--out", out, "--server-log", log)
+    status, output, errors = m2ost("predict", *arguments, "--dense", "16px", "--region", "600,350,420,200")
+    assert status == 0, errors
+    assert "UNTRAINED" in output
+    (loaded,) = (line for line in log.read_text().splitlines() if "engine_loaded" in line)
+    assert json.loads(loaded)["engine"] == "onnxruntime-cpu-dense"
+    stem = "CMU-1-Small-Region.dense"
+    assert sorted(p.name for p in out.iterdir()) == [f"{stem}.json", f"{stem}.zarr"]
+    group = zarr.open_group(out / f"{stem}.zarr", mode="r")
+    expression, positions = scored(group)
+    assert len(positions) > 32, "more than one request"
+    np.testing.assert_allclose(expression, by_pytorch(release, svs, positions), rtol=0, atol=1e-4)
+    facts = json.loads((out / f"{stem}.json").read_text())
+    manifest = json.loads((release / "manifest.json").read_text())
+    assert facts["release_sha256"] == group.attrs["release_sha256"] == manifest["engine"]["release_sha256"]
+    assert manifest["parity"]["dense"]["max_abs_diff"].keys() == {"1", "2", "7", "32"}
+    assert facts["spots"]["by_status"] == {"OK": len(positions)}
+    assert group.attrs["grid"] == {"pitch_px": 16, "pitch_um": pytest.approx(7.984), "origin_px": [592, 352]}
+    again = CliRunner().invoke(app, ["predict", *map(str, arguments), "--dense", "16px"])
+    assert "exists and is never overwritten" in str(again.exception), "told before a server is started"
+
+
+def test_memory_is_a_few_blocks_whatever_the_map(narrow_server, narrow_release, svs, tmp_path, small_blocks):
+    before = metrics_of(narrow_server)[TILED]
+    report = run(narrow_server, tmp_path, genes=("untrained_004", "untrained_001"))
+    group = read(report)
+    expression, positions = scored(group)
+    assert metrics_of(narrow_server)[TILED] - before == len(positions) == report.metadata["spots"]["count"]
+    blocks = [path for path in (report.files[-1] / "status" / "c").rglob("*") if path.is_file()]
+    assert len(blocks) > 2 * WINDOW
+    assert 1 <= report.most_open_blocks <= WINDOW + 1
+    assert report.complete
+    assert group.attrs["genes"] == ["untrained_004", "untrained_001"]
+    expected = by_pytorch(narrow_release, svs, positions)[:, [4, 1]]
+    np.testing.assert_allclose(expression, expected, rtol=0, atol=1e-4)
+
+
+KILLED = """
+import asyncio, os, signal, sys
+from pathlib import Path
+from m2ost_client import dense_store
+from m2ost_client.dense import DenseOptions, predict_dense
+from m2ost_client.predict import PredictOptions
+from m2ost_client.stream import StreamOptions
+from m2ost_preprocess import dense
+from m2ost_preprocess.rectangle import Rectangle
+
+address, slide, out, region = sys.argv[1:]
+dense.BLOCK_CELLS = dense_store.BLOCK_CELLS = 4
+
+def die_half_way(done, total):
+    if done > total / 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+options = PredictOptions(
+    slide=slide, out=Path(out), region=Rectangle.parse(region), stream=StreamOptions(batch_rows=8, window=3)
+)
+asyncio.run(predict_dense(address, options, DenseOptions(pitch_px=48), on_progress=die_half_way))
+"""
+
+
+def test_a_killed_run_leaves_no_map_and_is_gone_on_with(narrow_server, tmp_path, small_blocks):
+    whole = run(narrow_server, tmp_path / "whole")
+    out = tmp_path / "killed"
+    command = [sys.executable, "-c", KILLED, narrow_server.address, SLIDE, str(out), str(REGION)]
+    assert subprocess.run(command, timeout=120).returncode == -signal.SIGKILL
+    assert [path.name for path in out.iterdir()] == [".CMU-1-Small-Region.dense.part"]
+    journal = (out / ".CMU-1-Small-Region.dense.part" / "blocks").read_text().splitlines()
+    stored = sum(json.loads(line)["by_status"]["OK"] for line in journal)
+    count = whole.metadata["spots"]["count"]
+    assert 0 < stored < count
+    progress = []
+    report = run(narrow_server, out, on_progress=lambda *done: progress.append(done))
+    assert (progress[0], progress[-1]) == ((stored, count), (count, count)), "what was stored is not scored again"
+    assert report.metadata["spots"] == whole.metadata["spots"]
+    assert sorted(p.name for p in out.iterdir()) == sorted(p.name for p in (tmp_path / "whole").iterdir())
+    for name in ("expression", "status", "tissue"):
+        np.testing.assert_allclose(read(report)[name][:], read(whole)[name][:], rtol=0, atol=1e-5)
+
+
+def test_a_map_off_the_tissue_and_beyond_the_slides_edge(narrow_server, tmp_path):
+    report = run(narrow_server, tmp_path, region=Rectangle(2100, 2900, 500, 500), everywhere=True, pitch_px=40)
+    group = read(report)
+    assert group["status"].shape == (2, 3), "positions of 40-px cells: x 2100 to 2219, y 2900 to 2966"
+    assert not group["status"][:].any()
+    assert not group["tissue"][:].any()
+    assert np.isfinite(group["expression"][:]).all()
+    blank = run(narrow_server, tmp_path / "blank", region=Rectangle(2100, 2900, 500, 500), pitch_px=40)
+    assert (blank.metadata["spots"]["count"], blank.complete) == (0, True)
+
+
+@pytest.mark.parametrize(
+    ("more", "kind", "words"),
+    [
+        ({"region": Rectangle(2220, 0, 9, 9)}, SpotError, "outside the slide, which has 2220×2967 pixels"),
+        ({"region": Rectangle(0, 0, 9, 9)}, SpotError, "holds no position"),
+        ({"genes": ("TP53",)}, InputError, "gene 'TP53' is not in the panel"),
+    ],
+)
+def test_maps_that_cannot_be(narrow_server, tmp_path, more, kind, words):
+    with pytest.raises(kind, match=words):
+        run(narrow_server, tmp_path, **more)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_server_that_answers_short_is_an_error(narrow_server, tmp_path, monkeypatch):
+    async def take_and_answer_nothing(stream, slide, blocks, *, scale):
+        list(blocks)
+        return
+        yield
+
+    monkeypatch.setattr(dense.SpotStream, "predict_blocks", take_and_answer_nothing)
+    with pytest.raises(OutputError, match="did not come back whole"):
+        run(narrow_server, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [".CMU-1-Small-Region.dense.part"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "kind", "words"),
+    [
+        (["--dense", "15"], SpotError, "with the unit, such as 16px"),
+        (["--dense", "16px", "--map", "DDX5"], UserError, "leave --spots, --map and --send-pixels out"),
+        (["--dense", "16px", "--region", "0,0,0,5"], SpotError, "empty"),
+        (["--region", "0,0,5"], SpotError, "write X,Y,W,H"),
+        (["--everywhere"], UserError, "give --dense 16px"),
+        (["--gene", "DDX5"], UserError, "give --dense 16px"),
+    ],
+)
+def test_options_that_cannot_be(tmp_path, arguments, kind, words):
+    command = ["predict", SLIDE, "--server", "127.0.0.1:9", "--out", str(tmp_path), *arguments]
+    error = CliRunner().invoke(app, command).exception
+    assert isinstance(error, kind)
+    assert words in str(error)
+
+
+def test_a_region_restricts_a_grid_of_spots(narrow_server, tmp_path):
+    from m2ost_client.predict import predict_slide
+
+    whole = asyncio.run(predict_slide(narrow_server.address, options_for(tmp_path / "whole", region=None)))
+    part = asyncio.run(predict_slide(narrow_server.address, options_for(tmp_path / "part")))
+    inside = REGION.holds(whole.result.spots.centers)
+    assert 0 < inside.sum() < len(inside)
+    assert list(part.result.spots.names) == [n for n, i in zip(whole.result.spots.names, inside, strict=True) if i]
+    assert part.metadata["region"] == str(REGION)
+    np.testing.assert_allclose(part.result.expression, whole.result.expression[inside], rtol=0, atol=1e-5)
