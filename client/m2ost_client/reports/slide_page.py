@@ -88,7 +88,7 @@ def _tables(result: SlideResult, metadata: Mapping[str, Any]) -> dict[str, Facts
         "Slide": _facts(
             ("File", metadata.get("slide")),
             ("Size", f"{slide.size[0]:,} × {slide.size[1]:,} px"),
-            ("Resolution", f"{slide.mpp:g} µm/px, from {slide.mpp_source}" if slide.mpp else "µm/px unknown"),
+            ("Resolution", f"{slide.mpp:g} µm/px ({slide.mpp_source})" if slide.mpp else "µm/px unknown"),
             ("Tissue", f"{100 * slide.tissue_fraction:.1f} %"),
             ("Format", slide.vendor),
             ("Read by", slide.reader),
@@ -107,7 +107,7 @@ def _tables(result: SlideResult, metadata: Mapping[str, Any]) -> dict[str, Facts
             ("Release", engine.release_sha256),
         ),
         "Run": _facts(
-            ("Finished", metadata.get("finished")),
+            ("Finished", metadata.get("finished", "").replace("T", " ").replace("+00:00", " UTC")),
             ("Spots", result.spots.source),
             ("Spot size", f"{result.spot_diameter_px:.1f} px"),
             ("Speed", _number(metadata.get("spots_per_s"), " spots/s")),

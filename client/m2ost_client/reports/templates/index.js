@@ -62,7 +62,7 @@ function row(record) {
     nameCell(record),
     element("td", "", element("span", `state ${record.state}`, state)),
     numberCell(record.spots),
-    numberCell(record.mpp, record.mpp_source && `from ${record.mpp_source}`),
+    numberCell(record.mpp, record.mpp_source && `source: ${record.mpp_source}`),
     numberCell(record.tissue),
     numberCell(record.speed),
     element("td", "number", (record.finished || "–").slice(0, 16).replace("T", " ")),
