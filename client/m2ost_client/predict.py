@@ -111,7 +111,8 @@ async def predict_slide(
     Raises
     ------
     InputError
-        If a gene is not in the panel, views cannot be cut as asked, or an export needs what is not installed. Told before anything is scored.
+        If a gene is not in the panel, views cannot be cut as asked, or an export needs what is not installed. Told
+        before anything is scored.
     OutputError
         If a result cannot be written. Checked before work begins; nothing half-written is left.
     SpotError, SlideError, RequestRejected, ServerUnavailable, ReleaseChanged

@@ -205,7 +205,9 @@ def test_an_export_that_cannot_be_written_leaves_everything_as_it_was(result, tm
         raise OSError(28, "No space left on device")
 
     with pytest.raises(OutputError, match=r"exports of slide cannot be written .*No space left"):
-        add_exports("slide", {"slide.report.html": lambda path: path.write_text("whole"), "slide.geojson": fail}, tmp_path)
+        add_exports(
+            "slide", {"slide.report.html": lambda path: path.write_text("whole"), "slide.geojson": fail}, tmp_path
+        )
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 

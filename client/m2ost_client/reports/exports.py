@@ -47,9 +47,7 @@ class Exports:
         if self.spatialdata:
             spatial.check_installed()
 
-    def writers(
-        self, result: SlideResult, metadata: Mapping[str, Any], genes: Sequence[str] = ()
-    ) -> dict[str, Writer]:
+    def writers(self, result: SlideResult, metadata: Mapping[str, Any], genes: Sequence[str] = ()) -> dict[str, Writer]:
         """What :func:`m2ost_client.files.write_result` and ``add_exports`` take.
 
         Parameters

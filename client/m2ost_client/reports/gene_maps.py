@@ -26,7 +26,7 @@ def ranked_genes(result: SlideResult) -> list[int]:
     values = result.expression[result.status == 0].astype(np.float64)
     if not len(values):
         return list(range(len(result.engine.genes)))
-    return np.argsort(-values.var(axis=0), kind="stable").tolist()
+    return [int(column) for column in np.argsort(-values.var(axis=0), kind="stable")]
 
 
 def map_data(result: SlideResult, genes: Sequence[str] = (), *, budget_bytes: int = MAP_BYTES) -> dict[str, Any]:
@@ -44,8 +44,8 @@ def map_data(result: SlideResult, genes: Sequence[str] = (), *, budget_bytes: in
     -------
     dict
         ``size`` (level-0 pixels), ``side`` (of a spot's square, level-0 pixels), ``centers`` (base64 of little-endian
-        float32, n × 2, level-0 pixels), ``components`` (base64 of uint8, n × 3), ``colours`` (base64 of uint8, 255 × 3),
-        ``levels`` (base64 of uint8, genes × n) and ``genes``: name, ``low`` and ``high`` (the values of the first and
+        float32, n × 2, level-0 pixels), ``components`` (base64 of uint8, n × 3), ``colours`` (base64 of uint8,
+        255 × 3), ``levels`` (base64 of uint8, genes × n) and ``genes``: name, ``low`` and ``high`` (the values of the first and
         the last level), ``min``, ``max``, ``mean`` and ``counts`` (spots in ``BINS`` equal bins from min to max).
         ``variable`` names the most variable genes.
     """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ def check_installed() -> None:
         raise InputError("SpatialData needs the extra 'spatialdata': pip install 'm2ost-triton[spatialdata]'")
 
 
-def to_spatialdata(result: SlideResult, metadata: dict[str, Any]) -> Any:
+def to_spatialdata(result: SlideResult, metadata: Mapping[str, Any]) -> Any:
     """A result as a ``SpatialData`` object.
 
     Its elements, in the coordinate system ``global``, which is level-0 pixels:
@@ -41,7 +42,7 @@ def to_spatialdata(result: SlideResult, metadata: dict[str, Any]) -> Any:
     Parameters
     ----------
     result : SlideResult
-    metadata : dict
+    metadata : mapping
         For the table's ``uns["m2ost"]``.
 
     Returns
@@ -63,7 +64,7 @@ def to_spatialdata(result: SlideResult, metadata: dict[str, Any]) -> Any:
     )
     if not len(result.spots):
         return SpatialData(images={"thumbnail": image})
-    table = to_anndata(result, metadata)
+    table = to_anndata(result, dict(metadata))
     del table.uns["spatial"]
     table.obs["region"] = "spots"
     table.obs["region"] = table.obs["region"].astype("category")
@@ -82,6 +83,6 @@ def to_spatialdata(result: SlideResult, metadata: dict[str, Any]) -> Any:
     )
 
 
-def write_spatialdata(result: SlideResult, metadata: dict[str, Any], path: Path) -> None:
+def write_spatialdata(result: SlideResult, metadata: Mapping[str, Any], path: Path) -> None:
     """Write :func:`to_spatialdata` as a Zarr folder, which must not exist."""
     to_spatialdata(result, metadata).write(path)

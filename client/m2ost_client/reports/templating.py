@@ -29,8 +29,10 @@ def render(page: str, **values: Any) -> str:
         f"default-src 'none'; img-src data:; style-src {_hash(style)}; script-src {_hash(script)}; "
         "base-uri 'none'; form-action 'none'"
     )
-    return _environment().get_template(f"{page}.html").render(
-        policy=policy, style=Markup(style), script=Markup(script), **values
+    return (
+        _environment()
+        .get_template(f"{page}.html")
+        .render(policy=policy, style=Markup(style), script=Markup(script), **values)
     )
 
 
