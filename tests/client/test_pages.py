@@ -136,6 +136,18 @@ def test_a_gene_is_chosen_and_the_picture_is_its_map(result, opened):
         assert pixel(page, 10, 10) not in ([0, 0, 0, 0], expected_colour(result, "ERBB2", 0))
 
 
+def test_squares_of_a_grid_meet_without_a_seam(result, opened):
+    # A grid's centres are whole pixels, its pitch is not: 100.2 px here, of which the picture shows a fifth.
+    steps = np.arange(10) * 100.2 + 50.1
+    spots = replace(
+        result.spots, centers=np.floor([[x, 50] for x in steps]), names=result.spots.names[:10], pitch_px=100.2
+    )
+    values = {"expression": result.expression[10:20], "status": result.status[10:20]}
+    with opened(slide_page(replace(result, spots=spots, **values), {}, ["B2M"])) as page:
+        assert all(pixel(page, x, 10)[3] == 255 for x in range(200))
+        assert pixel(page, 202, 10)[3] == 0
+
+
 def test_a_spot_tells_its_value_and_statuses_are_counted(result, opened):
     with opened(slide_page(result, metadata(result), ["DDX5"])) as page:
         box = page.locator("#canvas").bounding_box()

@@ -45,9 +45,9 @@ def map_data(result: SlideResult, genes: Sequence[str] = (), *, budget_bytes: in
     dict
         ``size`` (level-0 pixels), ``side`` (of a spot's square, level-0 pixels), ``centers`` (base64 of little-endian
         float32, n × 2, level-0 pixels), ``components`` (base64 of uint8, n × 3), ``colours`` (base64 of uint8,
-        255 × 3), ``levels`` (base64 of uint8, genes × n) and ``genes``: name, ``low`` and ``high`` (the values of the first and
-        the last level), ``min``, ``max``, ``mean`` and ``counts`` (spots in ``BINS`` equal bins from min to max).
-        ``variable`` names the most variable genes.
+        255 × 3), ``levels`` (base64 of uint8, genes × n), ``variable`` (the most variable genes) and ``genes``: name,
+        ``low`` and ``high`` (the values of the first and the last level), ``min``, ``max``, ``mean`` and ``counts``
+        (spots in ``BINS`` equal bins from min to max).
     """
     valid = result.status == 0
     count = int(valid.sum())

@@ -69,8 +69,8 @@ def overlay(result: SlideResult, colours: Any, size: tuple[int, int]) -> str:
     scale = np.array(size) / result.slide.size
     half = result.spot_diameter_px / 2
     centers = result.spots.centers[result.status == 0]
-    first = np.round((centers - half) * scale)
-    last = np.maximum(np.round((centers + half) * scale) - 1, first)
+    first = np.floor((centers - half) * scale)
+    last = np.ceil((centers + half) * scale) - 1  # a rectangle's corners are part of it
     for corner, opposite, colour in zip(first.tolist(), last.tolist(), colours.tolist(), strict=True):
         draw.rectangle((*corner, *opposite), fill=(*colour, 255))
     stream = io.BytesIO()

@@ -16,13 +16,13 @@ function rgb(table, i) {
   return `rgb(${table[3 * i]} ${table[3 * i + 1]} ${table[3 * i + 2]})`;
 }
 
-// Edges on whole pixels: neighbours meet without a seam.
+// Outwards to whole pixels: neighbours meet without a seam, though a grid's centres are whole level-0 pixels.
 function square(i) {
-  const left = Math.round((centers[2 * i] - half) * scale[0]);
-  const top = Math.round((centers[2 * i + 1] - half) * scale[1]);
-  const right = Math.round((centers[2 * i] + half) * scale[0]);
-  const bottom = Math.round((centers[2 * i + 1] + half) * scale[1]);
-  return [left, top, Math.max(right - left, 1), Math.max(bottom - top, 1)];
+  const left = Math.floor((centers[2 * i] - half) * scale[0]);
+  const top = Math.floor((centers[2 * i + 1] - half) * scale[1]);
+  const right = Math.ceil((centers[2 * i] + half) * scale[0]);
+  const bottom = Math.ceil((centers[2 * i + 1] + half) * scale[1]);
+  return [left, top, right - left, bottom - top];
 }
 
 function drawMap(gene) {
