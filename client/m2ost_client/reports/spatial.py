@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
@@ -85,4 +86,6 @@ def to_spatialdata(result: SlideResult, metadata: Mapping[str, Any]) -> Any:
 
 def write_spatialdata(result: SlideResult, metadata: Mapping[str, Any], path: Path) -> None:
     """Write :func:`to_spatialdata` as a Zarr folder, which must not exist."""
-    to_spatialdata(result, metadata).write(path)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "zarr v3 autosharding")  # of a default that SpatialData leaves to AnnData
+        to_spatialdata(result, metadata).write(path)
