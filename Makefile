@@ -53,7 +53,11 @@ lint: .venv/.complete
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
 
-unit: .venv/.complete
+# Made only where npm is: the tests of pages say so where it is not.
+build/browser: | .venv/.complete
+	.venv/bin/python scripts/fetch_browser.py $@
+
+unit: .venv/.complete build/browser
 	$(PYTEST) -m 'not e2e'
 
 server-views: .triton/.complete

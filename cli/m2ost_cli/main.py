@@ -14,6 +14,7 @@ from . import (
     doctor_command,
     model_commands,
     release_commands,
+    report_command,
     serving_commands,
     training_commands,
 )
@@ -31,6 +32,7 @@ model_commands.register(app)
 training_commands.register(app)
 release_commands.register(app)
 serving_commands.register(app)
+report_command.register(app)
 doctor_command.register(app)
 bench_commands.register(app)
 

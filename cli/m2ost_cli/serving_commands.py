@@ -125,6 +125,11 @@ def predict(
         typer.Option(help="Cut views at this µm/px, or 'model'; by default at the slide's own pixels."),
     ] = None,
     genes: Annotated[list[str] | None, typer.Option("--map", help="Draw a map of this gene; repeatable.")] = None,
+    geojson: Annotated[
+        bool, typer.Option("--geojson", help="Also a .geojson for QuPath: genes of --map as measurements, or all.")
+    ] = False,
+    spatialdata: Annotated[bool, typer.Option("--spatialdata", help="Also a SpatialData folder (.zarr).")] = False,
+    report: Annotated[bool, typer.Option("--report", help="Also a page in one file (.report.html).")] = False,
     send_pixels: Annotated[
         bool, typer.Option("--send-pixels", help="With --server: read the slide here and send its views.")
     ] = False,
@@ -133,11 +138,12 @@ def predict(
     retry_for_s: Annotated[float, typer.Option(help="How long to wait for a server that is away, in seconds.")] = 60.0,
     server_log: Annotated[Path | None, typer.Option(help="Write the embedded server's JSON log here.")] = None,
 ) -> None:
-    """Predict one slide: an .h5ad, maps and run metadata; or, with --dense, a map as a Zarr."""
+    """Predict one slide: an .h5ad, maps and metadata, on request GeoJSON, SpatialData, a report; or a dense Zarr."""
     with needs("client"):
         from m2ost_client.dense import DenseOptions, check_new, predict_dense
         from m2ost_client.files import check_writable
         from m2ost_client.predict import PredictOptions, predict_slide
+        from m2ost_client.reports import Exports
         from m2ost_client.stream import StreamOptions
     if send_pixels and not server:
         raise UserError("--send-pixels is for a server elsewhere; give --server ADDRESS")
@@ -159,6 +165,8 @@ def predict(
         slide.encode()
     except UnicodeEncodeError as error:
         raise UserError(f"{slide!r}: the name is not valid UTF-8; rename the slide") from error
+    exports = Exports(geojson=geojson, spatialdata=spatialdata, report=report)
+    exports.check_installed()
     if cells:
         check_new(out, slide)
     else:
@@ -183,17 +191,18 @@ def predict(
             mpp=mpp,
             view_mpp=views_at,
             genes=tuple(genes or ()),
+            exports=exports,
             send_pixels=send_pixels,
             stream=stream,
         )
         with _progress() as on_progress:
-            report: PredictReport | DenseReport
+            done: PredictReport | DenseReport
             if cells:
-                report = asyncio.run(predict_dense(server, options, cells, on_progress=on_progress))
+                done = asyncio.run(predict_dense(server, options, cells, on_progress=on_progress))
             else:
-                report = asyncio.run(predict_slide(server, options, on_progress=on_progress))
-    _summarise(report)
-    if not report.complete:
+                done = asyncio.run(predict_slide(server, options, on_progress=on_progress))
+    _summarise(done)
+    if not done.complete:
         raise typer.Exit(EXIT_SPOTS_WITHOUT_VALUE)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,9 @@ from . import maps
 from .errors import OutputError
 from .metadata import stage
 from .results import SlideResult, to_anndata
+
+Writer = Callable[[Path], Any]
+"""Writes one file, or one folder, at the path it is given."""
 
 
 def check_writable(folder: Path) -> None:
@@ -47,7 +50,13 @@ def read_metadata(folder: Path, name: str) -> dict[str, Any]:
     return metadata if isinstance(metadata, dict) else {}
 
 
-def write_result(result: SlideResult, metadata: dict[str, Any], genes: Iterable[str], folder: Path) -> tuple[Path, ...]:
+def write_result(
+    result: SlideResult,
+    metadata: dict[str, Any],
+    genes: Iterable[str],
+    folder: Path,
+    exports: Mapping[str, Writer] | None = None,
+) -> tuple[Path, ...]:
     """Write the maps, ``<name>.json`` and ``<name>.h5ad`` of a result, in place of an earlier one of that name.
 
     All files are complete before the first gets its final name, and the table gets it last: where it is, the others
@@ -57,10 +66,12 @@ def write_result(result: SlideResult, metadata: dict[str, Any], genes: Iterable[
     ----------
     result : SlideResult
     metadata : dict
-        For the JSON and the table's ``uns["m2ost"]``. ``maps`` and, in ``timings``, ``write_s`` are added.
+        For the JSON and the table's ``uns["m2ost"]``. ``maps``, ``exports`` and, in ``timings``, ``write_s`` are added.
     genes : iterable of str
         Genes to draw maps of. What a file name should not hold is quoted in theirs (``/`` as ``%2F``).
     folder : Path
+    exports : mapping of str to Writer, optional
+        Further files of the result by name: see :mod:`m2ost_client.reports`.
 
     Returns
     -------
@@ -73,27 +84,28 @@ def write_result(result: SlideResult, metadata: dict[str, Any], genes: Iterable[
         If a file cannot be written: the disk is full, the folder not writable. The earlier result is still there then.
     """
     name = result.name
-    drawings: dict[str, Callable[[Path], None]] = {}
+    drawings: dict[str, Writer] = {}
     if len(result.spots):
         drawings[f"{name}.pca.png"] = partial(maps.draw_pca, result)
         drawings |= {f"{name}.{quote(gene, safe='')}.png": partial(maps.draw_gene, result, gene) for gene in genes}
-    stale = set(_maps_before(folder, name)) - set(drawings)
-    metadata["maps"] = list(drawings)
+    exports = exports or {}
+    stale = {*_maps_before(folder, name), *_exports_before(folder, name)} - {*drawings, *exports}
+    metadata["maps"], metadata["exports"] = list(drawings), list(exports)
     table, facts = folder / f"{name}.h5ad", metadata_path(folder, name)
     adata = to_anndata(result, metadata)
     try:
         with tempfile.TemporaryDirectory(prefix=".m2ost-", dir=folder) as scratch:
             with stage(metadata["timings"], "write_s"):
-                for file, draw in drawings.items():
-                    write_synced(Path(scratch, file), draw)
+                for file, write in {**drawings, **exports}.items():
+                    write_synced(Path(scratch, file), write)
                 write_synced(Path(scratch, table.name), adata.write_h5ad)
-            text = json.dumps(metadata, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+            text = _to_json(metadata)
             write_synced(Path(scratch, facts.name), partial(Path.write_text, data=text, encoding="utf-8"))
             for path in (table, *(folder / file for file in stale)):
-                path.unlink(missing_ok=True)
-            files = (*(folder / file for file in drawings), facts, table)
+                _remove(path, Path(scratch))
+            files = (*(folder / file for file in (*drawings, *exports)), facts, table)
             for path in files:
-                Path(scratch, path.name).replace(path)
+                _put(Path(scratch, path.name), path)
     except (OSError, RuntimeError) as error:
         # h5py reports a full disk as RuntimeError or OSError, depending on when it notices.
         raise OutputError(
@@ -102,14 +114,96 @@ def write_result(result: SlideResult, metadata: dict[str, Any], genes: Iterable[
     return files
 
 
+def add_exports(name: str, exports: Mapping[str, Writer], folder: Path) -> tuple[Path, ...]:
+    """Write further files of a result that lies in ``folder``, and note them in its JSON where it has one.
+
+    Parameters
+    ----------
+    name : str
+        Stem of the result's files.
+    exports : mapping of str to Writer
+        Files by name: see :mod:`m2ost_client.reports`.
+    folder : Path
+
+    Returns
+    -------
+    tuple of Path
+        The files, complete under their names.
+
+    Raises
+    ------
+    OutputError
+        If a file cannot be written. Those of an earlier call are still there then.
+    """
+    facts, metadata = metadata_path(folder, name), read_metadata(folder, name)
+    known = _exports_before(folder, name)
+    noted = {**metadata, "exports": [*known, *(file for file in exports if file not in known)]}
+    try:
+        with tempfile.TemporaryDirectory(prefix=".m2ost-", dir=folder) as scratch:
+            for file, write in exports.items():
+                _write(Path(scratch, file), write)
+            if metadata:
+                _write(Path(scratch, facts.name), partial(Path.write_text, data=_to_json(noted), encoding="utf-8"))
+                _put(Path(scratch, facts.name), facts)
+            for file in exports:
+                _put(Path(scratch, file), folder / file)
+    except OSError as error:
+        raise OutputError(
+            f"{folder}: the exports of {name} cannot be written ({error}); free space or make the folder writable"
+        ) from error
+    return tuple(folder / file for file in exports)
+
+
+def write_file(path: Path, text: str) -> None:
+    """Write a text file, complete under its name or not at all.
+
+    Raises
+    ------
+    OutputError
+        If it cannot be written.
+    """
+    try:
+        with tempfile.TemporaryDirectory(prefix=".m2ost-", dir=path.parent) as scratch:
+            _write(Path(scratch, path.name), partial(Path.write_text, data=text, encoding="utf-8"))
+            _put(Path(scratch, path.name), path)
+    except OSError as error:
+        raise OutputError(f"{path} cannot be written ({error}); free space or make the folder writable") from error
+
+
+def _to_json(metadata: dict[str, Any]) -> str:
+    return json.dumps(metadata, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
 def _maps_before(folder: Path, name: str) -> list[str]:
     """Maps of an earlier run of that name, by its own record: ``a.*.png`` would be maps of a slide ``a.b`` too."""
     recorded = map(str, read_metadata(folder, name).get("maps") or [])
     return [file for file in recorded if file.startswith(f"{name}.") and file.endswith(".png") and "/" not in file]
 
 
-def write_synced(path: Path, write: Callable[[Path], Any]) -> None:
-    """Write a file and see it on the disk."""
+def _exports_before(folder: Path, name: str) -> list[str]:
+    """Exports of an earlier run of that name, by its own record."""
+    recorded = map(str, read_metadata(folder, name).get("exports") or [])
+    return [file for file in recorded if file.startswith(f"{name}.") and "/" not in file]
+
+
+def write_synced(path: Path, write: Writer) -> None:
+    """Write a file or folder and see it on the disk."""
     write(path)
-    with path.open("rb") as stream:
-        os.fsync(stream.fileno())
+    for file in (found for found in path.rglob("*") if found.is_file()) if path.is_dir() else (path,):
+        with file.open("rb") as stream:
+            os.fsync(stream.fileno())
+
+
+def _put(path: Path, target: Path) -> None:
+    """Give a finished file or folder its name. An earlier folder of that name goes aside, to leave with ``path``'s."""
+    if target.is_dir():
+        _remove(target, path.parent)
+    path.replace(target)
+
+
+def _remove(path: Path, scratch: Path) -> None:
+    """Take a file or a folder away from under its name, in one step."""
+    if path.is_dir() and not path.is_symlink():
+        path.replace(scratch / f"earlier {path.name}")
+    else:
+        path.unlink(missing_ok=True)

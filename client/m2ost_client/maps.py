@@ -94,19 +94,23 @@ def _figure(result: SlideResult, panels: int) -> tuple[Figure, list[Axes]]:
     return figure, axes
 
 
-def _scale_bar(axis: Axes, result: SlideResult) -> AnchoredSizeBar:
+def scale_bar(result: SlideResult) -> tuple[float, str]:
+    """Length of a scale bar in level-0 pixels, at most a quarter of the slide's width where µm/px is known, and its
+    label."""
     width_px = result.slide.size[0]
-    if result.slide.mpp:
-        width_um = width_px * result.slide.mpp
-        length_um = max([b for b in _SCALE_BARS_UM if b <= width_um / 4], default=_SCALE_BARS_UM[0])
-        length_px, label = (
-            length_um / result.slide.mpp,
-            f"{length_um} µm" if length_um < 1000 else f"{length_um // 1000} mm",
-        )
-    else:
+    if not result.slide.mpp:
         length_px = float(10 ** int(np.log10(max(width_px, 1) / 2)))
-        label = f"{length_px:g} px (µm/px unknown)"
-    return AnchoredSizeBar(axis.transData, length_px, label, "lower right", frameon=True, size_vertical=width_px / 150)
+        return length_px, f"{length_px:g} px (µm/px unknown)"
+    width_um = width_px * result.slide.mpp
+    length_um = max([b for b in _SCALE_BARS_UM if b <= width_um / 4], default=_SCALE_BARS_UM[0])
+    label = f"{length_um} µm" if length_um < 1000 else f"{length_um // 1000} mm"
+    return length_um / result.slide.mpp, label
+
+
+def _scale_bar(axis: Axes, result: SlideResult) -> AnchoredSizeBar:
+    length_px, label = scale_bar(result)
+    thickness_px = result.slide.size[0] / 150
+    return AnchoredSizeBar(axis.transData, length_px, label, "lower right", frameon=True, size_vertical=thickness_px)
 
 
 def _draw_spots(axis: Axes, result: SlideResult, valid: Any, colours: Any) -> None:

@@ -19,6 +19,7 @@ from m2ost_preprocess.spots import Spots, read_spots
 from .errors import InputError, OutputError
 from .files import check_writable, metadata_path, read_metadata, write_result
 from .metadata import SpotsScored, run_metadata, stage
+from .reports.exports import Exports
 from .results import SlideResult
 from .stream import SpotBatch, SpotStream, StreamOptions
 
@@ -48,7 +49,9 @@ class PredictOptions:
     view_mpp : float or "model", optional
         Cut the views at this µm/px, or at the one the network was trained at; by default at the slide's own pixels.
     genes : tuple of str
-        Genes to draw maps of.
+        Genes to draw maps of; those of a GeoJSON and that a report opens with, too.
+    exports : Exports
+        Further files to write.
     send_pixels : bool
         Read the slide here and send its views: for a server that does not see the slide.
     stream : StreamOptions
@@ -63,6 +66,7 @@ class PredictOptions:
     mpp: float | None = None
     view_mpp: float | str | None = None
     genes: tuple[str, ...] = ()
+    exports: Exports = field(default_factory=Exports)
     send_pixels: bool = False
     stream: StreamOptions = field(default_factory=StreamOptions)
 
@@ -106,12 +110,13 @@ async def predict_slide(
     Returns
     -------
     PredictReport
-        ``<name>.h5ad``, ``<name>.json``, ``<name>.pca.png`` and a map for every gene asked for.
+        ``<name>.h5ad``, ``<name>.json``, ``<name>.pca.png``, a map for every gene asked for, and the exports.
 
     Raises
     ------
     InputError
-        If a gene is not in the panel, or views cannot be cut as asked. Told before anything is scored.
+        If a gene is not in the panel, views cannot be cut as asked, or an export needs what is not installed. Told
+        before anything is scored.
     OutputError
         If a result cannot be written. Checked before work begins; nothing half-written is left.
     SpotError
@@ -119,6 +124,7 @@ async def predict_slide(
     SlideError, RequestRejected, ServerUnavailable, ReleaseChanged
         As their modules say.
     """
+    options.exports.check_installed()
     check_writable(options.out)
     name = result_name(options.source or options.slide)
     seconds: dict[str, float] = {}
@@ -163,7 +169,8 @@ async def predict_slide(
             retries=stream.retries,
             seconds=seconds,
         )
-    files = await asyncio.to_thread(write_result, result, metadata, options.genes, options.out)
+    exports = options.exports.writers(result, metadata, options.genes)
+    files = await asyncio.to_thread(write_result, result, metadata, options.genes, options.out, exports)
     return PredictReport(result, metadata, files)
 
 

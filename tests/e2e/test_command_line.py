@@ -38,12 +38,14 @@ def leftovers(folder):
 
 
 def test_a_real_slide_becomes_a_map(narrow_release, svs, tmp_path):
-    status, output, errors = predict(svs, narrow_release, tmp_path, "--pitch-um", 100, "--map", "untrained_003")
+    arguments = ("--pitch-um", 100, "--map", "untrained_003", "--geojson", "--spatialdata", "--report")
+    status, output, errors = predict(svs, narrow_release, tmp_path, *arguments)
     assert status == 0, errors
     assert "UNTRAINED" in output
     assert "0.499 µm/px (aperio.MPP)" in output
     stem = "CMU-1-Small-Region"
-    assert leftovers(tmp_path) == [f"{stem}.{e}" for e in ("h5ad", "json", "pca.png", "untrained_003.png")]
+    made = ("geojson", "h5ad", "json", "pca.png", "report.html", "untrained_003.png", "zarr")
+    assert leftovers(tmp_path) == [f"{stem}.{e}" for e in made]
     adata = anndata.read_h5ad(tmp_path / f"{stem}.h5ad")
     np.testing.assert_allclose(adata.X, by_pytorch(narrow_release, svs, adata.obsm["spatial"]), rtol=0, atol=1e-4)
     metadata = json.loads((tmp_path / f"{stem}.json").read_text())
@@ -57,6 +59,9 @@ def test_a_real_slide_becomes_a_map(narrow_release, svs, tmp_path):
     assert metadata["slide_facts"]["mpp_source"] == "aperio.MPP"
     assert set(metadata["timings"]) == {"describe_s", "score_s", "write_s"}
     assert Image.open(tmp_path / f"{stem}.pca.png").size[0] > 500
+    features = json.loads((tmp_path / f"{stem}.geojson").read_text())["features"]
+    measured = [feature["properties"]["measurements"]["untrained_003"] for feature in features]
+    np.testing.assert_array_equal(np.array(measured, np.float32), adata.X[:, 3])
 
 
 def test_real_spots_of_a_section_by_their_names(narrow_release, section, selection, tmp_path):
