@@ -46,7 +46,7 @@ def test_imports_run_one_way(room):
 @pytest.mark.parametrize(
     "modules",
     [
-        "m2ost_client, m2ost_client.predict, m2ost_client.maps",
+        "m2ost_client, m2ost_client.predict, m2ost_client.maps, m2ost_client.archive",
         "m2ost_preprocess.serving, m2ost_preprocess.tiler, m2ost_preprocess.decoder.worker",
         "m2ost_preprocess.istar.serving, m2ost_preprocess.istar.timing",
         "m2ost_cli.main",

@@ -21,6 +21,7 @@ from .common import UserError, cache_folder, needs
 
 if TYPE_CHECKING:
     from m2ost_client.predict import PredictReport
+    from m2ost_client.supervisor import TritonServer
 
 EXIT_SPOTS_WITHOUT_VALUE = 3
 EMBEDDED_ROOT = "slides"
@@ -144,7 +145,9 @@ def predict(
             if not path.exists():
                 raise UserError(f"{slide}: no such file")
             name = f"{EMBEDDED_ROOT}/{path.name}"
-            server = stack.enter_context(_embedded(path.parent, release, checkpoint, server_log))
+            server = stack.enter_context(
+                embedded({EMBEDDED_ROOT: path.parent}, release, checkpoint, server_log)
+            ).address
         elif release or checkpoint:
             raise UserError("--server already serves a release; give either --server or --release / --checkpoint")
         options = PredictOptions(
@@ -167,7 +170,10 @@ def predict(
 
 
 @contextmanager
-def _embedded(folder: Path, release: Path | None, checkpoint: Path | None, log: Path | None) -> Iterator[str]:
+def embedded(
+    roots: dict[str, Path], release: Path | None, checkpoint: Path | None, log: Path | None
+) -> Iterator[TritonServer]:
+    """A server for as long as the block runs, on these slide roots; by default it serves the shipped checkpoint."""
     from m2ost_client.command import ServerOptions
     from m2ost_client.supervisor import TritonServer
 
@@ -185,8 +191,8 @@ def _embedded(folder: Path, release: Path | None, checkpoint: Path | None, log: 
         if release is None:
             release = shipped_release()
         on_log = _json_lines(stack.enter_context(log.open("w", encoding="utf-8")), "debug") if log else None
-        roots = SlideRoots({EMBEDDED_ROOT: folder})
-        yield stack.enter_context(TritonServer(ServerOptions(release=release, roots=roots), on_log=on_log)).address
+        options = ServerOptions(release=release, roots=SlideRoots(roots))
+        yield stack.enter_context(TritonServer(options, on_log=on_log))
 
 
 def shipped_release() -> Path:

@@ -47,7 +47,9 @@ def read_metadata(folder: Path, name: str) -> dict[str, Any]:
     return metadata if isinstance(metadata, dict) else {}
 
 
-def write_result(result: SlideResult, metadata: dict[str, Any], genes: Iterable[str], folder: Path) -> tuple[Path, ...]:
+def write_result(
+    result: SlideResult, metadata: dict[str, Any], genes: Iterable[str] | None, folder: Path
+) -> tuple[Path, ...]:
     """Write the maps, ``<name>.json`` and ``<name>.h5ad`` of a result, in place of an earlier one of that name.
 
     All files are complete before the first gets its final name, and the table gets it last: where it is, the others
@@ -57,9 +59,11 @@ def write_result(result: SlideResult, metadata: dict[str, Any], genes: Iterable[
     ----------
     result : SlideResult
     metadata : dict
-        For the JSON and the table's ``uns["m2ost"]``. ``maps`` and, in ``timings``, ``write_s`` are added.
-    genes : iterable of str
-        Genes to draw maps of. What a file name should not hold is quoted in theirs (``/`` as ``%2F``).
+        For the JSON and the table's ``uns["m2ost"]``. ``maps`` is added and, where it has ``timings``, ``write_s`` to
+        them: without, the files hold nothing that depends on when they are written.
+    genes : iterable of str, optional
+        Genes to draw maps of, beside that of the principal components; None draws none at all. What a file name should
+        not hold is quoted in theirs (``/`` as ``%2F``).
     folder : Path
 
     Returns
@@ -74,7 +78,7 @@ def write_result(result: SlideResult, metadata: dict[str, Any], genes: Iterable[
     """
     name = result.name
     drawings: dict[str, Callable[[Path], None]] = {}
-    if len(result.spots):
+    if len(result.spots) and genes is not None:
         drawings[f"{name}.pca.png"] = partial(maps.draw_pca, result)
         drawings |= {f"{name}.{quote(gene, safe='')}.png": partial(maps.draw_gene, result, gene) for gene in genes}
     stale = set(_maps_before(folder, name)) - set(drawings)
@@ -83,7 +87,7 @@ def write_result(result: SlideResult, metadata: dict[str, Any], genes: Iterable[
     adata = to_anndata(result, metadata)
     try:
         with tempfile.TemporaryDirectory(prefix=".m2ost-", dir=folder) as scratch:
-            with stage(metadata["timings"], "write_s"):
+            with stage(metadata.get("timings", {}), "write_s"):
                 for file, draw in drawings.items():
                     _write(Path(scratch, file), draw)
                 _write(Path(scratch, table.name), adata.write_h5ad)

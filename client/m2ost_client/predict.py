@@ -118,7 +118,7 @@ async def predict_slide(
     seconds: dict[str, float] = {}
     spots = read_spots(options.spots_file) if options.spots_file else None
     async with SpotStream(address, options.stream) as stream:
-        _check_genes(options.genes, stream.info)
+        check_genes(options.genes, stream.info)
         local = Decoder(stream.info.views) if options.send_pixels else None
         try:
             pitch_um = options.pitch_um if spots is None else None
@@ -209,7 +209,14 @@ async def _collect(
     return expression, status
 
 
-def _check_genes(genes: tuple[str, ...], engine: EngineInfo) -> None:
+def check_genes(genes: tuple[str, ...], engine: EngineInfo) -> None:
+    """Refuse genes that are not in the panel.
+
+    Raises
+    ------
+    InputError
+        Names the first.
+    """
     for gene in genes:
         if gene not in engine.genes:
             raise InputError(

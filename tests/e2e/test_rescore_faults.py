@@ -1,0 +1,230 @@
+"""Whatever happens to a run over an archive: good slides come once and right, bad ones are named."""
+
+import asyncio
+import os
+import signal
+from dataclasses import replace
+
+import pandas as pd
+import psutil
+import pytest
+from m2ost_client import InputError, ServerOptions, ServerUnavailable, SpotStream, StreamOptions, TritonServer
+from m2ost_client.archive import Address, SlideRow, read_status
+from m2ost_preprocess.slides import SlideRoots
+
+from .archives import MPP, address_of, cut, make_slides, rescore, rescore_apart, rescore_async, results
+
+
+@pytest.fixture(scope="module")
+def slides(svs, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("faults")
+    large = cut(svs, folder / "large.png", (200, 300), 1700)
+    return folder, [SlideRow("large", f"archive/{large.name}", mpp=MPP, pitch_um=60.0), *make_slides(svs, folder, 6)]
+
+
+def serve(release, folder, **options):
+    roots = SlideRoots({"archive": folder})
+    return TritonServer(ServerOptions(release=release, roots=roots, probe_interval_s=0.5, **options))
+
+
+@pytest.fixture(scope="module")
+def server(narrow_release, slides):
+    with serve(narrow_release, slides[0]) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def undisturbed(server, slides, tmp_path_factory):
+    out = tmp_path_factory.mktemp("undisturbed") / "out"
+    assert rescore(slides[1], out, [server]).complete
+    return results(out)
+
+
+class Once:
+    """Does something once, when so many spots are scored."""
+
+    def __init__(self, spots, action):
+        self.spots, self.action, self.done = spots, action, False
+
+    def __call__(self, progress):
+        if progress.spots >= self.spots and not self.done:
+            self.done = True
+            self.action()
+
+
+def test_kill_9_of_tritonserver_and_its_restart(narrow_release, slides, undisturbed, tmp_path):
+    with serve(narrow_release, slides[0]) as victim:
+        kill = Once(8, lambda: os.kill(victim.pid, signal.SIGKILL))
+        report = rescore(slides[1], tmp_path / "out", [victim], on_progress=kill)
+        assert victim.restarts == 1
+    (counts,) = report.summary["run"]["servers"]
+    assert (counts["ejections"], counts["returns"]) == (1, 1)
+    assert report.summary["run"]["retries"] > 0
+    assert report.complete
+    assert results(tmp_path / "out") == undisturbed
+
+
+def test_one_of_two_servers_gone(narrow_release, slides, server, undisturbed, tmp_path):
+    with serve(narrow_release, slides[0], max_restarts=0) as victim:
+        kill = Once(24, lambda: os.kill(victim.pid, signal.SIGKILL))
+        report = rescore(slides[1], tmp_path / "out", [server, victim], on_progress=kill)
+    here, gone = report.summary["run"]["servers"]
+    assert here["spots"] + gone["spots"] == report.summary["run"]["spots"]
+    assert min(here["spots"], gone["spots"]) > 0
+    assert (here["ejections"], gone["ejections"], gone["healthy"]) == (0, 1, False)
+    assert report.complete
+    assert results(tmp_path / "out") == undisturbed
+
+
+def test_no_server_left_ends_the_run_which_another_takes_up(narrow_release, slides, server, undisturbed, tmp_path):
+    with pytest.raises(ServerUnavailable, match=r"no server has answered .*run the same command again"):
+        rescore(slides[1], tmp_path / "out", [Address("127.0.0.1:9")], retry_for_s=0.5)
+    with serve(narrow_release, slides[0], max_restarts=0) as victim:
+        stop = Once(8, lambda: os.kill(victim.pid, signal.SIGKILL))
+        with pytest.raises(ServerUnavailable, match=f"{victim.address}: .*the same command again"):
+            rescore(slides[1], tmp_path / "out", [victim], on_progress=stop, retry_for_s=0.5)
+    status = read_status(tmp_path / "out")
+    assert (status.running, status.last_run["ended"]) == (False, "failed")
+    assert 8 <= status.spots_done == status.last_run["spots"]
+    report = rescore(slides[1], tmp_path / "out", [server])
+    assert report.summary["run"]["spots"] == report.summary["spots"] - status.spots_done
+    assert results(tmp_path / "out") == undisturbed
+
+
+async def beside_a_flood(rows, out, server, *, metrics_url):
+    """A run while another client keeps the queue long: (report, spots that were scored until the flood ended)."""
+    scored = until_end = 0
+
+    def count(progress):
+        nonlocal scored
+        scored = progress.spots
+
+    async with SpotStream(server.address, StreamOptions(batch_rows=4, window=40)) as others:
+        flood = asyncio.ensure_future(_consume(others.predict("archive/large.png", [(800, 800)] * 1600)))
+        while not await asyncio.to_thread(_waiting, server.metrics_url):  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+        run = asyncio.ensure_future(rescore_async(rows, out, [Address(server.address, metrics_url)], on_progress=count))
+        await flood
+        until_end = scored
+        return await run, until_end
+
+
+def _waiting(url):
+    from m2ost_client.probe import pending_requests
+
+    return pending_requests(url, ("slide_tiler", "m2ost"))
+
+
+async def _consume(batches):
+    async for _ in batches:
+        pass
+
+
+def test_requests_of_others_go_first(server, slides, undisturbed, tmp_path):
+    rows = slides[1]
+    yielding, beside = asyncio.run(beside_a_flood(rows, tmp_path / "a", server, metrics_url=server.metrics_url))
+    (counts,) = yielding.summary["run"]["servers"]
+    assert counts["sees_others_wait"]
+    assert counts["gave_way"] > 0
+    blind, blindly = asyncio.run(beside_a_flood(rows, tmp_path / "b", server, metrics_url=None))
+    assert not blind.summary["run"]["servers"][0]["sees_others_wait"]
+    assert beside < blindly
+    for out in ("a", "b"):
+        assert results(tmp_path / out) == undisturbed
+
+
+def test_a_full_queue_is_waited_out(server, slides, undisturbed, tmp_path):
+    async def flooded():
+        async with SpotStream(server.address, StreamOptions(batch_rows=1, window=300)) as others:
+            flood = asyncio.ensure_future(_consume(others.predict("archive/large.png", [(800, 800)] * 2000)))
+            while not others.retries:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+            report = await rescore_async(slides[1], tmp_path / "out", [Address(server.address)])
+            await flood
+            return report
+
+    report = asyncio.run(flooded())
+    assert report.summary["run"]["retries"] > 0
+    assert report.summary["run"]["servers"][0]["ejections"] == 0, "full is not gone"
+    assert results(tmp_path / "out") == undisturbed
+
+
+def test_bad_slides_are_named_and_cost_nobody_else_anything(
+    server, slides, undisturbed, truncated_svs, text_svs, tmp_path
+):
+    folder, rows = slides
+    for bad in (truncated_svs, text_svs):
+        (folder / bad.name).write_bytes(bad.read_bytes())
+    for name in ("going", "crash"):
+        (folder / f"{name}.png").write_bytes((folder / "large.png").read_bytes())
+    row = rows[0]
+    bad = [
+        replace(row, slide_id="crash", path="archive/crash.png"),
+        *(SlideRow(n, f"archive/{n}.svs") for n in ("truncated", "notes", "absent")),
+        SlideRow("no-mpp", "archive/s01.png"),
+        SlideRow("elsewhere", "nowhere/s01.png", mpp=MPP),
+        replace(row, slide_id="going", path="archive/going.png"),
+    ]
+    (decoder,) = next(
+        p.children() for p in psutil.Process(server.pid).children() if "slide_tiler/1/model.py" in " ".join(p.cmdline())
+    )
+
+    def harm():
+        decoder.suspend()  # the next request, of the same slide, is under way when its reader dies
+        (folder / "going.png").unlink()
+        asyncio.get_running_loop().call_later(0.7, lambda: (decoder.send_signal(signal.SIGSEGV), decoder.resume()))
+
+    report = rescore([*bad, *rows], tmp_path / "out", [server], on_progress=Once(1, harm), window=1)
+    assert not report.complete
+    reasons = {failed["slide_id"]: failed["reason"] for failed in report.summary["failed"]}
+    expected = {
+        "crash": "crash.png: its reader crashed (SIGSEGV)",
+        "truncated": "truncated.svs: ",
+        "notes": "notes.svs: no reader recognises the file",
+        "absent": "no such slide on the server",
+        "no-mpp": "needs µm/px",
+        "elsewhere": "unknown slide root 'nowhere'",
+        "going": "going.png: no such ",
+    }
+    assert set(reasons) == set(expected)
+    for slide_id, words in expected.items():
+        assert words in reasons[slide_id], reasons[slide_id]
+    files = results(tmp_path / "out")
+    table = pd.read_parquet(tmp_path / "out" / "archive.parquet").set_index("slide_id")
+    assert table.reason.dropna().to_dict() == reasons
+    del files["archive.parquet"]
+    assert files == {name: data for name, data in undisturbed.items() if name != "archive.parquet"}
+    assert rescore(rows, tmp_path / "out", [server]).complete, "the reader was replaced"
+
+
+@pytest.mark.parametrize("file_bytes", [70_000, 400_000], ids=["state", "results"])
+def test_a_full_disk_ends_the_run_and_the_next_goes_on(server, slides, undisturbed, tmp_path, file_bytes):
+    out = tmp_path / "out"
+    process = rescore_apart(slides[1], out, [address_of(server)], file_bytes=file_bytes)
+    process.join(60)
+    assert process.exitcode == 1
+    assert [f for f in (out / "results").iterdir() if f.suffix not in (".h5ad", ".json")] == []
+    assert rescore(slides[1], out, [server]).complete
+    assert results(out) == undisturbed
+
+
+def test_a_second_run_on_a_folder_is_refused_while_the_first_works(server, slides, undisturbed, tmp_path):
+    out = tmp_path / "out"
+    first = rescore_apart(slides[1], out, [address_of(server)])
+    with pytest.raises(InputError, match=rf"process {first.pid} on .* is working on this archive"):
+        rescore(slides[1], out, [server])
+    first.join(60)
+    assert first.exitcode == 0
+    assert results(out) == undisturbed
+
+
+def test_a_clock_that_goes_back_changes_nothing(server, slides, undisturbed, tmp_path, monkeypatch):
+    ticks = iter(range(2_000_000_000, 0, -86_400))
+    monkeypatch.setattr("time.time", lambda: float(next(ticks)))
+    runs = []
+    drain = Once(8, lambda: runs[0].drain())
+    assert rescore(slides[1], tmp_path / "out", [server], on_progress=drain, control=runs.append).drained
+    report = rescore(slides[1], tmp_path / "out", [server])
+    assert report.complete
+    assert report.summary["run"]["seconds"] > 0
+    assert results(tmp_path / "out") == undisturbed
