@@ -8,11 +8,13 @@ from dataclasses import replace
 import pandas as pd
 import psutil
 import pytest
+import tritonclient.grpc as triton
 from m2ost_client import InputError, ServerOptions, ServerUnavailable, SpotStream, StreamOptions, TritonServer
 from m2ost_client.archive import Address, SlideRow, read_status
 from m2ost_preprocess.slides import SlideRoots
 
 from .archives import MPP, address_of, cut, make_slides, rescore, rescore_apart, rescore_async, results
+from .conftest import raw_request
 
 
 @pytest.fixture(scope="module")
@@ -41,13 +43,14 @@ def undisturbed(server, slides, tmp_path_factory):
 
 
 class Once:
-    """Does something once, when so many spots are scored."""
+    """Does something once, when so many spots are scored, or something else is true."""
 
-    def __init__(self, spots, action):
-        self.spots, self.action, self.done = spots, action, False
+    def __init__(self, when, action):
+        self.when, self.action, self.done = when, action, False
 
     def __call__(self, progress):
-        if progress.spots >= self.spots and not self.done:
+        due = self.when() if callable(self.when) else progress.spots >= self.when
+        if due and not self.done:
             self.done = True
             self.action()
 
@@ -65,12 +68,17 @@ def test_kill_9_of_tritonserver_and_its_restart(narrow_release, slides, undistur
 
 
 def test_one_of_two_servers_gone(narrow_release, slides, server, undisturbed, tmp_path):
+    runs = []
     with serve(narrow_release, slides[0], max_restarts=0) as victim:
-        kill = Once(24, lambda: os.kill(victim.pid, signal.SIGKILL))
-        report = rescore(slides[1], tmp_path / "out", [server, victim], on_progress=kill)
+
+        def both_have_answered():
+            return all(endpoint.spots for endpoint in runs[0].pool.endpoints)
+
+        kill = Once(both_have_answered, lambda: os.kill(victim.pid, signal.SIGKILL))
+        options = {"on_progress": kill, "control": runs.append}
+        report = rescore(slides[1], tmp_path / "out", [server, victim], **options)
     here, gone = report.summary["run"]["servers"]
     assert here["spots"] + gone["spots"] == report.summary["run"]["spots"]
-    assert min(here["spots"], gone["spots"]) > 0
     assert (here["ejections"], gone["ejections"], gone["healthy"]) == (0, 1, False)
     assert report.complete
     assert results(tmp_path / "out") == undisturbed
@@ -91,62 +99,62 @@ def test_no_server_left_ends_the_run_which_another_takes_up(narrow_release, slid
     assert results(tmp_path / "out") == undisturbed
 
 
-async def beside_a_flood(rows, out, server, *, metrics_url):
-    """A run while another client keeps the queue long: (report, spots that were scored until the flood ended)."""
-    scored = until_end = 0
-
-    def count(progress):
-        nonlocal scored
-        scored = progress.spots
-
-    async with SpotStream(server.address, StreamOptions(batch_rows=4, window=40)) as others:
-        flood = asyncio.ensure_future(_consume(others.predict("archive/large.png", [(800, 800)] * 1600)))
-        while not await asyncio.to_thread(_waiting, server.metrics_url):  # noqa: ASYNC110
-            await asyncio.sleep(0.01)
-        run = asyncio.ensure_future(rescore_async(rows, out, [Address(server.address, metrics_url)], on_progress=count))
-        await flood
-        until_end = scored
-        return await run, until_end
-
-
-def _waiting(url):
-    from m2ost_client.probe import pending_requests
-
-    return pending_requests(url, ("slide_tiler", "m2ost"))
-
-
-async def _consume(batches):
-    async for _ in batches:
-        pass
-
-
 def test_requests_of_others_go_first(server, slides, undisturbed, tmp_path):
-    rows = slides[1]
-    yielding, beside = asyncio.run(beside_a_flood(rows, tmp_path / "a", server, metrics_url=server.metrics_url))
-    (counts,) = yielding.summary["run"]["servers"]
+    progress = []
+
+    async def beside_others():
+        async with SpotStream(server.address, StreamOptions(batch_rows=4, window=24)) as others:
+            # Three batches of the server's at a time: one is always waiting, until the last three.
+            flood = others.predict("archive/large.png", [(800, 800)] * 240)
+            await anext(flood)
+            run = asyncio.ensure_future(
+                rescore_async(slides[1], tmp_path / "out", [address_of(server)], on_progress=progress.append)
+            )
+            left = 240 - 4
+            async for batch in flood:
+                left -= len(batch.rows)
+                if left <= 96:
+                    break
+            scored = progress[-1].spots if progress else 0
+            async for _ in flood:
+                pass
+            return await run, scored
+
+    report, scored = asyncio.run(beside_others())
+    (counts,) = report.summary["run"]["servers"]
     assert counts["sees_others_wait"]
     assert counts["gave_way"] > 0
-    blind, blindly = asyncio.run(beside_a_flood(rows, tmp_path / "b", server, metrics_url=None))
-    assert not blind.summary["run"]["servers"][0]["sees_others_wait"]
-    assert beside < blindly
-    for out in ("a", "b"):
-        assert results(tmp_path / out) == undisturbed
+    assert scored <= 8, "no more than one window slipped in"
+    assert results(tmp_path / "out") == undisturbed
+
+
+def tiler_decoder(server):
+    return next(
+        process.children()[0]
+        for process in psutil.Process(server.pid).children()
+        if "slide_tiler/1/model.py" in " ".join(process.cmdline())
+    )
 
 
 def test_a_full_queue_is_waited_out(server, slides, undisturbed, tmp_path):
-    async def flooded():
-        async with SpotStream(server.address, StreamOptions(batch_rows=1, window=300)) as others:
-            flood = asyncio.ensure_future(_consume(others.predict("archive/large.png", [(800, 800)] * 2000)))
-            while not others.retries:  # noqa: ASYNC110
-                await asyncio.sleep(0.01)
-            report = await rescore_async(slides[1], tmp_path / "out", [Address(server.address)])
-            await flood
-            return report
+    out, decoder = tmp_path / "out", tiler_decoder(server)
+    with triton.InferenceServerClient(server.address) as client:
 
-    report = asyncio.run(flooded())
+        def flood():
+            for _ in range(200):
+                client.async_infer("m2ost_slide", raw_request(["archive/s01.png"], [(9, 9)]), lambda **answer: None)
+
+        def hold_up():
+            # Of the run's requests 16 are at work, others wait, and more than 64 of somebody else's behind them.
+            decoder.suspend()
+            asyncio.get_running_loop().call_later(0.3, flood)
+            asyncio.get_running_loop().call_later(0.6, decoder.resume)
+
+        options = {"batch_rows": 2, "window": 32, "on_progress": Once(8, hold_up)}
+        report = rescore(slides[1], out, [Address(server.address)], **options)
     assert report.summary["run"]["retries"] > 0
     assert report.summary["run"]["servers"][0]["ejections"] == 0, "full is not gone"
-    assert results(tmp_path / "out") == undisturbed
+    assert results(out) == undisturbed
 
 
 def test_bad_slides_are_named_and_cost_nobody_else_anything(
@@ -165,9 +173,7 @@ def test_bad_slides_are_named_and_cost_nobody_else_anything(
         SlideRow("elsewhere", "nowhere/s01.png", mpp=MPP),
         replace(row, slide_id="going", path="archive/going.png"),
     ]
-    (decoder,) = next(
-        p.children() for p in psutil.Process(server.pid).children() if "slide_tiler/1/model.py" in " ".join(p.cmdline())
-    )
+    decoder = tiler_decoder(server)
 
     def harm():
         decoder.suspend()  # the next request, of the same slide, is under way when its reader dies

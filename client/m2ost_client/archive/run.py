@@ -153,6 +153,11 @@ class Rescore:
     access : Access
     on_progress : callable, optional
         Receives a :class:`Progress` whenever something came to an end.
+
+    Attributes
+    ----------
+    pool : Pool
+        The servers, with what they did.
     """
 
     def __init__(
@@ -166,7 +171,7 @@ class Rescore:
         on_progress: Callable[[Progress], None] | None = None,
     ) -> None:
         self._rows, self._options, self._state = rows, options, state
-        self._pool, self._access = pool, access
+        self.pool, self._access = pool, access
         self._on_progress = on_progress or (lambda progress: None)
         self._staging = Staging(options.staging_folder, options.cache_bytes)
         self._budget = _Budget(options.spots_in_flight)
@@ -178,7 +183,7 @@ class Rescore:
     def drain(self) -> None:
         """Take up nothing new; what is under way comes to its end and is kept."""
         self._drained = True
-        self._pool.drain()
+        self.pool.drain()
 
     async def run(self) -> ArchiveReport:
         """Score what is to be scored.
@@ -196,7 +201,7 @@ class Rescore:
         OutputError, ServerUnavailable, ServerStartError
             If the run cannot go on; what was scored is kept, and the same command goes on from there.
         """
-        check_genes(self._options.genes or (), self._pool.info)
+        check_genes(self._options.genes or (), self.pool.info)
         self._prepare()
         tasks: set[asyncio.Task[None]] = set()
         try:
@@ -228,7 +233,7 @@ class Rescore:
 
     def _agree_on_settings(self) -> None:
         """One archive, one release and one set of settings: what was made otherwise is refused, or made anew."""
-        options, state, engine = self._options, self._state, self._pool.info
+        options, state, engine = self._options, self._state, self.pool.info
         now = options.settings.to_dict(engine)
         before = state.setting("settings")
         if before not in (None, now):
@@ -314,15 +319,15 @@ class Rescore:
             raise RuntimeError("claimed twice in one run")
         async with self._located(row) as (path, version):
             plan = await plan_slide(
-                row, lambda pitch_um, mpp: self._access.describe(path, pitch_um, mpp), options.settings, self._pool.info
+                row, lambda pitch_um, mpp: self._access.describe(path, pitch_um, mpp), options.settings, self.pool.info
             )
             await known.spots(len(plan.spots))
             scored = await self._score(plan, path)
             if self._access.reads_here and await self._access.fingerprint(path) != plan.slide.fingerprint:
                 raise InputError(f"{row.path}: changed while it was scored; run the same command again")
             if self._access.sends_pixels:
-                await self._pool.check_release()
-        result = assemble(plan, self._pool.info, scored)
+                await self.pool.check_release()
+        result = assemble(plan, self.pool.info, scored)
         facts = await asyncio.to_thread(
             write_slide, plan, result, options.out, options.genes, pixels_sent=self._access.sends_pixels
         )
@@ -357,7 +362,7 @@ class Rescore:
                     self._access.scorer,
                     plan.unit(self._access.name(path), first, end),
                     batch_rows=options.batch_rows,
-                    concurrency=self._pool.capacity,
+                    concurrency=self.pool.capacity,
                     priority=self._position[slide_id],
                     on_part=on_part,
                 )
@@ -385,7 +390,7 @@ class Rescore:
             raise
         if now != record.facts["fingerprint"]:
             return f"{row.path}: its content has changed"
-        if result_key(row, now, self._options.settings, self._pool.info) != record.key:
+        if result_key(row, now, self._options.settings, self.pool.info) != record.key:
             return f"{row.path}: its µm/px, spots, mask or pitch in the manifest have changed"
         return None
 
@@ -414,13 +419,13 @@ class Rescore:
             "ended": ended,
             "spots": self._spots,
             "seconds": round(time.monotonic() - self._began, 3),
-            "retries": self._pool.retries,
-            "servers": [endpoint.counts() for endpoint in self._pool.endpoints],
+            "retries": self.pool.retries,
+            "servers": [endpoint.counts() for endpoint in self.pool.endpoints],
             "batch_rows": self._options.batch_rows,
             "pixels_sent_by_client": self._access.sends_pixels,
             "cache_peak_bytes": self._staging.peak_bytes,
             **asdict(self._options.settings),
-            "release_sha256": self._pool.info.release_sha256,
+            "release_sha256": self.pool.info.release_sha256,
         }
         summary = summarise(records, skipped=self._skipped, run=run)
         write_table(records, self._options.out)
