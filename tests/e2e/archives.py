@@ -8,6 +8,7 @@ import resource
 import signal
 from pathlib import Path
 
+import psutil
 from m2ost_client.archive import (
     Address,
     EndpointOptions,
@@ -109,3 +110,12 @@ def results(out: Path) -> dict[str, bytes]:
 
 def address_of(server) -> Address:
     return Address(server.address, server.metrics_url)
+
+
+def tiler_decoder(server) -> psutil.Process:
+    """The process that reads slides for the tiler."""
+    return next(
+        process.children()[0]
+        for process in psutil.Process(server.pid).children()
+        if "slide_tiler/1/model.py" in " ".join(process.cmdline())
+    )

@@ -6,14 +6,13 @@ import signal
 from dataclasses import replace
 
 import pandas as pd
-import psutil
 import pytest
 import tritonclient.grpc as triton
 from m2ost_client import InputError, ServerOptions, ServerUnavailable, SpotStream, StreamOptions, TritonServer
 from m2ost_client.archive import Address, SlideRow, read_status
 from m2ost_preprocess.slides import SlideRoots
 
-from .archives import MPP, address_of, cut, make_slides, rescore, rescore_apart, rescore_async, results
+from .archives import MPP, address_of, cut, make_slides, rescore, rescore_apart, rescore_async, results, tiler_decoder
 from .conftest import raw_request
 
 
@@ -126,14 +125,6 @@ def test_requests_of_others_go_first(server, slides, undisturbed, tmp_path):
     assert counts["gave_way"] > 0
     assert scored <= 8, "no more than one window slipped in"
     assert results(tmp_path / "out") == undisturbed
-
-
-def tiler_decoder(server):
-    return next(
-        process.children()[0]
-        for process in psutil.Process(server.pid).children()
-        if "slide_tiler/1/model.py" in " ".join(process.cmdline())
-    )
 
 
 def test_a_full_queue_is_waited_out(server, slides, undisturbed, tmp_path):

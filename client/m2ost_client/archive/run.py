@@ -33,7 +33,7 @@ from .plan import Settings, SlidePlan, plan_slide, result_key
 from .pool import Drained, Pool
 from .score import join, missing, score_range
 from .state import CHANGED, DONE, Part, SlideRecord, State
-from .storage import Staging, is_url, source_version
+from .storage import SIZE_ONLY, Staging, is_url, source_version
 
 LOOKED_AT = 8
 """Slides that are looked at ahead, at a time: until then nobody knows how many spots they have."""
@@ -377,7 +377,8 @@ class Rescore:
         now = record.facts["fingerprint"]
         try:
             if is_url(row.path):
-                if await asyncio.to_thread(source_version, row.path) != record.facts["source_version"]:
+                version = await asyncio.to_thread(source_version, row.path)
+                if version.startswith(SIZE_ONLY) or version != record.facts["source_version"]:
                     async with self._located(row) as (path, _):
                         now = await self._access.fingerprint(path)
             else:

@@ -15,6 +15,13 @@ from ..errors import InputError, OutputError
 
 _URL = re.compile(r"^[a-zA-Z][a-zA-Z0-9+.-]*(::|://)")
 _BLOCK_BYTES = 4 << 20
+_VERSION_FACTS = (
+    "ETag", "etag", "md5Hash", "Content-MD5", "Digest", "checksum", "mtime", "LastModified", "last_modified", "updated",
+    "created",
+)  # fmt: skip
+
+SIZE_ONLY = "size-"
+"""How a version begins that may be the same though the file is another."""
 
 
 class StorageError(InputError):
@@ -46,7 +53,9 @@ def matches(pattern: str) -> list[str]:
 
 
 def source_version(location: str) -> str:
-    """What changes when the file behind a URL does: its etag, checksum, or size and time, as its storage tells.
+    """What changes when the file behind a URL does: size, and etag, checksum or time, as its storage tells.
+
+    Begins with ``SIZE_ONLY`` where the storage tells no more than the size.
 
     Raises
     ------
@@ -58,20 +67,9 @@ def source_version(location: str) -> str:
         info = dict(filesystem.info(path))
     except Exception as error:
         raise _unreachable(location, error) from error
-    names = (
-        "ETag",
-        "etag",
-        "md5Hash",
-        "checksum",
-        "mtime",
-        "LastModified",
-        "last_modified",
-        "updated",
-        "created",
-        "size",
-    )
-    told = {name: str(info[name]) for name in names if info.get(name) is not None}
-    return hashlib.sha256(repr((location, sorted(told.items()))).encode()).hexdigest()
+    told = {name: str(info[name]) for name in _VERSION_FACTS if info.get(name) is not None}
+    digest = hashlib.sha256(repr((location, info.get("size"), sorted(told.items()))).encode()).hexdigest()
+    return digest if told else f"{SIZE_ONLY}{digest}"
 
 
 class Staging:
@@ -97,11 +95,12 @@ class Staging:
         self._fetching: dict[Path, asyncio.Lock] = {}
 
     def sweep(self) -> None:
-        """Note what an earlier run left: complete copies are kept, others go."""
+        """Note what an earlier run left: complete copies are kept, others go, and those that may be of another file."""
         self.folder.mkdir(parents=True, exist_ok=True)
         for entry in self.folder.iterdir():
             whole = [file for file in entry.iterdir() if not file.name.endswith(".part")] if entry.is_dir() else []
-            if len(whole) == 1 and len(list(entry.iterdir())) == 1:
+            certain = not entry.name.startswith(SIZE_ONLY)
+            if certain and len(whole) == 1 and len(list(entry.iterdir())) == 1:
                 self._bytes[whole[0]] = whole[0].stat().st_size
             else:
                 shutil.rmtree(entry, ignore_errors=True)
