@@ -8,17 +8,16 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import anndata
 import numpy as np
 import pandas as pd
-import pytest
-from m2ost_client import InputError, ServerOptions, TritonServer
-from m2ost_client.archive import SlideRow, read_status
-from m2ost_preprocess.slides import SlideRoots
+from m2ost_client import InputError
+from m2ost_client.archive import read_status
 
-from .archives import MPP, cut, make_slides, rescore, results, tiler_decoder
+from .archives import MPP, make_slides, rescore, results, tiler_decoder
 from .conftest import by_pytorch, heed_ctrl_c
 
 M2OST = Path(sys.executable).with_name("m2ost")
@@ -76,24 +75,10 @@ def spots_done(out):
         return 0
 
 
-@pytest.fixture(scope="module")
-def archive(narrow_release, svs, tmp_path_factory):
-    """A server, a manifest of names on it, its rows, and what an undisturbed run makes of them."""
-    folder = tmp_path_factory.mktemp("slides")
-    cut(svs, folder / "large.png", (200, 300), 1700)
-    rows = [SlideRow("large", "archive/large.png", mpp=MPP, pitch_um=30.0), *make_slides(svs, folder, 2)]
-    manifest = folder / "slides.parquet"
+def test_ctrl_c_once_drains_and_twice_stops_and_the_same_command_ends_it(archive_server, archive_slides, tmp_path):
+    server, out, manifest = archive_server, tmp_path / "out", tmp_path / "slides.parquet"
+    rows = [replace(archive_slides[1][0], pitch_um=30.0), *archive_slides[1][1:3]]
     pd.DataFrame([row.to_dict() for row in rows]).to_parquet(manifest)
-    options = ServerOptions(release=narrow_release, roots=SlideRoots({"archive": folder}))
-    with TritonServer(options) as server:
-        out = folder / "undisturbed"
-        assert rescore(rows, out, [server]).complete
-        yield server, manifest, rows, results(out)
-
-
-def test_ctrl_c_once_drains_and_twice_stops_and_the_same_command_ends_it(archive, tmp_path):
-    server, manifest, _, undisturbed = archive
-    out = tmp_path / "out"
     port = server.metrics_url.split(":")[-1].split("/")[0]
     command = ["rescore", manifest, "--out", out, "--server", server.address, "--metrics-port", port, "--batch-rows", 4]
 
@@ -129,20 +114,5 @@ def test_ctrl_c_once_drains_and_twice_stops_and_the_same_command_ends_it(archive
     assert read_status(out).last_run["ended"] == "stopped"
     status, output, errors = m2ost(*command)
     assert status == 0, errors
-    assert results(out) == undisturbed
-
-
-def test_what_is_asked_for_wrongly_is_told_before_anything_starts(svs, tmp_path):
-    (tmp_path / "far.csv").write_text("slide_id,path\na,s3://bucket/a.svs\n")
-    out, address = tmp_path / "out", "127.0.0.1:9"
-    for arguments, words in (
-        ((svs, "--send-pixels"), "give --server"),
-        ((svs.parent, "--server", address), "named by a manifest"),
-        ((tmp_path / "far.csv", "--server", address), "does not see copies that are made here; give --send-pixels"),
-        ((svs.parent, "--server", address, "--send-pixels", "--retry-for-s", "0"), "no server has answered"),
-    ):
-        status, _, errors = m2ost("rescore", *arguments, "--out", out)
-        assert status == 1, errors
-        assert words in errors, errors
-        assert "Traceback" not in errors
-    assert m2ost("status", tmp_path)[0] == 1
+    rescore(rows, tmp_path / "undisturbed", [server])
+    assert results(out) == results(tmp_path / "undisturbed")

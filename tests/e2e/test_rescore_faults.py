@@ -12,15 +12,8 @@ from m2ost_client import InputError, ServerOptions, ServerUnavailable, SpotStrea
 from m2ost_client.archive import Address, SlideRow, read_status
 from m2ost_preprocess.slides import SlideRoots
 
-from .archives import MPP, address_of, cut, make_slides, rescore, rescore_apart, rescore_async, results, tiler_decoder
+from .archives import MPP, address_of, rescore, rescore_apart, rescore_async, results, tiler_decoder
 from .conftest import raw_request
-
-
-@pytest.fixture(scope="module")
-def slides(svs, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("faults")
-    large = cut(svs, folder / "large.png", (200, 300), 1700)
-    return folder, [SlideRow("large", f"archive/{large.name}", mpp=MPP, pitch_um=60.0), *make_slides(svs, folder, 6)]
 
 
 def serve(release, folder, **options):
@@ -28,17 +21,20 @@ def serve(release, folder, **options):
     return TritonServer(ServerOptions(release=release, roots=roots, probe_interval_s=0.5, **options))
 
 
-@pytest.fixture(scope="module")
-def server(narrow_release, slides):
-    with serve(narrow_release, slides[0]) as server:
-        yield server
+@pytest.fixture
+def slides(archive_slides):
+    return archive_slides
 
 
-@pytest.fixture(scope="module")
-def undisturbed(server, slides, tmp_path_factory):
-    out = tmp_path_factory.mktemp("undisturbed") / "out"
-    assert rescore(slides[1], out, [server]).complete
-    return results(out)
+@pytest.fixture
+def server(archive_server):
+    return archive_server
+
+
+@pytest.fixture
+def expected(undisturbed):
+    """What every run must come to in the end."""
+    return results(undisturbed)
 
 
 class Once:
@@ -54,7 +50,7 @@ class Once:
             self.action()
 
 
-def test_kill_9_of_tritonserver_and_its_restart(narrow_release, slides, undisturbed, tmp_path):
+def test_kill_9_of_tritonserver_and_its_restart(narrow_release, slides, expected, tmp_path):
     with serve(narrow_release, slides[0]) as victim:
         kill = Once(8, lambda: os.kill(victim.pid, signal.SIGKILL))
         report = rescore(slides[1], tmp_path / "out", [victim], on_progress=kill)
@@ -63,10 +59,10 @@ def test_kill_9_of_tritonserver_and_its_restart(narrow_release, slides, undistur
     assert (counts["ejections"], counts["returns"]) == (1, 1)
     assert report.summary["run"]["retries"] > 0
     assert report.complete
-    assert results(tmp_path / "out") == undisturbed
+    assert results(tmp_path / "out") == expected
 
 
-def test_one_of_two_servers_gone(narrow_release, slides, server, undisturbed, tmp_path):
+def test_one_of_two_servers_gone(narrow_release, slides, server, expected, tmp_path):
     runs = []
     with serve(narrow_release, slides[0], max_restarts=0) as victim:
 
@@ -80,10 +76,10 @@ def test_one_of_two_servers_gone(narrow_release, slides, server, undisturbed, tm
     assert here["spots"] + gone["spots"] == report.summary["run"]["spots"]
     assert (here["ejections"], gone["ejections"], gone["healthy"]) == (0, 1, False)
     assert report.complete
-    assert results(tmp_path / "out") == undisturbed
+    assert results(tmp_path / "out") == expected
 
 
-def test_no_server_left_ends_the_run_which_another_takes_up(narrow_release, slides, server, undisturbed, tmp_path):
+def test_no_server_left_ends_the_run_which_another_takes_up(narrow_release, slides, server, expected, tmp_path):
     with pytest.raises(ServerUnavailable, match=r"no server has answered .*run the same command again"):
         rescore(slides[1], tmp_path / "out", [Address("127.0.0.1:9")], retry_for_s=0.5)
     with serve(narrow_release, slides[0], max_restarts=0) as victim:
@@ -95,10 +91,10 @@ def test_no_server_left_ends_the_run_which_another_takes_up(narrow_release, slid
     assert 8 <= status.spots_done == status.last_run["spots"]
     report = rescore(slides[1], tmp_path / "out", [server])
     assert report.summary["run"]["spots"] == report.summary["spots"] - status.spots_done
-    assert results(tmp_path / "out") == undisturbed
+    assert results(tmp_path / "out") == expected
 
 
-def test_requests_of_others_go_first(server, slides, undisturbed, tmp_path):
+def test_requests_of_others_go_first(server, slides, expected, tmp_path):
     progress = []
 
     async def beside_others():
@@ -124,10 +120,10 @@ def test_requests_of_others_go_first(server, slides, undisturbed, tmp_path):
     assert counts["sees_others_wait"]
     assert counts["gave_way"] > 0
     assert scored <= 8, "no more than one window slipped in"
-    assert results(tmp_path / "out") == undisturbed
+    assert results(tmp_path / "out") == expected
 
 
-def test_a_full_queue_is_waited_out(server, slides, undisturbed, tmp_path):
+def test_a_full_queue_is_waited_out(server, slides, expected, tmp_path):
     out, decoder = tmp_path / "out", tiler_decoder(server)
     with triton.InferenceServerClient(server.address) as client:
 
@@ -145,11 +141,11 @@ def test_a_full_queue_is_waited_out(server, slides, undisturbed, tmp_path):
         report = rescore(slides[1], out, [Address(server.address)], **options)
     assert report.summary["run"]["retries"] > 0
     assert report.summary["run"]["servers"][0]["ejections"] == 0, "full is not gone"
-    assert results(out) == undisturbed
+    assert results(out) == expected
 
 
 def test_bad_slides_are_named_and_cost_nobody_else_anything(
-    server, slides, undisturbed, truncated_svs, text_svs, tmp_path
+    server, slides, expected, truncated_svs, text_svs, tmp_path
 ):
     folder, rows = slides
     for bad in (truncated_svs, text_svs):
@@ -174,7 +170,7 @@ def test_bad_slides_are_named_and_cost_nobody_else_anything(
     report = rescore([*bad, *rows], tmp_path / "out", [server], on_progress=Once(1, harm), window=1)
     assert not report.complete
     reasons = {failed["slide_id"]: failed["reason"] for failed in report.summary["failed"]}
-    expected = {
+    words_of = {
         "crash": "crash.png: its reader crashed (SIGSEGV)",
         "truncated": "truncated.svs: ",
         "notes": "notes.svs: no reader recognises the file",
@@ -183,39 +179,39 @@ def test_bad_slides_are_named_and_cost_nobody_else_anything(
         "elsewhere": "unknown slide root 'nowhere'",
         "going": "going.png: no such ",
     }
-    assert set(reasons) == set(expected)
-    for slide_id, words in expected.items():
+    assert set(reasons) == set(words_of)
+    for slide_id, words in words_of.items():
         assert words in reasons[slide_id], reasons[slide_id]
     files = results(tmp_path / "out")
     table = pd.read_parquet(tmp_path / "out" / "archive.parquet").set_index("slide_id")
     assert table.reason.dropna().to_dict() == reasons
     del files["archive.parquet"]
-    assert files == {name: data for name, data in undisturbed.items() if name != "archive.parquet"}
+    assert files == {name: data for name, data in expected.items() if name != "archive.parquet"}
     assert rescore(rows, tmp_path / "out", [server]).complete, "the reader was replaced"
 
 
 @pytest.mark.parametrize("file_bytes", [70_000, 400_000], ids=["state", "results"])
-def test_a_full_disk_ends_the_run_and_the_next_goes_on(server, slides, undisturbed, tmp_path, file_bytes):
+def test_a_full_disk_ends_the_run_and_the_next_goes_on(server, slides, expected, tmp_path, file_bytes):
     out = tmp_path / "out"
     process = rescore_apart(slides[1], out, [address_of(server)], file_bytes=file_bytes)
     process.join(60)
     assert process.exitcode == 1
     assert [f for f in (out / "results").iterdir() if f.suffix not in (".h5ad", ".json")] == []
     assert rescore(slides[1], out, [server]).complete
-    assert results(out) == undisturbed
+    assert results(out) == expected
 
 
-def test_a_second_run_on_a_folder_is_refused_while_the_first_works(server, slides, undisturbed, tmp_path):
+def test_a_second_run_on_a_folder_is_refused_while_the_first_works(server, slides, expected, tmp_path):
     out = tmp_path / "out"
     first = rescore_apart(slides[1], out, [address_of(server)])
     with pytest.raises(InputError, match=rf"process {first.pid} on .* is working on this archive"):
         rescore(slides[1], out, [server])
     first.join(60)
     assert first.exitcode == 0
-    assert results(out) == undisturbed
+    assert results(out) == expected
 
 
-def test_a_clock_that_goes_back_changes_nothing(server, slides, undisturbed, tmp_path, monkeypatch):
+def test_a_clock_that_goes_back_changes_nothing(server, slides, expected, tmp_path, monkeypatch):
     ticks = iter(range(2_000_000_000, 0, -86_400))
     monkeypatch.setattr("time.time", lambda: float(next(ticks)))
     runs = []
@@ -224,4 +220,4 @@ def test_a_clock_that_goes_back_changes_nothing(server, slides, undisturbed, tmp
     report = rescore(slides[1], tmp_path / "out", [server])
     assert report.complete
     assert report.summary["run"]["seconds"] > 0
-    assert results(tmp_path / "out") == undisturbed
+    assert results(tmp_path / "out") == expected

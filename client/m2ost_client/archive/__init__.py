@@ -13,9 +13,10 @@ return.
 from .access import Access, OnServer, Sent, Shared, roots_of
 from .endpoint import Address, EndpointOptions
 from .manifest import SlideList, SlideRow, read_slides
+from .options import ArchiveReport, Progress, RescoreOptions
 from .plan import Settings
 from .pool import Pool
-from .run import ArchiveReport, Progress, Rescore, RescoreOptions
+from .run import Rescore
 from .state import State, exclusive
 from .status import ArchiveStatus, read_status
 from .storage import is_url

@@ -7,16 +7,16 @@ import shutil
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
-from typing import Any
+from dataclasses import asdict
 
 from m2ost_preprocess.errors import PreprocessError, SlideNotFound
 
 from ..errors import InputError, OutputError, ReleaseChanged, RequestRejected, ServerStartError, ServerUnavailable
 from ..predict import check_genes
 from .access import Access
+from .budget import Budget, Share
 from .manifest import SlideRow
+from .options import ArchiveReport, Progress, RescoreOptions
 from .output import (
     RESULTS,
     SUMMARY,
@@ -29,114 +29,17 @@ from .output import (
     write_summary,
     write_table,
 )
-from .plan import Settings, SlidePlan, plan_slide, result_key
+from .plan import SlidePlan, plan_slide, result_key
 from .pool import Drained, Pool
 from .score import join, missing, score_range
 from .state import CHANGED, DONE, Part, SlideRecord, State
 from .storage import SIZE_ONLY, Staging, is_url, source_version
-
-LOOKED_AT = 8
-"""Slides that are looked at ahead, at a time: until then nobody knows how many spots they have."""
-
-LEAST_SPOTS = 128
-"""A slide counts at least as many spots as this while it is in flight: its overview takes memory too."""
 
 KEEP_SPOTS, KEEP_S = 1024, 1.0
 """Parts of a slide are kept after so many spots, or so many seconds."""
 
 _SLIDES_OWN = (RequestRejected, PreprocessError, InputError)
 _RUNS_OWN = (OutputError, ServerUnavailable, ReleaseChanged, ServerStartError)
-
-
-@dataclass(frozen=True, kw_only=True)
-class RescoreOptions:
-    """How an archive is re-scored.
-
-    Parameters
-    ----------
-    out : Path
-        The archive's folder; locked by the caller (:func:`~m2ost_client.archive.state.exclusive`).
-    settings : Settings
-        What all results have in common.
-    genes : tuple of str, optional
-        Draw maps of these and the overview; None draws none.
-    batch_rows : int
-        Spots a request.
-    spots_in_flight : int
-        Slides are taken up until they have this many spots together.
-    rescore_changed : bool
-        Score again what was scored from another content, release, or other settings; otherwise that is refused.
-    cache : Path
-        Folder that remote slides are staged in.
-    cache_bytes : int
-        Most bytes of them.
-    """
-
-    out: Path
-    settings: Settings = field(default_factory=Settings)
-    genes: tuple[str, ...] | None = None
-    batch_rows: int = 32
-    spots_in_flight: int = 4096
-    rescore_changed: bool = False
-    cache: Path | None = None
-    cache_bytes: int = 32 << 30
-
-    @property
-    def staging_folder(self) -> Path:
-        """Where remote slides are staged."""
-        return self.cache or self.out / "cache"
-
-
-@dataclass(frozen=True)
-class Progress:
-    """How far a run is: slides with an outcome, of how many; spots scored in it."""
-
-    slides: int
-    of_slides: int
-    spots: int
-
-
-@dataclass(frozen=True)
-class ArchiveReport:
-    """What a run came to.
-
-    Parameters
-    ----------
-    summary : dict
-        The content of ``summary.json``.
-    drained : bool
-        Whether it was asked to stop before its end.
-    """
-
-    summary: dict[str, Any]
-    drained: bool
-
-    @property
-    def complete(self) -> bool:
-        """Whether every slide has its result and every spot its value."""
-        return not (self.summary["failed"] or self.summary["left"] or self.summary["spots_without_value"])
-
-
-class _Budget:
-    """Bounds what is in flight: spots of slides that are known, and slides that are not yet."""
-
-    def __init__(self, spots: int) -> None:
-        self._limit = spots
-        self._spots = self._unknown = 0
-        self._changed = asyncio.Condition()
-
-    async def admit(self) -> None:
-        """Wait until one more slide may be looked at."""
-        async with self._changed:
-            await self._changed.wait_for(lambda: self._unknown < LOOKED_AT and self._spots < self._limit)
-            self._unknown += 1
-
-    async def change(self, *, unknown: int = 0, spots: int = 0) -> None:
-        """Count more, or fewer."""
-        async with self._changed:
-            self._unknown += unknown
-            self._spots += spots
-            self._changed.notify_all()
 
 
 class Rescore:
@@ -174,7 +77,7 @@ class Rescore:
         self.pool, self._access = pool, access
         self._on_progress = on_progress or (lambda progress: None)
         self._staging = Staging(options.staging_folder, options.cache_bytes)
-        self._budget = _Budget(options.spots_in_flight)
+        self._budget = Budget(options.spots_in_flight)
         self._position = {row.slide_id: n for n, row in enumerate(rows)}
         self._drained = False
         self._settled = self._skipped = self._spots = 0
@@ -280,9 +183,9 @@ class Rescore:
 
     async def _slide(self, row: SlideRow) -> None:
         """Bring one slide to its outcome; raises only what ends the run."""
-        known = _Known(self._budget)
+        share = Share(self._budget)
         try:
-            await self._bring_home(row, known)
+            await self._bring_home(row, share)
         except Drained:
             self._state.put_back(row.slide_id)
             return
@@ -293,11 +196,11 @@ class Rescore:
         except Exception as error:  # one slide's surprise must not end the others
             self._state.fail(row.slide_id, f"unexpected {type(error).__name__}: {error}")
         finally:
-            await known.forget()
+            await share.forget()
         self._settled += 1
         self._tell()
 
-    async def _bring_home(self, row: SlideRow, known: _Known) -> None:
+    async def _bring_home(self, row: SlideRow, share: Share) -> None:
         state, options = self._state, self._options
         record = state.slide(row.slide_id)
         if record.state in (DONE, CHANGED):
@@ -321,7 +224,7 @@ class Rescore:
             plan = await plan_slide(
                 row, lambda pitch_um, mpp: self._access.describe(path, pitch_um, mpp), options.settings, self.pool.info
             )
-            await known.spots(len(plan.spots))
+            await share.spots(len(plan.spots))
             scored = await self._score(plan, path)
             if self._access.reads_here and await self._access.fingerprint(path) != plan.slide.fingerprint:
                 raise InputError(f"{row.path}: changed while it was scored; run the same command again")
@@ -432,20 +335,3 @@ class Rescore:
         write_table(records, self._options.out)
         write_summary(summary, self._options.out)
         return ArchiveReport(summary, self._drained)
-
-
-class _Known:
-    """One slide's share of the budget."""
-
-    def __init__(self, budget: _Budget) -> None:
-        self._budget = budget
-        self._spots: int | None = None
-
-    async def spots(self, spots: int) -> None:
-        """Its spots are counted now."""
-        self._spots = max(spots, LEAST_SPOTS)
-        await self._budget.change(unknown=-1, spots=self._spots)
-
-    async def forget(self) -> None:
-        """It is no longer in flight."""
-        await (self._budget.change(unknown=-1) if self._spots is None else self._budget.change(spots=-self._spots))
