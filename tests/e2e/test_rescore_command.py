@@ -91,7 +91,8 @@ def test_ctrl_c_once_drains_and_twice_stops_and_the_same_command_ends_it(archive
             assert time.monotonic() < deadline
             time.sleep(0.02)
         if times > 1:
-            decoder.suspend()  # so that there is something to wait for
+            decoder.suspend()  # what is sent from now on is something to wait for
+            time.sleep(0.5)
         process.send_signal(signal.SIGINT)
         if times > 1:
             time.sleep(0.3)
