@@ -259,8 +259,10 @@ class State:
         return taken.rowcount == 1
 
     def put_back(self, slide_id: str) -> None:
-        """Give up a claim; the slide is pending, its parts stay."""
-        self._settle(slide_id, PENDING)
+        """Give up a claim; the slide is pending, its parts stay. A slide that was not claimed is what it was."""
+        with self._transaction() as db:
+            values = (PENDING, slide_id, RUNNING)
+            db.execute("UPDATE slides SET state = ? WHERE slide_id = ? AND state = ?", values)
 
     def begin(self, slide_id: str, key: str, spots: int) -> list[Part]:
         """Note what a claimed slide is to be made from; returns the parts of it that an earlier run made.

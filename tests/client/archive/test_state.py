@@ -68,6 +68,10 @@ def test_outcomes(state, tmp_path):
     state.keep("a", [part(0, 3)])
     assert read_status(tmp_path).spots_done == 3
     state.finish("a", "k", FACTS)
+    state.put_back("a")  # a run that is drained while it looks whether the slide is what it was
+    state.claim("b")
+    state.put_back("b")
+    assert (state.slide("a").state, state.slide("b").state) == ("done", "pending")
     state.claim("b")
     state.fail("b", "notes.svs: no reader recognises the file")
     status = read_status(tmp_path)
