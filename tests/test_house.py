@@ -47,6 +47,7 @@ def test_imports_run_one_way(room):
     "modules",
     [
         "m2ost_client, m2ost_client.predict, m2ost_client.dense, m2ost_client.maps, m2ost_client.reports",
+        "m2ost_client.archive",
         "m2ost_preprocess.serving, m2ost_preprocess.tiler, m2ost_preprocess.decoder.worker",
         "m2ost_preprocess.istar.serving, m2ost_preprocess.istar.timing",
         "m2ost_cli.main",

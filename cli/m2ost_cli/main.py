@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from . import (
+    archive_commands,
     bench_commands,
     doctor_command,
     model_commands,
@@ -33,6 +34,7 @@ training_commands.register(app)
 release_commands.register(app)
 serving_commands.register(app)
 report_command.register(app)
+archive_commands.register(app)
 doctor_command.register(app)
 bench_commands.register(app)
 
@@ -55,8 +57,8 @@ def _root(
 def main() -> None:
     """Run the command.
 
-    Exit status: 0 done; 1 an error, said in words; 2 usage; 3 some spots have no value, or a threshold
-    was missed; 4 no baseline to compare with; 130 interrupted.
+    Exit status: 0 done; 1 an error, said in words; 2 usage; 3 some slides or spots have no value, or a
+    threshold was missed; 4 no baseline to compare with; 130 interrupted.
     """
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:

@@ -24,6 +24,7 @@ from .common import UserError, cache_folder, needs
 if TYPE_CHECKING:
     from m2ost_client.dense import DenseReport
     from m2ost_client.predict import PredictReport
+    from m2ost_client.supervisor import TritonServer
 
 EXIT_SPOTS_WITHOUT_VALUE = 3
 EMBEDDED_ROOT = "slides"
@@ -178,7 +179,8 @@ def predict(
             if not path.exists():
                 raise UserError(f"{slide}: no such file")
             name = f"{EMBEDDED_ROOT}/{path.name}"
-            server = stack.enter_context(_embedded(path.parent, release, checkpoint, server_log, dense=bool(cells)))
+            roots = {EMBEDDED_ROOT: path.parent}
+            server = stack.enter_context(embedded(roots, release, checkpoint, server_log, dense=bool(cells))).address
         elif release or checkpoint:
             raise UserError("--server already serves a release; give either --server or --release / --checkpoint")
         options = PredictOptions(
@@ -207,9 +209,10 @@ def predict(
 
 
 @contextmanager
-def _embedded(
-    folder: Path, release: Path | None, checkpoint: Path | None, log: Path | None, *, dense: bool
-) -> Iterator[str]:
+def embedded(
+    roots: dict[str, Path], release: Path | None, checkpoint: Path | None, log: Path | None, *, dense: bool = False
+) -> Iterator[TritonServer]:
+    """A server for as long as the block runs, on these slide roots; by default it serves the shipped checkpoint."""
     from m2ost_client.command import DEFAULT_PROFILE, DENSE_PROFILE, ServerOptions
     from m2ost_client.supervisor import TritonServer
     from m2ost_preprocess.engine.load import DENSE_FILE
@@ -230,10 +233,10 @@ def _embedded(
         on_log = _json_lines(stack.enter_context(log.open("w", encoding="utf-8")), "debug") if log else None
         options = ServerOptions(
             release=release,
-            roots=SlideRoots({EMBEDDED_ROOT: folder}),
+            roots=SlideRoots(roots),
             profile=DENSE_PROFILE if dense and (release / DENSE_FILE).exists() else DEFAULT_PROFILE,
         )
-        yield stack.enter_context(TritonServer(options, on_log=on_log)).address
+        yield stack.enter_context(TritonServer(options, on_log=on_log))
 
 
 def shipped_release(*, dense: bool = False) -> Path:

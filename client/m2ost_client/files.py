@@ -53,7 +53,7 @@ def read_metadata(folder: Path, name: str) -> dict[str, Any]:
 def write_result(
     result: SlideResult,
     metadata: dict[str, Any],
-    genes: Iterable[str],
+    genes: Iterable[str] | None,
     folder: Path,
     exports: Mapping[str, Writer] | None = None,
 ) -> tuple[Path, ...]:
@@ -66,9 +66,11 @@ def write_result(
     ----------
     result : SlideResult
     metadata : dict
-        For the JSON and the table's ``uns["m2ost"]``. ``maps``, ``exports`` and, in ``timings``, ``write_s`` are added.
-    genes : iterable of str
-        Genes to draw maps of. What a file name should not hold is quoted in theirs (``/`` as ``%2F``).
+        For the JSON and the table's ``uns["m2ost"]``. ``maps`` and ``exports`` are added and, where it has ``timings``,
+        ``write_s`` to them: without, the files hold nothing that depends on when they are written.
+    genes : iterable of str, optional
+        Genes to draw maps of, beside that of the principal components; None draws none at all. What a file name should
+        not hold is quoted in theirs (``/`` as ``%2F``).
     folder : Path
     exports : mapping of str to Writer, optional
         Further files of the result by name: see :mod:`m2ost_client.reports`.
@@ -85,7 +87,7 @@ def write_result(
     """
     name = result.name
     drawings: dict[str, Writer] = {}
-    if len(result.spots):
+    if len(result.spots) and genes is not None:
         drawings[f"{name}.pca.png"] = partial(maps.draw_pca, result)
         drawings |= {f"{name}.{quote(gene, safe='')}.png": partial(maps.draw_gene, result, gene) for gene in genes}
     exports = exports or {}
@@ -95,7 +97,7 @@ def write_result(
     adata = to_anndata(result, metadata)
     try:
         with tempfile.TemporaryDirectory(prefix=".m2ost-", dir=folder) as scratch:
-            with stage(metadata["timings"], "write_s"):
+            with stage(metadata.get("timings", {}), "write_s"):
                 for file, write in {**drawings, **exports}.items():
                     write_synced(Path(scratch, file), write)
                 write_synced(Path(scratch, table.name), adata.write_h5ad)
@@ -141,9 +143,9 @@ def add_exports(name: str, exports: Mapping[str, Writer], folder: Path) -> tuple
     try:
         with tempfile.TemporaryDirectory(prefix=".m2ost-", dir=folder) as scratch:
             for file, write in exports.items():
-                _write(Path(scratch, file), write)
+                write_synced(Path(scratch, file), write)
             if metadata:
-                _write(Path(scratch, facts.name), partial(Path.write_text, data=_to_json(noted), encoding="utf-8"))
+                write_synced(Path(scratch, facts.name), partial(Path.write_text, data=_to_json(noted), encoding="utf-8"))
                 _put(Path(scratch, facts.name), facts)
             for file in exports:
                 _put(Path(scratch, file), folder / file)
@@ -164,7 +166,7 @@ def write_file(path: Path, text: str) -> None:
     """
     try:
         with tempfile.TemporaryDirectory(prefix=".m2ost-", dir=path.parent) as scratch:
-            _write(Path(scratch, path.name), partial(Path.write_text, data=text, encoding="utf-8"))
+            write_synced(Path(scratch, path.name), partial(Path.write_text, data=text, encoding="utf-8"))
             _put(Path(scratch, path.name), path)
     except OSError as error:
         raise OutputError(f"{path} cannot be written ({error}); free space or make the folder writable") from error

@@ -77,8 +77,55 @@ def run_metadata(
         Wall-clock seconds by stage.
     """
     return {
-        "slide": options.source or options.slide,
-        "served_as": None if options.send_pixels else options.slide,
+        **result_metadata(
+            slide,
+            engine,
+            spots=spots,
+            name=options.source or options.slide,
+            served_as=None if options.send_pixels else options.slide,
+            scale=scale,
+            pixels_sent_by_client=options.send_pixels,
+        ),
+        "region": str(options.region) if options.region else None,
+        "spots_per_s": spots.count / seconds["score_s"] if spots.count else None,
+        "retries": retries,
+        "server": server,
+        "batch_rows": options.stream.batch_rows,
+        "window": options.stream.window,
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+        "timings": dict(seconds),
+    }
+
+
+def result_metadata(
+    slide: SlideInfo,
+    engine: EngineInfo,
+    *,
+    spots: SpotsScored,
+    name: str,
+    served_as: str | None,
+    scale: float,
+    pixels_sent_by_client: bool,
+) -> dict[str, Any]:
+    """What is true of a result whenever and wherever it was made, for JSON.
+
+    Parameters
+    ----------
+    slide : SlideInfo
+    engine : EngineInfo
+    spots : SpotsScored
+    name : str
+        The slide as the caller knows it.
+    served_as : str or None
+        Its name on the server.
+    scale : float
+        Level-0 pixels per view pixel.
+    pixels_sent_by_client : bool
+        Whether the views were cut by the client.
+    """
+    return {
+        "slide": name,
+        "served_as": served_as,
         "trained": engine.trained,
         "checkpoint_sha256": engine.checkpoint_sha256,
         "release_sha256": engine.release_sha256,
@@ -92,17 +139,9 @@ def run_metadata(
             "mpp": None if slide.mpp is None else slide.mpp * scale,
             "trained_at_mpp": engine.mpp,
         },
-        "region": str(options.region) if options.region else None,
         "spots": asdict(spots),
-        "spots_per_s": spots.count / seconds["score_s"] if spots.count else None,
-        "retries": retries,
-        "server": server,
-        "pixels_sent_by_client": options.send_pixels,
-        "batch_rows": options.stream.batch_rows,
-        "window": options.stream.window,
-        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+        "pixels_sent_by_client": pixels_sent_by_client,
         "versions": {"python": platform.python_version(), **{p: _version(p) for p in _PACKAGES}},
-        "timings": dict(seconds),
     }
 
 

@@ -234,7 +234,13 @@ async def _collect(
 
 
 def check_genes(genes: tuple[str, ...], engine: EngineInfo) -> None:
-    """Raise an ``InputError`` that names a gene which is not in the panel."""
+    """Refuse genes that are not in the panel.
+
+    Raises
+    ------
+    InputError
+        Names the first.
+    """
     for gene in genes:
         if gene not in engine.genes:
             raise InputError(

@@ -6,6 +6,7 @@ import http.client
 import queue
 import re
 import urllib.request
+from collections.abc import Collection
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -20,11 +21,14 @@ from m2ost_preprocess.istar.sizes import PATCH_PX
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
 PROBE_TIMEOUT_S = 5.0
+METRICS_TIMEOUT_S = 1.0
 PROBE_REQUEST_ID = "m2ost-probe"
 PROBE_SLIDE = "m2ost-probe"
 """No slide name can be this: the tiler refuses it at once, in words that prove that it is alive."""
 
 _EXECUTIONS = re.compile(r'^nv_inference_exec_count\{[^}]*\bmodel="([^"]*)"[^}]*\} ([0-9.e+]+)$', re.MULTILINE)
+
+_PENDING = re.compile(r'^nv_inference_pending_request_count\{[^}]*\bmodel="([^"]*)"[^}]*\} ([0-9.e+]+)$', re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -76,6 +80,22 @@ def executions_so_far(metrics_url: str) -> dict[str, float]:
     for model, count in _EXECUTIONS.findall(text):
         executions[model] = executions.get(model, 0.0) + float(count)
     return executions
+
+
+def pending_requests(metrics_url: str, models: Collection[str]) -> int:
+    """Requests, whosever, that wait in the queues of some models, by a server's own metrics.
+
+    Raises
+    ------
+    OSError
+        If the metrics do not answer within a second.
+    """
+    try:
+        with urllib.request.urlopen(metrics_url, timeout=METRICS_TIMEOUT_S) as answer:
+            text = answer.read().decode(errors="replace")
+    except http.client.HTTPException as error:
+        raise OSError(f"{metrics_url}: {error}") from error
+    return sum(int(float(count)) for model, count in _PENDING.findall(text) if model in models)
 
 
 def probe(address: str, engine: EngineInfo, baseline: BaselineInfo | None = None) -> Health:

@@ -155,13 +155,10 @@ class SpotStream:
         RequestRejected
             If the slide is unknown or unreadable, or a grid is asked for and µm/px is unknown.
         """
-        inputs = [tensor(contract.SLIDE, np.array([slide], dtype=object))]
-        inputs += [
-            tensor(name, np.array([value], np.float64))
-            for name, value in (("PITCH_UM", pitch_um), ("MPP", mpp))
-            if value is not None
-        ]
-        return _slide_info(await self._connection.infer(contract.MODEL_INFO, inputs, deadline_s=DESCRIBE_DEADLINE_S))
+        inputs = describe_inputs(slide, pitch_um=pitch_um, mpp=mpp)
+        return read_slide_info(
+            await self._connection.infer(contract.MODEL_INFO, inputs, deadline_s=DESCRIBE_DEADLINE_S)
+        )
 
     async def predict(self, slide: str, centers: Any, *, scale: float = 1.0) -> AsyncGenerator[SpotBatch, None]:
         """Score spots of a slide that lies under the server's roots: only coordinates are sent.
@@ -341,7 +338,18 @@ class SpotStream:
             await asyncio.gather(*pending, *done, return_exceptions=True)
 
 
-def _slide_info(answer: Any) -> SlideInfo:
+def describe_inputs(slide: str, *, pitch_um: float | None, mpp: float | None) -> list[Any]:
+    """Inputs of ``slide_info``, as :meth:`SpotStream.slide_info` takes them."""
+    inputs = [tensor(contract.SLIDE, np.array([slide], dtype=object))]
+    inputs += [
+        tensor(name, np.array([value], np.float64))
+        for name, value in (("PITCH_UM", pitch_um), ("MPP", mpp))
+        if value is not None
+    ]
+    return inputs
+
+
+def read_slide_info(answer: Any) -> SlideInfo:
     """The answer of ``slide_info``; a newer server's further facts are left out."""
     facts = {k: v for k, v in json.loads(answer.as_numpy("INFO")[0]).items() if k in SlideInfo.__dataclass_fields__}
     facts["size"] = tuple(facts["size"])

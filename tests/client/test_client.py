@@ -15,7 +15,7 @@ from m2ost_client import installation, logs, maps
 from m2ost_client.errors import InputError, ServerStartError
 from m2ost_client.predict import result_name, view_scale
 from m2ost_client.results import to_anndata
-from m2ost_client.stream import SpotStream, StreamOptions, _slide_info
+from m2ost_client.stream import SpotStream, StreamOptions, read_slide_info
 from m2ost_preprocess.contract import ViewGeometry
 from m2ost_preprocess.decoder import Decoder
 from PIL import Image
@@ -266,7 +266,7 @@ def test_a_newer_servers_facts_and_statuses_are_no_errors(result):
         "SPOT_NAME": np.array([b"0x0"], object),
         "THUMBNAIL": result.slide.thumbnail,
     }
-    slide = _slide_info(SimpleNamespace(as_numpy=arrays.get))
+    slide = read_slide_info(SimpleNamespace(as_numpy=arrays.get))
     assert (slide.size, slide.names, slide.fingerprint) == ((2000, 1500), ("0x0",), "f")
     result.status[5] = 7
     assert result.counts_by_status() == {"OK": 78, "OUTSIDE_SLIDE": 1, "status 7": 1}

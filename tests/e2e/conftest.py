@@ -14,12 +14,16 @@ import torch
 from m2ost.checkpoint import initialise, load, save
 from m2ost.config import M2OSTConfig
 from m2ost_client import ServerOptions, SpotStream, StreamOptions, TritonServer
+from m2ost_client.archive import SlideRow
 from m2ost_client.probe import tensor
 from m2ost_export.release import build_release
 from m2ost_preprocess.contract import Manifest, as_centers, sha256_file
 from m2ost_preprocess.readers import open_slide
 from m2ost_preprocess.slides import SlideRoots
 from m2ost_preprocess.views import cut_views
+from PIL import Image
+
+from . import archives
 
 NARROW = M2OSTConfig(n_genes=6, depth=1, dim=12, heads=1, head_dim=12, ffn_dim=8, channel_dim=8)
 """A depth-1, narrow network: the whole serving path at a fraction of the arithmetic."""
@@ -130,3 +134,30 @@ def narrow_server(narrow_release, roots, narrow_log):
     """A server that no test may harm."""
     with TritonServer(ServerOptions(release=narrow_release, roots=roots), on_log=narrow_log.append) as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def archive_slides(svs, tmp_path_factory):
+    """The folder and rows of an archive: one larger slide, eight small ones, and one without tissue."""
+    folder = tmp_path_factory.mktemp("archive")
+    archives.cut(svs, folder / "large.png", (200, 300), 1700)
+    Image.new("RGB", (700, 600), (243, 242, 243)).save(folder / "blank.png")
+    large = SlideRow("large", "archive/large.png", mpp=archives.MPP, pitch_um=60.0)
+    blank = SlideRow("blank", "archive/blank.png", mpp=archives.MPP)
+    return folder, [large, *archives.make_slides(svs, folder, 8), blank]
+
+
+@pytest.fixture(scope="session")
+def archive_server(narrow_release, archive_slides):
+    """A server on them that no test may harm for long."""
+    options = ServerOptions(release=narrow_release, roots=SlideRoots({"archive": archive_slides[0]}))
+    with TritonServer(options) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def undisturbed(archive_server, archive_slides, tmp_path_factory):
+    """The folder that a run leaves which nothing disturbed."""
+    out = tmp_path_factory.mktemp("undisturbed") / "out"
+    assert archives.rescore(archive_slides[1], out, [archive_server]).complete
+    return out

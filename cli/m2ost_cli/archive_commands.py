@@ -1,0 +1,290 @@
+"""Commands on archives of slides: ``rescore`` and ``status``."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from .common import UserError, needs
+from .serving_commands import embedded
+
+if TYPE_CHECKING:
+    from m2ost_client.archive import Access, Address, ArchiveReport, Pool, Progress, Rescore, SlideList
+
+EXIT_INCOMPLETE = 3
+EXIT_INTERRUPTED = 130
+_SHOWN = 20
+
+
+def rescore(
+    manifest: Annotated[
+        str,
+        typer.Argument(help="A .csv, .tsv or .parquet with slide_id and path; a folder; or a pattern, in quotes."),
+    ],
+    out: Annotated[Path, typer.Option("--out", help="The archive's folder: results, state, table and summary.")],
+    server: Annotated[
+        list[str] | None,
+        typer.Option("--server", help="host:port of a server; repeatable. Without it one runs for this archive."),
+    ] = None,
+    metrics_port: Annotated[
+        int, typer.Option(help="Port of the servers' metrics, by which requests of others are seen to wait; 0: none.")
+    ] = 8002,
+    release: Annotated[
+        Path | None, typer.Option(help="Release for the embedded server; by default that of the shipped checkpoint.")
+    ] = None,
+    checkpoint: Annotated[Path | None, typer.Option(help="Checkpoint to export for the embedded server.")] = None,
+    pitch_um: Annotated[
+        float, typer.Option(help="Pitch of the grid in µm, where a slide has none of its own.")
+    ] = 100.0,
+    view_mpp: Annotated[
+        str | None,
+        typer.Option(help="Cut views at this µm/px, or 'model'; by default at the slide's own pixels."),
+    ] = None,
+    genes: Annotated[
+        list[str] | None, typer.Option("--map", help="Draw the overview and a map of this gene; repeatable.")
+    ] = None,
+    send_pixels: Annotated[
+        bool, typer.Option("--send-pixels", help="With --server: read the slides here and send their views.")
+    ] = False,
+    rescore_changed: Annotated[
+        bool, typer.Option("--rescore-changed", help="Make anew what was made from other content, release or settings.")
+    ] = False,
+    batch_rows: Annotated[int, typer.Option(help="Spots a request.")] = 32,
+    window: Annotated[int, typer.Option(min=1, help="Most requests in flight at each server.")] = 2,
+    spots_in_flight: Annotated[
+        int, typer.Option(min=1, help="Slides are taken up until they have so many spots.")
+    ] = 4096,
+    retry_for_s: Annotated[float, typer.Option(help="How long to wait while no server is well, in seconds.")] = 300.0,
+    cache: Annotated[
+        Path | None, typer.Option(help="Folder for copies of remote slides; by default OUT/cache.")
+    ] = None,
+    cache_gib: Annotated[float, typer.Option(help="Most GiB of such copies at a time.")] = 32.0,
+    server_log: Annotated[Path | None, typer.Option(help="Write the embedded server's JSON log here.")] = None,
+) -> None:
+    """Score an archive of slides; the same command goes on where an earlier run ended, whatever ended it.
+
+    Ctrl-C once finishes what is under way and keeps it; twice stops at once.
+    """
+    with needs("client"):
+        from m2ost_client.archive import EndpointOptions, RescoreOptions, Settings, exclusive, read_slides
+        from m2ost_client.files import check_writable
+        from m2ost_client.stream import StreamOptions
+    if send_pixels and not server:
+        raise UserError("--send-pixels is for a server elsewhere; give --server ADDRESS")
+    if server and (release or checkpoint):
+        raise UserError("--server already serves a release; give either --server or --release / --checkpoint")
+    try:
+        StreamOptions(batch_rows=batch_rows)
+        settings = Settings(pitch_um=pitch_um, view_mpp=view_mpp if view_mpp in (None, "model") else float(view_mpp))
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    slides = read_slides(manifest, names_on_server=bool(server) and not send_pixels)
+    if slides.unused:
+        print(f"{manifest}: nothing reads the columns {', '.join(slides.unused)}", file=sys.stderr)
+    check_writable(out)
+    options = RescoreOptions(
+        out=out,
+        settings=settings,
+        genes=None if genes is None else tuple(genes),
+        batch_rows=batch_rows,
+        spots_in_flight=spots_in_flight,
+        rescore_changed=rescore_changed,
+        cache=cache,
+        cache_bytes=int(cache_gib * (1 << 30)),
+    )
+    with ExitStack() as stack:
+        stack.enter_context(exclusive(out))
+        addresses, access, check = _servers(
+            stack, slides, options.staging_folder, server, metrics_port, send_pixels, release, checkpoint, server_log
+        )
+        on_progress = stack.enter_context(_progress(len(slides.rows)))
+        endpoint_options = EndpointOptions(window=window)
+        report = asyncio.run(
+            _run(slides, options, addresses, access, endpoint_options, retry_for_s, check, on_progress)
+        )
+    _print_report(report, out)
+    if report.drained:
+        raise typer.Exit(EXIT_INTERRUPTED)
+    if not report.complete:
+        raise typer.Exit(EXIT_INCOMPLETE)
+
+
+def _servers(
+    stack: ExitStack,
+    slides: SlideList,
+    staging: Path,
+    servers: list[str] | None,
+    metrics_port: int,
+    send_pixels: bool,
+    release: Path | None,
+    checkpoint: Path | None,
+    log: Path | None,
+) -> tuple[list[Address], Callable[[Pool], Access], Callable[[], None]]:
+    """Where the servers are, how slides reach them, and what tells that an embedded one was given up."""
+    from m2ost_client.archive import Address, OnServer, Sent, Shared, is_url, roots_of
+    from m2ost_preprocess.decoder import Decoder
+
+    remote = [row for row in slides.rows if is_url(row.path)]
+    if servers:
+        addresses = []
+        for address in servers:
+            host = address.rpartition(":")[0]
+            addresses.append(Address(address, f"http://{host}:{metrics_port}/metrics" if metrics_port else None))
+        if not send_pixels:
+            if remote:
+                raise UserError(
+                    f"{remote[0].path}: a server elsewhere does not see copies that are made here; give --send-pixels, "
+                    "or leave --server out"
+                )
+            return addresses, OnServer, lambda: None
+
+        def send(pool: Pool) -> Access:
+            return Sent(pool, stack.enter_context(Decoder(pool.info.views)))
+
+        return addresses, send, lambda: None
+    if remote:
+        staging.mkdir(parents=True, exist_ok=True)
+    roots = roots_of((row.path for row in slides.rows if not is_url(row.path)), staging if remote else None)
+    server = stack.enter_context(embedded(roots, release, checkpoint, log))
+    return (
+        [Address(server.address, server.metrics_url)],
+        lambda pool: Shared(pool, roots),
+        lambda: server.wait(0),
+    )
+
+
+async def _run(
+    slides: SlideList,
+    options: Any,
+    addresses: list[Address],
+    access: Callable[[Pool], Access],
+    endpoint_options: Any,
+    retry_for_s: float,
+    check: Callable[[], None],
+    on_progress: Callable[[Progress], None],
+) -> ArchiveReport:
+    from m2ost_client.archive import Pool, Rescore, State
+
+    state = State(options.out)
+    try:
+        async with Pool(addresses, endpoint_options, retry_for_s=retry_for_s, check=check) as pool:
+            run = Rescore(slides.rows, options, state, pool, access(pool), on_progress=on_progress)
+            with _heed_signals(run):
+                return await run.run()
+    except asyncio.CancelledError:
+        raise KeyboardInterrupt from None
+    finally:
+        state.close()
+
+
+@contextmanager
+def _heed_signals(run: Rescore) -> Iterator[None]:
+    """The first Ctrl-C or SIGTERM drains the run, the second stops it."""
+    loop, task = asyncio.get_running_loop(), asyncio.current_task()
+    asked = 0
+
+    def heed() -> None:
+        nonlocal asked
+        asked += 1
+        if asked == 1:
+            print("finishing what is under way; once more stops at once", file=sys.stderr)
+            run.drain()
+        elif task is not None:
+            task.cancel()
+
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    for number in before:
+        loop.add_signal_handler(number, heed)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            loop.remove_signal_handler(number)
+            signal.signal(number, handler)
+
+
+@contextmanager
+def _progress(n_slides: int) -> Iterator[Callable[[Progress], None]]:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
+    from rich.progress import Progress as Bar
+
+    columns = (
+        TextColumn("slides"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[spots]:,} spots, {task.fields[rate]:.1f} spots/s"),
+    )
+    with Bar(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task("slides", total=n_slides, spots=0, rate=0.0)
+
+        def update(progress: Progress) -> None:
+            seconds = bar.tasks[task].elapsed or 0.0
+            rate = progress.spots / seconds if seconds else 0.0
+            bar.update(task, completed=progress.slides, spots=progress.spots, rate=rate)
+
+        yield update
+
+
+def _print_report(report: ArchiveReport, out: Path) -> None:
+    summary, run = report.summary, report.summary["run"]
+    rate = f", {run['spots_per_s']:.1f} spots/s" if run["spots_per_s"] else ""
+    print(
+        f"{summary['done']} of {summary['slides']} slides done ({summary['of_them_skipped']} before this run), "
+        f"{len(summary['failed'])} failed, {summary['left']} left; {run['spots']:,} spots in this run{rate}"
+    )
+    for failed in summary["failed"][:_SHOWN]:
+        print(f"  {failed['slide_id']}: {failed['reason']}")
+    if len(summary["failed"]) > _SHOWN:
+        print(f"  … {len(summary['failed']) - _SHOWN} more in {out / 'summary.json'}")
+    if summary["spots_without_value"]:
+        print(f"  {summary['spots_without_value']:,} spots have no value; the status in each result says why")
+    if summary["left"]:
+        print("  the same command goes on from here")
+    print(f"  {out / 'archive.parquet'}")
+
+
+def status(
+    out: Annotated[Path, typer.Argument(help="An archive's folder.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """How far an archive is: slides by state, spots, and what failed. Works beside a run."""
+    with needs("client"):
+        from m2ost_client.archive import read_status
+    found = read_status(out)
+    if as_json:
+        print(json.dumps(found.to_dict(), indent=2, ensure_ascii=False))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    run = found.last_run
+    if found.running:
+        doing = f"running: process {run['pid']} on {run['host']}" if run else "running"
+    else:
+        doing = f"not running; the last run {run['ended'] or 'was killed'}" if run else "not running"
+    print(f"{out}: {doing}")
+    table = Table("state", "slides")
+    for state, count in found.slides.items():
+        table.add_row(state, f"{count:,}")
+    Console().print(table)
+    rate = f"; {run['spots'] / run['seconds']:.1f} spots/s in the last run" if run and run["seconds"] else ""
+    print(f"{found.spots_done:,} spots of {found.spots_known:,} on slides looked at so far{rate}")
+    for slide_id, reason in list(found.problems.items())[:_SHOWN]:
+        print(f"  {slide_id}: {reason}")
+    if len(found.problems) > _SHOWN:
+        print(f"  … {len(found.problems) - _SHOWN} more with --json")
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to ``app``."""
+    for command in (rescore, status):
+        app.command()(command)

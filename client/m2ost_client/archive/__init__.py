@@ -1,0 +1,46 @@
+"""Re-scoring an archive of slides: nothing lost, nothing done twice.
+
+A folder holds ``state.sqlite`` (what is known of every slide, and the parts of those that are not finished),
+``results/`` (a result a slide, as ``m2ost predict`` writes it), and at the end of a run ``archive.parquet`` and
+``summary.json``. Whatever ends a run, the same call goes on from there, and the results are the same bytes.
+
+A scheduler of one's own needs three steps for a slide, each a function that any process may run:
+:func:`~m2ost_client.archive.plan.plan_slide`, :func:`~m2ost_client.archive.score.score_range` for every range of its
+spots, and :func:`~m2ost_client.archive.output.write_slide`; :class:`~m2ost_client.archive.state.State` keeps what they
+return.
+"""
+
+from .access import Access, OnServer, Sent, Shared, roots_of
+from .endpoint import Address, EndpointOptions
+from .manifest import SlideList, SlideRow, read_slides
+from .options import ArchiveReport, Progress, RescoreOptions
+from .plan import Settings
+from .pool import Pool
+from .run import Rescore
+from .state import State, exclusive
+from .status import ArchiveStatus, read_status
+from .storage import is_url
+
+__all__ = [
+    "Access",
+    "Address",
+    "ArchiveReport",
+    "ArchiveStatus",
+    "EndpointOptions",
+    "OnServer",
+    "Pool",
+    "Progress",
+    "Rescore",
+    "RescoreOptions",
+    "Sent",
+    "Settings",
+    "Shared",
+    "SlideList",
+    "SlideRow",
+    "State",
+    "exclusive",
+    "is_url",
+    "read_slides",
+    "read_status",
+    "roots_of",
+]

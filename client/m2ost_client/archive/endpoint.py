@@ -1,0 +1,269 @@
+"""One server of an archive's run: whether it can be used now, and for how many requests."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+import tritonclient.grpc.aio as triton_aio
+from m2ost_preprocess.contract import MODEL_ENGINE, MODEL_TILER, EngineInfo
+
+from ..connection import Connection, Window
+from ..errors import ClientError, ReleaseChanged, ServerUnavailable
+from ..probe import is_dead_stub, pending_requests, probe
+
+LIVE_TIMEOUT_S = 2.0
+PENDING_FRESH_S = 0.05
+"""A count of waiting requests is taken anew once it is older than this, in seconds."""
+
+METRICS_PAUSE_S = 30.0
+"""Metrics that do not answer are left alone for this long, in seconds."""
+
+TRICKLE_S = 10.0
+"""A server whose other callers' requests always wait still gets one of the archive's this often, in seconds."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EndpointOptions:
+    """How a server is used.
+
+    Parameters
+    ----------
+    window : int
+        Most requests in flight. Small: an interactive request waits behind all of them.
+    deadline_s : float
+        Deadline of one request in seconds.
+    probe_pause_s : float
+        First pause between two attempts to take an ejected server back, in seconds; doubles up to 5.
+    """
+
+    window: int = 2
+    deadline_s: float = 120.0
+    probe_pause_s: float = 0.25
+
+
+@dataclass(frozen=True)
+class Address:
+    """Where a server is.
+
+    Parameters
+    ----------
+    grpc : str
+        ``host:port`` of the gRPC service.
+    metrics_url : str, optional
+        Its Prometheus metrics: without them nobody can tell whether requests of others wait.
+    """
+
+    grpc: str
+    metrics_url: str | None = None
+
+
+class Endpoint:
+    """A server, used while it is healthy.
+
+    Ejected when it is away, hung or has lost a model; taken back once it answers real inferences with the same release.
+
+    Parameters
+    ----------
+    address : Address
+    options : EndpointOptions
+    on_change : callable
+        Called whenever it may have become usable.
+
+    Attributes
+    ----------
+    healthy : bool
+        Whether it is used.
+    reason : str
+        Why it is not.
+    window : Window
+        Halved when the server is full.
+    in_flight : int
+        Requests under way.
+    in_flight_spots : int
+        Their spots: by this the pool balances.
+    requests, spots, ejections, returns, waits : int
+        Counts, for the summary: answered requests and their spots, how often it was ejected and taken back, and how
+        often a request was held back for those of others.
+    """
+
+    def __init__(self, address: Address, options: EndpointOptions, on_change: Callable[[], None]) -> None:
+        self.address = address
+        self.healthy, self.reason = False, "not asked yet"
+        self.window = Window(options.window)
+        self.in_flight = self.in_flight_spots = 0
+        self.requests = self.spots = self.ejections = self.returns = self.waits = 0
+        self._options = options
+        self._on_change = on_change
+        self._connection: Connection | None = None
+        self._retired: list[Connection] = []
+        self._busy_until = 0.0
+        self._pause_s = 0.1
+        self._pending: tuple[float, bool] = (-PENDING_FRESH_S, False)
+        self._last_sent = time.monotonic()
+        self.sees_others = address.metrics_url is not None
+
+    @property
+    def connection(self) -> Connection:
+        """The connection of a healthy server."""
+        assert self._connection is not None
+        return self._connection
+
+    @property
+    def info(self) -> EngineInfo:
+        """What it served when it was last found healthy."""
+        return self.connection.info
+
+    async def try_open(self, release_sha256: str | None) -> bool:
+        """Connect, and use it if it answers real inferences with the release that the archive is scored with.
+
+        Parameters
+        ----------
+        release_sha256 : str or None
+            None takes any.
+
+        Raises
+        ------
+        RequestRejected
+            If it serves no release of this project.
+        """
+        connection = Connection(
+            self.address.grpc, deadline_s=self._options.deadline_s, retry_for_s=0.0, window=self.window
+        )
+        try:
+            await connection.open()
+        except ServerUnavailable as error:
+            self.reason = str(error)
+            return False
+        self.reason = await self._complaint(connection, release_sha256)
+        if self.reason:
+            await connection.close()
+            return False
+        # Requests may still be on their way over the one before: closing it would cancel them.
+        self._retired += [self._connection] if self._connection is not None else []
+        self._connection, self.healthy = connection, True
+        self._on_change()
+        return True
+
+    async def _complaint(self, connection: Connection, release_sha256: str | None) -> str:
+        served = connection.info.release_sha256
+        if release_sha256 not in (None, served):
+            return f"serves release {served[:12]}, not {str(release_sha256)[:12]}"
+        health = await asyncio.to_thread(probe, self.address.grpc, connection.info)
+        return "" if health.ready else f"does not answer: {', '.join((*health.dead, *health.silent))}"
+
+    async def keep_trying(self, release_sha256: str) -> None:
+        """Take it back as soon as it is well again."""
+        pause_s = self._options.probe_pause_s
+        while not self.healthy:
+            await asyncio.sleep(pause_s)
+            pause_s = min(2 * pause_s, 5.0)
+            with suppress(ClientError):
+                if await self.try_open(release_sha256):
+                    self.returns += 1
+
+    async def close(self) -> None:
+        """End its connections; what is in flight comes to nothing."""
+        connections = [*self._retired, *([self._connection] if self._connection is not None else [])]
+        self._retired, self._connection = [], None
+        for connection in connections:
+            await connection.close()
+
+    @property
+    def room(self) -> int:
+        """Requests that may be sent now, as far as this server's own answers tell."""
+        if not self.healthy or time.monotonic() < self._busy_until:
+            return 0
+        return max(0, self.window.size - self.in_flight)
+
+    async def others_wait(self) -> bool:
+        """Whether other callers are there and would have to wait longer, by the server's own metrics.
+
+        Of this client's requests in flight one at least is at work where nobody else is there. So if as many wait in
+        the server's queues as are in flight from here, others wait, or one of theirs is at work. Never true for longer
+        than ``TRICKLE_S``.
+        """
+        url = self.address.metrics_url
+        if url is None:
+            return False
+        taken, waiting = self._pending
+        now = time.monotonic()
+        if now - taken >= PENDING_FRESH_S:
+            mine = self.in_flight
+            try:
+                waiting = await asyncio.to_thread(pending_requests, url, (MODEL_TILER, MODEL_ENGINE)) >= max(1, mine)
+                self.sees_others, taken = True, time.monotonic()
+            except OSError:
+                waiting, self.sees_others, taken = False, False, time.monotonic() + METRICS_PAUSE_S
+            self._pending = (taken, waiting)
+        if not waiting or now - self._last_sent >= TRICKLE_S:
+            return False
+        self.waits += 1
+        asyncio.get_running_loop().call_later(PENDING_FRESH_S, self._on_change)
+        return True
+
+    def begin(self, spots: int) -> None:
+        """Note that a request is being sent."""
+        self.in_flight += 1
+        self.in_flight_spots += spots
+        self._last_sent = time.monotonic()
+
+    def end(self, spots: int) -> None:
+        """Note that it came to an end, whichever."""
+        self.in_flight -= 1
+        self.in_flight_spots -= spots
+        self._on_change()
+
+    def answered(self, spots: int) -> None:
+        """Note an answer."""
+        self.requests += 1
+        self.spots += spots
+        self._pause_s = 0.1
+        self.window.success()
+
+    async def trouble(self, error: ServerUnavailable | ReleaseChanged) -> None:
+        """Find out what a request without an answer means: the server is full and left alone for a while, or gone."""
+        cause = error.__cause__
+        words = str(error)
+        late = "DEADLINE_EXCEEDED" in str(getattr(cause, "status", lambda: "")())
+        if isinstance(error, ReleaseChanged) or late or is_dead_stub(words) or not await self._is_live():
+            self.eject(words)
+            return
+        self.window.shrink()
+        self._busy_until = time.monotonic() + self._pause_s
+        asyncio.get_running_loop().call_later(self._pause_s, self._on_change)
+        self._pause_s = min(2 * self._pause_s, 5.0)
+
+    def eject(self, reason: str) -> None:
+        """Use it no more until it is found healthy."""
+        if self.healthy:
+            self.healthy, self.reason = False, reason
+            self.ejections += 1
+
+    async def _is_live(self) -> bool:
+        # On a connection of its own: one that has lost its server waits before it tries again.
+        client: Any = triton_aio.InferenceServerClient(self.address.grpc)
+        try:
+            return bool(await client.is_server_live(client_timeout=LIVE_TIMEOUT_S))
+        except Exception:  # whatever it is, it is no answer
+            return False
+        finally:
+            await client.close()
+
+    def counts(self) -> dict[str, Any]:
+        """For the summary."""
+        return {
+            "address": self.address.grpc,
+            "healthy": self.healthy,
+            "reason": self.reason or None,
+            "requests": self.requests,
+            "spots": self.spots,
+            "ejections": self.ejections,
+            "returns": self.returns,
+            "gave_way": self.waits,
+            "sees_others_wait": self.sees_others,
+        }

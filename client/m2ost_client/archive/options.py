@@ -1,0 +1,78 @@
+"""How an archive is re-scored, and what a run over it comes to."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from .plan import Settings
+
+
+@dataclass(frozen=True, kw_only=True)
+class RescoreOptions:
+    """How an archive is re-scored.
+
+    Parameters
+    ----------
+    out : Path
+        The archive's folder; locked by the caller (:func:`~m2ost_client.archive.state.exclusive`).
+    settings : Settings
+        What all results have in common.
+    genes : tuple of str, optional
+        Draw maps of these and the overview; None draws none.
+    batch_rows : int
+        Spots a request.
+    spots_in_flight : int
+        Slides are taken up until they have this many spots together.
+    rescore_changed : bool
+        Score again what was scored from another content, release, or other settings; otherwise that is refused.
+    cache : Path
+        Folder that remote slides are staged in.
+    cache_bytes : int
+        Most bytes of them.
+    """
+
+    out: Path
+    settings: Settings = field(default_factory=Settings)
+    genes: tuple[str, ...] | None = None
+    batch_rows: int = 32
+    spots_in_flight: int = 4096
+    rescore_changed: bool = False
+    cache: Path | None = None
+    cache_bytes: int = 32 << 30
+
+    @property
+    def staging_folder(self) -> Path:
+        """Where remote slides are staged."""
+        return self.cache or self.out / "cache"
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a run is: slides with an outcome, of how many; spots scored in it."""
+
+    slides: int
+    of_slides: int
+    spots: int
+
+
+@dataclass(frozen=True)
+class ArchiveReport:
+    """What a run came to.
+
+    Parameters
+    ----------
+    summary : dict
+        The content of ``summary.json``.
+    drained : bool
+        Whether it was asked to stop before its end.
+    """
+
+    summary: dict[str, Any]
+    drained: bool
+
+    @property
+    def complete(self) -> bool:
+        """Whether every slide has its result and every spot its value."""
+        return not (self.summary["failed"] or self.summary["left"] or self.summary["spots_without_value"])

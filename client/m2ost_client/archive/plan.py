@@ -1,0 +1,168 @@
+"""What one slide is to be scored as: its facts, its spots, and the key of everything that its values depend on."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+from collections.abc import Awaitable, Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from m2ost_preprocess.contract import EngineInfo, as_centers
+from m2ost_preprocess.decoder import SlideInfo
+from m2ost_preprocess.spots import Spots, grid, read_spots
+from m2ost_preprocess.views import spatial_order
+from PIL import Image
+
+from ..errors import InputError
+from ..predict import DEFAULT_PITCH_UM, view_scale
+from .manifest import SlideRow
+from .score import Centers, SpotRange
+
+Describe = Callable[[float | None, float | None], Awaitable[SlideInfo]]
+"""Describes the slide: (pitch in µm or None, µm/px or None)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What all results of an archive have in common.
+
+    Parameters
+    ----------
+    pitch_um : float
+        Pitch of grids in µm, where a slide has none of its own.
+    view_mpp : float or "model", optional
+        As in :class:`~m2ost_client.predict.PredictOptions`.
+    """
+
+    pitch_um: float = DEFAULT_PITCH_UM
+    view_mpp: float | str | None = None
+
+    def to_dict(self, engine: EngineInfo) -> dict[str, Any]:
+        """With the release, as the state keeps them."""
+        return {**asdict(self), "release_sha256": engine.release_sha256}
+
+
+@dataclass(frozen=True)
+class SlidePlan:
+    """A slide that is ready to be scored.
+
+    Parameters
+    ----------
+    row : SlideRow
+    slide : SlideInfo
+    spots : Spots
+    order : ndarray of intp, shape (n,)
+        The order in which spots are scored: of place ``i`` in it is spot ``order[i]``.
+    scale : float
+        Level-0 pixels per view pixel.
+    key : str
+        sha256 over what the values depend on: content, release, µm/px, and where the spots come from.
+    """
+
+    row: SlideRow
+    slide: SlideInfo
+    spots: Spots
+    order: np.ndarray[Any, np.dtype[np.intp]]
+    scale: float
+    key: str
+
+    @property
+    def centers(self) -> Centers:
+        """Where to score, in the order of scoring."""
+        centers: Centers = as_centers(self.spots.centers)[self.order]
+        return centers
+
+    def parts_key(self, batch_rows: int) -> str:
+        """Identity of a part of the result: parts of one slide fit together only if these are the same."""
+        digest = hashlib.sha256(f"{self.key} {batch_rows} {self.scale!r}".encode())
+        digest.update(np.ascontiguousarray(self.centers).tobytes())
+        return digest.hexdigest()
+
+    def unit(self, name: str, first: int, end: int) -> SpotRange:
+        """A range of the spots, for a scheduler to hand out."""
+        return SpotRange(name, first, self.centers[first:end], self.scale)
+
+
+def result_key(row: SlideRow, fingerprint: str, settings: Settings, engine: EngineInfo) -> str:
+    """sha256 over what a slide's values depend on. Reads the slide's spot file and mask, if it has them.
+
+    Raises
+    ------
+    InputError
+        If one of these cannot be read.
+    """
+    facts = {
+        "fingerprint": fingerprint,
+        "release_sha256": engine.release_sha256,
+        "mpp": row.mpp,
+        "view_mpp": settings.view_mpp,
+        "pitch_um": None if row.spots else row.pitch_um or settings.pitch_um,
+        "spots": _sha256(row.spots),
+        "mask": _sha256(row.mask),
+    }
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+async def plan_slide(row: SlideRow, describe: Describe, settings: Settings, engine: EngineInfo) -> SlidePlan:
+    """Look at a slide and lay out its spots.
+
+    Parameters
+    ----------
+    row : SlideRow
+    describe : callable
+        Asks whoever reads the slide.
+    settings : Settings
+    engine : EngineInfo
+        What is served.
+
+    Raises
+    ------
+    RequestRejected, SlideError, SpotError, InputError
+        If it cannot be scored as asked.
+    """
+    pitch_um = row.pitch_um or settings.pitch_um
+    own_grid = row.spots is None and row.mask is None
+    slide = await describe(pitch_um if own_grid else None, row.mpp)
+    scale = view_scale(settings.view_mpp, slide, engine)
+    if row.spots is not None:
+        spots = await asyncio.to_thread(read_spots, Path(row.spots))
+    elif row.mask is not None:
+        spots = await asyncio.to_thread(_grid_on_mask, row, slide, pitch_um)
+    else:
+        spots = Spots(slide.centers, slide.names, slide.pitch_px, f"grid, pitch {pitch_um:g} µm")
+    centers = as_centers(spots.centers)
+    key = await asyncio.to_thread(result_key, row, slide.fingerprint, settings, engine)
+    return SlidePlan(row, slide, spots, spatial_order(centers), scale, key)
+
+
+def _grid_on_mask(row: SlideRow, slide: SlideInfo, pitch_um: float) -> Spots:
+    if slide.mpp is None:
+        raise InputError(f"{row.path}: a grid in µm needs the slide's µm/px and it has none; give mpp in the manifest")
+    assert row.mask is not None
+    try:
+        with Image.open(row.mask) as image:
+            mask = np.asarray(image.convert("L")) > 0
+    except (OSError, ValueError) as error:
+        raise InputError(f"{row.mask}: cannot read the mask: {error}") from error
+    wide, high = slide.size[0] / slide.size[1], mask.shape[1] / mask.shape[0]
+    if not 0.98 < wide / high < 1.02:
+        raise InputError(
+            f"{row.mask}: {mask.shape[1]} × {mask.shape[0]} px is not the shape of the slide, {slide.size[0]} × "
+            f"{slide.size[1]}; a mask covers the whole slide"
+        )
+    spots = grid(slide.size, mask, pitch_um / slide.mpp)
+    floored = as_centers(spots.centers).astype(np.float64)
+    return Spots(floored, spots.names, spots.pitch_px, f"grid on a mask, pitch {pitch_um:g} µm")
+
+
+def _sha256(file: str | None) -> str | None:
+    if file is None:
+        return None
+    try:
+        return hashlib.sha256(Path(file).read_bytes()).hexdigest()
+    except OSError as error:
+        raise InputError(f"{file}: cannot be read: {error.strerror}") from error

@@ -1,0 +1,230 @@
+"""The unit of work: a range of a slide's spots, and what scores it. Any scheduler can hand these out.
+
+Requests of a slide are always composed alike: its spots in their spatial order, cut every ``batch_rows``. No request
+has a single row: on a CPU, ONNX Runtime multiplies one row by another kernel, whose last bits differ; with two rows and
+more a spot's values are the same bits whatever is scored beside it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from m2ost_preprocess import contract
+from m2ost_preprocess.contract import RowStatus
+from m2ost_preprocess.decoder import Decoder
+
+from ..probe import tensor
+from .pool import Drained, Pool
+from .state import Part
+
+Centers = np.ndarray[Any, np.dtype[np.int32]]
+
+
+@dataclass(frozen=True)
+class SpotRange:
+    """Neighbouring spots of one slide.
+
+    Parameters
+    ----------
+    slide : str
+        The slide's name under the servers' roots, or its path on this host where pixels are sent.
+    first : int
+        Position of the first in the slide's order of scoring.
+    centers : ndarray of int32, shape (n, 2)
+        x, y in level-0 pixels, in that order.
+    scale : float
+        Level-0 pixels per view pixel of the finest view.
+    """
+
+    slide: str
+    first: int
+    centers: Centers
+    scale: float
+
+    def requests(self, batch_rows: int) -> Iterator[SpotRange]:
+        """The range cut into requests."""
+        for i in range(0, len(self.centers), batch_rows):
+            yield SpotRange(self.slide, self.first + i, self.centers[i : i + batch_rows], self.scale)
+
+
+class Scorer(Protocol):
+    """Scores the spots of one request."""
+
+    async def score(self, request: SpotRange, priority: int) -> Part:
+        """Score up to 256 spots."""
+
+
+class ByName:
+    """Scores slides that the servers read themselves: only coordinates are sent."""
+
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
+
+    async def score(self, request: SpotRange, priority: int) -> Part:
+        """See :class:`Scorer`."""
+        n = len(request.centers)
+        centers = _at_least_two(request.centers)
+
+        async def inputs() -> list[Any]:
+            rows = len(centers)
+            return [
+                tensor(contract.SLIDE, np.full((rows, 1), request.slide, dtype=object)),
+                tensor(contract.CENTER, centers),
+                tensor(contract.SCALE, np.full((rows, 1), request.scale, np.float32)),
+            ]
+
+        answer = await self._pool.infer(contract.MODEL_SLIDE, inputs, spots=n, priority=priority)
+        status = answer.as_numpy(contract.STATUS).reshape(-1)[:n]
+        return Part(request.first, answer.as_numpy(contract.EXPRESSION)[:n], status)
+
+
+class BySending:
+    """Scores slides that only this host reads: their views are cut here and sent."""
+
+    def __init__(self, pool: Pool, decoder: Decoder) -> None:
+        self._pool = pool
+        self._decoder = decoder
+
+    async def score(self, request: SpotRange, priority: int) -> Part:
+        """See :class:`Scorer`."""
+        n = len(request.centers)
+        centers = _at_least_two(request.centers)
+        status = np.zeros(n, np.int32)
+
+        async def inputs() -> list[Any]:
+            geometry, rows = self._pool.info.views, len(centers)
+            views = [np.empty((rows, *geometry.shape), np.uint8) for _ in geometry.names]
+            scales = np.full(rows, request.scale, np.float32)
+            found = await asyncio.to_thread(self._decoder.cut_views, Path(request.slide), centers, scales, views)
+            status[:] = found[:n]
+            return [tensor(name, view) for name, view in zip(geometry.names, views, strict=True)]
+
+        answer = await self._pool.infer(contract.MODEL_PATCHES, inputs, spots=n, priority=priority)
+        expression = np.where(
+            status[:, None] == RowStatus.OK, answer.as_numpy(contract.EXPRESSION)[:n], np.float32(np.nan)
+        )
+        return Part(request.first, expression, status)
+
+
+async def score_range(
+    scorer: Scorer,
+    unit: SpotRange,
+    *,
+    batch_rows: int,
+    concurrency: int,
+    priority: int = 0,
+    on_part: Callable[[Part], None] | None = None,
+) -> Part:
+    """Score one unit of work.
+
+    Parameters
+    ----------
+    scorer : Scorer
+    unit : SpotRange
+        Its ``first`` a multiple of ``batch_rows``, so that requests are composed alike wherever ranges begin.
+    batch_rows : int
+        Spots a request.
+    concurrency : int
+        Most requests of this unit that are made at a time.
+    priority : int
+        Units with the least go first.
+    on_part : callable, optional
+        Receives the results of every request as it is answered.
+
+    Returns
+    -------
+    Part
+        Of the whole range.
+
+    Raises
+    ------
+    RequestRejected, SlideError
+        If the slide cannot be scored.
+    ServerUnavailable
+        If no server is left.
+    Drained
+        If the run takes up nothing new; what was answered has gone through ``on_part``.
+    """
+    requests = unit.requests(batch_rows)
+    parts: list[Part] = []
+    failures: list[Exception] = []
+
+    async def work() -> None:
+        for request in requests:
+            try:
+                part = await scorer.score(request, priority)
+            except Exception as error:
+                failures.append(error)
+                return
+            parts.append(part)
+            if on_part is not None:
+                on_part(part)
+            if failures:  # what was under way is not thrown away, but nothing new is begun
+                return
+
+    workers = [asyncio.ensure_future(work()) for _ in range(concurrency)]
+    try:
+        await asyncio.gather(*workers)
+    finally:
+        for worker in workers:
+            worker.cancel()
+    if failures:
+        # A slide that cannot be scored is that, whether or not the run ends as well.
+        raise next((f for f in failures if not isinstance(f, Drained)), failures[0])
+    return join(parts, len(unit.centers), first=unit.first)
+
+
+def join(parts: Iterable[Part], n_spots: int, *, first: int = 0) -> Part:
+    """Parts that together are the ``n_spots`` spots from ``first`` on.
+
+    Raises
+    ------
+    ValueError
+        If a spot is missing or came twice.
+    """
+    ordered = sorted(parts, key=lambda part: part.first)
+    at = first
+    for part in ordered:
+        if part.first != at:
+            raise ValueError(f"spots {at} to {part.first} are missing or came twice")
+        at += len(part.status)
+    if at != first + n_spots:
+        raise ValueError(f"spots {at} to {first + n_spots} are missing")
+    if not ordered:
+        return Part(first, np.zeros((0, 0), np.float32), np.zeros(0, np.int32))
+    return Part(
+        first,
+        np.concatenate([p.expression for p in ordered]),
+        np.concatenate([p.status for p in ordered]).astype(np.int32),
+    )
+
+
+def missing(have: Iterable[Part], n_spots: int, range_spots: int) -> list[tuple[int, int]]:
+    """What is still to score of a slide, as ranges (first, end) of at most ``range_spots`` in its order of scoring.
+
+    Parameters
+    ----------
+    have : iterable of Part
+        What is there already.
+    n_spots : int
+        Spots of the slide.
+    range_spots : int
+        A multiple of the spots a request.
+    """
+    gaps, at = [], 0
+    for part in sorted(have, key=lambda part: part.first):
+        if part.first > at:
+            gaps.append((at, part.first))
+        at = max(at, part.first + len(part.status))
+    if at < n_spots:
+        gaps.append((at, n_spots))
+    return [(i, min(i + range_spots, end)) for first, end in gaps for i in range(first, end, range_spots)]
+
+
+def _at_least_two(centers: Centers) -> Centers:
+    return np.repeat(centers, 2, axis=0) if len(centers) == 1 else centers

@@ -1,0 +1,177 @@
+"""An archive through a real Triton: what comes out, and that it comes out the same whatever happened on the way."""
+
+import json
+import random
+import shutil
+import sqlite3
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import anndata
+import numpy as np
+import pandas as pd
+import pytest
+from m2ost_client import InputError
+from m2ost_client.archive import Sent, Settings, SlideRow, read_status
+from m2ost_preprocess.decoder import Decoder
+
+from .archives import MPP, address_of, rescore, rescore_apart, results
+from .conftest import by_pytorch
+
+M2OST = Path(sys.executable).with_name("m2ost")
+
+
+@pytest.fixture
+def slides(archive_slides):
+    return archive_slides
+
+
+@pytest.fixture
+def server(archive_server):
+    return archive_server
+
+
+def adata_of(out, slide_id):
+    return anndata.read_h5ad(out / "results" / f"{slide_id}.h5ad")
+
+
+def test_every_slide_has_its_result_and_the_table_tells_of_it(undisturbed, slides, narrow_release):
+    out = undisturbed
+    folder, rows = slides
+    table = pd.read_parquet(out / "archive.parquet")
+    assert list(table.slide_id) == [row.slide_id for row in rows]
+    assert set(table.state) == {"done"}
+    assert set(table.mpp_source) == {"given"}
+    by_id = table.set_index("slide_id")
+    for name in ("s00", "large", "blank"):
+        adata = anndata.read_h5ad(out / by_id.result[name])
+        assert len(adata) == by_id.spots[name]
+        assert adata.uns["m2ost"]["slide_id"] == name
+        if len(adata):
+            expected = by_pytorch(narrow_release, folder / f"{name}.png", adata.obsm["spatial"])
+            np.testing.assert_allclose(adata.X, expected, rtol=0, atol=1e-4)
+    assert by_id.spots["blank"] == 0
+    assert adata_of(out, "large").uns["m2ost"]["spots"]["source"] == "grid, pitch 60 µm"
+    summary = json.loads((out / "summary.json").read_text())
+    assert (summary["done"], summary["failed"], summary["left"]) == (len(rows), [], 0)
+    assert summary["spots"] == table.spots.sum() == summary["run"]["spots"]
+    assert summary["mpp_sources"] == {"given": len(rows)}
+    assert summary["run"]["spots_per_s"] > 0
+    status = read_status(out)
+    assert (status.complete, status.running, status.last_run["ended"]) == (True, False, "done")
+
+
+def test_the_same_run_again_does_nothing_and_leaves_the_same(undisturbed, slides, server, tmp_path):
+    out = tmp_path / "out"
+    shutil.copytree(undisturbed, out)
+    before = {f: (f.stat().st_mtime_ns, f.read_bytes()) for f in (out / "results").iterdir()}
+    report = rescore(slides[1], out, [server])
+    assert (report.summary["of_them_skipped"], report.summary["run"]["spots"]) == (len(slides[1]), 0)
+    assert {f: (f.stat().st_mtime_ns, f.read_bytes()) for f in (out / "results").iterdir()} == before
+
+
+def test_values_do_not_depend_on_how_spots_are_joined_or_sent(undisturbed, slides, server, tmp_path):
+    folder, rows = slides
+    rows = [row for row in rows if row.slide_id in ("s00", "large")]
+    with Decoder() as decoder:
+        local = [replace(row, path=str(folder / row.path.removeprefix("archive/"))) for row in rows]
+        rescore(local, tmp_path / "sent", [server], access=lambda pool: Sent(pool, decoder), batch_rows=32)
+    rescore(rows, tmp_path / "ones", [server], batch_rows=1, window=8)
+    for name in ("s00", "large"):
+        for other in ("sent", "ones"):
+            np.testing.assert_array_equal(adata_of(tmp_path / other, name).X, adata_of(undisturbed, name).X)
+
+
+def test_kill_9_at_twenty_random_moments(undisturbed, slides, server, tmp_path):
+    out, moments = tmp_path / "out", random.Random(7)
+    kills = 0
+    while kills < 20:
+        process = rescore_apart(slides[1], out, [address_of(server)], spots_in_flight=64)
+        process.join(moments.uniform(0, 0.6))
+        if process.exitcode is None:
+            process.kill()
+            process.join()
+            kills += 1
+        else:
+            assert process.exitcode == 0
+            (out / "results" / f"s{moments.randrange(8):02d}.h5ad").unlink()  # there is always something to do
+    assert rescore(slides[1], out, [server]).complete
+    assert results(out) == results(undisturbed)
+
+
+def drain_at(spots, runs):
+    """Ask a run to stop once so many spots are scored."""
+
+    def on_progress(progress):
+        if progress.spots >= spots:
+            runs[0].drain()
+
+    return {"control": runs.append, "on_progress": on_progress}
+
+
+def test_a_run_that_was_drained_goes_on_in_the_middle_of_a_slide_and_scores_no_spot_twice(
+    undisturbed, slides, server, tmp_path
+):
+    out = tmp_path / "out"
+    rows = sorted(slides[1], key=lambda row: row.slide_id != "large")
+    expected = {row.slide_id: len(adata_of(undisturbed, row.slide_id)) for row in rows}
+    first = rescore(rows, out, [server], **drain_at(8, []))
+    assert first.drained
+    assert first.summary["left"] > 0
+    status = read_status(out)
+    assert 8 <= status.spots_done == first.summary["run"]["spots"] < expected["large"]
+    assert status.slides["pending"] == first.summary["left"]
+    second = rescore(rows, out, [server])
+    assert second.complete
+    assert first.summary["run"]["spots"] + second.summary["run"]["spots"] == sum(expected.values())
+    one, other = (results(folder) for folder in (out, undisturbed))
+    assert {k: v for k, v in one.items() if k != "archive.parquet"} == {
+        k: v for k, v in other.items() if k != "archive.parquet"
+    }
+
+
+def test_what_has_changed_is_refused_or_made_anew_and_never_mixed(slides, server, tmp_path):
+    folder, out = slides[0], tmp_path / "out"
+    (folder / "other.png").write_bytes((folder / "s01.png").read_bytes())
+    rows = [slides[1][1], SlideRow("other", "archive/other.png", mpp=MPP)]
+    rescore(rows, out, [server])
+    before = results(out)
+
+    with pytest.raises(InputError, match=r"scored otherwise \(pitch_um was 100.0, is 90.0\); give --rescore-changed"):
+        rescore(rows, out, [server], settings=Settings(pitch_um=90.0))
+    assert results(out) == before
+
+    (folder / "other.png").write_bytes((folder / "s02.png").read_bytes())
+    report = rescore(rows, out, [server])
+    (failed,) = report.summary["failed"]
+    assert (failed["slide_id"], report.complete) == ("other", False)
+    assert "its content has changed" in failed["reason"]
+    kept = results(out)
+    assert {name for name in kept if kept[name] != before[name]} == {"archive.parquet"}
+    (folder / "other.png").write_bytes((folder / "s01.png").read_bytes())
+    assert rescore(rows, out, [server]).complete, "its content is back"
+    assert results(out) == before
+
+    (folder / "other.png").write_bytes((folder / "s02.png").read_bytes())
+    report = rescore(rows, out, [server], rescore_changed=True)
+    assert (report.complete, report.summary["of_them_skipped"]) == (True, 1)
+    rescore([SlideRow("other", "archive/other.png", mpp=MPP)], tmp_path / "fresh", [server])
+    np.testing.assert_array_equal(adata_of(out, "other").X, adata_of(tmp_path / "fresh", "other").X)
+
+    rows[1] = replace(rows[1], mpp=0.6)
+    report = rescore(rows, out, [server], settings=Settings(pitch_um=90.0), rescore_changed=True)
+    assert (report.complete, report.summary["of_them_skipped"]) == (True, 0)
+    table = pd.read_parquet(out / "archive.parquet")
+    assert table.mpp.tolist() == [MPP, 0.6]
+
+
+def test_an_archive_of_another_release_is_refused(slides, server, tmp_path):
+    rows, out = slides[1][:1], tmp_path / "out"
+    rescore(rows, out, [server])
+    with sqlite3.connect(out / "state.sqlite") as db:  # as an archive that another release was used for
+        value = db.execute("SELECT value FROM archive WHERE name = 'settings'").fetchone()[0]
+        other = {**json.loads(value), "release_sha256": "0" * 64}
+        db.execute("UPDATE archive SET value = ? WHERE name = 'settings'", (json.dumps(other),))
+    with pytest.raises(InputError, match="release_sha256 was 0000"):
+        rescore(rows, out, [server])

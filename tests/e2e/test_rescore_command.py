@@ -1,0 +1,119 @@
+"""`m2ost rescore` and `m2ost status` as a person uses them: exit status, words, Ctrl-C."""
+
+import functools
+import http.server
+import json
+import signal
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import anndata
+import numpy as np
+import pandas as pd
+from m2ost_client import InputError
+from m2ost_client.archive import read_status
+
+from .archives import MPP, make_slides, rescore, results, tiler_decoder
+from .conftest import by_pytorch, heed_ctrl_c
+
+M2OST = Path(sys.executable).with_name("m2ost")
+
+
+class Quiet(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *arguments):
+        pass
+
+
+def m2ost(*arguments):
+    done = subprocess.run([M2OST, *map(str, arguments)], capture_output=True, text=True, timeout=120)
+    return done.returncode, done.stdout, done.stderr
+
+
+def test_a_manifest_with_slides_here_and_elsewhere_and_a_bad_one(narrow_release, svs, text_svs, tmp_path):
+    near, far, out = tmp_path / "near", tmp_path / "far", tmp_path / "out"
+    make_slides(svs, near, 1)
+    make_slides(svs, far, 1, side=640)
+    handler = functools.partial(Quiet, directory=str(far))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        manifest = tmp_path / "slides.csv"
+        manifest.write_text(
+            "slide_id,path,mpp,batch\n"
+            f"near,near/s00.png,{MPP},7\n"
+            f"far,http://127.0.0.1:{server.server_port}/s00.png,{MPP},7\n"
+            f"notes,{text_svs},,7\n"
+        )
+        status, output, errors = m2ost(
+            "rescore", manifest, "--out", out, "--release", narrow_release, "--map", "untrained_002"
+        )
+        server.shutdown()
+    assert status == 3, errors
+    assert "2 of 3 slides done (0 before this run), 1 failed, 0 left" in output
+    assert "notes: notes.svs: no reader recognises the file" in output
+    assert "nothing reads the columns batch" in errors
+    for name, path in (("near", near), ("far", far)):
+        adata = anndata.read_h5ad(out / "results" / f"{name}.h5ad")
+        assert len(adata) > 0
+        expected = by_pytorch(narrow_release, path / "s00.png", adata.obsm["spatial"])
+        np.testing.assert_allclose(adata.X, expected, rtol=0, atol=1e-4)
+        assert (out / "results" / f"{name}.untrained_002.png").exists()
+    assert list((out / "cache").iterdir()) == []
+    status, output, errors = m2ost("status", out)
+    assert status == 0, errors
+    assert "not running; the last run done" in output
+    assert "notes: notes.svs: no reader" in output
+
+
+def spots_done(out):
+    try:
+        return read_status(out).spots_done
+    except InputError:  # not begun
+        return 0
+
+
+def test_ctrl_c_once_drains_and_twice_stops_and_the_same_command_ends_it(archive_server, archive_slides, tmp_path):
+    server, out, manifest = archive_server, tmp_path / "out", tmp_path / "slides.parquet"
+    rows = [replace(archive_slides[1][0], pitch_um=30.0), *archive_slides[1][1:3]]
+    pd.DataFrame([row.to_dict() for row in rows]).to_parquet(manifest)
+    port = server.metrics_url.split(":")[-1].split("/")[0]
+    command = ["rescore", manifest, "--out", out, "--server", server.address, "--metrics-port", port, "--batch-rows", 4]
+
+    def interrupt(times, done_before):
+        """Run the command until it has got further than before, then press Ctrl-C."""
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        process = subprocess.Popen([M2OST, *map(str, command)], text=True, preexec_fn=heed_ctrl_c, **pipes)
+        deadline = time.monotonic() + 60
+        while spots_done(out) <= done_before:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        if times > 1:
+            decoder.suspend()  # what is sent from now on is something to wait for
+            time.sleep(0.5)
+        process.send_signal(signal.SIGINT)
+        if times > 1:
+            time.sleep(0.3)
+            assert process.poll() is None, "it waits for what is under way"
+            process.send_signal(signal.SIGINT)
+        output, errors = process.communicate(timeout=60)
+        decoder.resume()
+        assert process.returncode == 130, errors
+        assert "once more stops at once" in errors
+        assert "Traceback" not in errors
+        return output
+
+    decoder = tiler_decoder(server)
+    assert "the same command goes on from here" in interrupt(1, 0)
+    status, output, _ = m2ost("status", out, "--json")
+    found = json.loads(output)
+    assert (status, found["running"], found["complete"]) == (0, False, False)
+    assert (found["last_run"]["ended"], found["last_run"]["spots"]) == ("drained", found["spots_done"])
+    interrupt(2, found["spots_done"])
+    assert read_status(out).last_run["ended"] == "stopped"
+    status, output, errors = m2ost(*command)
+    assert status == 0, errors
+    rescore(rows, tmp_path / "undisturbed", [server])
+    assert results(out) == results(tmp_path / "undisturbed")

@@ -1,0 +1,223 @@
+"""Whatever happens to a run over an archive: good slides come once and right, bad ones are named."""
+
+import asyncio
+import os
+import signal
+from dataclasses import replace
+
+import pandas as pd
+import pytest
+import tritonclient.grpc as triton
+from m2ost_client import InputError, ServerOptions, ServerUnavailable, SpotStream, StreamOptions, TritonServer
+from m2ost_client.archive import Address, SlideRow, read_status
+from m2ost_preprocess.slides import SlideRoots
+
+from .archives import MPP, address_of, rescore, rescore_apart, rescore_async, results, tiler_decoder
+from .conftest import raw_request
+
+
+def serve(release, folder, **options):
+    roots = SlideRoots({"archive": folder})
+    return TritonServer(ServerOptions(release=release, roots=roots, probe_interval_s=0.5, **options))
+
+
+@pytest.fixture
+def slides(archive_slides):
+    return archive_slides
+
+
+@pytest.fixture
+def server(archive_server):
+    return archive_server
+
+
+@pytest.fixture
+def expected(undisturbed):
+    """What every run must come to in the end."""
+    return results(undisturbed)
+
+
+class Once:
+    """Does something once, when so many spots are scored, or something else is true."""
+
+    def __init__(self, when, action):
+        self.when, self.action, self.done = when, action, False
+
+    def __call__(self, progress):
+        due = self.when() if callable(self.when) else progress.spots >= self.when
+        if due and not self.done:
+            self.done = True
+            self.action()
+
+
+def test_kill_9_of_tritonserver_and_its_restart(narrow_release, slides, expected, tmp_path):
+    with serve(narrow_release, slides[0]) as victim:
+        kill = Once(8, lambda: os.kill(victim.pid, signal.SIGKILL))
+        report = rescore(slides[1], tmp_path / "out", [victim], on_progress=kill)
+        assert victim.restarts == 1
+    (counts,) = report.summary["run"]["servers"]
+    assert (counts["ejections"], counts["returns"]) == (1, 1)
+    assert report.summary["run"]["retries"] > 0
+    assert report.complete
+    assert results(tmp_path / "out") == expected
+
+
+def test_one_of_two_servers_gone(narrow_release, slides, server, expected, tmp_path):
+    runs = []
+    with serve(narrow_release, slides[0], max_restarts=0) as victim:
+
+        def both_have_answered():
+            return all(endpoint.spots for endpoint in runs[0].pool.endpoints)
+
+        kill = Once(both_have_answered, lambda: os.kill(victim.pid, signal.SIGKILL))
+        options = {"on_progress": kill, "control": runs.append}
+        report = rescore(slides[1], tmp_path / "out", [server, victim], **options)
+    here, gone = report.summary["run"]["servers"]
+    assert here["spots"] + gone["spots"] == report.summary["run"]["spots"]
+    assert (here["ejections"], gone["ejections"], gone["healthy"]) == (0, 1, False)
+    assert report.complete
+    assert results(tmp_path / "out") == expected
+
+
+def test_no_server_left_ends_the_run_which_another_takes_up(narrow_release, slides, server, expected, tmp_path):
+    with pytest.raises(ServerUnavailable, match=r"no server has answered .*run the same command again"):
+        rescore(slides[1], tmp_path / "out", [Address("127.0.0.1:9")], retry_for_s=0.5)
+    with serve(narrow_release, slides[0], max_restarts=0) as victim:
+        stop = Once(8, lambda: os.kill(victim.pid, signal.SIGKILL))
+        with pytest.raises(ServerUnavailable, match=f"{victim.address}: .*the same command again"):
+            rescore(slides[1], tmp_path / "out", [victim], on_progress=stop, retry_for_s=0.5)
+    status = read_status(tmp_path / "out")
+    assert (status.running, status.last_run["ended"]) == (False, "failed")
+    assert 8 <= status.spots_done == status.last_run["spots"]
+    report = rescore(slides[1], tmp_path / "out", [server])
+    assert report.summary["run"]["spots"] == report.summary["spots"] - status.spots_done
+    assert results(tmp_path / "out") == expected
+
+
+def test_requests_of_others_go_first(server, slides, expected, tmp_path):
+    progress = []
+
+    async def beside_others():
+        async with SpotStream(server.address, StreamOptions(batch_rows=4, window=24)) as others:
+            # Three batches of the server's at a time: one is always waiting, until the last three.
+            flood = others.predict("archive/large.png", [(800, 800)] * 240)
+            await anext(flood)
+            run = asyncio.ensure_future(
+                rescore_async(slides[1], tmp_path / "out", [address_of(server)], on_progress=progress.append)
+            )
+            left = 240 - 4
+            async for batch in flood:
+                left -= len(batch.rows)
+                if left <= 96:
+                    break
+            scored = progress[-1].spots if progress else 0
+            async for _ in flood:
+                pass
+            return await run, scored
+
+    report, scored = asyncio.run(beside_others())
+    (counts,) = report.summary["run"]["servers"]
+    assert counts["sees_others_wait"]
+    assert counts["gave_way"] > 0
+    assert scored <= 8, "no more than one window slipped in"
+    assert results(tmp_path / "out") == expected
+
+
+def test_a_full_queue_is_waited_out(server, slides, expected, tmp_path):
+    out, decoder = tmp_path / "out", tiler_decoder(server)
+    with triton.InferenceServerClient(server.address) as client:
+
+        def flood():
+            for _ in range(200):
+                client.async_infer("m2ost_slide", raw_request(["archive/s01.png"], [(9, 9)]), lambda **answer: None)
+
+        def hold_up():
+            # Of the run's requests 16 are at work, others wait, and more than 64 of somebody else's behind them.
+            decoder.suspend()
+            asyncio.get_running_loop().call_later(0.3, flood)
+            asyncio.get_running_loop().call_later(0.6, decoder.resume)
+
+        options = {"batch_rows": 2, "window": 32, "on_progress": Once(8, hold_up)}
+        report = rescore(slides[1], out, [Address(server.address)], **options)
+    assert report.summary["run"]["retries"] > 0
+    assert report.summary["run"]["servers"][0]["ejections"] == 0, "full is not gone"
+    assert results(out) == expected
+
+
+def test_bad_slides_are_named_and_cost_nobody_else_anything(
+    server, slides, expected, truncated_svs, text_svs, tmp_path
+):
+    folder, rows = slides
+    for bad in (truncated_svs, text_svs):
+        (folder / bad.name).write_bytes(bad.read_bytes())
+    for name in ("going", "crash"):
+        (folder / f"{name}.png").write_bytes((folder / "large.png").read_bytes())
+    row = rows[0]
+    bad = [
+        replace(row, slide_id="crash", path="archive/crash.png"),
+        *(SlideRow(n, f"archive/{n}.svs") for n in ("truncated", "notes", "absent")),
+        SlideRow("no-mpp", "archive/s01.png"),
+        SlideRow("elsewhere", "nowhere/s01.png", mpp=MPP),
+        replace(row, slide_id="going", path="archive/going.png"),
+    ]
+    decoder = tiler_decoder(server)
+
+    def harm():
+        decoder.suspend()  # the next request, of the same slide, is under way when its reader dies
+        (folder / "going.png").unlink()
+        asyncio.get_running_loop().call_later(0.7, lambda: (decoder.send_signal(signal.SIGSEGV), decoder.resume()))
+
+    report = rescore([*bad, *rows], tmp_path / "out", [server], on_progress=Once(1, harm), window=1)
+    assert not report.complete
+    reasons = {failed["slide_id"]: failed["reason"] for failed in report.summary["failed"]}
+    words_of = {
+        "crash": "crash.png: its reader crashed (SIGSEGV)",
+        "truncated": "truncated.svs: ",
+        "notes": "notes.svs: no reader recognises the file",
+        "absent": "no such slide on the server",
+        "no-mpp": "needs µm/px",
+        "elsewhere": "unknown slide root 'nowhere'",
+        "going": "going.png: no such ",
+    }
+    assert set(reasons) == set(words_of)
+    for slide_id, words in words_of.items():
+        assert words in reasons[slide_id], reasons[slide_id]
+    files = results(tmp_path / "out")
+    table = pd.read_parquet(tmp_path / "out" / "archive.parquet").set_index("slide_id")
+    assert table.reason.dropna().to_dict() == reasons
+    del files["archive.parquet"]
+    assert files == {name: data for name, data in expected.items() if name != "archive.parquet"}
+    assert rescore(rows, tmp_path / "out", [server]).complete, "the reader was replaced"
+
+
+@pytest.mark.parametrize("file_bytes", [70_000, 400_000], ids=["state", "results"])
+def test_a_full_disk_ends_the_run_and_the_next_goes_on(server, slides, expected, tmp_path, file_bytes):
+    out = tmp_path / "out"
+    process = rescore_apart(slides[1], out, [address_of(server)], file_bytes=file_bytes)
+    process.join(60)
+    assert process.exitcode == 1
+    assert [f for f in (out / "results").iterdir() if f.suffix not in (".h5ad", ".json")] == []
+    assert rescore(slides[1], out, [server]).complete
+    assert results(out) == expected
+
+
+def test_a_second_run_on_a_folder_is_refused_while_the_first_works(server, slides, expected, tmp_path):
+    out = tmp_path / "out"
+    first = rescore_apart(slides[1], out, [address_of(server)])
+    with pytest.raises(InputError, match=rf"process {first.pid} on .* is working on this archive"):
+        rescore(slides[1], out, [server])
+    first.join(60)
+    assert first.exitcode == 0
+    assert results(out) == expected
+
+
+def test_a_clock_that_goes_back_changes_nothing(server, slides, expected, tmp_path, monkeypatch):
+    ticks = iter(range(2_000_000_000, 0, -86_400))
+    monkeypatch.setattr("time.time", lambda: float(next(ticks)))
+    runs = []
+    drain = Once(8, lambda: runs[0].drain())
+    assert rescore(slides[1], tmp_path / "out", [server], on_progress=drain, control=runs.append).drained
+    report = rescore(slides[1], tmp_path / "out", [server])
+    assert report.complete
+    assert report.summary["run"]["seconds"] > 0
+    assert results(tmp_path / "out") == expected
