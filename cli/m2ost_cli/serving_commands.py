@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from m2ost_client.dense import DenseReport
     from m2ost_client.predict import PredictReport
     from m2ost_client.supervisor import TritonServer
+    from m2ost_client.timeline import Timeline
 
 EXIT_SPOTS_WITHOUT_VALUE = 3
 EMBEDDED_ROOT = "slides"
@@ -120,6 +121,12 @@ def predict(
     gene: Annotated[
         list[str] | None, typer.Option("--gene", help="With --dense: keep this gene; repeatable. By default all.")
     ] = None,
+    pyramid: Annotated[
+        bool, typer.Option("--pyramid", help="Cut coarse views from the slide's own lower levels: other values.")
+    ] = False,
+    trace: Annotated[
+        Path | None, typer.Option(help="Write a timeline of client and embedded server here, in Chrome's format.")
+    ] = None,
     mpp: Annotated[float | None, typer.Option(help="µm/px of the slide, in place of what the file says.")] = None,
     view_mpp: Annotated[
         str | None,
@@ -173,6 +180,7 @@ def predict(
     else:
         check_writable(out)
     with ExitStack() as stack:
+        timeline, server_trace = stack.enter_context(_timeline(trace))
         name = slide
         if server is None:
             path = Path(slide).expanduser().resolve()
@@ -180,7 +188,8 @@ def predict(
                 raise UserError(f"{slide}: no such file")
             name = f"{EMBEDDED_ROOT}/{path.name}"
             roots = {EMBEDDED_ROOT: path.parent}
-            server = stack.enter_context(embedded(roots, release, checkpoint, server_log, dense=bool(cells))).address
+            running = embedded(roots, release, checkpoint, server_log, dense=bool(cells), trace=server_trace)
+            server = stack.enter_context(running).address
         elif release or checkpoint:
             raise UserError("--server already serves a release; give either --server or --release / --checkpoint")
         options = PredictOptions(
@@ -195,22 +204,45 @@ def predict(
             genes=tuple(genes or ()),
             exports=exports,
             send_pixels=send_pixels,
+            pyramid=pyramid,
             stream=stream,
         )
         with _progress() as on_progress:
             done: PredictReport | DenseReport
             if cells:
-                done = asyncio.run(predict_dense(server, options, cells, on_progress=on_progress))
+                done = asyncio.run(predict_dense(server, options, cells, on_progress=on_progress, timeline=timeline))
             else:
-                done = asyncio.run(predict_slide(server, options, on_progress=on_progress))
+                done = asyncio.run(predict_slide(server, options, on_progress=on_progress, timeline=timeline))
     _summarise(done)
     if not done.complete:
         raise typer.Exit(EXIT_SPOTS_WITHOUT_VALUE)
 
 
 @contextmanager
+def _timeline(path: Path | None) -> Iterator[tuple[Timeline, Path | None]]:
+    """A timeline, and where a server is to leave its trace; both are written to ``path`` once that server has ended."""
+    from m2ost_client.timeline import Timeline
+
+    timeline = Timeline()
+    with tempfile.TemporaryDirectory(prefix="m2ost-trace-") as folder:
+        server_trace = Path(folder) / "trace.json"
+        yield timeline, server_trace if path else None
+        if path is not None:
+            if server_trace.exists():
+                timeline.add_server(server_trace)
+            timeline.write(path)
+            print(f"timeline: {path}; open it in ui.perfetto.dev", file=sys.stderr)
+
+
+@contextmanager
 def embedded(
-    roots: dict[str, Path], release: Path | None, checkpoint: Path | None, log: Path | None, *, dense: bool = False
+    roots: dict[str, Path],
+    release: Path | None,
+    checkpoint: Path | None,
+    log: Path | None,
+    *,
+    dense: bool = False,
+    trace: Path | None = None,
 ) -> Iterator[TritonServer]:
     """A server for as long as the block runs, on these slide roots; by default it serves the shipped checkpoint."""
     from m2ost_client.command import DEFAULT_PROFILE, DENSE_PROFILE, ServerOptions
@@ -235,6 +267,7 @@ def embedded(
             release=release,
             roots=SlideRoots(roots),
             profile=DENSE_PROFILE if dense and (release / DENSE_FILE).exists() else DEFAULT_PROFILE,
+            trace=trace,
         )
         yield stack.enter_context(TritonServer(options, on_log=on_log))
 

@@ -41,6 +41,8 @@ class ServerOptions:
         Ports to listen on.
     profile : str
         Triton's ``--model-config-name``.
+    trace : Path, optional
+        Where the server writes Triton's trace of every request as it ends.
     start_timeout_s : float
         Longest time until ready, in seconds.
     probe_interval_s : float
@@ -58,6 +60,7 @@ class ServerOptions:
     host: str = "127.0.0.1"
     ports: Ports = field(default_factory=Ports)
     profile: str = DEFAULT_PROFILE
+    trace: Path | None = None
     start_timeout_s: float = 120.0
     probe_interval_s: float = 5.0
     hang_timeout_s: float = 360.0
@@ -130,6 +133,9 @@ def build_command(
     ]
     if options.profile not in (DEFAULT_PROFILE, DENSE_PROFILE):
         arguments.append(f"--cuda-memory-pool-byte-size=0:{CUDA_POOL_BYTES}")
+    if options.trace is not None:
+        settings = (f"triton,file={options.trace}", "rate=1", "level=TIMESTAMPS", "count=-1")
+        arguments += [f"--trace-config={setting}" for setting in settings]
     backends = installation.backend_directory(runtime)
     if backends is not None:
         arguments.append(f"--backend-directory={backends}")

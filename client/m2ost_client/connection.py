@@ -6,7 +6,7 @@ import asyncio
 import random
 import secrets
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -17,6 +17,7 @@ from tritonclient.utils import InferenceServerException
 
 from .errors import ReleaseChanged, RequestRejected, ServerUnavailable
 from .probe import is_dead_stub
+from .timeline import Timeline
 
 _TRANSIENT = ("UNAVAILABLE", "DEADLINE_EXCEEDED", "CANCELLED")
 
@@ -64,6 +65,8 @@ class Connection:
         Told of every request that must be sent again.
     transport : callable
         Makes a client for an address: tritonclient's, or one that stands in for it.
+    timeline : Timeline, optional
+        Where requests are noted.
 
     Attributes
     ----------
@@ -79,12 +82,14 @@ class Connection:
         retry_for_s: float,
         window: Window,
         transport: Callable[[str], Any] = triton_aio.InferenceServerClient,
+        timeline: Timeline | None = None,
     ) -> None:
         self.address = address
         self.retries = 0
         self._deadline_s, self._retry_for_s = deadline_s, retry_for_s
         self._window = window
         self._transport = transport
+        self._timeline = timeline or Timeline()
         self._client: Any = None
         self._info: EngineInfo | None = None
         self._run = secrets.token_hex(4)
@@ -118,7 +123,14 @@ class Connection:
             raise RuntimeError("not connected; use `async with SpotStream(address)`")
         return self._info
 
-    async def infer(self, model: str, inputs: list[Any], *, deadline_s: float | None = None) -> Any:
+    async def infer(
+        self,
+        model: str,
+        inputs: list[Any],
+        *,
+        deadline_s: float | None = None,
+        parameters: Mapping[str, Any] | None = None,
+    ) -> Any:
         """Ask a model, again and again while the server is away or full.
 
         Parameters
@@ -129,6 +141,8 @@ class Connection:
             Inputs of tritonclient's.
         deadline_s : float, optional
             In place of the connection's.
+        parameters : mapping, optional
+            Of the request, beside the release that is meant.
 
         Raises
         ------
@@ -148,10 +162,11 @@ class Connection:
                 inputs,
                 request_id=f"{self._run}-{self._requests}",
                 client_timeout=deadline_s or self._deadline_s,
-                parameters={contract.RELEASE_PARAMETER: release},
+                parameters={contract.RELEASE_PARAMETER: release, **(parameters or {})},
             )
 
-        return await self._retrying(send)
+        with self._timeline.span("requests", model):
+            return await self._retrying(send)
 
     async def check_release(self) -> None:
         """Ask whether the release is still the one served when the connection was opened.

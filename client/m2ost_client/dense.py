@@ -23,6 +23,7 @@ from .metadata import SpotsScored, run_metadata, stage
 from .predict import PredictOptions, check_genes, check_same_slide, result_name, view_scale
 from .results import status_name
 from .stream import Expression, SpotBatch, SpotStream
+from .timeline import Timeline
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,6 +94,7 @@ async def predict_dense(
     dense: DenseOptions,
     *,
     on_progress: Callable[[int, int], None] | None = None,
+    timeline: Timeline | None = None,
 ) -> DenseReport:
     """Score a slide, or a region of it, at every cell of a fine grid, and stream the map to Zarr.
 
@@ -109,6 +111,8 @@ async def predict_dense(
     dense : DenseOptions
     on_progress : callable, optional
         Called with (positions done, positions in all), also once before the first.
+    timeline : Timeline, optional
+        Where stages and requests are noted.
 
     Returns
     -------
@@ -128,11 +132,12 @@ async def predict_dense(
     """
     name = check_new(options.out, options.source or options.slide)
     seconds: dict[str, float] = {}
-    async with SpotStream(address, options.stream) as stream:
+    timeline = timeline or Timeline()
+    async with SpotStream(address, options.stream, timeline=timeline) as stream:
         engine = stream.info
         check_genes(dense.genes, engine)
         genes = dense.genes or engine.genes
-        with stage(seconds, "describe_s"):
+        with timeline.span("stages", "describe"), stage(seconds, "describe_s"):
             slide = await stream.slide_info(options.slide, mpp=options.mpp)
         scale = view_scale(options.view_mpp, slide, engine)
         check_same_slide(options.out, name, slide)
@@ -140,14 +145,15 @@ async def predict_dense(
         attributes = _attributes(options, dense, slide, engine, grid, scale)
         with DenseStore(options.out, name, grid, genes, attributes) as store:
             mapping = _Mapping(grid, tissue_mask(slide.thumbnail), dense, store, [engine.genes.index(g) for g in genes])
-            with stage(seconds, "score_s"):
+            with timeline.span("stages", "score"), stage(seconds, "score_s"):
                 total = await asyncio.to_thread(mapping.count) if on_progress else 0
-                batches = stream.predict_blocks(options.slide, mapping.take(), scale=scale)
+                batches = stream.predict_blocks(options.slide, mapping.take(), scale=scale, pyramid=options.pyramid)
                 async with aclosing(batches):
                     if on_progress:
                         on_progress(mapping.scored, total)
                     async for number, batch in batches:
-                        await mapping.put(number, batch)
+                        with timeline.span("blocks", "put", block=number):
+                            await mapping.put(number, batch)
                         if on_progress:
                             on_progress(mapping.scored, total)
             mapping.check_whole()

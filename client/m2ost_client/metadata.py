@@ -87,6 +87,7 @@ def run_metadata(
             pixels_sent_by_client=options.send_pixels,
         ),
         "region": str(options.region) if options.region else None,
+        "lower_levels": options.pyramid,
         "spots_per_s": spots.count / seconds["score_s"] if spots.count else None,
         "retries": retries,
         "server": server,

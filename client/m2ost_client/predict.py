@@ -22,6 +22,7 @@ from .metadata import SpotsScored, run_metadata, stage
 from .reports.exports import Exports
 from .results import SlideResult
 from .stream import SpotBatch, SpotStream, StreamOptions
+from .timeline import Timeline
 
 DEFAULT_PITCH_UM = 100.0
 
@@ -54,6 +55,8 @@ class PredictOptions:
         Further files to write.
     send_pixels : bool
         Read the slide here and send its views: for a server that does not see the slide.
+    pyramid : bool
+        Let coarse views be cut from the slide's own lower levels: less to decode, other values than the definition's.
     stream : StreamOptions
     """
 
@@ -68,6 +71,7 @@ class PredictOptions:
     genes: tuple[str, ...] = ()
     exports: Exports = field(default_factory=Exports)
     send_pixels: bool = False
+    pyramid: bool = False
     stream: StreamOptions = field(default_factory=StreamOptions)
 
 
@@ -95,7 +99,11 @@ class PredictReport:
 
 
 async def predict_slide(
-    address: str, options: PredictOptions, *, on_progress: Callable[[int, int], None] | None = None
+    address: str,
+    options: PredictOptions,
+    *,
+    on_progress: Callable[[int, int], None] | None = None,
+    timeline: Timeline | None = None,
 ) -> PredictReport:
     """Score one slide and write its results.
 
@@ -106,6 +114,8 @@ async def predict_slide(
     options : PredictOptions
     on_progress : callable, optional
         Called with (spots done, spots in all), also once before the first.
+    timeline : Timeline, optional
+        Where stages and requests are noted.
 
     Returns
     -------
@@ -124,17 +134,18 @@ async def predict_slide(
     SlideError, RequestRejected, ServerUnavailable, ReleaseChanged
         As their modules say.
     """
+    timeline = timeline or Timeline()
     options.exports.check_installed()
     check_writable(options.out)
     name = result_name(options.source or options.slide)
     seconds: dict[str, float] = {}
     spots = read_spots(options.spots_file) if options.spots_file else None
-    async with SpotStream(address, options.stream) as stream:
+    async with SpotStream(address, options.stream, timeline=timeline) as stream:
         check_genes(options.genes, stream.info)
         local = Decoder(stream.info.views) if options.send_pixels else None
         try:
             pitch_um = options.pitch_um if spots is None else None
-            with stage(seconds, "describe_s"):
+            with timeline.span("stages", "describe"), stage(seconds, "describe_s"):
                 if local:
                     slide = await asyncio.to_thread(
                         local.describe, Path(options.slide), pitch_um=pitch_um, mpp=options.mpp
@@ -148,11 +159,12 @@ async def predict_slide(
                 spots = Spots(slide.centers, slide.names, slide.pitch_px, source)
             if options.region:
                 spots = spots.within(options.region.within(slide.size))
-            with stage(seconds, "score_s"):
+            with timeline.span("stages", "score"), stage(seconds, "score_s"):
+                cutting = {"scale": scale, "pyramid": options.pyramid}
                 batches = (
-                    stream.predict_local(Path(options.slide), spots.centers, local, scale=scale)
+                    stream.predict_local(Path(options.slide), spots.centers, local, **cutting)
                     if local
-                    else stream.predict(options.slide, spots.centers, scale=scale)
+                    else stream.predict(options.slide, spots.centers, **cutting)
                 )
                 expression, status = await _collect(batches, len(spots), len(stream.info.genes), on_progress)
         finally:
@@ -170,7 +182,8 @@ async def predict_slide(
             seconds=seconds,
         )
     exports = options.exports.writers(result, metadata, options.genes)
-    files = await asyncio.to_thread(write_result, result, metadata, options.genes, options.out, exports)
+    with timeline.span("stages", "write"):
+        files = await asyncio.to_thread(write_result, result, metadata, options.genes, options.out, exports)
     return PredictReport(result, metadata, files)
 
 

@@ -26,6 +26,7 @@ from m2ost_preprocess.views import spatial_order
 
 from .connection import Connection, Window
 from .probe import tensor
+from .timeline import Timeline
 
 Rows = np.ndarray[Any, np.dtype[np.intp]]
 Expression = np.ndarray[Any, np.dtype[np.float32]]
@@ -99,13 +100,17 @@ class SpotStream:
     address : str
         ``host:port`` of the gRPC service.
     options : StreamOptions, optional
+    timeline : Timeline, optional
+        Where requests are noted.
     """
 
-    def __init__(self, address: str, options: StreamOptions | None = None) -> None:
+    def __init__(self, address: str, options: StreamOptions | None = None, *, timeline: Timeline | None = None) -> None:
         self.options = options or StreamOptions()
         self._window = Window(self.options.window)
         deadline_s, retry_for_s = self.options.deadline_s, self.options.retry_for_s
-        self._connection = Connection(address, deadline_s=deadline_s, retry_for_s=retry_for_s, window=self._window)
+        self._connection = Connection(
+            address, deadline_s=deadline_s, retry_for_s=retry_for_s, window=self._window, timeline=timeline
+        )
 
     async def __aenter__(self) -> SpotStream:
         """Connect and read what is served.
@@ -160,7 +165,9 @@ class SpotStream:
             await self._connection.infer(contract.MODEL_INFO, inputs, deadline_s=DESCRIBE_DEADLINE_S)
         )
 
-    async def predict(self, slide: str, centers: Any, *, scale: float = 1.0) -> AsyncGenerator[SpotBatch, None]:
+    async def predict(
+        self, slide: str, centers: Any, *, scale: float = 1.0, pyramid: bool = False
+    ) -> AsyncGenerator[SpotBatch, None]:
         """Score spots of a slide that lies under the server's roots: only coordinates are sent.
 
         Parameters
@@ -171,6 +178,9 @@ class SpotStream:
             x, y in level-0 pixels; floored.
         scale : float
             Level-0 pixels per view pixel of the finest view; 1 takes the slide's own pixels.
+        pyramid : bool
+            Let the server cut coarse views from the slide's own lower levels where one fits: less to decode, but other
+            values than the definition's.
 
         Yields
         ------
@@ -192,14 +202,14 @@ class SpotStream:
         positions = contract.as_centers(centers)
 
         async def score(rows: Rows) -> SpotBatch:
-            return SpotBatch(rows, *await self._score_positions(slide, positions[rows], scale))
+            return SpotBatch(rows, *await self._score_positions(slide, positions[rows], scale, pyramid))
 
-        async with aclosing(self._stream(self._batches(spatial_order(positions)), score)) as batches:
+        async with aclosing(self._stream(self._batches(self._order(positions, scale)), score)) as batches:
             async for batch in batches:
                 yield batch
 
     async def predict_blocks(
-        self, slide: str, blocks: Iterable[Any], *, scale: float = 1.0
+        self, slide: str, blocks: Iterable[Any], *, scale: float = 1.0, pyramid: bool = False
     ) -> AsyncGenerator[tuple[int, SpotBatch], None]:
         """Score more positions than anybody can hold: block after block, each taken when there is room for a request.
 
@@ -210,8 +220,8 @@ class SpotStream:
         slide : str
             ``root/relative/path``.
         blocks : iterable of array_like, each shape (n, 2)
-            x, y in level-0 pixels; scored in this order, up to ``batch_rows`` of one block a request.
-        scale : float
+            x, y in level-0 pixels; blocks are scored in this order, up to ``batch_rows`` of one block a request.
+        scale, pyramid
             As in :meth:`predict`.
 
         Yields
@@ -230,19 +240,19 @@ class SpotStream:
         def parts() -> Iterator[tuple[int, Positions, Rows]]:
             for number, block in enumerate(blocks):
                 positions = contract.as_centers(block)
-                for rows in self._batches(np.arange(len(positions))):
+                for rows in self._batches(self._order(positions, scale)):
                     yield number, positions, rows
 
         async def score(part: tuple[int, Positions, Rows]) -> tuple[int, SpotBatch]:
             number, positions, rows = part
-            return number, SpotBatch(rows, *await self._score_positions(slide, positions[rows], scale))
+            return number, SpotBatch(rows, *await self._score_positions(slide, positions[rows], scale, pyramid))
 
         async with aclosing(self._stream(parts(), score)) as batches:
             async for batch in batches:
                 yield batch
 
     async def predict_local(
-        self, path: Path, centers: Any, decoder: Decoder, *, scale: float = 1.0
+        self, path: Path, centers: Any, decoder: Decoder, *, scale: float = 1.0, pyramid: bool = False
     ) -> AsyncGenerator[SpotBatch, None]:
         """Score spots of a slide that only this host can read: the views are cut here and sent.
 
@@ -250,7 +260,7 @@ class SpotStream:
         ----------
         path : Path
             The slide's file.
-        centers, scale
+        centers, scale, pyramid
             As in :meth:`predict`.
         decoder : Decoder
             For the views of the served engine (``info.views``).
@@ -274,11 +284,11 @@ class SpotStream:
         async def score(rows: Rows) -> SpotBatch:
             views = [np.empty((len(rows), *self.info.views.shape), np.uint8) for _ in self.info.views.names]
             scales = np.full(len(rows), scale, np.float32)
-            status = await asyncio.to_thread(decoder.cut_views, path, positions[rows], scales, views)
+            status = await asyncio.to_thread(decoder.cut_views, path, positions[rows], scales, views, pyramid=pyramid)
             expression = await self.score_views(views)
             return SpotBatch(rows, np.where(status[:, None] == RowStatus.OK, expression, np.float32(np.nan)), status)
 
-        async with aclosing(self._stream(self._batches(spatial_order(positions)), score)) as batches:
+        async with aclosing(self._stream(self._batches(self._order(positions, scale)), score)) as batches:
             async for batch in batches:
                 yield batch
 
@@ -299,15 +309,22 @@ class SpotStream:
         expression: Expression = answer.as_numpy(contract.EXPRESSION)
         return expression
 
-    async def _score_positions(self, slide: str, positions: Positions, scale: float) -> tuple[Expression, Statuses]:
+    async def _score_positions(
+        self, slide: str, positions: Positions, scale: float, pyramid: bool
+    ) -> tuple[Expression, Statuses]:
         n = len(positions)
         inputs = [
             tensor(contract.SLIDE, np.full((n, 1), slide, dtype=object)),
             tensor(contract.CENTER, positions),
             tensor(contract.SCALE, np.full((n, 1), scale, np.float32)),
         ]
-        answer = await self._connection.infer(contract.MODEL_SLIDE, inputs)
+        parameters = {contract.PYRAMID_PARAMETER: True} if pyramid else {}
+        answer = await self._connection.infer(contract.MODEL_SLIDE, inputs, parameters=parameters)
         return answer.as_numpy(contract.EXPRESSION), answer.as_numpy(contract.STATUS).reshape(-1)
+
+    def _order(self, positions: Positions, scale: float) -> Rows:
+        views = self.info.views
+        return spatial_order(positions, window_px=views.window_px(views.n_views - 1, scale))
 
     def _batches(self, order: Rows) -> Iterator[Rows]:
         """Rows in the order given, up to ``batch_rows`` at a time."""
