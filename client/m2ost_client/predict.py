@@ -160,7 +160,7 @@ async def predict_slide(
             if options.region:
                 spots = spots.within(options.region.within(slide.size))
             with timeline.span("stages", "score"), stage(seconds, "score_s"):
-                cutting = {"scale": scale, "pyramid": options.pyramid}
+                cutting: dict[str, Any] = {"scale": scale, "pyramid": options.pyramid}
                 batches = (
                     stream.predict_local(Path(options.slide), spots.centers, local, **cutting)
                     if local
