@@ -15,13 +15,14 @@ PYTEST_OPTIONS := -q -n 2 --dist loadfile
 test: export OMP_NUM_THREADS := 1
 PYTEST := .venv/bin/python -m pytest $(PYTEST_OPTIONS)
 
-.PHONY: help demo test lint unit server-views e2e bench gate soak gpu-check gpu-carry clean
+.PHONY: help demo test lint unit server-views e2e bench bench-tiler gate soak gpu-check gpu-carry clean
 help:
 	@echo "make demo   a real slide in, an expression map out, through an embedded Triton"
 	@echo "make test   lint, types, unit tests in both environments, end-to-end tests"
 	@echo "make bench  served against bare inference and the authors' way, and M2OST against iStar, interleaved"
+	@echo "make bench-tiler   cutting spots out of a slide: ours against OpenSlide, cuCIM, tiatoolbox where installed"
 	@echo "make gate   the gate against getting slower, on the release that ships"
-	@echo "make soak   memory of client and server over 50,000 spots"
+	@echo "make soak   memory of client and server over 100,000 spots"
 	@echo "make gpu-check   on a GPU machine: tiler and engines right, then how fast; GPU_CHECK= for its options"
 	@echo "make gpu-carry   what the check needs on a machine without network, into build/gpu-carry"
 
@@ -88,13 +89,18 @@ build/bench/istar.json: build/release | .venv/.complete .triton/.complete $(DEMO
 gate: .venv/.complete .triton/.complete $(DEMO_SLIDE) build/release build/bench/istar.json
 	$(M2OST) bench gate build/release $(DEMO_SLIDE) --speedups build/bench/istar.json --out build/gate
 
+# On any tiled slide that carries µm/px; one with a pyramid tells what --pyramid changes.
+TILER_SLIDE ?= $(DEMO_SLIDE)
+bench-tiler: .venv/.complete .triton/.complete $(TILER_SLIDE) build/release
+	.venv/bin/python -m m2ost_loadtests.tiler_speed --slide $(TILER_SLIDE) --release build/release --out build/bench
+
 build/narrow: $(SOURCES) | .venv/.complete
 	rm -rf $@
 	$(M2OST) init --depth 1 --dim 24 --outputs 6 --out $@/checkpoint
 	$(M2OST) export $@/checkpoint --out $@/release
 
 soak: .venv/.complete .triton/.complete $(DEMO_SLIDE) build/narrow
-	.venv/bin/python -m m2ost_loadtests.soak --release build/narrow/release --slide $(DEMO_SLIDE) --spots 50000 --out build/bench
+	.venv/bin/python -m m2ost_loadtests.soak --release build/narrow/release --slide $(DEMO_SLIDE) --spots 100000 --out build/bench
 
 # Exit status 1: a part is wrong; 2: there is no GPU, and what was checked on the CPU is right.
 gpu-check: .venv/.complete .triton/.complete $(DEMO_SLIDE) build/release

@@ -1,0 +1,1 @@
+"""How fast spots are cut out of a slide, against the ways in which others do it: ``make bench-tiler``."""

@@ -1,0 +1,109 @@
+"""Ways to get the three views of spots out of a slide file. Each begins with a file that it has not read yet."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import openslide
+from m2ost_preprocess.contract import ViewGeometry
+from m2ost_preprocess.readers import open_slide
+from m2ost_preprocess.tiles import CachedReader, TileCache, TilingCounts
+from m2ost_preprocess.views import cut_views
+from PIL import Image
+
+BATCH_ROWS = 32
+"""What the client sends and the server joins by default."""
+
+GEOMETRY = ViewGeometry()
+WINDOW_PX = GEOMETRY.window_px(GEOMETRY.n_views - 1)
+
+Batch = list[Any]
+"""An array of uint8 a view, each shape (n, size_px, size_px, 3); overwritten by the next batch."""
+
+Way = Callable[[Path, Any], Iterator[Batch]]
+
+
+def ways() -> dict[str, Way]:
+    """Those that can run here, ours first."""
+    found: dict[str, Way] = {"ours": ours, "openslide": with_openslide}
+    if find_spec("cucim") is not None:
+        found["cucim, batched"] = with_cucim
+    if find_spec("tiatoolbox") is not None:
+        found["tiatoolbox"] = with_tiatoolbox
+    return found
+
+
+def collect(batches: Iterator[Batch]) -> Batch:
+    """All batches in one."""
+    parts = [[view.copy() for view in batch] for batch in batches]
+    return [np.concatenate(view) for view in zip(*parts, strict=True)]
+
+
+def ours(path: Path, centers: Any, counts: TilingCounts | None = None, *, pyramid: bool = False) -> Iterator[Batch]:
+    """The tiler of the profile ``cpu``, without its process: tiles decoded once, resizes shared down a column."""
+    reader = CachedReader(open_slide(path), TileCache(), path)
+    views = _views(BATCH_ROWS)
+    for first in range(0, len(centers), BATCH_ROWS):
+        batch = centers[first : first + BATCH_ROWS]
+        out = [view[: len(batch)] for view in views]
+        cut_views(reader, batch, np.ones(len(batch), np.float32), GEOMETRY, out, counts, pyramid=pyramid)
+        yield out
+    if counts is not None:
+        counts += reader.take_counts()
+    reader.close()
+
+
+def with_openslide(path: Path, centers: Any) -> Iterator[Batch]:
+    """One ``read_region`` a spot, as large as its coarsest view, and Pillow's crops and resizes of it."""
+    with openslide.OpenSlide(str(path)) as slide:
+        for corner in (centers - WINDOW_PX // 2).tolist():
+            yield _cut(slide.read_region(corner, 0, (WINDOW_PX, WINDOW_PX)).convert("RGB"))
+
+
+def with_cucim(path: Path, centers: Any) -> Iterator[Batch]:
+    """cuCIM's own batched ``read_region``, with a worker a core, and Pillow's crops and resizes."""
+    from cucim.clara import CuImage
+
+    image = CuImage(str(path))
+    corners = (centers - WINDOW_PX // 2).tolist()
+    workers = len(os.sched_getaffinity(0))
+    for window in image.read_region(corners, (WINDOW_PX, WINDOW_PX), 0, batch_size=1, num_workers=workers):
+        yield _cut(Image.fromarray(np.asarray(window)[..., :3].reshape(WINDOW_PX, WINDOW_PX, 3)))
+    image.close()
+
+
+def with_tiatoolbox(path: Path, centers: Any) -> Iterator[Batch]:
+    """tiatoolbox's patch extractor for points, patches as large as the coarsest view, and Pillow's resizes."""
+    from tiatoolbox.tools.patchextraction import get_patch_extractor
+
+    extractor = get_patch_extractor(
+        "point",
+        input_img=str(path),
+        locations_list=np.asarray(centers),
+        patch_size=(WINDOW_PX, WINDOW_PX),
+        resolution=0,
+        units="level",
+        pad_mode="constant",
+    )
+    for window in extractor:
+        yield _cut(Image.fromarray(np.asarray(window)[..., :3]))
+
+
+def _views(rows: int) -> Batch:
+    return [np.zeros((rows, *GEOMETRY.shape), np.uint8) for _ in GEOMETRY.names]
+
+
+def _cut(window: Image.Image) -> Batch:
+    size, views = GEOMETRY.size_px, []
+    for i in range(GEOMETRY.n_views):
+        side = GEOMETRY.window_px(i)
+        inset = WINDOW_PX // 2 - side // 2
+        crop = window.crop((inset, inset, inset + side, inset + side))
+        view = crop if side == size else crop.resize((size, size), Image.Resampling.BILINEAR)
+        views.append(np.asarray(view)[None])
+    return views

@@ -1,0 +1,137 @@
+"""A served slide is decoded once, whatever is asked of it, as the server itself counts."""
+
+import asyncio
+
+import numpy as np
+import pytest
+import tifffile
+import tritonclient.grpc.aio as triton
+from m2ost_client import ServerOptions, SpotStream, StreamOptions, TritonServer
+from m2ost_preprocess.readers import open_slide
+from m2ost_preprocess.slides import SlideRoots
+from m2ost_preprocess.spots import grid
+from m2ost_preprocess.tissue import MASK_PX, tissue_mask
+
+from .conftest import metrics_of, raw_request
+
+WINDOW_PX = 896
+COUNTED = ("spots", "decoded_px", "decoded_tiles", "cached_tiles", "moved_bytes")
+
+
+@pytest.fixture(scope="module")
+def crops(pyramid, tmp_path_factory):
+    """Two small slides of real pixels, tiled and compressed."""
+    folder = tmp_path_factory.mktemp("crops")
+    reader = open_slide(pyramid)
+    for name, left, top in (("a.tif", 3000, 3000), ("b.tif", 4500, 5000)):
+        tifffile.imwrite(
+            folder / name,
+            reader.read(left, top, 768, 640),
+            tile=(256, 256),
+            compression="zlib",
+            photometric="rgb",
+            resolution=(1e4 / 0.688, 1e4 / 0.688),
+            resolutionunit="CENTIMETER",
+        )
+    return folder
+
+
+@pytest.fixture(scope="module")
+def server(narrow_release, crops, pyramid):
+    roots = SlideRoots({"crops": crops, "wsi": pyramid.parent})
+    with TritonServer(ServerOptions(release=narrow_release, roots=roots)) as server:
+        yield server
+
+
+def counts(server):
+    found = metrics_of(server)
+    return {name: found[f"m2ost_tiler_{name}_total{{slide_tiler}}"] for name in COUNTED}
+
+
+def counted(server, run):
+    before = counts(server)
+    asyncio.run(run())
+    return {name: after - before[name] for name, after in counts(server).items()}
+
+
+def needed_px(path, centers):
+    """Pixels of the compressed tiles that the windows of spots touch, each once."""
+    reader = open_slide(path)
+    (width, height), (tile_width, tile_height) = reader.size, reader.tile_size(0)
+    touched = np.zeros((-(-height // tile_height), -(-width // tile_width)), bool)
+    for x, y in np.floor(centers).astype(int) - WINDOW_PX // 2:
+        rows = slice(max(y, 0) // tile_height, (y + WINDOW_PX - 1) // tile_height + 1)
+        touched[rows, max(x, 0) // tile_width : (x + WINDOW_PX - 1) // tile_width + 1] = True
+    return sum(
+        min(tile_width, width - column * tile_width) * min(tile_height, height - row * tile_height)
+        for row, column in np.argwhere(touched)
+    )
+
+
+async def score(server, slide, centers):
+    """Score spots; the statuses are all 0, and every spot comes once."""
+    done = np.zeros(len(centers), int)
+    async with SpotStream(server.address, StreamOptions(batch_rows=64)) as stream:
+        async for batch in stream.predict(slide, centers):
+            assert not batch.status.any()
+            done[batch.rows] += 1
+    assert (done == 1).all()
+
+
+def test_a_grid_of_100_um_over_a_whole_section(server, pyramid):
+    reader = open_slide(pyramid)
+    centers = grid(reader.size, tissue_mask(reader.thumbnail(MASK_PX)), 100 / reader.resolution.mpp).centers
+    assert len(centers) > 500
+    found = counted(server, lambda: score(server, f"wsi/{pyramid.name}", centers))
+    assert found["spots"] == len(centers)
+    assert found["decoded_px"] / needed_px(pyramid, centers) <= 1.10
+    assert found["cached_tiles"] > found["decoded_tiles"]
+
+
+def test_a_dense_grid_over_a_whole_slide(server, crops):
+    ys, xs = np.mgrid[8:640:16, 8:768:16]
+    centers = np.stack([xs.ravel(), ys.ravel()], axis=1)
+    found = counted(server, lambda: score(server, "crops/a.tif", centers))
+    assert found["spots"] == len(centers) == 1920
+    assert found["decoded_px"] / needed_px(crops / "a.tif", centers) <= 1.10
+    # A dense grid read window by window would move 0.8 MPx a spot.
+    assert found["moved_bytes"] < len(centers) * (3 * 3 * 224 * 224 + 896 * 896)
+
+
+def test_a_thousand_random_spots_in_random_order(server, pyramid):
+    reader = open_slide(pyramid)
+    centers = np.random.default_rng(4).integers((0, 0), reader.size, (1000, 2))
+
+    async def requests():
+        async with triton.InferenceServerClient(server.address) as client:
+            for first in range(0, 1000, 50):
+                rows = centers[first : first + 50]
+                inputs = raw_request([f"wsi/{pyramid.name}"] * len(rows), rows)
+                answer = await client.infer("m2ost_slide", inputs)
+                assert not answer.as_numpy("STATUS").any()
+
+    found = counted(server, requests)
+    assert found["spots"] == 1000
+    assert found["decoded_px"] / needed_px(pyramid, centers) <= 1.25
+
+
+def test_two_slides_at_once_share_the_server_evenly_and_decode_nothing_twice(server, crops):
+    ys, xs = np.mgrid[20:640:32, 20:768:32]
+    centers = np.stack([xs.ravel(), ys.ravel()], axis=1)
+    progress = {"a.tif": 0, "b.tif": 0}
+    behind = []
+
+    async def follow(slide):
+        async with SpotStream(server.address, StreamOptions(batch_rows=32)) as stream:
+            async for batch in stream.predict(f"crops/{slide}", centers):
+                progress[slide] += len(batch.rows)
+                behind.append(abs(progress["a.tif"] - progress["b.tif"]))
+
+    async def both():
+        await asyncio.gather(follow("a.tif"), follow("b.tif"))
+
+    found = counted(server, both)
+    assert progress == {"a.tif": len(centers), "b.tif": len(centers)}
+    # Neither is ever ahead by more than both windows of requests hold.
+    assert max(behind) <= 2 * 4 * 32
+    assert found["decoded_px"] <= sum(needed_px(crops / slide, centers) for slide in progress)
