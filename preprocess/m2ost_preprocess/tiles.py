@@ -153,22 +153,32 @@ class CachedReader(SlideReader):
 
     def read_at(self, level: int, left: int, top: int, width: int, height: int) -> Pixels:
         """See :meth:`SlideReader.read_at`. Not to be written to."""
+        return self.read_needed(level, left, top, width, height, np.array([(left, top, max(width, height))]))
+
+    def read_needed(self, level: int, left: int, top: int, width: int, height: int, windows: Any) -> Pixels:
+        """See :meth:`SlideReader.read_needed`. Not to be written to."""
         tile = self._reader.tile_size(level)
         if tile is None:
             self._count(1, self.size[0] * self.size[1]) if self._is_new else self._found(1)
             self._is_new = False
             return self._reader.read_at(level, left, top, width, height)
-        out = np.empty((height, width, 3), np.uint8)
-        across = range(left // tile[0], (left + width - 1) // tile[0] + 1)
-        for row in range(top // tile[1], (top + height - 1) // tile[1] + 1):
-            for column, pixels in self._row(level, tile, row, across):
+        first = np.array([left, top]) // tile
+        last = np.array([left + width - 1, top + height - 1]) // tile
+        needed = np.zeros((last - first + 1)[::-1], bool)
+        starts = (windows[:, :2] // tile - first).clip(0)
+        ends = ((windows[:, :2] + windows[:, 2:] - 1) // tile - first + 1).clip(0)
+        for (column, row), (column_end, row_end) in zip(starts.tolist(), ends.tolist(), strict=True):
+            needed[row:row_end, column:column_end] = True
+        out = (np.empty if needed.all() else np.zeros)((height, width, 3), np.uint8)
+        for row, columns in enumerate(needed, start=int(first[1])):
+            for column, pixels in self._row(level, tile, row, (np.flatnonzero(columns) + first[0]).tolist()):
                 _copy_overlap(pixels, (column * tile[0], row * tile[1]), out, (left, top))
         self._counts.moved_bytes += out.nbytes
         return out
 
-    def _row(self, level: int, tile: tuple[int, int], row: int, across: range) -> list[tuple[int, Pixels]]:
-        """The tiles of one row, with their columns; neighbours that are missing are decoded by one call."""
-        tiles = {column: self._cache.get((self._key, level, column, row)) for column in across}
+    def _row(self, level: int, tile: tuple[int, int], row: int, columns: list[int]) -> list[tuple[int, Pixels]]:
+        """Tiles of one row, with their columns; neighbours that are missing are decoded by one call."""
+        tiles = {column: self._cache.get((self._key, level, column, row)) for column in columns}
         missing = [column for column, pixels in tiles.items() if pixels is None]
         self._found(len(tiles) - len(missing))
         for first, count in _runs(missing):

@@ -96,6 +96,8 @@ class Region:
         The spots.
     left, top, width, height : int
         The rectangle in level-0 pixels; may reach outside the slide.
+    windows : ndarray of int, shape (k, 3)
+        Left, top and side of the coarsest view's window of each: what is needed of the rectangle.
     """
 
     rows: Any
@@ -103,6 +105,7 @@ class Region:
     top: int
     width: int
     height: int
+    windows: Any
 
 
 def for_each_region(
@@ -204,7 +207,9 @@ def cut_views(
             windows = [_windows_at(reader, level, centers[rows], geometry.window_px(view, scale)) for view in views]
             origin = np.min([corners.min(axis=0) for corners, _ in windows], axis=0)
             end = np.max([corners.max(axis=0) + side for corners, side in windows], axis=0)
-            cutter = RegionCutter(reader.read_padded(*origin.tolist(), *(end - origin).tolist(), level=level))
+            needed = np.concatenate([np.insert(corners, 2, side, axis=1) for corners, side in windows])
+            box = *origin.tolist(), *(end - origin).tolist()
+            cutter = RegionCutter(reader.read_padded(*box, level=level, windows=needed))
             for view, (corners, side) in zip(views, windows, strict=True):
                 cutter.cut(corners - origin, side, out[view], rows)
 
@@ -247,10 +252,11 @@ def _windows_at(reader: SlideReader, level: int, centers: Centers, side: int) ->
 
 
 def _region_around(rows: Any, centers: Centers, scales: Scales, geometry: ViewGeometry) -> Region:
-    windows = [w for i in rows for w in geometry.windows((int(centers[i, 0]), int(centers[i, 1])), float(scales[i]))]
-    left, top = min(x for x, _, _ in windows), min(y for _, y, _ in windows)
-    right, bottom = max(x + side for x, _, side in windows), max(y + side for _, y, side in windows)
-    return Region(rows, left, top, right - left, bottom - top)
+    coarsest = [geometry.windows((int(centers[i, 0]), int(centers[i, 1])), float(scales[i]))[-1] for i in rows]
+    windows = np.array(coarsest)
+    left, top = windows[:, :2].min(axis=0).tolist()
+    right, bottom = (windows[:, :2] + windows[:, 2:]).max(axis=0).tolist()
+    return Region(rows, left, top, right - left, bottom - top, windows)
 
 
 def _groups(centers: Centers, scales: Scales, rows: Any) -> Iterator[Any]:

@@ -7,6 +7,7 @@ import pytest
 import tifffile
 import tritonclient.grpc.aio as triton
 from m2ost_client import ServerOptions, SpotStream, StreamOptions, TritonServer
+from m2ost_client.timeline import Timeline
 from m2ost_preprocess.readers import open_slide
 from m2ost_preprocess.slides import SlideRoots
 from m2ost_preprocess.spots import grid
@@ -135,3 +136,46 @@ def test_two_slides_at_once_share_the_server_evenly_and_decode_nothing_twice(ser
     # Neither is ever ahead by more than both windows of requests hold.
     assert max(behind) <= 2 * 4 * 32
     assert found["decoded_px"] <= sum(needed_px(crops / slide, centers) for slide in progress)
+
+
+def test_lower_levels_serve_where_a_request_allows_them(server, pyramid):
+    centers = np.array([(4000, 5000), (4100, 5000)])
+
+    async def scored(pyramid_allowed):
+        async with SpotStream(server.address) as stream:
+            found = np.empty((2, len(stream.info.genes)), np.float32)
+            async for batch in stream.predict(f"wsi/{pyramid.name}", centers, pyramid=pyramid_allowed):
+                found[batch.rows] = batch.expression
+            return found
+
+    async def together():
+        return await asyncio.gather(scored(False), scored(True), scored(False))
+
+    native, lower, again = asyncio.run(together())
+    np.testing.assert_allclose(again, native, rtol=0, atol=1e-5)
+    assert np.abs(lower - native).max() > 1e-4
+
+
+def test_a_timeline_shows_that_tiler_and_engine_work_at_once(narrow_release, crops, tmp_path):
+    timeline, trace = Timeline(), tmp_path / "triton.json"
+    ys, xs = np.mgrid[20:640:40, 20:768:40]
+    centers = np.stack([xs.ravel(), ys.ravel()], axis=1)
+
+    async def score_all(address):
+        async with SpotStream(address, timeline=timeline) as stream:
+            async for _ in stream.predict("crops/a.tif", centers):
+                pass
+
+    options = ServerOptions(release=narrow_release, roots=SlideRoots({"crops": crops}), trace=trace)
+    with TritonServer(options) as server:
+        asyncio.run(score_all(server.address))
+    requests = [span for span in timeline.spans if span.name == "m2ost_slide"]
+    assert len(requests) == -(-len(centers) // 32)
+    first, last = min(span.start_ns for span in requests), max(span.end_ns for span in requests)
+    timeline.add_server(trace)
+    tiler, engine = (
+        [span for span in timeline.spans if span.lane == f"{model} compute" and first <= span.start_ns <= last]
+        for model in ("slide_tiler", "m2ost")
+    )
+    assert sum(span.facts["requests"] for span in tiler) >= len(requests)
+    assert any(a.start_ns < b.end_ns and b.start_ns < a.end_ns for a in tiler for b in engine)

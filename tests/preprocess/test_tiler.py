@@ -15,7 +15,7 @@ from m2ost_preprocess.contract import RowStatus, ViewGeometry
 from m2ost_preprocess.decoder import Decoder, Decoding, regions
 from m2ost_preprocess.decoder.gpu import choose_decoding, decide, read_padded_on_gpu
 from m2ost_preprocess.decoder.protocol import Acknowledged, GpuSlots, ReadRegions, RegionsRead
-from m2ost_preprocess.errors import SlideNotFound, UnreadableSlide
+from m2ost_preprocess.errors import SlideNotFound, UnreadableSlide, UnsupportedRequest
 from m2ost_preprocess.readers import open_slide
 from m2ost_preprocess.tiler import ArrayTiler, PillowTiler, _Cutter, _Slots, make_tiler
 from m2ost_preprocess.tiles import CachedReader, TileCache, TilingCounts
@@ -131,6 +131,14 @@ def test_a_damaged_tile_costs_the_same_rows(tiler, pillow, svs, tmp_path):
     assert {RowStatus.OK, RowStatus.DECODE_FAILED} == set(found[1])
 
 
+def test_lower_levels_are_for_the_tiler_that_has_them(tiler, pillow, pyramid):
+    out, counts = pillow.buffers(1), TilingCounts()
+    assert pillow.cut_views(pyramid, *ONE_SPOT, out, slice(None), counts, pyramid=True).tolist() == [RowStatus.OK]
+    assert not np.array_equal(out[2], cut(pillow, pyramid, *ONE_SPOT)[0][2])
+    with pytest.raises(UnsupportedRequest, match="by the profile cpu alone"):
+        tiler.cut_views(pyramid, *ONE_SPOT, tiler.buffers(1), slice(None), counts, pyramid=True)
+
+
 def test_rows_go_where_they_belong(tiler, pillow, svs):
     centers, rows = np.array([[800, 900], [1500, 2000], [5, 5]], np.int32), np.array([4, 0, 2])
     found = cut(tiler, svs, centers, np.ones(3, np.float32), 5, rows)
@@ -157,8 +165,14 @@ def test_a_region_larger_than_a_slot_comes_in_strips(svs):
     class Receiver:
         def take(self, strip, pixels):
             strips.append(strip)
-            expected = reader.read_padded(strip.region.left, strip.region.top + strip.top, *pixels.shape[1::-1])
-            np.testing.assert_array_equal(pixels, expected)
+            first = strip.region.top + strip.top
+            expected = reader.read_padded(strip.region.left, first, *pixels.shape[1::-1])
+            for left, top, side in strip.region.windows.tolist():
+                window = (
+                    slice(max(top - first, 0), max(top + side - first, 0)),
+                    slice(left - strip.region.left, left - strip.region.left + side),
+                )
+                np.testing.assert_array_equal(pixels[window], expected[window])
 
     reader = open_slide(svs)
     with Decoder(geometry) as decoder:
@@ -239,7 +253,7 @@ def test_decoding_is_where_it_is_faster_and_true():
 
 
 def test_decoding_on_a_gpu_is_refused_by_name_where_it_is_insisted_on(svs, dicom):
-    region = Region(np.arange(1), 0, 0, 100, 100)
+    region = Region(np.arange(1), 0, 0, 100, 100, np.array([(0, 0, 100)]))
     with pytest.raises(UnreadableSlide, match=r"CMU-1.*insists on decoding on the GPU.*cut on the CPU.*auto or cpu"):
         choose_decoding(open_slide(svs), region, "gpu", None)
     with pytest.raises(UnreadableSlide, match="openslide has no decoder for GPUs"):

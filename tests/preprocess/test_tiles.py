@@ -65,6 +65,21 @@ def test_every_tile_of_a_slide_is_decoded_once(svs):
     assert cached.take_counts() == TilingCounts(cached_tiles=2, moved_bytes=2 * tile_height * 3)
 
 
+def test_what_no_window_needs_is_not_decoded(pyramid):
+    plain = open_slide(pyramid)
+    reader = CachedReader(plain, TileCache(), "a")
+    windows = np.array([(2000, 2000, 300), (4100, 2100, 300), (2050, 3900, 300)])
+    left, top, width, height = 2000, 2000, 2400, 2200
+    pixels = reader.read_padded(left, top, width, height, windows=windows)
+    counts = reader.take_counts()
+    assert counts.decoded_tiles == 3 * 4
+    assert not reader.read_padded(0, 0, 100, 100, windows=np.array([(500, 500, 20)])).any()
+    for x, y, side in windows.tolist():
+        found = pixels[y - top : y - top + side, x - left : x - left + side]
+        np.testing.assert_array_equal(found, plain.read(x, y, side, side))
+    np.testing.assert_array_equal(reader.read(left, top, width, height), plain.read(left, top, width, height))
+
+
 def test_what_is_kept_is_bounded_and_least_recently_used_goes_first(svs):
     reader = open_slide(svs)
     tile_width, tile_height = reader.tile_size(0)

@@ -9,8 +9,8 @@ import pytest
 from m2ost_preprocess.contract import RowStatus, ViewGeometry
 from m2ost_preprocess.errors import UnreadableSlide
 from m2ost_preprocess.readers import SlideReader, open_slide
-from m2ost_preprocess.tiles import DEFAULT_CACHE_MIB, TilingCounts
-from m2ost_preprocess.views import cut_views, spatial_order
+from m2ost_preprocess.tiles import DEFAULT_CACHE_MIB, CachedReader, TileCache, TilingCounts
+from m2ost_preprocess.views import cut_views, fitting_level, spatial_order
 from PIL import Image
 
 GEOMETRY = ViewGeometry()
@@ -196,6 +196,41 @@ def test_a_dense_grid_equals_pillows_whatever_the_order(svs):
     for row in range(0, len(shuffled), 5):
         for view, expected in zip(views, definition(image, shuffled[row].tolist(), GEOMETRY), strict=True):
             np.testing.assert_array_equal(view[row], expected)
+
+
+def test_lower_levels_serve_coarse_views_where_they_fit(pyramid):
+    reader = open_slide(pyramid)
+    center = (4000, 5000)
+    centers, scales = np.array([center], np.int32), np.ones(1, np.float32)
+    native = [np.zeros((1, *GEOMETRY.shape), np.uint8) for _ in GEOMETRY.names]
+    lower = [np.zeros_like(view) for view in native]
+    cached = CachedReader(reader, TileCache(), "a")
+    assert not cut_views(cached, centers, scales, GEOMETRY, native).any()
+    whole = cached.take_counts().decoded_px
+    cached = CachedReader(reader, TileCache(), "a")
+    assert not cut_views(cached, centers, scales, GEOMETRY, lower, pyramid=True).any()
+    assert cached.take_counts().decoded_px < whole / 2
+    np.testing.assert_array_equal(lower[0], native[0])
+    # Levels 1 and 2 are 2 and 4 times smaller: their pixels are the views.
+    for view, level, left, top in ((1, 1, 1888, 2388), (2, 2, 888, 1138)):
+        np.testing.assert_array_equal(lower[view][0], reader.read_at(level, left, top, 224, 224))
+        difference = np.abs(lower[view].astype(int) - native[view])
+        assert 0 < difference.mean() < native[view].std() / 2
+
+
+@pytest.mark.parametrize(
+    ("ratio", "level"), [(0.5, 0), (1.0, 0), (1.9, 0), (2.0, 1), (3.9, 1), (4.0, 2), (7.0, 2), (1e9, 5)]
+)
+def test_a_level_coarser_than_the_view_never_fits(pyramid, ratio, level):
+    assert fitting_level(open_slide(pyramid), ratio) == level
+
+
+def test_a_slide_without_lower_levels_gives_the_definitions_views(svs):
+    centers, scales = np.array([(700, 801), (5, 9)], np.int32), np.ones(2, np.float32)
+    found = [np.zeros((2, *GEOMETRY.shape), np.uint8) for _ in GEOMETRY.names]
+    cut_views(open_slide(svs), centers, scales, GEOMETRY, found, pyramid=True)
+    for have, want in zip(found, cut(open_slide(svs), centers)[0], strict=True):
+        np.testing.assert_array_equal(have, want)
 
 
 def test_spatial_order_keeps_neighbours_together_and_every_spot_once():

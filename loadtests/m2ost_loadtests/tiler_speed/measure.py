@@ -193,8 +193,8 @@ def lower_levels(release: Path, slide: Path, spots: int, rounds: int) -> dict[st
     Returns
     -------
     dict
-        Pixels decoded with and without, and how much faster the views are cut; Pearson r per gene across spots between the two, and the largest difference in
-        units of the gene's standard deviation.
+        Pixels decoded with and without, and how much faster the views are cut; Pearson r per gene across spots between
+        the two, and the largest difference in units of the gene's standard deviation.
     """
     centers = spots_to_score(slide, 200.0)[:spots]
     session = cpu_session(release / contract.MODEL_ENGINE / "1" / "model.onnx")

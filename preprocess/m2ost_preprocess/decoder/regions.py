@@ -36,7 +36,7 @@ class _SharedMemory:
         self.slot_bytes = len(buffer) // SLOTS
 
     def fill(self, slot: int, reader: SlideReader, region: Region, top: int, height: int) -> None:
-        pixels = reader.read_padded(region.left, region.top + top, region.width, height)
+        pixels = reader.read_padded(region.left, region.top + top, region.width, height, windows=region.windows)
         strip_array(self._buffer, slot, height, region.width)[:] = pixels
 
 

@@ -182,7 +182,31 @@ class SlideReader(ABC):
     def close(self) -> None:
         """Release the file."""
 
-    def read_padded(self, left: int, top: int, width: int, height: int, *, level: int = 0) -> Pixels:
+    def read_needed(self, level: int, left: int, top: int, width: int, height: int, windows: Any) -> Pixels:
+        """As :meth:`read_at`, but what lies in none of the windows need not be decoded, and may be black.
+
+        Parameters
+        ----------
+        level, left, top, width, height : int
+            As for :meth:`read_at`.
+        windows : ndarray of int, shape (n, 3)
+            Left, top and side of square windows, in pixels of the level.
+
+        Returns
+        -------
+        ndarray of uint8, shape (height, width, 3)
+            RGB.
+
+        Raises
+        ------
+        UnreadableSlide
+            If they cannot be decoded.
+        """
+        return self.read_at(level, left, top, width, height)
+
+    def read_padded(
+        self, left: int, top: int, width: int, height: int, *, level: int = 0, windows: Any = None
+    ) -> Pixels:
         """Pixels of any rectangle.
 
         Parameters
@@ -191,6 +215,8 @@ class SlideReader(ABC):
             The rectangle in pixels of the level.
         level : int
             Index into :attr:`levels`.
+        windows : ndarray of int, shape (n, 3), optional
+            Left, top and side of the square windows that are needed of it; by default all of it is.
 
         Returns
         -------
@@ -205,11 +231,14 @@ class SlideReader(ABC):
         size = self.levels[level]
         x0, y0 = max(left, 0), max(top, 0)
         x1, y1 = min(left + width, size[0]), min(top + height, size[1])
-        if (x0, y0, x1, y1) == (left, top, left + width, top + height):
-            return self.read_at(level, left, top, width, height)
+        inside = level, x0, y0, x1 - x0, y1 - y0
+        if x1 <= x0 or y1 <= y0:
+            return np.zeros((height, width, 3), np.uint8)
+        pixels = self.read_at(*inside) if windows is None else self.read_needed(*inside, windows)
+        if pixels.shape[:2] == (height, width):
+            return pixels
         out = np.zeros((height, width, 3), np.uint8)
-        if x1 > x0 and y1 > y0:
-            out[y0 - top : y1 - top, x0 - left : x1 - left] = self.read_at(level, x0, y0, x1 - x0, y1 - y0)
+        out[y0 - top : y1 - top, x0 - left : x1 - left] = pixels
         return out
 
     def thumbnail(self, max_px: int) -> Pixels:
