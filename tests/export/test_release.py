@@ -56,7 +56,7 @@ def test_every_config_parses_and_fits_the_engine(release):
     manifest = Manifest.read(folder)
     assert manifest.parity["max_abs_diff"].keys() == {"1", "2", "7", "32"}
     configs = sorted(folder.glob("*/config.pbtxt")) + sorted(folder.glob("*/configs/*.pbtxt"))
-    assert len(configs) == 18
+    assert len(configs) == 19
     for path in configs:
         config = parse_config(path.read_text())
         assert config.max_batch_size == (0 if config.name == "slide_info" else MAX_ROWS)
@@ -83,7 +83,7 @@ def test_every_config_parses_and_fits_the_engine(release):
 
 def test_an_engine_on_a_gpu_gets_its_views_from_there(release):
     *_, folder = release
-    profiles = {path.stem for path in (folder / "m2ost" / "configs").glob("*.pbtxt")}
+    profiles = {path.stem for path in (folder / "m2ost" / "configs").glob("*.pbtxt")} - {"cpu-openvino"}
     tilers = {path.stem: path.read_text() for path in (folder / "slide_tiler" / "configs").glob("*.pbtxt")}
     assert profiles <= set(tilers)
     assert len(set(tilers.values())) == 1

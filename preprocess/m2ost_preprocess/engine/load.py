@@ -10,19 +10,29 @@ from .base import (
     ENGINE_PARAMETER,
     ONNXRUNTIME_CPU,
     ONNXRUNTIME_CUDA,
+    OPENVINO_CPU,
+    CpuThreads,
     CudaDevice,
     Engine,
     EngineError,
     HostDevice,
 )
 from .onnx import OnnxEngine
+from .openvino import OpenVinoEngine
 from .plans import plan_for
 from .tensorrt import TensorRTEngine
 
 ONNX_FILE = f"{MODEL_ENGINE}/1/model.onnx"
 
 
-def load_engine(release: Path, info: EngineInfo, choice: str | None, device_index: int = 0) -> Engine:
+def load_engine(
+    release: Path,
+    info: EngineInfo,
+    choice: str | None,
+    device_index: int = 0,
+    *,
+    threads: CpuThreads | None = None,
+) -> Engine:
     """Load an engine, after its file's sha256 has been compared with the release's word.
 
     Parameters
@@ -36,6 +46,8 @@ def load_engine(release: Path, info: EngineInfo, choice: str | None, device_inde
         none does.
     device_index : int
         The GPU, where it runs on one.
+    threads : CpuThreads, optional
+        Those of an engine on the CPU.
 
     Raises
     ------
@@ -43,7 +55,9 @@ def load_engine(release: Path, info: EngineInfo, choice: str | None, device_inde
         If there is no such engine, its file is not the release's, or it cannot run here.
     """
     if choice == ONNXRUNTIME_CPU:
-        return OnnxEngine(_checked(release, ONNX_FILE, info.onnx_sha256), info.views, HostDevice())
+        return OnnxEngine(_checked(release, ONNX_FILE, info.onnx_sha256), info.views, HostDevice(), threads)
+    if choice == OPENVINO_CPU:
+        return OpenVinoEngine(_checked(release, ONNX_FILE, info.onnx_sha256), info.views, threads)
     if choice == ONNXRUNTIME_CUDA:
         return OnnxEngine(_checked(release, ONNX_FILE, info.onnx_sha256), info.views, CudaDevice(device_index))
     if choice not in CHOICES:
