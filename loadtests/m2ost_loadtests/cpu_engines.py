@@ -9,7 +9,8 @@ from __future__ import annotations
 import multiprocessing
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -140,10 +141,10 @@ def _pytorch(checkpoint: Path, threads: int, *, fused: bool = False, autocast: b
 
 
 def _serve(pipe: Connection, name: str, subject: Subject, threads: int, spots: str) -> None:
-    """In the engine's process: answer with the expression of all spots, or with the seconds of one batch."""
+    """In the engine's process: answer with the expression of all spots, or with the seconds of a batch."""
     try:
         with np.load(spots) as stored:
-            views = [stored[view] for view in subject.geometry.names]
+            views = [stored[name] for name in stored.files]
         score = engines()[name][1](subject, threads)
         pipe.send(None)
     except Exception as error:  # whatever keeps an engine from running is its finding
@@ -156,9 +157,9 @@ def _serve(pipe: Connection, name: str, subject: Subject, threads: int, spots: s
             pipe.send(np.concatenate(parts))
             continue
         chosen = [np.resize(view, (batch, *view.shape[1:])) if batch > rows else view[:batch] for view in views]
-        began = time.perf_counter()
+        clock, processor = time.perf_counter(), time.process_time()
         score(chosen)
-        pipe.send(time.perf_counter() - began)
+        pipe.send((time.perf_counter() - clock, time.process_time() - processor))
 
 
 class EngineProcess:
@@ -171,7 +172,7 @@ class EngineProcess:
     subject : Subject
     threads : int
     spots : Path
-        ``.npz`` of the spots' views, by name.
+        ``.npz`` of the spots' views, fine to coarse.
 
     Attributes
     ----------
@@ -197,10 +198,11 @@ class EngineProcess:
         self._pipe.send(0)
         return self._answer()
 
-    def seconds(self, batch: int) -> float:
-        """Time of one batch in seconds."""
+    def seconds(self, batch: int) -> tuple[float, float]:
+        """Seconds of one batch by the clock, and of processor time of all threads."""
         self._pipe.send(batch)
-        return float(self._answer())
+        clock, processor = self._answer()
+        return clock, processor
 
     def _answer(self) -> Any:
         try:
@@ -219,16 +221,13 @@ class EngineProcess:
             self._process.kill()
 
 
-class _environment:  # noqa: N801
+@contextmanager
+def _environment(variables: Mapping[str, str]) -> Iterator[None]:
     """Variables that a process to be started inherits."""
-
-    def __init__(self, variables: Mapping[str, str]) -> None:
-        self._variables = variables
-
-    def __enter__(self) -> None:
-        self._before = dict(os.environ)
-        os.environ.update(self._variables)
-
-    def __exit__(self, *exc: object) -> None:
+    before = dict(os.environ)
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
         os.environ.clear()
-        os.environ.update(self._before)
+        os.environ.update(before)

@@ -141,9 +141,7 @@ def test_an_engine_file_that_is_not_the_releases(release):
 
 @pytest.mark.parametrize("choice", [None, "", "cuda", "onnxruntime"])
 def test_an_engine_that_is_none_is_an_error_and_not_a_default(release, choice):
-    with pytest.raises(
-        EngineError, match="not one of onnxruntime-cpu, onnxruntime-cuda, openvino-cpu, tensorrt, tensorrt-rtx"
-    ):
+    with pytest.raises(EngineError, match="not one of onnxruntime-cpu, onnxruntime-cuda, openvino-cpu, tensorrt"):
         load_engine(*release, choice)
 
 
