@@ -33,8 +33,6 @@ from .machine import describe_machine, spread, write_report
 from .served_vs_bare import bare_runner, served_runner, spots_to_score
 
 OPENVINO_PROFILE = "cpu-openvino"
-QUIET_S = 3600.0
-"""Between two probes: a server that waits for its turn must not infer."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +64,7 @@ def splits(cores: int) -> list[Split]:
 
 def release_with(release: Path, split: Split, folder: Path) -> Path:
     """A copy of a release whose engine's config asks for a split, with a manifest that says so."""
-    copy = folder / str(split)
+    copy = folder / f"{split.profile}-{split.threads}-{int(split.spinning)}"
     shutil.copytree(release, copy)
     named = copy / MODEL_ENGINE / "configs" / f"{split.profile}.pbtxt"
     path = named if named.is_file() else copy / MODEL_ENGINE / "config.pbtxt"
@@ -92,7 +90,6 @@ def measure(release: Path, slide: Path, pitch_um: float, rounds: int) -> dict[st
                 release=release_with(release, split, folder),
                 roots=SlideRoots({"bench": slide.parent}),
                 profile=split.profile,
-                probe_interval_s=QUIET_S,
             )
             server = stack.enter_context(TritonServer(options))
             runners[str(split)] = served_runner(server.address, f"bench/{slide.name}", centers, stream)

@@ -48,14 +48,16 @@ class OnnxEngine:
 
         self.device: Device = device
         self._geometry = geometry
+        threads, counted = threads or CpuThreads(), ""
         if isinstance(device, HostDevice):
             self._session = cpu_session(onnx, threads)
+            counted = f", {threads.count} threads"
         else:
             self._session = cuda_session(onnx, device.index, stream_pointer=device.stream_pointer)
         self._genes = self._session.get_outputs()[0].shape[1]
         # A GPU's memory is the engine's own, and large runs are usual there.
         self._large_run = give_memory_back() if device.kind == "cpu" else None
-        self.description = f"ONNX Runtime {ort.__version__}, {_PROVIDERS[device.kind]} {device.index}"
+        self.description = f"ONNX Runtime {ort.__version__}, {_PROVIDERS[device.kind]} {device.index}{counted}"
 
     def run(self, batch: Mapping[str, Any]) -> Expression:
         """See :class:`~m2ost_preprocess.engine.base.Engine`."""
