@@ -9,10 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..contract import EXPRESSION, MAX_ROWS, ViewGeometry
-from .base import CpuThreads, CudaDevice, Device, EngineError, Expression, HostDevice, check_batch
-
-KEEP_MEMORY_ROWS = 32
-"""On the CPU a run of more rows gives its memory back: it takes about 28 MiB a row, 7 GiB for a full request."""
+from .base import KEEP_MEMORY_ROWS, CpuThreads, CudaDevice, Device, EngineError, Expression, HostDevice, check_batch
 
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 

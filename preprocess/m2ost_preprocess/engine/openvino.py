@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..contract import MAX_ROWS, ViewGeometry
-from .base import CpuThreads, Device, EngineError, Expression, HostDevice, check_batch
+from .base import KEEP_MEMORY_ROWS, CpuThreads, Device, EngineError, Expression, HostDevice, check_batch
 
 
 class OpenVinoEngine:
@@ -32,15 +32,18 @@ class OpenVinoEngine:
         ov, threads = import_openvino(), threads or CpuThreads()
         self.device: Device = HostDevice()
         self._geometry = geometry
-        self._request = compile_graph(onnx, threads).create_infer_request()
+        self._compiled = compile_graph(onnx, threads)
+        self._request = self._compiled.create_infer_request()
         self.description = f"OpenVINO {ov.__version__}, CPU, float32, {threads.count} threads"
 
     def run(self, batch: Mapping[str, Any]) -> Expression:
         """See :class:`~m2ost_preprocess.engine.base.Engine`."""
-        check_batch(batch, self._geometry, MAX_ROWS)
+        rows = check_batch(batch, self._geometry, MAX_ROWS)
         self._request.infer(dict(batch), share_inputs=True)
         # The tensor is the request's own, and the next run writes into it.
         expression: Expression = self._request.get_output_tensor(0).data.copy()
+        if rows > KEEP_MEMORY_ROWS:
+            self._compiled.release_memory()
         return expression
 
 
