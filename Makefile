@@ -37,7 +37,7 @@ help:
 .triton/.complete: pyproject.toml constraints/server.txt
 	@test -n "$(SERVER_PYTHON)" || { echo "error: no python3.11 or python3.12 found for the embedded server; set SERVER_PYTHON=" >&2; exit 1; }
 	$(SERVER_PYTHON) -m venv .triton
-	.triton/bin/python -m pip install --quiet --disable-pip-version-check -c constraints/server.txt -e '.[server,test]'
+	.triton/bin/python -m pip install --quiet --disable-pip-version-check -c constraints/server.txt -e '.[server,openvino,test]'
 	.triton/bin/python -m pip install --quiet --disable-pip-version-check --no-deps 'nvidia-pytriton==0.7.0'
 	@touch $@
 

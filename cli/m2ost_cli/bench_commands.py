@@ -1,10 +1,11 @@
-"""Measurements: ``bench istar`` and ``bench gate``."""
+"""Measurements: ``bench istar``, ``bench gate`` and ``bench engines``."""
 
 from __future__ import annotations
 
+import os
 import re
 import sys
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -186,6 +187,49 @@ def gate(
             print(f"{write_baseline}: not written, for this run is none to hold others against", file=sys.stderr)
     if status is not Status.PASSED:
         raise typer.Exit(int(status))
+
+
+@bench.command()
+def engines(
+    release: Annotated[Path, typer.Argument(help="A release in float32.")],
+    slide: Annotated[Path, typer.Option(help="A slide whose spots are scored.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder for JSON and Markdown.")],
+    checkpoint: Annotated[
+        Path | None, typer.Option(help="What the release was exported from; by default the checkpoint that ships.")
+    ] = None,
+    spots: Annotated[Path | None, typer.Option(help="Spot file, as for predict; by default a grid.")] = None,
+    most_spots: Annotated[int, typer.Option(help="Most spots that truth is judged on.")] = 64,
+    threads: Annotated[list[int], typer.Option(help="Threads; may be repeated. By default one, and all cores.")] = [],
+    batch: Annotated[list[int], typer.Option(help="Rows of a batch; may be repeated.")] = [1, 16, 32],
+    rounds: Annotated[int, typer.Option(help="Rounds; in each, every engine runs once.")] = 7,
+    only: Annotated[list[str], typer.Option(help="Only these engines, beside the two compared with.")] = [],
+) -> None:
+    """Compare engines on this CPU: speed as ratios, interleaved, and r per gene on real spots."""
+    with needs("loadtest"), needs("export"):
+        from m2ost.shipped import shipped_checkpoint
+        from m2ost_loadtests.engine_speed import EngineSpeedOptions, measure, to_markdown
+        from m2ost_loadtests.machine import write_report
+    if rounds < 1 or most_spots < 2 or any(n < 1 for n in [*threads, *batch]):
+        raise UserError("--rounds, --threads and --batch must be 1 at least, --most-spots 2")
+    with nullcontext(checkpoint) if checkpoint else shipped_checkpoint() as source:
+        options = EngineSpeedOptions(
+            release=release,
+            checkpoint=source,
+            slide=slide,
+            spots=spots,
+            threads=tuple(threads) or tuple(sorted({1, len(os.sched_getaffinity(0))})),
+            batches=tuple(batch),
+            rounds=rounds,
+            most_spots=most_spots,
+            only=tuple(only),
+        )
+        report = measure(options, lambda words: print(words, file=sys.stderr))
+    file = write_report(report, out, "engines")
+    text = to_markdown(report)
+    file.with_suffix(".md").write_text(text, encoding="utf-8")
+    print(text)
+    for suffix in (".json", ".md"):
+        print(f"  {file.with_suffix(suffix)}")
 
 
 def register(app: typer.Typer) -> None:

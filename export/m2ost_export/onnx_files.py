@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import onnx
 from m2ost_preprocess.contract import EXPRESSION, ViewGeometry
-from onnx import TensorProto, numpy_helper
+from onnx import TensorProto, helper, numpy_helper
 
 from .errors import ExportError
 
@@ -130,3 +130,44 @@ def as_float32(model: onnx.ModelProto) -> onnx.ModelProto:
             if node.op_type == "Cast" and attribute.name == "to" and attribute.i in _REDUCED:
                 attribute.i = TensorProto.FLOAT
     return twin
+
+
+ATTENTION_OPSET = 23
+"""The first opset with ``Attention``."""
+
+
+def with_attention(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The same graph with ONNX's ``Attention`` in place of product, softmax, product: what fusing them is worth.
+
+    Parameters
+    ----------
+    model : ModelProto
+        A graph as ``export_onnx`` writes it from :class:`~m2ost_export.fused.FusedM2OST`: q already scaled.
+
+    Raises
+    ------
+    ExportError
+        If there is no attention in it.
+    """
+    fused = onnx.ModelProto()
+    fused.CopyFrom(model)
+    graph = fused.graph
+    maker = {name: node for node in graph.node for name in node.output}
+    reader = {name: node for node in graph.node for name in node.input}
+    replaced: dict[str, Any] = {}
+    gone = set()
+    for softmax in (node for node in graph.node if node.op_type == "Softmax"):
+        scores, values = maker[softmax.input[0]], reader[softmax.output[0]]
+        transpose = maker[scores.input[1]]
+        inputs = [scores.input[0], transpose.input[0], values.input[1]]
+        replaced[values.name] = helper.make_node("Attention", inputs, values.output, name=values.name, scale=1.0)
+        gone |= {softmax.name, scores.name, transpose.name}
+    if not replaced:
+        raise ExportError("the graph has no attention of the form MatMul, Softmax, MatMul; export the checkpoint anew")
+    nodes = [replaced.get(node.name, node) for node in graph.node if node.name not in gone]
+    del graph.node[:]
+    graph.node.extend(nodes)
+    for opset in fused.opset_import:
+        if not opset.domain:
+            opset.version = ATTENTION_OPSET
+    return fused

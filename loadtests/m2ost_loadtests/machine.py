@@ -26,6 +26,17 @@ def describe_machine() -> dict[str, Any]:
     }
 
 
+INSTRUCTIONS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_int8", "amx_bf16", "amx_fp16")
+"""Flags of ``/proc/cpuinfo`` that decide how fast matrix products are, from oldest to youngest."""
+
+
+def cpu_instructions() -> list[str]:
+    """Those of ``INSTRUCTIONS`` that the processor has."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    flags = next((set(line.partition(":")[2].split()) for line in lines if line.startswith("flags")), set())
+    return [name for name in INSTRUCTIONS if name in flags]
+
+
 RUNTIMES = ("onnxruntime", "numpy", "tritonclient", "grpcio")
 
 

@@ -46,6 +46,7 @@ SERVER = ServerFacts(
         "cucim-cu12": "26.6.0",
         "cupy-cuda12x": "13.6.0",
         "onnxruntime-gpu": "1.24.4",
+        "openvino": "2026.4.1",
     },
     probed=True,
     providers=("TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"),
@@ -62,6 +63,7 @@ PROFILES = {
     # name: (backend, engine parameter, needs a GPU, runtime of its plan)
     "cpu": ("python", "onnxruntime-cpu", False, ""),
     "cpu-dense": ("python", "onnxruntime-cpu-dense", False, ""),
+    "cpu-openvino": ("python", "openvino-cpu", False, ""),
     "onnxruntime": ("onnxruntime", "", True, ""),
     "onnxruntime-tensorrt": ("onnxruntime", "", True, ""),
     "tensorrt": ("tensorrt", "", True, "tensorrt"),
@@ -217,6 +219,15 @@ def test_onnx_runtime_that_would_run_on_the_cpu(served):
     assert "cannot be loaded: libcublasLt.so.12" in only_error(doctor.check_onnxruntime(profile, broken))
     fits(doctor.check_onnxruntime(served["cpu"], broken))
     assert doctor.check_onnxruntime(served["tensorrt"], cpu_only) == []
+
+
+def test_openvino_that_is_missing(served):
+    without = {name: version for name, version in SERVER.packages.items() if name != "openvino"}
+    words = only_error(doctor.check_openvino(served["cpu-openvino"], replace(SERVER, packages=without)))
+    assert "/venv/bin/python has no openvino, which the profile 'cpu-openvino' runs on" in words
+    assert "pip install 'm2ost-triton[openvino]' 'numpy<2'; or serve with --profile cpu" in words
+    fits(doctor.check_openvino(served["cpu-openvino"], SERVER))
+    assert doctor.check_openvino(served["cpu"], replace(SERVER, packages=without)) == []
 
 
 def test_a_release_built_for_another_gpu(served, manifest):

@@ -1,14 +1,16 @@
 """Engines: what runs is what was asked for, on the batch as it is; else an error that says why."""
 
+import os
+import sys
 from dataclasses import replace
 
 import numpy as np
 import pytest
 from m2ost_preprocess.contract import EngineInfo, Manifest, ViewGeometry, sha256_file
-from m2ost_preprocess.engine import EngineError, HostDevice, load_engine, plan_for, supports_version
-from m2ost_preprocess.engine.base import CudaDevice
+from m2ost_preprocess.engine import CpuThreads, EngineError, HostDevice, load_engine, plan_for, supports_version
+from m2ost_preprocess.engine.base import KEEP_MEMORY_ROWS, CudaDevice
 from m2ost_preprocess.engine.load import ONNX_FILE
-from m2ost_preprocess.engine.onnx import KEEP_MEMORY_ROWS, cuda_session
+from m2ost_preprocess.engine.onnx import cuda_session
 from m2ost_preprocess.engine.tensorrt import deserialize, import_runtime
 
 from tests.conftest import engine_plan
@@ -62,15 +64,48 @@ def batch_of(rows):
     return {name: random.integers(0, 256, (rows, *VIEWS.shape), np.uint8) for name in VIEWS.names}
 
 
+ON_A_CPU = {"onnxruntime-cpu": "CPUExecutionProvider", "openvino-cpu": "OpenVINO"}
+
+
 @pytest.mark.parametrize("rows", [1, 7, KEEP_MEMORY_ROWS + 1, 256])
-def test_arrays_bound_where_they_lie_give_what_the_graph_says(release, rows):
-    engine = load_engine(*release, "onnxruntime-cpu")
+@pytest.mark.parametrize("choice", ON_A_CPU)
+def test_arrays_taken_where_they_lie_give_what_the_graph_says(release, choice, rows):
+    engine = load_engine(*release, choice)
     batch = batch_of(rows)
     found = engine.run(batch)
     mean = sum(view.astype(np.float64).mean(axis=(1, 2, 3)) for view in batch.values()) / 2
     np.testing.assert_allclose(found, np.stack([mean, 2 * mean], axis=1), rtol=1e-5)
     assert found.dtype == np.float32
-    assert "CPUExecutionProvider" in engine.description
+    assert ON_A_CPU[choice] in engine.description
+    again = engine.run(batch_of(2))
+    assert not np.shares_memory(found, again), "a result must outlive the next run"
+
+
+def test_threads_are_those_that_the_config_asks_for(release):
+    threads = CpuThreads.from_parameters({"engine_threads": "1", "engine_spinning": "1"})
+    assert threads == CpuThreads(1, spinning=True)
+    options = load_engine(*release, "onnxruntime-cpu", threads=threads)._session.get_session_options()
+    assert options.intra_op_num_threads == 1
+    assert options.get_session_config_entry("session.intra_op.allow_spinning") == "1"
+    compiled = load_engine(*release, "openvino-cpu", threads=threads)._request.get_compiled_model()
+    assert compiled.get_property("INFERENCE_NUM_THREADS") == 1
+    everything = CpuThreads(len(os.sched_getaffinity(0)), spinning=False)
+    assert CpuThreads.from_parameters({"engine_threads": "all"}) == CpuThreads.from_parameters({}) == everything
+    for wrong in ({"engine_threads": "0"}, {"engine_threads": "-1"}, {"engine_spinning": "yes"}):
+        ((name, value),) = wrong.items()
+        with pytest.raises(EngineError, match=f"{name}' is '{value}', not"):
+            CpuThreads.from_parameters(wrong)
+
+
+def test_openvino_computes_in_float32_where_the_processor_has_bfloat16(release):
+    compiled = load_engine(*release, "openvino-cpu")._request.get_compiled_model()
+    assert compiled.get_property("INFERENCE_PRECISION_HINT").to_string() == "f32"
+
+
+def test_openvino_that_is_not_installed_is_an_error_and_never_another_engine(release, monkeypatch):
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    with pytest.raises(EngineError, match=r"no OpenVINO .*pip install 'm2ost-triton\[openvino\]'"):
+        load_engine(*release, "openvino-cpu")
 
 
 def test_requests_are_joined_in_order_and_a_single_one_is_not_copied():
@@ -106,7 +141,7 @@ def test_an_engine_file_that_is_not_the_releases(release):
 
 @pytest.mark.parametrize("choice", [None, "", "cuda", "onnxruntime"])
 def test_an_engine_that_is_none_is_an_error_and_not_a_default(release, choice):
-    with pytest.raises(EngineError, match=r"not one of onnxruntime-cpu, .*onnxruntime-cuda, tensorrt, tensorrt-rtx"):
+    with pytest.raises(EngineError, match=r"not one of onnxruntime-cpu, .*onnxruntime-cuda, openvino-cpu, tensorrt"):
         load_engine(*release, choice)
 
 

@@ -14,7 +14,17 @@ from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 
-NAMES = ("numpy", "m2ost-triton", "onnxruntime", "openslide", "cucim", "cupy", "tensorrt", "nvidia-pytriton")
+NAMES = (
+    "numpy",
+    "m2ost-triton",
+    "onnxruntime",
+    "openvino",
+    "openslide",
+    "cucim",
+    "cupy",
+    "tensorrt",
+    "nvidia-pytriton",
+)
 """Beginnings of the names of distributions that matter."""
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from m2ost_preprocess.contract import Manifest
 from m2ost_preprocess.engine import CHOICES, EngineError, plan_for, supports_version
-from m2ost_preprocess.engine.base import ONNXRUNTIME_CPU
+from m2ost_preprocess.engine.base import ONNXRUNTIME_CPU, OPENVINO_CPU
 
 from .facts import Gpu, HostFacts, Profile, ServerFacts
 from .findings import Finding, error, ok, warning
@@ -17,7 +17,7 @@ _DRIVER_FOR_CUDA = {11: "450.80.02", 12: "525.60.13", 13: "580.65.06"}
 """Major version of CUDA → the oldest driver that runs it (minor-version compatibility, CUDA's release notes)."""
 
 NOT_ON_CPU = ("bf16",)
-"""Precisions that ONNX Runtime has no CPU kernels for."""
+"""Precisions that no engine here runs on a CPU: ONNX Runtime has no kernels for them."""
 
 _ONNXRUNTIME_GPU = "onnxruntime-gpu[cuda,cudnn]==1.24.4"
 """The last that is built for CUDA 12, as is the CuPy of the server's environment."""
@@ -34,10 +34,10 @@ def check_identity(manifest: Manifest, profile: Profile) -> list[Finding]:
 
 
 def check_precision(manifest: Manifest, profile: Profile) -> list[Finding]:
-    """ONNX Runtime has kernels for the release's precision where the profile runs it on a CPU."""
-    if profile.engine != ONNXRUNTIME_CPU or manifest.engine.precision not in NOT_ON_CPU:
+    """The release's precision runs on a CPU where the profile runs it there."""
+    if profile.engine not in (ONNXRUNTIME_CPU, OPENVINO_CPU) or manifest.engine.precision not in NOT_ON_CPU:
         return []
-    message = f"ONNX Runtime has no {manifest.engine.precision} kernels on a CPU"
+    message = f"{profile.engine} has no {manifest.engine.precision} kernels on a CPU"
     return [error("precision", message, "serve it with a GPU's profile, or m2ost export … --precision fp16 or fp32")]
 
 
@@ -100,6 +100,17 @@ def check_onnxruntime(profile: Profile, server: ServerFacts) -> list[Finding]:
         message = f"{provider} cannot be loaded: {server.provider_error}"
         return [error("onnxruntime", message, _onnxruntime_remedy(profile, server))]
     return [ok("onnxruntime", provider)]
+
+
+def check_openvino(profile: Profile, server: ServerFacts) -> list[Finding]:
+    """The server's environment has OpenVINO where the profile asks for it."""
+    if not profile.uses_openvino:
+        return []
+    if "openvino" not in server.packages:
+        message = f"{server.python} has no openvino, which the profile {profile.name!r} runs on"
+        remedy = f"{server.python} -m pip install 'm2ost-triton[openvino]' 'numpy<2'; or serve with --profile cpu"
+        return [error("openvino", message, remedy)]
+    return [ok("openvino", server.packages["openvino"])]
 
 
 def _onnxruntime_remedy(profile: Profile, server: ServerFacts) -> str:

@@ -97,7 +97,8 @@ def _check_server(profile: Profile | None, manifest: Manifest | None) -> list[Fi
 
 
 def _check_engine(profile: Profile, manifest: Manifest | None, host: HostFacts, server: ServerFacts) -> list[Finding]:
-    findings = checks.check_gpu(profile, host, server) + checks.check_onnxruntime(profile, server)
+    findings = checks.check_gpu(profile, host, server)
+    findings += checks.check_onnxruntime(profile, server) + checks.check_openvino(profile, server)
     if manifest is not None:
         findings += checks.check_engine(profile, manifest, server.gpus or host.gpus, server)
     return findings
@@ -134,7 +135,8 @@ def check_start(options: ServerOptions, manifest: Manifest, installation: Instal
     """Refuse to start what cannot run, before it is tried.
 
     The part of :func:`examine` that decides, and no more than that: the files that the profile serves, its backends,
-    /dev/shm; GPU, driver and runtimes, which take a second or two to ask, only where the profile is for a GPU.
+    /dev/shm; OpenVINO where the profile runs on it; GPU, driver and runtimes, which take a second or two to ask, only
+    where the profile is for a GPU.
 
     Parameters
     ----------
@@ -166,6 +168,11 @@ def check_start(options: ServerOptions, manifest: Manifest, installation: Instal
             gpus = server.gpus or host.gpus
             findings += checks.check_environment(profile, server, version("m2ost-triton"))
             findings += _check_engine(profile, manifest, host, server)
+        except CannotAsk as problem:
+            findings.append(error("environment", str(problem), "as the README's Install by role says"))
+    elif profile.uses_openvino:
+        try:
+            findings += checks.check_openvino(profile, server_facts(installation, probe=False))
         except CannotAsk as problem:
             findings.append(error("environment", str(problem), "as the README's Install by role says"))
     findings += check_files(options.release, manifest, files_served(manifest, profile, gpus))

@@ -144,8 +144,14 @@ class Profile:
         return self.backend == "python" and self.engine.startswith("onnxruntime")
 
     @property
+    def uses_openvino(self) -> bool:
+        """Whether the Python backend runs the ONNX on OpenVINO."""
+        return self.backend == "python" and self.engine.startswith("openvino")
+
+    @property
     def runtime(self) -> str:
         """The runtime of the plan that is served: ``tensorrt``, ``tensorrt-rtx``, or empty for the ONNX itself."""
         if self.backend == "tensorrt":
             return "tensorrt"
-        return "" if self.backend != "python" or self.uses_onnxruntime else self.engine
+        runs_onnx = self.uses_onnxruntime or self.uses_openvino
+        return "" if self.backend != "python" or runs_onnx else self.engine

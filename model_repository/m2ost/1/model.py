@@ -6,7 +6,7 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 from m2ost_preprocess import serving
 from m2ost_preprocess.contract import EXPRESSION, EngineInfo
-from m2ost_preprocess.engine import ENGINE_PARAMETER, load_engine
+from m2ost_preprocess.engine import ENGINE_PARAMETER, CpuThreads, load_engine
 
 
 class TritonPythonModel:
@@ -18,7 +18,8 @@ class TritonPythonModel:
         info = EngineInfo.from_parameters(parameters)
         release = Path(args["model_repository"]).parent
         choice, gpu = parameters.get(ENGINE_PARAMETER), int(args["model_instance_device_id"])
-        self._engine = load_engine(release, info, choice, gpu)
+        threads = CpuThreads.from_parameters(parameters)
+        self._engine = load_engine(release, info, choice, gpu, threads=threads)
         self._views = info.views.names
         pb_utils.Logger.log_info(serving.log_line("engine_loaded", engine=choice, runs_on=self._engine.description))
         family = pb_utils.MetricFamily(

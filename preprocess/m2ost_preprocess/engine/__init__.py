@@ -1,6 +1,17 @@
 """What runs the network inside Triton's Python backend: one interface, a module a runtime."""
 
-from .base import CHOICES, ENGINE_PARAMETER, TENSORRT, TENSORRT_RTX, CudaDevice, Device, Engine, EngineError, HostDevice
+from .base import (
+    CHOICES,
+    ENGINE_PARAMETER,
+    TENSORRT,
+    TENSORRT_RTX,
+    CpuThreads,
+    CudaDevice,
+    Device,
+    Engine,
+    EngineError,
+    HostDevice,
+)
 from .load import load_engine
 from .plans import plan_for, supports_version
 
@@ -9,6 +20,7 @@ __all__ = [
     "ENGINE_PARAMETER",
     "TENSORRT",
     "TENSORRT_RTX",
+    "CpuThreads",
     "CudaDevice",
     "Device",
     "Engine",

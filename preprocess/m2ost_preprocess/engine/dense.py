@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from ..contract import EXPRESSION, MAX_ROWS, ViewGeometry
-from .base import Device, Expression, HostDevice, check_batch
-from .onnx import KEEP_MEMORY_ROWS, cpu_session, give_memory_back
+from .base import KEEP_MEMORY_ROWS, CpuThreads, Device, Expression, HostDevice, check_batch
+from .onnx import cpu_session, give_memory_back
 from .patches import PatchGeometry, share
 
 
@@ -27,6 +27,8 @@ class DenseOnnxEngine:
         The views the engine takes.
     patch_px : int
         Side of the patches that the network cuts from whole views.
+    threads : CpuThreads, optional
+        By default one for each core of this process's CPU set.
 
     Attributes
     ----------
@@ -34,13 +36,13 @@ class DenseOnnxEngine:
         Patches of all batches so far, and those that were embedded.
     """
 
-    def __init__(self, onnx: Path, geometry: ViewGeometry, patch_px: int) -> None:
+    def __init__(self, onnx: Path, geometry: ViewGeometry, patch_px: int, threads: CpuThreads | None = None) -> None:
         import onnxruntime as ort
 
         self.device: Device = HostDevice()
         self._geometry = geometry
         self._patches = PatchGeometry(geometry.size_px, patch_px, geometry.n_views)
-        self._session = cpu_session(onnx)
+        self._session = cpu_session(onnx, threads)
         self._large_run = give_memory_back()
         self.patches = self.embedded = 0
         self.description = f"ONNX Runtime {ort.__version__}, CPUExecutionProvider 0, equal patches embedded once"

@@ -11,6 +11,8 @@ from .base import (
     ONNXRUNTIME_CPU,
     ONNXRUNTIME_CPU_DENSE,
     ONNXRUNTIME_CUDA,
+    OPENVINO_CPU,
+    CpuThreads,
     CudaDevice,
     Engine,
     EngineError,
@@ -18,6 +20,7 @@ from .base import (
 )
 from .dense import DenseOnnxEngine
 from .onnx import OnnxEngine
+from .openvino import OpenVinoEngine
 from .plans import plan_for
 from .tensorrt import TensorRTEngine
 
@@ -26,7 +29,14 @@ DENSE_FILE = f"{MODEL_ENGINE}/1/dense.onnx"
 """The graph for dense maps, in releases that were exported with it."""
 
 
-def load_engine(release: Path, info: EngineInfo, choice: str | None, device_index: int = 0) -> Engine:
+def load_engine(
+    release: Path,
+    info: EngineInfo,
+    choice: str | None,
+    device_index: int = 0,
+    *,
+    threads: CpuThreads | None = None,
+) -> Engine:
     """Load an engine, after its file's sha256 has been compared with the release's word.
 
     Parameters
@@ -40,6 +50,8 @@ def load_engine(release: Path, info: EngineInfo, choice: str | None, device_inde
         none does.
     device_index : int
         The GPU, where it runs on one.
+    threads : CpuThreads, optional
+        Those of an engine on the CPU.
 
     Raises
     ------
@@ -47,9 +59,11 @@ def load_engine(release: Path, info: EngineInfo, choice: str | None, device_inde
         If there is no such engine, its file is not the release's, or it cannot run here.
     """
     if choice == ONNXRUNTIME_CPU:
-        return OnnxEngine(_checked(release, ONNX_FILE, info.onnx_sha256), info.views, HostDevice())
+        return OnnxEngine(_checked(release, ONNX_FILE, info.onnx_sha256), info.views, HostDevice(), threads)
     if choice == ONNXRUNTIME_CPU_DENSE:
-        return _dense_engine(release, info)
+        return _dense_engine(release, info, threads)
+    if choice == OPENVINO_CPU:
+        return OpenVinoEngine(_checked(release, ONNX_FILE, info.onnx_sha256), info.views, threads)
     if choice == ONNXRUNTIME_CUDA:
         return OnnxEngine(_checked(release, ONNX_FILE, info.onnx_sha256), info.views, CudaDevice(device_index))
     if choice not in CHOICES:
@@ -59,12 +73,13 @@ def load_engine(release: Path, info: EngineInfo, choice: str | None, device_inde
     return TensorRTEngine(_checked(release, plan.file, plan.sha256), info.views, choice, device)
 
 
-def _dense_engine(release: Path, info: EngineInfo) -> DenseOnnxEngine:
+def _dense_engine(release: Path, info: EngineInfo, threads: CpuThreads | None) -> DenseOnnxEngine:
     manifest = Manifest.read(release)
     sha256 = manifest.files.get(DENSE_FILE)
     if sha256 is None:
         raise EngineError(f"{release}: has no {DENSE_FILE}; export the checkpoint anew with: m2ost export --dense")
-    return DenseOnnxEngine(_checked(release, DENSE_FILE, sha256), info.views, int(manifest.architecture["patch_px"]))
+    patch_px = int(manifest.architecture["patch_px"])
+    return DenseOnnxEngine(_checked(release, DENSE_FILE, sha256), info.views, patch_px, threads)
 
 
 def _checked(release: Path, file: str, sha256: str) -> Path:

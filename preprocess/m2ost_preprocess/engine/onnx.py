@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,10 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..contract import EXPRESSION, MAX_ROWS, ViewGeometry
-from .base import CudaDevice, Device, EngineError, Expression, HostDevice, check_batch
-
-KEEP_MEMORY_ROWS = 32
-"""On the CPU a run of more rows gives its memory back: it takes about 28 MiB a row, 7 GiB for a full request."""
+from .base import KEEP_MEMORY_ROWS, CpuThreads, CudaDevice, Device, EngineError, Expression, HostDevice, check_batch
 
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
@@ -29,6 +25,8 @@ class OnnxEngine:
         The views it takes.
     device : HostDevice or CudaDevice
         Where it runs.
+    threads : CpuThreads, optional
+        Those of a session on the CPU.
 
     Raises
     ------
@@ -36,19 +34,27 @@ class OnnxEngine:
         If ONNX Runtime would run it elsewhere: it takes the CPU, with a warning at most, where CUDA cannot be had.
     """
 
-    def __init__(self, onnx: Path, geometry: ViewGeometry, device: HostDevice | CudaDevice) -> None:
+    def __init__(
+        self,
+        onnx: Path,
+        geometry: ViewGeometry,
+        device: HostDevice | CudaDevice,
+        threads: CpuThreads | None = None,
+    ) -> None:
         import onnxruntime as ort
 
         self.device: Device = device
         self._geometry = geometry
+        threads, counted = threads or CpuThreads(), ""
         if isinstance(device, HostDevice):
-            self._session = cpu_session(onnx)
+            self._session = cpu_session(onnx, threads)
+            counted = f", {threads.count} threads"
         else:
             self._session = cuda_session(onnx, device.index, stream_pointer=device.stream_pointer)
         self._genes = self._session.get_outputs()[0].shape[1]
         # A GPU's memory is the engine's own, and large runs are usual there.
         self._large_run = give_memory_back() if device.kind == "cpu" else None
-        self.description = f"ONNX Runtime {ort.__version__}, {_PROVIDERS[device.kind]} {device.index}"
+        self.description = f"ONNX Runtime {ort.__version__}, {_PROVIDERS[device.kind]} {device.index}{counted}"
 
     def run(self, batch: Mapping[str, Any]) -> Expression:
         """See :class:`~m2ost_preprocess.engine.base.Engine`."""
@@ -64,13 +70,15 @@ class OnnxEngine:
         return device.to_host(expression)
 
 
-def cpu_session(onnx: Path) -> Any:
-    """An ONNX Runtime session on all cores of this process's CPU set.
+def cpu_session(onnx: Path, threads: CpuThreads | None = None) -> Any:
+    """An ONNX Runtime session on the CPU.
 
     Parameters
     ----------
     onnx : Path
         The graph.
+    threads : CpuThreads, optional
+        By default one for each core of this process's CPU set.
 
     Returns
     -------
@@ -79,9 +87,10 @@ def cpu_session(onnx: Path) -> Any:
     import onnxruntime as ort
 
     options = ort.SessionOptions()
-    options.intra_op_num_threads = len(os.sched_getaffinity(0))
+    threads = threads or CpuThreads()
+    options.intra_op_num_threads = threads.count
     # Spinning threads would take the cores that the tiler needs between two runs.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.add_session_config_entry("session.intra_op.allow_spinning", str(int(threads.spinning)))
     # Work is dealt out in shrinking portions, so that a core the tiler uses for a while does not hold up the other.
     options.add_session_config_entry("session.dynamic_block_base", "4")
     # Memory patterns are laid out per batch size; with a batch that varies they double the memory, and from 32 rows on

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from ..contract import EXPRESSION, sha256_file
-from ..engine.onnx import KEEP_MEMORY_ROWS, cpu_session, give_memory_back
+from ..engine.base import KEEP_MEMORY_ROWS
+from ..engine.onnx import cpu_session, give_memory_back
 from .manifest import (
     CLS,
     FEATURES,

@@ -1,0 +1,136 @@
+"""Threads of the engine on a CPU that it shares with the tiler: served ÷ bare for several splits, interleaved.
+
+Every split is a server of its own, of the same release with other parameters in the config of its engine; in each round
+each scores the slide once, and so does a bare ONNX Runtime session on all cores, on views that lie ready.
+
+Usage: python -m m2ost_loadtests.engine_threads --release DIR --slide FILE --out DIR
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from google.protobuf import text_format
+from m2ost_client.command import DEFAULT_PROFILE, ServerOptions
+from m2ost_client.stream import StreamOptions
+from m2ost_client.supervisor import TritonServer
+from m2ost_preprocess.contract import MODEL_ENGINE, Manifest, sha256_file
+from m2ost_preprocess.engine.base import SPINNING_PARAMETER, THREADS_PARAMETER
+from m2ost_preprocess.slides import SlideRoots
+from tritonclient.grpc import model_config_pb2
+
+from .errors import LoadTestError
+from .machine import describe_machine, spread, write_report
+from .served_vs_bare import bare_runner, served_runner, spots_to_score
+
+OPENVINO_PROFILE = "cpu-openvino"
+
+
+@dataclass(frozen=True)
+class Split:
+    """How an engine takes its share of the cores.
+
+    Parameters
+    ----------
+    profile : str
+        Triton's ``--model-config-name``.
+    threads : int
+    spinning : bool
+    """
+
+    profile: str
+    threads: int
+    spinning: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.profile}, {self.threads} thread(s){', spinning' if self.spinning else ''}"
+
+
+def splits(cores: int) -> list[Split]:
+    """Those worth a measurement: all cores or one less, and what spins."""
+    counts = sorted({cores, max(1, cores - 1)}, reverse=True)
+    found = [Split(DEFAULT_PROFILE, n, spinning) for n in counts for spinning in (False, True)]
+    return found + [Split(OPENVINO_PROFILE, n) for n in counts]
+
+
+def release_with(release: Path, split: Split, folder: Path) -> Path:
+    """A copy of a release whose engine's config asks for a split, with a manifest that says so."""
+    copy = folder / f"{split.profile}-{split.threads}-{int(split.spinning)}"
+    shutil.copytree(release, copy)
+    named = copy / MODEL_ENGINE / "configs" / f"{split.profile}.pbtxt"
+    path = named if named.is_file() else copy / MODEL_ENGINE / "config.pbtxt"
+    config = text_format.Parse(path.read_text(encoding="utf-8"), model_config_pb2.ModelConfig())
+    config.parameters[THREADS_PARAMETER].string_value = str(split.threads)
+    config.parameters[SPINNING_PARAMETER].string_value = str(int(split.spinning))
+    path.write_text(text_format.MessageToString(config, as_utf8=True), encoding="utf-8")
+    manifest = Manifest.read(copy)
+    manifest.files[str(path.relative_to(copy))] = sha256_file(path)
+    manifest.write(copy)
+    return copy
+
+
+def measure(release: Path, slide: Path, pitch_um: float, rounds: int) -> dict[str, Any]:
+    """Time all splits in turn."""
+    slide, stream = slide.resolve(), StreamOptions()
+    centers = spots_to_score(slide, pitch_um)
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="m2ost-threads-")))
+        runners: dict[str, Callable[[], Any]] = {"bare": bare_runner(release, slide, centers, stream.batch_rows)}
+        for split in splits(len(os.sched_getaffinity(0))):
+            options = ServerOptions(
+                release=release_with(release, split, folder),
+                roots=SlideRoots({"bench": slide.parent}),
+                profile=split.profile,
+            )
+            server = stack.enter_context(TritonServer(options))
+            runners[str(split)] = served_runner(server.address, f"bench/{slide.name}", centers, stream)
+        for run in runners.values():
+            run()
+        seconds = [{name: _seconds(run) for name, run in runners.items()} for _ in range(rounds)]
+    return {
+        "machine": describe_machine(),
+        "slide": slide.name,
+        "spots": len(centers),
+        "rounds": rounds,
+        "served_as_a_multiple_of": "a bare ONNX Runtime session on all cores",
+        "splits": {n: spread([r["bare"] / r[n] for r in seconds]) for n in runners if n != "bare"},
+    }
+
+
+def _seconds(run: Callable[[], Any]) -> float:
+    began = time.perf_counter()
+    run()
+    return time.perf_counter() - began
+
+
+def main() -> None:
+    """Parse the command line, measure, print and write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--release", type=Path, required=True)
+    parser.add_argument("--slide", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--pitch-um", type=float, default=50.0)
+    parser.add_argument("--rounds", type=int, default=5)
+    arguments = parser.parse_args()
+    try:
+        report = measure(arguments.release, arguments.slide, arguments.pitch_um, arguments.rounds)
+    except LoadTestError as error:
+        raise SystemExit(f"error: {error}") from error
+    lines = [f"{report['spots']} spots of {report['slide']}, {report['rounds']} rounds; served ÷ bare"]
+    for name, ratio in report["splits"].items():
+        lines.append(f"  {name:36} {ratio['median']:.3f}  [{ratio['min']:.3f} … {ratio['max']:.3f}]")
+    lines.append(f"  {write_report(report, arguments.out, 'engine_threads')}")
+    print("\n".join(lines))  # noqa: T201
+
+
+if __name__ == "__main__":
+    main()
