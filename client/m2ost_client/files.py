@@ -145,7 +145,9 @@ def add_exports(name: str, exports: Mapping[str, Writer], folder: Path) -> tuple
             for file, write in exports.items():
                 write_synced(Path(scratch, file), write)
             if metadata:
-                write_synced(Path(scratch, facts.name), partial(Path.write_text, data=_to_json(noted), encoding="utf-8"))
+                write_synced(
+                    Path(scratch, facts.name), partial(Path.write_text, data=_to_json(noted), encoding="utf-8")
+                )
                 _put(Path(scratch, facts.name), facts)
             for file in exports:
                 _put(Path(scratch, file), folder / file)
