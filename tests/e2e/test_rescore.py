@@ -193,10 +193,14 @@ def test_pages_and_exports_lie_beside_results_and_an_index_names_those_that_fail
         assert json.loads((folder / f"{name}.json").read_text())["exports"] == exported
         for file in (f"{name}.h5ad", f"{name}.json", f"{name}.geojson", f"{name}.report.html"):
             assert (folder / file).read_bytes() == (second / "results" / file).read_bytes(), file
-        assert (folder / f"{name}.zarr" / "zarr.json").exists()
+        files = [file.relative_to(folder) for file in (folder / f"{name}.zarr").rglob("*") if file.is_file()]
+        assert files
+        for file in files:
+            assert (folder / file).read_bytes() == (second / "results" / file).read_bytes(), file
     index = (first / "index.html").read_text()
     assert index == (second / "index.html").read_text()
-    for words in ("results/s00.report.html", "results/blank.report.html", '"gone"', "no such file"):
+    (failed,) = report.summary["failed"]
+    for words in ("results/s00.report.html", "results/blank.report.html", '"gone"', failed["reason"]):
         assert words in index
 
     report = rescore(rows, first, [server], settings=Settings(pitch_um=90.0), rescore_changed=True)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import socket
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -36,6 +37,9 @@ RANGE_SPOTS = 1024
 
 RETRIES = 3
 """How often Ray runs a task again that died with its worker: a slide may be what kills it."""
+
+KNOCK_S = 5.0
+"""How long a cluster's address may take to answer, in seconds."""
 
 AHEAD = 2
 """Tasks that Ray is given, for every one that can run: the next is there when one ends, and a run can be drained."""
@@ -165,8 +169,9 @@ def connected(address: str) -> Iterator[Cluster]:
     except ImportError as error:
         raise InputError(f"--ray needs the extra 'ray' ({error}): pip install 'm2ost-triton[ray]'") from error
     try:
+        _knock(address)
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
-    except (ConnectionError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError) as error:
         raise InputError(
             f"{address}: no Ray cluster answers there ({error}); start one with `ray start --head --resources "
             f"'{{\"{RESOURCE}\": 2}}'`, or see `ray status`"
@@ -181,6 +186,13 @@ def connected(address: str) -> Iterator[Cluster]:
         yield Cluster(address, places)
     finally:
         ray.shutdown()
+
+
+def _knock(address: str) -> None:
+    """Whether anything listens at an address: Ray itself tries for minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if host and port.isdigit():
+        socket.create_connection((host, int(port)), KNOCK_S).close()
 
 
 class OnRay:
