@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -17,7 +17,18 @@ from .common import UserError, needs
 from .serving_commands import embedded
 
 if TYPE_CHECKING:
-    from m2ost_client.archive import Access, Address, ArchiveReport, Pool, Progress, Rescore, SlideList
+    from m2ost_client.archive import (
+        Access,
+        Address,
+        ArchiveReport,
+        Cluster,
+        OnRay,
+        Pool,
+        Progress,
+        Rescore,
+        RescoreOptions,
+        SlideList,
+    )
 
 EXIT_INCOMPLETE = 3
 EXIT_INTERRUPTED = 130
@@ -51,9 +62,20 @@ def rescore(
     genes: Annotated[
         list[str] | None, typer.Option("--map", help="Draw the overview and a map of this gene; repeatable.")
     ] = None,
+    geojson: Annotated[
+        bool, typer.Option("--geojson", help="Also a .geojson of each slide scored now, for QuPath.")
+    ] = False,
+    spatialdata: Annotated[bool, typer.Option("--spatialdata", help="Also a SpatialData folder (.zarr).")] = False,
+    report: Annotated[
+        bool, typer.Option("--report", help="Also a page in one file (.report.html), and an index.html over all.")
+    ] = False,
     send_pixels: Annotated[
         bool, typer.Option("--send-pixels", help="With --server: read the slides here and send their views.")
     ] = False,
+    ray: Annotated[
+        str | None,
+        typer.Option("--ray", help="Score on the Ray cluster at this address, as many tasks as its 'triton' resource."),
+    ] = None,
     rescore_changed: Annotated[
         bool, typer.Option("--rescore-changed", help="Make anew what was made from other content, release or settings.")
     ] = False,
@@ -74,11 +96,14 @@ def rescore(
     Ctrl-C once finishes what is under way and keeps it; twice stops at once.
     """
     with needs("client"):
-        from m2ost_client.archive import EndpointOptions, RescoreOptions, Settings, exclusive, read_slides
+        from m2ost_client.archive import RescoreOptions, Settings, connected, exclusive, is_url, read_slides
         from m2ost_client.files import check_writable
+        from m2ost_client.reports import Exports
         from m2ost_client.stream import StreamOptions
     if send_pixels and not server:
         raise UserError("--send-pixels is for a server elsewhere; give --server ADDRESS")
+    if ray and not server:
+        raise UserError("--ray has workers elsewhere ask servers; give --server ADDRESS, as workers see it")
     if server and (release or checkpoint):
         raise UserError("--server already serves a release; give either --server or --release / --checkpoint")
     try:
@@ -89,11 +114,16 @@ def rescore(
     slides = read_slides(manifest, names_on_server=bool(server) and not send_pixels)
     if slides.unused:
         print(f"{manifest}: nothing reads the columns {', '.join(slides.unused)}", file=sys.stderr)
+    if ray and cache is None and any(is_url(row.path) for row in slides.rows):
+        raise UserError("workers read copies of remote slides; give --cache, a folder that every node of --ray sees")
+    exports = Exports(geojson=geojson, spatialdata=spatialdata, report=report)
+    exports.check_installed()
     check_writable(out)
     options = RescoreOptions(
         out=out,
         settings=settings,
         genes=None if genes is None else tuple(genes),
+        exports=exports,
         batch_rows=batch_rows,
         spots_in_flight=spots_in_flight,
         rescore_changed=rescore_changed,
@@ -102,18 +132,18 @@ def rescore(
     )
     with ExitStack() as stack:
         stack.enter_context(exclusive(out))
+        cluster = stack.enter_context(connected(ray)) if ray else None
         addresses, access, check = _servers(
             stack, slides, options.staging_folder, server, metrics_port, send_pixels, release, checkpoint, server_log
         )
         on_progress = stack.enter_context(_progress(len(slides.rows)))
-        endpoint_options = EndpointOptions(window=window)
-        report = asyncio.run(
-            _run(slides, options, addresses, access, endpoint_options, retry_for_s, check, on_progress)
+        made = asyncio.run(
+            _run(slides, options, addresses, access, cluster, send_pixels, window, retry_for_s, check, on_progress)
         )
-    _print_report(report, out)
-    if report.drained:
+    _print_report(made, out)
+    if made.drained:
         raise typer.Exit(EXIT_INTERRUPTED)
-    if not report.complete:
+    if not made.complete:
         raise typer.Exit(EXIT_INCOMPLETE)
 
 
@@ -127,9 +157,9 @@ def _servers(
     release: Path | None,
     checkpoint: Path | None,
     log: Path | None,
-) -> tuple[list[Address], Callable[[Pool], Access], Callable[[], None]]:
+) -> tuple[list[Address], Callable[[Pool, OnRay | None], Access], Callable[[], None]]:
     """Where the servers are, how slides reach them, and what tells that an embedded one was given up."""
-    from m2ost_client.archive import Address, OnServer, Sent, Shared, is_url, roots_of
+    from m2ost_client.archive import Address, OnServer, Sent, SentByWorkers, Shared, is_url, roots_of
     from m2ost_preprocess.decoder import Decoder
 
     remote = [row for row in slides.rows if is_url(row.path)]
@@ -144,10 +174,11 @@ def _servers(
                     f"{remote[0].path}: a server elsewhere does not see copies that are made here; give --send-pixels, "
                     "or leave --server out"
                 )
-            return addresses, OnServer, lambda: None
+            return addresses, lambda pool, workers: OnServer(pool), lambda: None
 
-        def send(pool: Pool) -> Access:
-            return Sent(pool, stack.enter_context(Decoder(pool.info.views)))
+        def send(pool: Pool, workers: OnRay | None) -> Access:
+            decoder = stack.enter_context(Decoder(pool.info.views))
+            return SentByWorkers(pool, decoder, workers) if workers else Sent(pool, decoder)
 
         return addresses, send, lambda: None
     if remote:
@@ -156,27 +187,45 @@ def _servers(
     server = stack.enter_context(embedded(roots, release, checkpoint, log))
     return (
         [Address(server.address, server.metrics_url)],
-        lambda pool: Shared(pool, roots),
+        lambda pool, workers: Shared(pool, roots),
         lambda: server.wait(0),
     )
 
 
 async def _run(
     slides: SlideList,
-    options: Any,
+    options: RescoreOptions,
     addresses: list[Address],
-    access: Callable[[Pool], Access],
-    endpoint_options: Any,
+    access: Callable[[Pool, OnRay | None], Access],
+    cluster: Cluster | None,
+    send_pixels: bool,
+    window: int,
     retry_for_s: float,
     check: Callable[[], None],
     on_progress: Callable[[Progress], None],
 ) -> ArchiveReport:
-    from m2ost_client.archive import Pool, Rescore, State
+    from m2ost_client.archive import EndpointOptions, OnRay, Pool, Rescore, State
 
     state = State(options.out)
     try:
+        endpoint_options = EndpointOptions(window=window)
         async with Pool(addresses, endpoint_options, retry_for_s=retry_for_s, check=check) as pool:
-            run = Rescore(slides.rows, options, state, pool, access(pool), on_progress=on_progress)
+            workers = (
+                OnRay(
+                    cluster,
+                    pool,
+                    addresses,
+                    window=window,
+                    retry_for_s=retry_for_s,
+                    send_pixels=send_pixels,
+                    batch_rows=options.batch_rows,
+                )
+                if cluster
+                else None
+            )
+            run = Rescore(
+                slides.rows, options, state, pool, access(pool, workers), runner=workers, on_progress=on_progress
+            )
             with _heed_signals(run):
                 return await run.run()
     except asyncio.CancelledError:
@@ -250,6 +299,8 @@ def _print_report(report: ArchiveReport, out: Path) -> None:
     if summary["left"]:
         print("  the same command goes on from here")
     print(f"  {out / 'archive.parquet'}")
+    if (out / "index.html").exists():
+        print(f"  {out / 'index.html'}")
 
 
 def status(

@@ -41,6 +41,9 @@ class RequestRejected(ClientError):
         super().__init__(message)
         self.status = status
 
+    def __reduce__(self) -> tuple[type[RequestRejected], tuple[str, str]]:
+        return type(self), (str(self), self.status)
+
 
 class ReleaseChanged(ClientError):
     """The server serves another release than at the start of the slide."""

@@ -13,6 +13,8 @@ ADDRESS = "127.0.0.1:9"
     ("arguments", "words"),
     [
         (("here.csv", "--send-pixels"), "give --server"),
+        (("here.csv", "--ray", ADDRESS), "give --server ADDRESS, as workers see it"),
+        (("far.csv", "--ray", ADDRESS, "--server", ADDRESS, "--send-pixels"), "give --cache, a folder that every node"),
         (("here.csv", "--server", ADDRESS, "--release", "."), "already serves a release"),
         (("here.csv", "--batch-rows", "300"), "batch_rows must be 1 to 256"),
         (("here.csv", "--view-mpp", "fine"), "could not convert"),

@@ -1,6 +1,7 @@
 """Retries, the window and the release check, on a transport that is a script."""
 
 import asyncio
+import pickle
 from types import SimpleNamespace
 
 import pytest
@@ -135,3 +136,8 @@ def test_a_connection_that_was_never_opened_says_so():
     connection = Connection("host:1", deadline_s=1, retry_for_s=1, window=Window(1))
     with pytest.raises(RuntimeError, match="async with"):
         asyncio.run(connection.infer("m2ost_slide", []))
+
+
+def test_a_refusal_travels_between_processes():
+    error = pickle.loads(pickle.dumps(RequestRejected("no such slide", "NOT_FOUND")))
+    assert (str(error), error.status) == ("no such slide", "NOT_FOUND")

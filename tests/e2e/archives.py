@@ -59,19 +59,21 @@ async def rescore_async(
     control=None,
     on_progress=None,
     access=OnServer,
+    runner=None,
     retry_for_s=30,
     window=2,
     check=None,
     **options,
 ):
-    """One run in this process; ``control`` receives it before it begins."""
+    """One run in this process; ``control`` receives it before it begins; ``runner`` makes its runner for a pool."""
     options = RescoreOptions(out=out, **{"settings": Settings(pitch_um=PITCH_UM), "batch_rows": 4, **options})
     out.mkdir(exist_ok=True)
     with exclusive(out):
         state = State(out)
         try:
             async with Pool(addresses, EndpointOptions(window=window), retry_for_s=retry_for_s, check=check) as pool:
-                run = Rescore(rows, options, state, pool, access(pool), on_progress=on_progress)
+                tasks = runner and runner(pool)
+                run = Rescore(rows, options, state, pool, access(pool), runner=tasks, on_progress=on_progress)
                 if control is not None:
                     control(run)
                 return await run.run()

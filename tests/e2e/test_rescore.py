@@ -14,6 +14,7 @@ import pandas as pd
 import pytest
 from m2ost_client import InputError
 from m2ost_client.archive import Sent, Settings, SlideRow, read_status
+from m2ost_client.reports import Exports
 from m2ost_preprocess.decoder import Decoder
 
 from .archives import MPP, address_of, rescore, rescore_apart, results
@@ -175,3 +176,35 @@ def test_an_archive_of_another_release_is_refused(slides, server, tmp_path):
         db.execute("UPDATE archive SET value = ? WHERE name = 'settings'", (json.dumps(other),))
     with pytest.raises(InputError, match="release_sha256 was 0000"):
         rescore(rows, out, [server])
+
+
+def test_pages_and_exports_lie_beside_results_and_an_index_names_those_that_failed(slides, server, tmp_path):
+    rows = [row for row in slides[1] if row.slide_id in ("s00", "blank")]
+    rows.append(SlideRow("gone", "archive/gone.png", mpp=MPP))
+    exports = Exports(geojson=True, spatialdata=True, report=True)
+    first, second = tmp_path / "a" / "out", tmp_path / "b" / "out"
+    for out in (first, second):
+        out.parent.mkdir()
+        report = rescore(rows, out, [server], exports=exports)
+        assert [failed["slide_id"] for failed in report.summary["failed"]] == ["gone"]
+    for name in ("s00", "blank"):
+        folder = first / "results"
+        exported = [f"{name}.geojson", f"{name}.zarr", f"{name}.report.html"]
+        assert json.loads((folder / f"{name}.json").read_text())["exports"] == exported
+        for file in (f"{name}.h5ad", f"{name}.json", f"{name}.geojson", f"{name}.report.html"):
+            assert (folder / file).read_bytes() == (second / "results" / file).read_bytes(), file
+        files = [file.relative_to(folder) for file in (folder / f"{name}.zarr").rglob("*") if file.is_file()]
+        assert files
+        for file in files:
+            assert (folder / file).read_bytes() == (second / "results" / file).read_bytes(), file
+    index = (first / "index.html").read_text()
+    assert index == (second / "index.html").read_text()
+    (failed,) = report.summary["failed"]
+    for words in ("results/s00.report.html", "results/blank.report.html", '"gone"', failed["reason"]):
+        assert words in index
+
+    report = rescore(rows, first, [server], settings=Settings(pitch_um=90.0), rescore_changed=True)
+    assert report.summary["done"] == 2
+    left = {file.name for file in (first / "results").iterdir()}
+    assert left == {"s00.h5ad", "s00.json", "blank.h5ad", "blank.json"}, "files of before are gone with their result"
+    assert not (first / "index.html").exists()

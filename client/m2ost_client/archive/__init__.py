@@ -16,7 +16,9 @@ from .manifest import SlideList, SlideRow, read_slides
 from .options import ArchiveReport, Progress, RescoreOptions
 from .plan import Settings
 from .pool import Pool
+from .ray_runner import Cluster, OnRay, SentByWorkers, connected
 from .run import Rescore
+from .runner import Runner
 from .state import State, exclusive
 from .status import ArchiveStatus, read_status
 from .storage import is_url
@@ -26,18 +28,23 @@ __all__ = [
     "Address",
     "ArchiveReport",
     "ArchiveStatus",
+    "Cluster",
     "EndpointOptions",
+    "OnRay",
     "OnServer",
     "Pool",
     "Progress",
     "Rescore",
     "RescoreOptions",
+    "Runner",
     "Sent",
+    "SentByWorkers",
     "Settings",
     "Shared",
     "SlideList",
     "SlideRow",
     "State",
+    "connected",
     "exclusive",
     "is_url",
     "read_slides",

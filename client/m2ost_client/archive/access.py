@@ -107,7 +107,7 @@ class Shared(OnServer):
     async def describe(self, path: str, pitch_um: float | None, mpp: float | None) -> SlideInfo:
         """See :class:`Access`."""
         # A folder that appeared after the start is under no root: what is not there is told first.
-        _existing(path)
+        existing(path)
         return await super().describe(path, pitch_um, mpp)
 
     async def fingerprint(self, path: str) -> str:
@@ -136,7 +136,7 @@ class Sent:
 
     async def describe(self, path: str, pitch_um: float | None, mpp: float | None) -> SlideInfo:
         """See :class:`Access`."""
-        real = _existing(path)
+        real = existing(path)
         return await asyncio.to_thread(self._decoder.describe, real, pitch_um=pitch_um, mpp=mpp)
 
     async def fingerprint(self, path: str) -> str:
@@ -165,14 +165,14 @@ def roots_of(paths: Iterable[str], staging: Path | None) -> dict[str, Path]:
 
 
 async def _fingerprint_here(path: str) -> str:
-    real = _existing(path)
+    real = existing(path)
     try:
         return await asyncio.to_thread(fingerprint, real)
     except OSError as error:
         raise UnreadableSlide(path, f"cannot be read: {error.strerror}") from error
 
 
-def _existing(path: str) -> Path:
+def existing(path: str) -> Path:
     """The file behind a path, without symbolic links."""
     if not Path(path).exists():
         raise SlideNotFound(path, "no such file; mend the manifest or put it back")

@@ -39,11 +39,14 @@ class EndpointOptions:
         Deadline of one request in seconds.
     probe_pause_s : float
         First pause between two attempts to take an ejected server back, in seconds; doubles up to 5.
+    peers_in_flight : int
+        Most requests that other processes of the same run have in flight at it: they are no others' that wait.
     """
 
     window: int = 2
     deadline_s: float = 120.0
     probe_pause_s: float = 0.25
+    peers_in_flight: int = 0
 
 
 @dataclass(frozen=True)
@@ -193,7 +196,7 @@ class Endpoint:
         taken, waiting = self._pending
         now = time.monotonic()
         if now - taken >= PENDING_FRESH_S:
-            mine = self.in_flight
+            mine = self.in_flight + self._options.peers_in_flight
             try:
                 waiting = await asyncio.to_thread(pending_requests, url, (MODEL_TILER, MODEL_ENGINE)) >= max(1, mine)
                 self.sees_others, taken = True, time.monotonic()

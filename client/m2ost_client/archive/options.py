@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..reports.exports import Exports
 from .plan import Settings
 
 
@@ -21,6 +22,8 @@ class RescoreOptions:
         What all results have in common.
     genes : tuple of str, optional
         Draw maps of these and the overview; None draws none.
+    exports : Exports
+        Further files of every slide that is scored; with reports there is an index over the archive too.
     batch_rows : int
         Spots a request.
     spots_in_flight : int
@@ -36,6 +39,7 @@ class RescoreOptions:
     out: Path
     settings: Settings = field(default_factory=Settings)
     genes: tuple[str, ...] | None = None
+    exports: Exports = field(default_factory=Exports)
     batch_rows: int = 32
     spots_in_flight: int = 4096
     rescore_changed: bool = False

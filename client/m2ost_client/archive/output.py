@@ -9,9 +9,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from m2ost_preprocess.contract import EngineInfo
 from ..errors import OutputError
 from ..files import read_metadata, write_result
 from ..metadata import SpotsScored, result_metadata
+from ..reports import Exports, Failure, write_index
 from ..results import SlideResult
 from .plan import SlidePlan
 from .state import CHANGED, DONE, FAILED, Part, SlideRecord
@@ -72,7 +73,13 @@ def assemble(plan: SlidePlan, engine: EngineInfo, scored: Part) -> SlideResult:
 
 
 def write_slide(
-    plan: SlidePlan, result: SlideResult, out: Path, genes: Sequence[str] | None, *, pixels_sent: bool
+    plan: SlidePlan,
+    result: SlideResult,
+    out: Path,
+    genes: Sequence[str] | None,
+    *,
+    exports: Exports,
+    pixels_sent: bool,
 ) -> dict[str, Any]:
     """Write a slide's files, durably and whole, and return what the state and the table keep of it.
 
@@ -84,6 +91,8 @@ def write_slide(
         The archive's folder.
     genes : sequence of str, optional
         Draw maps of these, and the overview; None draws none.
+    exports : Exports
+        Further files.
     pixels_sent : bool
         Whether views were cut on this host.
 
@@ -103,7 +112,7 @@ def write_slide(
         pixels_sent_by_client=pixels_sent,
     )
     metadata |= {"slide_id": plan.row.slide_id, "result_key": plan.key}
-    *_, table = write_result(result, metadata, genes, folder)
+    *_, table = write_result(result, metadata, genes, folder, exports.writers(result, metadata, genes or ()))
     _sync(folder)
     slide = plan.slide
     data = table.read_bytes()
@@ -140,10 +149,14 @@ def is_there(record: SlideRecord, out: Path) -> bool:
 def remove_result(slide_id: str, out: Path) -> None:
     """Remove a slide's files, the table first: where it is, the others are."""
     folder = out / RESULTS
-    maps = [str(name) for name in read_metadata(folder, slide_id).get("maps") or []]
-    for name in (f"{slide_id}.h5ad", f"{slide_id}.json", *(m for m in maps if "/" not in m and m.endswith(".png"))):
-        with suppress(FileNotFoundError):
-            (folder / name).unlink()
+    metadata = read_metadata(folder, slide_id)
+    further = [str(name) for name in (*(metadata.get("maps") or ()), *(metadata.get("exports") or ()))]
+    own = [name for name in further if name.startswith(f"{slide_id}.") and "/" not in name]
+    for path in (folder / name for name in (f"{slide_id}.h5ad", f"{slide_id}.json", *own)):
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def write_table(records: Iterable[SlideRecord], out: Path) -> None:
@@ -196,6 +209,18 @@ def summarise(records: Sequence[SlideRecord], *, skipped: int, run: dict[str, An
         "mpp_sources": dict(Counter(f["mpp_source"] or "unknown" for f in finished)),
         "run": {**run, "spots_per_s": run["spots"] / seconds if seconds and run["spots"] else None},
     }
+
+
+def write_pages(records: Iterable[SlideRecord], out: Path) -> None:
+    """Write ``index.html`` over the archive; slides that failed are in it, with the reason.
+
+    Raises
+    ------
+    OutputError
+        If it cannot be written.
+    """
+    failed = [r for r in records if r.state in (FAILED, CHANGED)]
+    write_index(out, [Failure(slide=r.slide_id, reason=r.reason or "") for r in failed])
 
 
 def write_summary(summary: dict[str, Any], out: Path) -> None:

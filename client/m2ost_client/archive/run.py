@@ -13,6 +13,7 @@ from m2ost_preprocess.errors import PreprocessError, SlideNotFound
 
 from ..errors import InputError, OutputError, ReleaseChanged, RequestRejected, ServerStartError, ServerUnavailable
 from ..predict import check_genes
+from ..reports import INDEX
 from .access import Access
 from .budget import Budget, Share
 from .manifest import SlideRow
@@ -25,13 +26,15 @@ from .output import (
     is_there,
     remove_result,
     summarise,
+    write_pages,
     write_slide,
     write_summary,
     write_table,
 )
 from .plan import SlidePlan, plan_slide, result_key
 from .pool import Drained, Pool
-from .score import join, missing, score_range
+from .runner import InProcess, Runner
+from .score import join, missing
 from .state import CHANGED, DONE, Part, SlideRecord, State
 from .storage import SIZE_ONLY, Staging, is_url, source_version
 
@@ -54,6 +57,8 @@ class Rescore:
     pool : Pool
         Opened.
     access : Access
+    runner : Runner, optional
+        Where spots are scored; by default in this process, through the pool.
     on_progress : callable, optional
         Receives a :class:`Progress` whenever something came to an end.
 
@@ -71,10 +76,12 @@ class Rescore:
         pool: Pool,
         access: Access,
         *,
+        runner: Runner | None = None,
         on_progress: Callable[[Progress], None] | None = None,
     ) -> None:
         self._rows, self._options, self._state = rows, options, state
         self.pool, self._access = pool, access
+        self._runner = runner or InProcess(pool, access.scorer, options.batch_rows)
         self._on_progress = on_progress or (lambda progress: None)
         self._staging = Staging(options.staging_folder, options.cache_bytes)
         self._budget = Budget(options.spots_in_flight)
@@ -86,6 +93,7 @@ class Rescore:
     def drain(self) -> None:
         """Take up nothing new; what is under way comes to its end and is kept."""
         self._drained = True
+        self._runner.drain()
         self.pool.drain()
 
     async def run(self) -> ArchiveReport:
@@ -100,10 +108,11 @@ class Rescore:
         ------
         InputError
             If the archive was scored with another release or other settings, and is not to be scored anew; or if a
-            gene is not in the panel.
+            gene is not in the panel, or an export needs what is not installed.
         OutputError, ServerUnavailable, ServerStartError
             If the run cannot go on; what was scored is kept, and the same command goes on from there.
         """
+        self._options.exports.check_installed()
         check_genes(self._options.genes or (), self.pool.info)
         self._prepare()
         tasks: set[asyncio.Task[None]] = set()
@@ -130,8 +139,8 @@ class Rescore:
         state.begin_run()
         state.list_slides(self._rows)
         self._agree_on_settings()
-        # Where table and summary are, no run was cut off since.
-        for name in (TABLE, SUMMARY):
+        # Where they are, no run was cut off since.
+        for name in (TABLE, SUMMARY, INDEX):
             (options.out / name).unlink(missing_ok=True)
 
     def _agree_on_settings(self) -> None:
@@ -232,7 +241,13 @@ class Rescore:
                 await self.pool.check_release()
         result = assemble(plan, self.pool.info, scored)
         facts = await asyncio.to_thread(
-            write_slide, plan, result, options.out, options.genes, pixels_sent=self._access.sends_pixels
+            write_slide,
+            plan,
+            result,
+            options.out,
+            options.genes,
+            exports=options.exports,
+            pixels_sent=self._access.sends_pixels,
         )
         state.finish(row.slide_id, plan.key, {**facts, "source_version": version})
 
@@ -259,16 +274,10 @@ class Rescore:
             self._tell()
 
         n_spots = len(plan.spots)
+        ranges = missing(have, n_spots, self._runner.range_spots or max(n_spots, 1))
+        units = [plan.unit(self._access.name(path), first, end) for first, end in ranges]
         try:
-            for first, end in missing(have, n_spots, max(n_spots, 1)):
-                await score_range(
-                    self._access.scorer,
-                    plan.unit(self._access.name(path), first, end),
-                    batch_rows=options.batch_rows,
-                    concurrency=self.pool.capacity,
-                    priority=self._position[slide_id],
-                    on_part=on_part,
-                )
+            await self._runner.score(units, priority=self._position[slide_id], on_part=on_part)
         except BaseException:
             keep()
             raise
@@ -328,10 +337,13 @@ class Rescore:
             "batch_rows": self._options.batch_rows,
             "pixels_sent_by_client": self._access.sends_pixels,
             "cache_peak_bytes": self._staging.peak_bytes,
+            **self._runner.facts(),
             **asdict(self._options.settings),
             "release_sha256": self.pool.info.release_sha256,
         }
         summary = summarise(records, skipped=self._skipped, run=run)
         write_table(records, self._options.out)
         write_summary(summary, self._options.out)
+        if self._options.exports.report and ended in ("done", "drained"):
+            write_pages(records, self._options.out)
         return ArchiveReport(summary, self._drained)

@@ -1,0 +1,197 @@
+"""An archive on a Ray cluster of several workers: the same bytes, whatever becomes of a worker."""
+
+import json
+import os
+import shutil
+import socket
+import sys
+import tempfile
+import time
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+
+import anndata
+import psutil
+import pytest
+from m2ost_client import InputError
+from m2ost_client.archive import OnRay, SentByWorkers, SlideRow, connected
+from m2ost_preprocess.decoder import Decoder
+
+from .archives import MPP, rescore, results, tiler_decoder
+
+LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+"""Makes Ray listen at 127.0.0.1 alone, as it does on a laptop: whoever reaches a cluster can run code there."""
+
+PLACES = 2
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def start(folder, **resources):
+    """Start a cluster of one node below ``folder``; returns its process, whose children are all of it, and address."""
+    port = free_port()
+    command = [
+        Path(sys.executable).with_name("ray"), "start", "--head", "--block", "--disable-usage-stats",
+        "--include-dashboard=false", "--log-style=record", "--log-color=false", "--num-cpus=2",
+        "--object-store-memory=100000000", "--node-ip-address=127.0.0.1", f"--port={port}",
+        f"--ray-client-server-port={free_port()}", "--min-worker-port=0", "--max-worker-port=0",
+        f"--temp-dir={folder}", f"--resources={json.dumps(resources)}",
+    ]  # fmt: skip
+    log = Path(folder, "start.log")
+    with log.open("w") as stream:
+        process = psutil.Popen(command, stdout=stream, stderr=stream, env={**os.environ, **LOOPBACK})
+    deadline = time.monotonic() + 90
+    while "Ray runtime started" not in log.read_text():
+        assert process.is_running(), log.read_text()
+        assert time.monotonic() < deadline, log.read_text()
+        time.sleep(0.1)
+    return process, f"127.0.0.1:{port}"
+
+
+def stop(process):
+    processes = [process, *process.children(recursive=True)]
+    process.terminate()
+    for left in psutil.wait_procs(processes, timeout=10)[1]:
+        left.kill()
+
+
+def listens_at(process) -> set[str]:
+    found = {c.laddr.ip for c in process.net_connections("tcp") if c.status == psutil.CONN_LISTEN}
+    return {address.removeprefix("::ffff:") for address in found}
+
+
+def at_work(head):
+    """Worker processes that have a unit of work: Ray writes that into their names."""
+    found = []
+    for process in head.children(recursive=True):
+        with suppress(psutil.NoSuchProcess):
+            found += [process] if process.name().startswith("ray::score") else []
+    return found
+
+
+@pytest.fixture(scope="module")
+def head():
+    """A cluster on which as many tasks run at a time as ``PLACES``, and its address."""
+    folder = tempfile.mkdtemp(prefix="m2ost-ray-")  # short: the names of its sockets have 100 characters at most
+    process, address = start(folder, triton=PLACES)
+    try:
+        yield process, address
+    finally:
+        stop(process)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="module")
+def cluster(head):
+    with pytest.MonkeyPatch.context() as environment:
+        for name, value in LOOPBACK.items():
+            environment.setenv(name, value)
+        with connected(head[1]) as cluster:
+            yield cluster
+
+
+def on_ray(cluster, made, *, send_pixels=False):
+    """Makes a runner whose tasks have eight spots, and keeps it in ``made``."""
+
+    def make(pool):
+        addresses = [endpoint.address for endpoint in pool.endpoints]
+        options = {"window": 2, "retry_for_s": 30, "send_pixels": send_pixels, "batch_rows": 4, "range_spots": 9}
+        made.append(OnRay(cluster, pool, addresses, **options))
+        return made[-1]
+
+    return make
+
+
+def test_the_same_bytes_as_from_one_process_with_slides_split_over_workers(
+    head, cluster, archive_server, archive_slides, undisturbed, tmp_path
+):
+    out, made, at_a_time = tmp_path / "out", [], []
+    report = rescore(
+        archive_slides[1],
+        out,
+        [archive_server],
+        runner=on_ray(cluster, made),
+        on_progress=lambda progress: at_a_time.append(len(at_work(head[0]))),
+    )
+    assert report.complete
+    assert results(out) == results(undisturbed)
+    for process in (psutil.Process(), *head[0].children(recursive=True)):
+        assert listens_at(process) <= {"127.0.0.1"}, process.cmdline()
+    run, workers = report.summary["run"], made[0].workers
+    assert 1 <= max(at_a_time) <= PLACES, "as many tasks at a time as the resource allows"
+    assert len(workers) >= 2
+    tasks = {"tasks": workers.total(), "workers": len(workers)}
+    assert run["ray"] == {"address": cluster.address, "places": PLACES, **tasks}
+    assert workers.total() > len(archive_slides[1]), "the large slide is more than one task"
+    assert sum(server["spots"] for server in run["servers"]) == run["spots"] == report.summary["spots"]
+
+
+def test_a_worker_killed_in_mid_run_costs_nothing(head, cluster, archive_server, archive_slides, undisturbed, tmp_path):
+    out, made, killed = tmp_path / "out", [], []
+
+    def kill_a_worker(progress):
+        """Once something is scored: hold the server up, so that tasks are under way, and kill a worker at one."""
+        if killed or not progress.spots:
+            return
+        decoder.suspend()
+        deadline = time.monotonic() + 20
+        while not (busy := at_work(head[0])):
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        killed.append(busy[0])
+        busy[0].kill()
+        decoder.resume()
+
+    decoder = tiler_decoder(archive_server)
+    report = rescore(
+        archive_slides[1],
+        out,
+        [archive_server],
+        runner=on_ray(cluster, made),
+        on_progress=kill_a_worker,
+    )
+    assert not killed[0].is_running()
+    assert report.complete
+    assert results(out) == results(undisturbed)
+    assert report.summary["run"]["spots"] == report.summary["spots"], "no spot is counted twice"
+    assert len(made[0].workers) >= 2, "another took its place"
+
+
+def test_workers_read_and_send_slides_and_say_which_are_bad(
+    cluster, archive_server, archive_slides, truncated_svs, undisturbed, tmp_path
+):
+    folder, made = archive_slides[0], []
+    rows = [replace(row, path=str(folder / Path(row.path).name)) for row in archive_slides[1] if row.slide_id == "s00"]
+    rows.append(SlideRow("half", str(truncated_svs), mpp=MPP))
+    with Decoder() as decoder:
+        report = rescore(
+            rows,
+            tmp_path / "out",
+            [archive_server],
+            runner=on_ray(cluster, made, send_pixels=True),
+            access=lambda pool: SentByWorkers(pool, decoder, made[0]),
+        )
+    (failed,) = report.summary["failed"]
+    assert failed["slide_id"] == "half"
+    assert "truncated.svs: " in failed["reason"]
+    assert "Traceback" not in failed["reason"]
+    name = "results/s00.h5ad"
+    sent, asked = ((f / name) for f in (tmp_path / "out", undisturbed))
+    assert (anndata.read_h5ad(sent).X == anndata.read_h5ad(asked).X).all()
+
+
+def test_a_cluster_that_cannot_be_used_is_told(monkeypatch):
+    address = f"127.0.0.1:{free_port()}"
+    with pytest.raises(InputError, match=f"{address}: no Ray cluster answers there"), connected(address):
+        pass
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with (
+        pytest.raises(InputError, match=r"needs the extra 'ray' .* pip install 'm2ost-triton\[ray\]'"),
+        connected("auto"),
+    ):
+        pass
