@@ -44,7 +44,7 @@ from .soak import anonymous_mib, shared_mib
 
 SIDE_PX, PITCH_UM, MPP = 256, 64.0, 0.5
 SAMPLES = 40
-"""Moments at which memory is read, over all slides."""
+"""Moments at which memory is read, over all slides; fewer where a run finds some of them done."""
 
 Memory = dict[str, float]
 
@@ -65,8 +65,9 @@ def measure(release: Path, slide: Path, slides: int) -> dict[str, Any]:
     dict
         ``runs``: the summary of each, without its slides; ``results``: result files in the end; ``scored_twice``: spots
         beyond those of all slides; ``slides_per_s`` of each run; ``memory_mib``: of client, server and its shared
-        memory, over each run; ``growth_mib``: for each of these the peak of the last run, which does the second half of
-        the slides, less that of the run before.
+        memory, over the slides that each run scores; ``growth_mib``: for each of these, by how much the peak of the
+        second half of the second run is above that of its first half, and of the last run likewise; and the last run's
+        peak above that of the run before, in the same process, where each run has threads of its own.
     """
     with tempfile.TemporaryDirectory(prefix="m2ost-archive-") as scratch:
         folder, out = Path(scratch, "slides"), Path(scratch, "out")
@@ -83,7 +84,7 @@ def measure(release: Path, slide: Path, slides: int) -> dict[str, Any]:
         with TritonServer(ServerOptions(release=release, roots=SlideRoots(roots))) as server, exclusive(out):
             runs = [
                 asyncio.run(_run(rows, out, server, roots, until))
-                for until in (max(1, slides // 100), slides // 2, slides)
+                for until in (max(2, slides // 100), slides // 2, slides)
             ]
         results = len(list((out / "results").glob("*.h5ad")))
     summaries = [report.summary for report, _ in runs]
@@ -99,7 +100,11 @@ def measure(release: Path, slide: Path, slides: int) -> dict[str, Any]:
         "scored_twice": sum(s["run"]["spots"] for s in summaries) - last["spots"],
         "restarts": server.restarts,
         "memory_mib": memory,
-        "growth_mib": growth_mib(memory[-2], memory[-1]),
+        "growth_mib": {
+            "second run": growth_mib(*halves(memory[1])),
+            "last run": growth_mib(*halves(memory[2])),
+            "last run after the second": growth_mib(memory[1], memory[2]),
+        },
         "slides_per_s": [
             (s["done"] - s["of_them_skipped"]) / s["run"]["seconds"] for s in summaries if s["run"]["seconds"]
         ],
@@ -110,6 +115,12 @@ def measure(release: Path, slide: Path, slides: int) -> dict[str, Any]:
 def growth_mib(before: Sequence[Memory], after: Sequence[Memory]) -> Memory:
     """By how much the peak of each kind of memory is higher in ``after``; 0 or less where memory is flat."""
     return {name: max(m[name] for m in after) - max(m[name] for m in before) for name in before[0]}
+
+
+def halves(samples: Sequence[Memory]) -> tuple[Sequence[Memory], Sequence[Memory]]:
+    """The first and the second half of a run."""
+    middle = len(samples) // 2
+    return samples[:middle], samples[middle:]
 
 
 async def _run(
@@ -123,8 +134,12 @@ async def _run(
         async with Pool([Address(server.address, server.metrics_url)], check=lambda: server.wait(0)) as pool:
             options = RescoreOptions(out=out, settings=Settings(pitch_um=PITCH_UM))
 
+            due = 0
+
             def watch(progress: Progress) -> None:
-                if progress.slides >= min(until, len(samples) * len(rows) // SAMPLES):
+                nonlocal due
+                if progress.spots and progress.slides >= due:
+                    due = progress.slides + max(1, len(rows) // SAMPLES)
                     samples.append(
                         {
                             "client": anonymous_mib(client, descendants=False),
@@ -158,10 +173,13 @@ def main() -> None:
         *(
             f"{name}, MiB: "
             + "; ".join(" ".join(f"{sample[name]:.0f}" for sample in run) for run in report["memory_mib"])
-            for name in report["growth_mib"]
+            for name in ("client", "server", "shared")
         ),
-        "growth of the peak from the first to the second half: {client:+.1f} {server:+.1f} {shared:+.1f} MiB".format(
-            **report["growth_mib"]
+        *(
+            "growth of the peak, {}: client {client:+.1f}, server {server:+.1f}, shared {shared:+.1f} MiB".format(
+                where, **growth
+            )
+            for where, growth in report["growth_mib"].items()
         ),
         str(write_report(report, arguments.out, "archive-soak")),
     ]

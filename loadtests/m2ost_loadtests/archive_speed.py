@@ -279,7 +279,6 @@ def measure(options: SpeedOptions) -> dict[str, Any]:
             settings=Settings(pitch_um=options.pitch_um),
             batch_rows=options.batch_rows,
             written_spots=options.archive.spots_a_slide,
-            genes=(),
         )
     return {
         "machine": describe_machine(),

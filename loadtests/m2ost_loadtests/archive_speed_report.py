@@ -33,7 +33,7 @@ def to_markdown(report: dict[str, Any]) -> str:
             for name, per in _PER.items()
         ),
         "",
-        f"A result of {report['stages']['written_spots']:,} spots was written.",
+        f"Each on its own; a result of {report['stages']['written_spots']:,} spots was written, without maps.",
         "",
         f"## Projection: {archive['slides']:,} slides of {archive['spots_a_slide']:,} spots",
         "",
@@ -47,8 +47,8 @@ def to_markdown(report: dict[str, Any]) -> str:
         ),
         "",
         "Assumed: stages of different slides overlap without loss; slides are read as fast as the copies here; "
-        "describing a slide and decoding a spot cost what they cost on this slide; one client writes all results, one at a "
-        "time.",
+        "describing a slide and decoding a spot cost what they do on this slide; one client writes all results, one "
+        "at a time.",
         "",
     ]
     return "\n".join(lines)

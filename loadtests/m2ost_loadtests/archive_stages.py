@@ -83,7 +83,6 @@ def measure_stages(
     settings: Settings,
     batch_rows: int,
     written_spots: int,
-    genes: tuple[str, ...] | None,
 ) -> tuple[Costs, list[dict[str, float]]]:
     """Describe, decode, cut, infer and write every slide, as a run over them does.
 
@@ -98,9 +97,7 @@ def measure_stages(
     batch_rows : int
         Rows an inference.
     written_spots : int
-        Spots of the results that are written: a result's cost is not in proportion to them.
-    genes : tuple of str, optional
-        As in :class:`~m2ost_client.archive.RescoreOptions`.
+        Spots of the results that are written, without maps: what that costs is not in proportion to them.
 
     Returns
     -------
@@ -129,7 +126,7 @@ def measure_stages(
                     "decode_s": decode_s,
                     "cut_s": cut_s,
                     "infer_s": timed(partial(_infer, session, views, len(plan.spots), batch_rows))[1],
-                    "write_s": _write(with_spots(plan, written_spots), engine, out, genes),
+                    "write_s": _write(with_spots(plan, written_spots), engine, out),
                 }
             )
     measured = measured[1:] or measured
@@ -161,12 +158,12 @@ def _infer(session: Any, views: dict[str, Pixels], n_spots: int, batch_rows: int
         session.run([EXPRESSION], {name: view[first : first + batch_rows] for name, view in views.items()})
 
 
-def _write(plan: SlidePlan, engine: EngineInfo, out: Path, genes: tuple[str, ...] | None) -> float:
+def _write(plan: SlidePlan, engine: EngineInfo, out: Path) -> float:
     """Seconds of writing a result, its values random."""
     n_spots = len(plan.spots)
     values = np.random.default_rng(0).random((n_spots, len(engine.genes)), np.float32)
     result = assemble(plan, engine, Part(0, values, np.zeros(n_spots, np.int32)))
-    return timed(partial(write_slide, plan, result, out, genes, pixels_sent=False))[1]
+    return timed(partial(write_slide, plan, result, out, None, pixels_sent=False))[1]
 
 
 def with_spots(plan: SlidePlan, n_spots: int) -> SlidePlan:
