@@ -17,6 +17,7 @@ import argparse
 import asyncio
 import itertools
 import multiprocessing
+import os
 import shutil
 import tempfile
 import time
@@ -224,7 +225,7 @@ class Bench:
             process.join()
         if process.exitcode != 0:
             raise TargetError(f"the run that was begun again ended with {process.exitcode}")
-        return {"to_first_new_spot_s": seconds, "killed_after_spots": spots // 2, "spots_scored_again": scored}
+        return {"to_first_new_spot_s": seconds, "killed_after_spots": spots // 2, "spots_of_second_run": scored}
 
     def _begin(self, rows: Sequence[SlideRow], out: Path) -> tuple[Any, Connection, float]:
         spawn = multiprocessing.get_context("spawn")
@@ -250,7 +251,7 @@ def measure(options: SpeedOptions) -> dict[str, Any]:
     Returns
     -------
     dict
-        ``spots_per_s`` and ``ratios`` as spreads over the rounds, ``resume``, ``memory_mib``, ``stages``,
+        ``load_average_before``: above 0, other programs share the cores and the ranges widen; ``spots_per_s`` and ``ratios`` as spreads over the rounds, ``resume``, ``memory_mib``, ``stages``,
         ``projection``.
 
     Raises
@@ -258,6 +259,7 @@ def measure(options: SpeedOptions) -> dict[str, Any]:
     TargetError
         If the slide cannot be used.
     """
+    load_average = os.getloadavg()[0]
     with tempfile.TemporaryDirectory(prefix="m2ost-archive-") as parent:
         folder, scratch = Path(parent, "slides"), Path(parent, "out")
         folder.mkdir()
@@ -282,6 +284,7 @@ def measure(options: SpeedOptions) -> dict[str, Any]:
         )
     return {
         "machine": describe_machine(),
+        "load_average_before": load_average,
         "slide": options.slide.name,
         "copies": options.copies,
         "rounds": options.rounds,

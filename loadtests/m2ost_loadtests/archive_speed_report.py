@@ -22,7 +22,7 @@ def to_markdown(report: dict[str, Any]) -> str:
         "",
         *(f"- {name.replace('_', ' ')}: **{_spread(s)}**" for name, s in report["ratios"].items()),
         f"- killed after {resume['killed_after_spots']:,} spots: {resume['to_first_new_spot_s']:.1f} s from its start "
-        f"to the first new spot, {resume['spots_scored_again']:,} spots scored in the second run",
+        f"to the first new spot, {resume['spots_of_second_run']:,} spots scored in the second run",
         "- client's memory, peak of first and second half, MiB: "
         + "; ".join(f"{first:.0f}, {second:.0f}" for first, second in report["memory_mib"]),
         "",
