@@ -251,8 +251,8 @@ def measure(options: SpeedOptions) -> dict[str, Any]:
     Returns
     -------
     dict
-        ``load_average_before``: above 0, other programs share the cores and the ranges widen; ``spots_per_s`` and ``ratios`` as spreads over the rounds, ``resume``, ``memory_mib``, ``stages``,
-        ``projection``.
+        ``load_average_before``: of the machine; where others hold the cores the ranges are wide. ``spots_per_s`` and
+        ``ratios`` as spreads over the rounds, ``resume``, ``memory_mib``, ``stages``, ``projection``.
 
     Raises
     ------
