@@ -366,6 +366,11 @@ def describe_inputs(slide: str, *, pitch_um: float | None, mpp: float | None) ->
     return inputs
 
 
+def read_fingerprint(answer: Any) -> str:
+    """The fingerprint in an answer of ``slide_info``: alone, or among the facts of a server that tells only all."""
+    return str(json.loads(answer.as_numpy("INFO")[0])["fingerprint"])
+
+
 def read_slide_info(answer: Any) -> SlideInfo:
     """The answer of ``slide_info``; a newer server's further facts are left out."""
     facts = {k: v for k, v in json.loads(answer.as_numpy("INFO")[0]).items() if k in SlideInfo.__dataclass_fields__}

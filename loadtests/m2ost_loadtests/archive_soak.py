@@ -2,8 +2,9 @@
 
 Usage: python -m m2ost_loadtests.archive_soak --release DIR --slide FILE --slides 10000 --out DIR
 
-The slides are squares of a real one, each other pixels. The run is drained half-way and begun anew. Use a depth-1,
-narrow release: what is watched is everything but the arithmetic.
+The slides are squares of a real one, each other pixels. The run is drained after the first hundredth, when all that a
+run needs is loaded, and half-way, and begun anew each time. Use a depth-1, narrow release: what is watched is
+everything but the arithmetic.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,10 +40,13 @@ from m2ost_preprocess.slides import SlideRoots
 from PIL import Image
 
 from .machine import describe_machine, write_report
-from .soak import private_mib
+from .soak import anonymous_mib, shared_mib
 
 SIDE_PX, PITCH_UM, MPP = 256, 64.0, 0.5
-SAMPLES = 10
+SAMPLES = 40
+"""Moments at which memory is read, over all slides; fewer where a run finds some of them done."""
+
+Memory = dict[str, float]
 
 
 def cut_slides(slide: Path, folder: Path, n: int, *, seed: int = 0) -> None:
@@ -53,13 +58,16 @@ def cut_slides(slide: Path, folder: Path, n: int, *, seed: int = 0) -> None:
 
 
 def measure(release: Path, slide: Path, slides: int) -> dict[str, Any]:
-    """Score ``slides`` small slides in two runs, and count.
+    """Score ``slides`` small slides in three runs, and count.
 
     Returns
     -------
     dict
         ``runs``: the summary of each, without its slides; ``results``: result files in the end; ``scored_twice``: spots
-        beyond those of all slides; ``client_mib``: memory at ten moments of each run; ``slides_per_s``.
+        beyond those of all slides; ``slides_per_s`` of each run; ``memory_mib``: of client, server and its shared
+        memory, over the slides that each run scores; ``growth_mib``: for each of these, by how much the peak of the
+        second half of the second run is above that of its first half, and of the last run likewise; and the last run's
+        peak above that of the run before, in the same process, where each run has threads of its own.
     """
     with tempfile.TemporaryDirectory(prefix="m2ost-archive-") as scratch:
         folder, out = Path(scratch, "slides"), Path(scratch, "out")
@@ -73,12 +81,15 @@ def measure(release: Path, slide: Path, slides: int) -> dict[str, Any]:
         )
         rows = read_slides(str(manifest)).rows
         roots = {"slides": folder}
-        memory: list[list[float]] = []
         with TritonServer(ServerOptions(release=release, roots=SlideRoots(roots))) as server, exclusive(out):
-            reports = [asyncio.run(_run(rows, out, server, roots, until, memory)) for until in (slides // 2, slides)]
-        summaries = [report.summary for report in reports]
+            runs = [
+                asyncio.run(_run(rows, out, server, roots, until))
+                for until in (max(2, slides // 100), slides // 2, slides)
+            ]
         results = len(list((out / "results").glob("*.h5ad")))
+    summaries = [report.summary for report, _ in runs]
     last = summaries[-1]
+    memory = [samples for _, samples in runs]
     return {
         "machine": describe_machine(),
         "slides": slides,
@@ -88,7 +99,12 @@ def measure(release: Path, slide: Path, slides: int) -> dict[str, Any]:
         "spots": last["spots"],
         "scored_twice": sum(s["run"]["spots"] for s in summaries) - last["spots"],
         "restarts": server.restarts,
-        "client_mib": memory,
+        "memory_mib": memory,
+        "growth_mib": {
+            "second run": growth_mib(*halves(memory[1])),
+            "last run": growth_mib(*halves(memory[2])),
+            "last run after the second": growth_mib(memory[1], memory[2]),
+        },
         "slides_per_s": [
             (s["done"] - s["of_them_skipped"]) / s["run"]["seconds"] for s in summaries if s["run"]["seconds"]
         ],
@@ -96,29 +112,46 @@ def measure(release: Path, slide: Path, slides: int) -> dict[str, Any]:
     }
 
 
+def growth_mib(before: Sequence[Memory], after: Sequence[Memory]) -> Memory:
+    """By how much the peak of each kind of memory is higher in ``after``; 0 or less where memory is flat."""
+    return {name: max(m[name] for m in after) - max(m[name] for m in before) for name in before[0]}
+
+
+def halves(samples: Sequence[Memory]) -> tuple[Sequence[Memory], Sequence[Memory]]:
+    """The first and the second half of a run."""
+    middle = len(samples) // 2
+    return samples[:middle], samples[middle:]
+
+
 async def _run(
-    rows: tuple[SlideRow, ...],
-    out: Path,
-    server: TritonServer,
-    roots: dict[str, Path],
-    until: int,
-    memory: list[list[float]],
-) -> ArchiveReport:
-    client, samples = psutil.Process(), memory
-    samples.append([])
+    rows: tuple[SlideRow, ...], out: Path, server: TritonServer, roots: dict[str, Path], until: int
+) -> tuple[ArchiveReport, list[Memory]]:
+    assert server.pid is not None
+    client, triton = psutil.Process(), psutil.Process(server.pid)
+    samples: list[Memory] = []
     state = State(out)
     try:
         async with Pool([Address(server.address, server.metrics_url)], check=lambda: server.wait(0)) as pool:
             options = RescoreOptions(out=out, settings=Settings(pitch_um=PITCH_UM))
 
+            due = 0
+
             def watch(progress: Progress) -> None:
-                if progress.slides >= len(samples[-1]) * len(rows) // SAMPLES:
-                    samples[-1].append(private_mib(client, descendants=False))
+                nonlocal due
+                if progress.spots and progress.slides >= due:
+                    due = progress.slides + max(1, len(rows) // SAMPLES)
+                    samples.append(
+                        {
+                            "client": anonymous_mib(client, descendants=False),
+                            "server": anonymous_mib(triton, descendants=True),
+                            "shared": shared_mib(server),
+                        }
+                    )
                 if progress.slides >= until < len(rows):
                     run.drain()
 
             run = Rescore(rows, options, state, pool, Shared(pool, roots), on_progress=watch)
-            return await run.run()
+            return await run.run(), samples
     finally:
         state.close()
 
@@ -136,8 +169,18 @@ def main() -> None:
     lines = [
         "{done:,} of {slides:,} slides done, {failed} failed, {results:,} results; {spots:,} spots, {scored_twice} of "
         "them scored twice".format(**report),
-        f"{rates} slides/s before and after the interruption",
-        "client's memory, MiB: " + "; ".join(" ".join(f"{mib:.0f}" for mib in run) for run in report["client_mib"]),
+        f"{rates} slides/s in the runs that were drained and the last",
+        *(
+            f"{name}, MiB: "
+            + "; ".join(" ".join(f"{sample[name]:.0f}" for sample in run) for run in report["memory_mib"])
+            for name in ("client", "server", "shared")
+        ),
+        *(
+            "growth of the peak, {}: client {client:+.1f}, server {server:+.1f}, shared {shared:+.1f} MiB".format(
+                where, **growth
+            )
+            for where, growth in report["growth_mib"].items()
+        ),
         str(write_report(report, arguments.out, "archive-soak")),
     ]
     print("\n".join(lines))  # noqa: T201

@@ -43,6 +43,9 @@ RELEASE_PARAMETER = "release"
 PYRAMID_PARAMETER = "pyramid"
 """Request parameter: true lets the tiler cut coarse views from the slide's own lower levels where one fits."""
 
+FINGERPRINT_PARAMETER = "fingerprint"
+"""Request parameter of ``slide_info``: true asks for the content's identity alone, for which no pixel is decoded."""
+
 ENV_SLIDE_ROOTS = "M2OST_SLIDE_ROOTS"
 """Environment variable of the server: JSON object, root name → folder."""
 

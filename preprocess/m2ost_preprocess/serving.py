@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from .contract import PYRAMID_PARAMETER, RELEASE_PARAMETER, EngineInfo
+from .contract import FINGERPRINT_PARAMETER, PYRAMID_PARAMETER, RELEASE_PARAMETER, EngineInfo
 from .errors import PreprocessError, SlideNotFound
 
 
@@ -103,6 +103,11 @@ def wrong_release(pb_utils: Any, request: Any, release_sha256: str) -> Any | Non
 def wants_pyramid(request: Any) -> bool:
     """Whether a request allows views from lower levels (parameter ``pyramid``)."""
     return bool(json.loads(request.parameters() or "{}").get(PYRAMID_PARAMETER, False))
+
+
+def wants_fingerprint(request: Any) -> bool:
+    """Whether a request of ``slide_info`` asks for the fingerprint alone."""
+    return bool(json.loads(request.parameters() or "{}").get(FINGERPRINT_PARAMETER, False))
 
 
 def text(value: Any) -> str:

@@ -21,6 +21,7 @@ from m2ost_client.archive import (
     State,
     exclusive,
 )
+from m2ost_preprocess.contract import MODEL_TILER
 from m2ost_preprocess.readers import open_slide
 from PIL import Image
 
@@ -40,7 +41,7 @@ def cut(svs: Path, target: Path, corner: tuple[int, int], side: int) -> Path:
     return target
 
 
-def make_slides(svs: Path, folder: Path, n: int, side: int = 620) -> list[SlideRow]:
+def make_slides(svs: Path, folder: Path, n: int, side: int = 520) -> list[SlideRow]:
     """``n`` small slides in a folder; a row calls each by its name under the root ``archive``."""
     folder.mkdir(parents=True, exist_ok=True)
     rows = []
@@ -114,10 +115,10 @@ def address_of(server) -> Address:
     return Address(server.address, server.metrics_url)
 
 
-def tiler_decoder(server) -> psutil.Process:
-    """The process that reads slides for the tiler."""
+def tiler_decoder(server, model: str = MODEL_TILER) -> psutil.Process:
+    """The process that reads slides for the tiler, or for another model."""
     return next(
         process.children()[0]
         for process in psutil.Process(server.pid).children()
-        if "slide_tiler/1/model.py" in " ".join(process.cmdline())
+        if f"{model}/1/model.py" in " ".join(process.cmdline())
     )

@@ -138,20 +138,25 @@ def narrow_server(narrow_release, roots, narrow_log):
 
 @pytest.fixture(scope="session")
 def archive_slides(svs, tmp_path_factory):
-    """The folder and rows of an archive: one larger slide, eight small ones, and one without tissue."""
+    """The folder and rows of an archive: one larger slide, five small ones, and one without tissue."""
     folder = tmp_path_factory.mktemp("archive")
-    archives.cut(svs, folder / "large.png", (200, 300), 1700)
-    Image.new("RGB", (700, 600), (243, 242, 243)).save(folder / "blank.png")
+    archives.cut(svs, folder / "large.png", (200, 300), 1300)
+    Image.new("RGB", (350, 300), (243, 242, 243)).save(folder / "blank.png")
     large = SlideRow("large", "archive/large.png", mpp=archives.MPP, pitch_um=60.0)
     blank = SlideRow("blank", "archive/blank.png", mpp=archives.MPP)
-    return folder, [large, *archives.make_slides(svs, folder, 8), blank]
+    return folder, [large, *archives.make_slides(svs, folder, 5), blank]
 
 
 @pytest.fixture(scope="session")
-def archive_server(narrow_release, archive_slides):
+def archive_log() -> list[dict]:
+    return []
+
+
+@pytest.fixture(scope="session")
+def archive_server(narrow_release, archive_slides, archive_log):
     """A server on them that no test may harm for long."""
     options = ServerOptions(release=narrow_release, roots=SlideRoots({"archive": archive_slides[0]}))
-    with TritonServer(options) as server:
+    with TritonServer(options, on_log=archive_log.append) as server:
         yield server
 
 

@@ -16,6 +16,8 @@ import numpy as np
 import pandas as pd
 from m2ost_client import InputError
 from m2ost_client.archive import read_status
+from m2ost_client.probe import pending_requests
+from m2ost_preprocess.contract import MODEL_TILER
 
 from .archives import MPP, make_slides, rescore, results, tiler_decoder
 from .conftest import by_pytorch, heed_ctrl_c
@@ -77,41 +79,41 @@ def spots_done(out):
 
 def test_ctrl_c_once_drains_and_twice_stops_and_the_same_command_ends_it(archive_server, archive_slides, tmp_path):
     server, out, manifest = archive_server, tmp_path / "out", tmp_path / "slides.parquet"
-    rows = [replace(archive_slides[1][0], pitch_um=30.0), *archive_slides[1][1:3]]
+    rows = [archive_slides[1][1], replace(archive_slides[1][0], pitch_um=40.0)]
     pd.DataFrame([row.to_dict() for row in rows]).to_parquet(manifest)
     port = server.metrics_url.split(":")[-1].split("/")[0]
     command = ["rescore", manifest, "--out", out, "--server", server.address, "--metrics-port", port, "--batch-rows", 4]
 
-    def interrupt(times, done_before):
-        """Run the command until it has got further than before, then press Ctrl-C."""
+    def interrupt(times, due):
+        """Run the command until something is true, then press Ctrl-C."""
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
         process = subprocess.Popen([M2OST, *map(str, command)], text=True, preexec_fn=heed_ctrl_c, **pipes)
         deadline = time.monotonic() + 60
-        while spots_done(out) <= done_before:
+        while not due():
             assert time.monotonic() < deadline
             time.sleep(0.02)
-        if times > 1:
-            decoder.suspend()  # what is sent from now on is something to wait for
-            time.sleep(0.5)
         process.send_signal(signal.SIGINT)
         if times > 1:
             time.sleep(0.3)
             assert process.poll() is None, "it waits for what is under way"
             process.send_signal(signal.SIGINT)
         output, errors = process.communicate(timeout=60)
-        decoder.resume()
         assert process.returncode == 130, errors
         assert "once more stops at once" in errors
         assert "Traceback" not in errors
         return output
 
     decoder = tiler_decoder(server)
-    assert "the same command goes on from here" in interrupt(1, 0)
+    assert "the same command goes on from here" in interrupt(1, lambda: spots_done(out) > 0)
     status, output, _ = m2ost("status", out, "--json")
     found = json.loads(output)
     assert (status, found["running"], found["complete"]) == (0, False, False)
     assert (found["last_run"]["ended"], found["last_run"]["spots"]) == ("drained", found["spots_done"])
-    interrupt(2, found["spots_done"])
+    decoder.suspend()  # what is sent from now on is something to wait for
+    try:
+        interrupt(2, lambda: read_status(out).slides["running"] and pending_requests(server.metrics_url, [MODEL_TILER]))
+    finally:
+        decoder.resume()
     assert read_status(out).last_run["ended"] == "stopped"
     status, output, errors = m2ost(*command)
     assert status == 0, errors

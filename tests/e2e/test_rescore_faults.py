@@ -3,6 +3,7 @@
 import asyncio
 import os
 import signal
+import time
 from dataclasses import replace
 
 import pandas as pd
@@ -10,7 +11,10 @@ import pytest
 import tritonclient.grpc as triton
 from m2ost_client import InputError, ServerOptions, ServerUnavailable, SpotStream, StreamOptions, TritonServer
 from m2ost_client.archive import Address, SlideRow, read_status
+from m2ost_client.stream import describe_inputs
+from m2ost_preprocess.contract import MODEL_INFO
 from m2ost_preprocess.slides import SlideRoots
+from tritonclient.utils import InferenceServerException
 
 from .archives import MPP, address_of, rescore, rescore_apart, rescore_async, results, tiler_decoder
 from .conftest import raw_request
@@ -137,11 +141,34 @@ def test_a_full_queue_is_waited_out(server, slides, expected, tmp_path):
             asyncio.get_running_loop().call_later(0.3, flood)
             asyncio.get_running_loop().call_later(0.6, decoder.resume)
 
-        options = {"batch_rows": 2, "window": 32, "on_progress": Once(8, hold_up)}
+        options = {"batch_rows": 1, "window": 32, "on_progress": Once(8, hold_up)}
         report = rescore(slides[1], out, [Address(server.address)], **options)
     assert report.summary["run"]["retries"] > 0
     assert report.summary["run"]["servers"][0]["ejections"] == 0, "full is not gone"
     assert results(out) == expected
+
+
+def test_what_a_client_that_is_gone_had_asked_is_not_looked_up(server, slides, archive_log):
+    decoder = tiler_decoder(server, MODEL_INFO)
+    archive_log.clear()
+    decoder.suspend()
+    try:
+        with triton.InferenceServerClient(server.address) as client:
+            for _ in range(4):
+                inputs = describe_inputs("archive/s01.png", pitch_um=None, mpp=None)
+                with pytest.raises(InferenceServerException, match="Deadline"):
+                    client.infer(MODEL_INFO, inputs, client_timeout=0.2)
+            decoder.resume()
+            client.infer(MODEL_INFO, describe_inputs("archive/s02.png", pitch_um=None, mpp=None))
+    finally:
+        decoder.resume()
+    deadline = time.monotonic() + 10
+    while "archive/s02.png" not in (
+        looked_at := [r["slide"] for r in list(archive_log) if r.get("event") == "slide_info"]
+    ):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    assert looked_at == ["archive/s01.png", "archive/s02.png"], "only what was under way"
 
 
 def test_bad_slides_are_named_and_cost_nobody_else_anything(

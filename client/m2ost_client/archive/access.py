@@ -7,12 +7,12 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Protocol
 
-from m2ost_preprocess.contract import MODEL_INFO
+from m2ost_preprocess.contract import FINGERPRINT_PARAMETER, MODEL_INFO
 from m2ost_preprocess.decoder import Decoder, SlideInfo
 from m2ost_preprocess.errors import SlideNotFound, UnreadableSlide
 from m2ost_preprocess.slides import fingerprint
 
-from ..stream import DESCRIBE_DEADLINE_S, describe_inputs, read_slide_info
+from ..stream import DESCRIBE_DEADLINE_S, describe_inputs, read_fingerprint, read_slide_info
 from .pool import Pool
 from .score import ByName, BySending, Scorer
 
@@ -77,7 +77,10 @@ class OnServer:
 
     async def fingerprint(self, path: str) -> str:
         """See :class:`Access`."""
-        return (await self.describe(path, None, None)).fingerprint
+        inputs = describe_inputs(self.name(path), pitch_um=None, mpp=None)
+        parameters = {FINGERPRINT_PARAMETER: True}
+        answer = await self._pool.ask(MODEL_INFO, inputs, deadline_s=DESCRIBE_DEADLINE_S, parameters=parameters)
+        return read_fingerprint(answer)
 
 
 class Shared(OnServer):

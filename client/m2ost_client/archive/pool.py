@@ -6,7 +6,7 @@ import asyncio
 import heapq
 import itertools
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -144,8 +144,12 @@ class Pool:
                     self.retries += 1
                     await endpoint.trouble(error)
 
-    async def ask(self, model: str, inputs: list[Any], *, deadline_s: float) -> Any:
+    async def ask(
+        self, model: str, inputs: list[Any], *, deadline_s: float, parameters: Mapping[str, Any] | None = None
+    ) -> Any:
         """Ask a model that is no part of scoring: beside the windows, and whoever else waits.
+
+        Parameters are those of :meth:`~m2ost_client.connection.Connection.infer`.
 
         Raises
         ------
@@ -159,7 +163,7 @@ class Pool:
                 await asyncio.sleep(_WATCH_S)
                 continue
             try:
-                return await endpoint.connection.infer(model, inputs, deadline_s=deadline_s)
+                return await endpoint.connection.infer(model, inputs, deadline_s=deadline_s, parameters=parameters)
             except (ServerUnavailable, ReleaseChanged) as error:
                 self.retries += 1
                 await endpoint.trouble(error)
