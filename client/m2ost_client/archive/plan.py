@@ -136,7 +136,8 @@ async def plan_slide(row: SlideRow, describe: Describe, settings: Settings, engi
         spots = Spots(slide.centers, slide.names, slide.pitch_px, f"grid, pitch {pitch_um:g} µm")
     centers = as_centers(spots.centers)
     key = await asyncio.to_thread(result_key, row, slide.fingerprint, settings, engine)
-    return SlidePlan(row, slide, spots, spatial_order(centers), scale, key)
+    widest_px = engine.views.window_px(engine.views.n_views - 1, scale)
+    return SlidePlan(row, slide, spots, spatial_order(centers, window_px=widest_px), scale, key)
 
 
 def _grid_on_mask(row: SlideRow, slide: SlideInfo, pitch_um: float) -> Spots:
