@@ -58,7 +58,7 @@ def test_every_config_parses_and_fits_the_engine(release):
     manifest = Manifest.read(folder)
     assert manifest.parity["max_abs_diff"].keys() == {"1", "2", "7", "32"}
     configs = sorted(folder.glob("*/config.pbtxt")) + sorted(folder.glob("*/configs/*.pbtxt"))
-    assert len(configs) == 19
+    assert len(configs) == 20
     for path in configs:
         config = parse_config(path.read_text())
         assert config.max_batch_size == (0 if config.name == "slide_info" else MAX_ROWS)
