@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -324,7 +325,8 @@ class SpotStream:
 
     def _order(self, positions: Positions, scale: float) -> Rows:
         views = self.info.views
-        return spatial_order(positions, window_px=views.window_px(views.n_views - 1, scale))
+        sane = min(max(scale, contract.SCALE_MIN), contract.SCALE_MAX) if math.isfinite(scale) else 1.0
+        return spatial_order(positions, window_px=views.window_px(views.n_views - 1, sane))
 
     def _batches(self, order: Rows) -> Iterator[Rows]:
         """Rows in the order given, up to ``batch_rows`` at a time."""

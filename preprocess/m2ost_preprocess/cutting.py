@@ -99,5 +99,6 @@ def _resize_down(strip: Image.Image, tops: Any, side: int, out: Pixels, rows: An
         for end in (0, -1):
             total = np.full((len(members), size, 3), 1 << (WEIGHT_BITS - 1), np.int32)
             for tap in np.flatnonzero(plan.weights[end]):
-                total += pixels[tops[members] + plan.first[end] + tap] * plan.weights[end, tap]
+                # NumPy 1 would take the product of 8 bits and a small weight for one of 16.
+                total += pixels[tops[members] + plan.first[end] + tap].astype(np.int32) * plan.weights[end, tap]
             out[rows[members], end] = total >> WEIGHT_BITS

@@ -169,7 +169,7 @@ def test_maps_that_cannot_be(narrow_server, tmp_path, more, kind, words):
 
 
 def test_a_server_that_answers_short_is_an_error(narrow_server, tmp_path, monkeypatch):
-    async def take_and_answer_nothing(stream, slide, blocks, *, scale):
+    async def take_and_answer_nothing(stream, slide, blocks, **cutting):
         list(blocks)
         return
         yield
