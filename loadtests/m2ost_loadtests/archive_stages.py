@@ -16,6 +16,7 @@ from m2ost_client.archive import Settings, SlideRow
 from m2ost_client.archive.output import RESULTS, assemble, write_slide
 from m2ost_client.archive.plan import SlidePlan, plan_slide
 from m2ost_client.archive.state import Part
+from m2ost_client.reports import Exports
 from m2ost_preprocess.contract import EXPRESSION, MODEL_ENGINE, EngineInfo, Manifest
 from m2ost_preprocess.decoder import Decoder, SlideInfo
 from m2ost_preprocess.engine.onnx import cpu_session
@@ -163,7 +164,7 @@ def _write(plan: SlidePlan, engine: EngineInfo, out: Path) -> float:
     n_spots = len(plan.spots)
     values = np.random.default_rng(0).random((n_spots, len(engine.genes)), np.float32)
     result = assemble(plan, engine, Part(0, values, np.zeros(n_spots, np.int32)))
-    return timed(partial(write_slide, plan, result, out, None, pixels_sent=False))[1]
+    return timed(lambda: write_slide(plan, result, out, None, exports=Exports(), pixels_sent=False))[1]
 
 
 def with_spots(plan: SlidePlan, n_spots: int) -> SlidePlan:
