@@ -6,7 +6,7 @@ import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from m2ost_preprocess.contract import MODEL_ENGINE
+from m2ost_preprocess.contract import ENV_DECODER_TRACE, MODEL_ENGINE
 from m2ost_preprocess.serving import METRICS_URL_ENV
 from m2ost_preprocess.slides import SlideRoots
 
@@ -42,7 +42,8 @@ class ServerOptions:
     profile : str
         Triton's ``--model-config-name``.
     trace : Path, optional
-        Where the server writes Triton's trace of every request as it ends.
+        Where the server writes Triton's trace of every request as it ends; beside it, at :func:`decoder_trace`, its
+        decoders write theirs.
     start_timeout_s : float
         Longest time until ready, in seconds.
     probe_interval_s : float
@@ -144,7 +145,14 @@ def build_command(
         **options.roots.to_environment(),
         METRICS_URL_ENV: metrics_url(options.host, ports),
     }
+    if options.trace is not None:
+        environment[ENV_DECODER_TRACE] = str(decoder_trace(options.trace))
     return Command(arguments, environment)
+
+
+def decoder_trace(trace: Path) -> Path:
+    """Where decoders note when they read and cut, for a server that leaves its trace at ``trace``."""
+    return trace.with_suffix(".decoders.jsonl")
 
 
 def metrics_url(host: str, ports: Ports) -> str:

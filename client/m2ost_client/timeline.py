@@ -1,7 +1,7 @@
 """What ran when: a timeline of client and server in Chrome's trace format, for chrome://tracing or ui.perfetto.dev.
 
-The client notes its own stages. An embedded server is asked for Triton's own trace of every request, which has the
-same clock: ``CLOCK_MONOTONIC`` of this host.
+The client notes its own stages. An embedded server is asked for Triton's own trace of every request, and its decoders
+for what each of their threads does. All have the same clock: ``CLOCK_MONOTONIC`` of this host.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from .command import decoder_trace
 from .errors import OutputError
 
 CLIENT, SERVER = "client", "server"
@@ -67,7 +68,8 @@ class Timeline:
             self.spans.append(Span(CLIENT, lane, name, began, time.monotonic_ns(), facts))
 
     def add_server(self, trace: Path) -> None:
-        """Add what a server noted: for every model, how long requests waited and when it executed them.
+        """Add what a server noted: how long requests waited for every model and when it executed them; when its
+        decoders read and cut.
 
         Parameters
         ----------
@@ -84,6 +86,9 @@ class Timeline:
         except (OSError, ValueError) as error:
             raise OutputError(f"the server left no trace that can be read ({error}); see --server-log") from error
         self.spans += server_spans(records)
+        decoders = decoder_trace(trace)
+        if decoders.exists():  # none where nothing was read on the server
+            self.spans += [Span(SERVER, facts={}, **json.loads(line)) for line in decoders.open(encoding="utf-8")]
 
     def write(self, path: Path) -> None:
         """Write the timeline.

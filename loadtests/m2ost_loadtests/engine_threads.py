@@ -1,6 +1,6 @@
-"""Threads of the engine on a CPU that it shares with the tiler: served ÷ bare for several splits, interleaved.
+"""Threads of engine and tiler on a CPU that they share: served ÷ bare for several splits, interleaved.
 
-Every split is a server of its own, of the same release with other parameters in the config of its engine; in each round
+Every split is a server of its own, of the same release with other parameters in the configs of both; in each round
 each scores the slide once, and so does a bare ONNX Runtime session on all cores, on views that lie ready.
 
 Usage: python -m m2ost_loadtests.engine_threads --release DIR --slide FILE --out DIR
@@ -23,7 +23,8 @@ from google.protobuf import text_format
 from m2ost_client.command import DEFAULT_PROFILE, ServerOptions
 from m2ost_client.stream import StreamOptions
 from m2ost_client.supervisor import TritonServer
-from m2ost_preprocess.contract import MODEL_ENGINE, Manifest, sha256_file
+from m2ost_preprocess import cutters
+from m2ost_preprocess.contract import MODEL_ENGINE, MODEL_TILER, Manifest, sha256_file
 from m2ost_preprocess.engine.base import SPINNING_PARAMETER, THREADS_PARAMETER
 from m2ost_preprocess.slides import SlideRoots
 from tritonclient.grpc import model_config_pb2
@@ -37,43 +38,55 @@ OPENVINO_PROFILE = "cpu-openvino"
 
 @dataclass(frozen=True)
 class Split:
-    """How an engine takes its share of the cores.
+    """How engine and tiler take their shares of the cores.
 
     Parameters
     ----------
     profile : str
         Triton's ``--model-config-name``.
     threads : int
+        Of the engine.
     spinning : bool
+        Whether these spin while they wait.
+    cut_threads : str
+        Of the tiler, beside the one that reads.
     """
 
     profile: str
     threads: int
     spinning: bool = False
+    cut_threads: str = "all"
 
     def __str__(self) -> str:
-        return f"{self.profile}, {self.threads} thread(s){', spinning' if self.spinning else ''}"
+        spinning = ", spinning" if self.spinning else ""
+        return f"{self.profile}, {self.threads} thread(s){spinning}, tiler {self.cut_threads}"
 
 
 def splits(cores: int) -> list[Split]:
-    """Those worth a measurement: all cores or one less, and what spins."""
+    """Those worth a measurement: all cores or one less, what spins, and a tiler that reads and cuts in turn."""
     counts = sorted({cores, max(1, cores - 1)}, reverse=True)
     found = [Split(DEFAULT_PROFILE, n, spinning) for n in counts for spinning in (False, True)]
+    found += [Split(DEFAULT_PROFILE, cores, cut_threads=n) for n in ("0", "1")]
     return found + [Split(OPENVINO_PROFILE, n) for n in counts]
 
 
 def release_with(release: Path, split: Split, folder: Path) -> Path:
-    """A copy of a release whose engine's config asks for a split, with a manifest that says so."""
-    copy = folder / f"{split.profile}-{split.threads}-{int(split.spinning)}"
+    """A copy of a release whose configs ask for a split, with a manifest that says so."""
+    copy = Path(tempfile.mkdtemp(dir=folder)) / "release"
     shutil.copytree(release, copy)
-    named = copy / MODEL_ENGINE / "configs" / f"{split.profile}.pbtxt"
-    path = named if named.is_file() else copy / MODEL_ENGINE / "config.pbtxt"
-    config = text_format.Parse(path.read_text(encoding="utf-8"), model_config_pb2.ModelConfig())
-    config.parameters[THREADS_PARAMETER].string_value = str(split.threads)
-    config.parameters[SPINNING_PARAMETER].string_value = str(int(split.spinning))
-    path.write_text(text_format.MessageToString(config, as_utf8=True), encoding="utf-8")
     manifest = Manifest.read(copy)
-    manifest.files[str(path.relative_to(copy))] = sha256_file(path)
+    asked = {
+        MODEL_ENGINE: {THREADS_PARAMETER: str(split.threads), SPINNING_PARAMETER: str(int(split.spinning))},
+        MODEL_TILER: {cutters.THREADS_PARAMETER: split.cut_threads},
+    }
+    for model, parameters in asked.items():
+        named = copy / model / "configs" / f"{split.profile}.pbtxt"
+        path = named if named.is_file() else copy / model / "config.pbtxt"
+        config = text_format.Parse(path.read_text(encoding="utf-8"), model_config_pb2.ModelConfig())
+        for name, value in parameters.items():
+            config.parameters[name].string_value = value
+        path.write_text(text_format.MessageToString(config, as_utf8=True), encoding="utf-8")
+        manifest.files[str(path.relative_to(copy))] = sha256_file(path)
     manifest.write(copy)
     return copy
 
@@ -127,7 +140,7 @@ def main() -> None:
         raise SystemExit(f"error: {error}") from error
     lines = [f"{report['spots']} spots of {report['slide']}, {report['rounds']} rounds; served ÷ bare"]
     for name, ratio in report["splits"].items():
-        lines.append(f"  {name:36} {ratio['median']:.3f}  [{ratio['min']:.3f} … {ratio['max']:.3f}]")
+        lines.append(f"  {name:44} {ratio['median']:.3f}  [{ratio['min']:.3f} … {ratio['max']:.3f}]")
     lines.append(f"  {write_report(report, arguments.out, 'engine_threads')}")
     print("\n".join(lines))  # noqa: T201
 

@@ -52,6 +52,9 @@ ENV_SLIDE_ROOTS = "M2OST_SLIDE_ROOTS"
 ENV_TILE_CACHE_MIB = "M2OST_TILE_CACHE_MIB"
 """Environment variable of the server: most MiB of decoded tiles that the tiler keeps; 512 where it is not set."""
 
+ENV_DECODER_TRACE = "M2OST_DECODER_TRACE"
+"""Environment variable of the server: file that decoders note in when they read and cut."""
+
 
 class RowStatus(IntEnum):
     """Why a row has no value (tensor STATUS, INT32)."""

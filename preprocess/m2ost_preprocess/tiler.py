@@ -16,6 +16,7 @@ import numpy as np
 
 from .arrays import Arrays, CuPyArrays, NumPyArrays
 from .contract import RowStatus, ViewGeometry
+from .cutters import THREADS_PARAMETER, thread_count
 from .decoder import Decoder, Decoding
 from .decoder.protocol import GpuSlots, Strip
 from .errors import UnsupportedRequest
@@ -68,11 +69,13 @@ class PillowTiler:
     ----------
     geometry : ViewGeometry
         The views.
+    cut_threads : int, optional
+        See :class:`m2ost_preprocess.decoder.Decoder`.
     """
 
-    def __init__(self, geometry: ViewGeometry) -> None:
+    def __init__(self, geometry: ViewGeometry, cut_threads: int | None = None) -> None:
         self.geometry = geometry
-        self._decoder = Decoder(geometry)
+        self._decoder = Decoder(geometry, cut_threads=cut_threads)
         self._decoder.start()
 
     def buffers(self, rows: int) -> list[Any]:
@@ -249,7 +252,8 @@ def make_tiler(
     Parameters
     ----------
     parameters : mapping of str to str
-        Of the model's config; see ``CUT_PARAMETER`` and ``DECODE_PARAMETER``.
+        Of the model's config; see ``CUT_PARAMETER``, ``DECODE_PARAMETER`` and
+        :data:`m2ost_preprocess.cutters.THREADS_PARAMETER`.
     geometry : ViewGeometry
         The views.
     gpu : int or None
@@ -272,10 +276,11 @@ def make_tiler(
     for name, value, known in ((CUT_PARAMETER, cut, CUTS), (DECODE_PARAMETER, decode, DECODES)):
         if value not in known:
             raise ValueError(f"parameter {name} of slide_tiler must be one of {', '.join(known)}, not {value!r}")
+    threads = thread_count(parameters.get(THREADS_PARAMETER, "all"))
     if (cut == "cupy") != (gpu is not None):
         kind = "KIND_CPU" if gpu is None else "KIND_GPU"
         raise ValueError(f"parameter {CUT_PARAMETER} {cut!r} of slide_tiler does not fit {kind}: cupy needs KIND_GPU")
     if cut == "pillow":
-        return PillowTiler(geometry)
+        return PillowTiler(geometry, threads)
     arrays: Arrays = NumPyArrays() if gpu is None else CuPyArrays(gpu)
     return ArrayTiler(geometry, arrays, decode=decode, on_decoding=on_decoding)

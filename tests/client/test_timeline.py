@@ -36,15 +36,18 @@ def test_a_block_is_noted_even_where_it_fails_and_written_as_chrome_reads_it(tmp
     (tmp_path / "server.json").write_text(
         json.dumps([{"id": 1, "model_name": "m2ost"}, record(1, QUEUE_START=0, COMPUTE_START=2000, COMPUTE_END=5000)])
     )
+    span = {"lane": "decoder 7 cut_0", "name": "cut", "start_ns": 6000, "end_ns": 7000}
+    (tmp_path / "server.decoders.jsonl").write_text(f"{json.dumps(span)}\n")
     timeline.add_server(tmp_path / "server.json")
     timeline.write(tmp_path / "trace.json")
     events = json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
     lanes = {(e["pid"], e["tid"]): e["args"]["name"] for e in events if e["ph"] == "M"}
     spans = {lanes[e["pid"], e["tid"]]: e for e in events if e["ph"] == "X"}
-    assert set(spans) == {"stages", "m2ost queue", "m2ost compute"}
+    assert set(spans) == {"stages", "m2ost queue", "m2ost compute", "decoder 7 cut_0"}
     assert spans["stages"]["args"] == {"spots": 7}
     compute = spans["m2ost compute"]
     assert (compute["pid"], compute["name"], compute["ts"], compute["dur"]) == ("server", "m2ost", 2.0, 3.0)
+    assert (spans["decoder 7 cut_0"]["ts"], spans["decoder 7 cut_0"]["dur"]) == (6.0, 1.0)
     assert [e["ts"] for e in events if e["ph"] == "X"] == sorted(e["ts"] for e in events if e["ph"] == "X")
 
 

@@ -156,7 +156,7 @@ def test_lower_levels_serve_where_a_request_allows_them(server, pyramid):
     assert np.abs(lower - native).max() > 1e-4
 
 
-def test_a_timeline_shows_that_tiler_and_engine_work_at_once(narrow_release, crops, tmp_path):
+def test_a_timeline_shows_that_stages_work_at_once(narrow_release, crops, tmp_path):
     timeline, trace = Timeline(), tmp_path / "triton.json"
     ys, xs = np.mgrid[20:640:40, 20:768:40]
     centers = np.stack([xs.ravel(), ys.ravel()], axis=1)
@@ -178,4 +178,10 @@ def test_a_timeline_shows_that_tiler_and_engine_work_at_once(narrow_release, cro
         for model in ("slide_tiler", "m2ost")
     )
     assert sum(span.facts["requests"] for span in tiler) >= len(requests)
-    assert any(a.start_ns < b.end_ns and b.start_ns < a.end_ns for a in tiler for b in engine)
+    assert overlap(tiler, engine)
+    reading, cutting = ([span for span in timeline.spans if span.name == name] for name in ("read", "cut"))
+    assert overlap(reading, cutting)
+
+
+def overlap(some, others):
+    return any(a.start_ns < b.end_ns and b.start_ns < a.end_ns for a in some for b in others)

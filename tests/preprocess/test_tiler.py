@@ -351,6 +351,7 @@ def test_without_cupy_the_gpus_tiler_does_not_start(monkeypatch):
     [
         ({"cut": "torch"}, None, "cut of slide_tiler must be one of pillow, cupy, numpy, not 'torch'"),
         ({"cut": "cupy", "decode": "fast"}, 0, "decode of slide_tiler must be one of auto, cpu, gpu, not 'fast'"),
+        ({"cut_threads": "some"}, None, "cut_threads of slide_tiler must be 0, 1, 2, … or all, not 'some'"),
         ({"cut": "cupy"}, None, "'cupy' of slide_tiler does not fit KIND_CPU"),
         ({}, 0, "'pillow' of slide_tiler does not fit KIND_GPU"),
     ],

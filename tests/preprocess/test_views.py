@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from m2ost_preprocess.contract import RowStatus, ViewGeometry
+from m2ost_preprocess.cutters import Cutters
 from m2ost_preprocess.errors import UnreadableSlide
 from m2ost_preprocess.readers import SlideReader, open_slide
 from m2ost_preprocess.tiles import DEFAULT_CACHE_MIB, CachedReader, TileCache, TilingCounts
@@ -35,11 +36,11 @@ def definition(image, center, geometry, scale=1.0):
     return views
 
 
-def cut(reader, centers, scales=None, geometry=GEOMETRY, counts=None):
+def cut(reader, centers, scales=None, geometry=GEOMETRY, counts=None, cutters=None):
     centers = np.asarray(centers, np.int32)
     scales = np.ones(len(centers), np.float32) if scales is None else np.asarray(scales, np.float32)
     out = [np.full((len(centers), *geometry.shape), 7, np.uint8) for _ in geometry.names]
-    return out, cut_views(reader, centers, scales, geometry, out, counts)
+    return out, cut_views(reader, centers, scales, geometry, out, counts, cutters=cutters)
 
 
 def border_centers(size):
@@ -128,6 +129,22 @@ def test_grouping_does_not_change_a_view(svs):
         np.testing.assert_array_equal(np.concatenate([a[level] for a in alone]), together[level])
 
 
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("layout", ["dense", "random"])
+def test_threads_do_not_change_a_view(svs, threads, layout):
+    random = np.random.default_rng(5)
+    dense = np.stack(np.meshgrid(np.arange(480, 560, 16), np.arange(900, 1060, 16)), -1).reshape(-1, 2)
+    centers = dense if layout == "dense" else random.integers(0, (2220, 2967), (40, 2))
+    expected, statuses = cut(open_slide(svs), centers)
+    cutters = Cutters(threads)
+    for _ in range(3):
+        found, again = cut(CachedReader(open_slide(svs), TileCache(), "slide"), centers, cutters=cutters)
+        np.testing.assert_array_equal(again, statuses)
+        for view, other in zip(found, expected, strict=True):
+            np.testing.assert_array_equal(view, other)
+    cutters.close()
+
+
 def test_counts_say_what_was_read(svs):
     reader = open_slide(svs)
     counts = TilingCounts()
@@ -135,7 +152,8 @@ def test_counts_say_what_was_read(svs):
     assert counts == TilingCounts(spots=3, regions=2, moved_bytes=3 * 3 * 224 * 224 * 3)
 
 
-def test_damage_costs_the_spots_whose_windows_touch_it_and_no_other():
+@pytest.mark.parametrize("threads", [0, 2])
+def test_damage_costs_the_spots_whose_windows_touch_it_and_no_other(threads):
     class HalfBroken(SlideReader):
         name, path, size, resolution = "test", Path("half.svs"), (8192, 1024), None
         levels, resident_bytes = [(8192, 1024)], 0
@@ -152,7 +170,9 @@ def test_damage_costs_the_spots_whose_windows_touch_it_and_no_other():
             pass
 
     centers = [(1000, 500), (7000, 500), (1200, 500), (4600, 500), (4500, 500), (4552, 500), (4553, 500)]
-    views, statuses = cut(HalfBroken(), centers)
+    cutters = Cutters(threads)
+    views, statuses = cut(HalfBroken(), centers, cutters=cutters)
+    cutters.close()
     ok, failed = RowStatus.OK, RowStatus.DECODE_FAILED
     assert statuses.tolist() == [ok, failed, ok, failed, ok, ok, failed]
     assert views[0][statuses == ok].min() == 9

@@ -26,7 +26,7 @@ from m2ost_preprocess.tiles import TilingCounts
 from ..machine import spread
 from ..served_vs_bare import bare_runner, spots_to_score
 from .layouts import layouts
-from .ways import BATCH_ROWS, WINDOW_PX, collect, ours, ways
+from .ways import AGAINST, BATCH_ROWS, WINDOW_PX, collect, ours, ways
 
 BASELINE_SPOTS = 64
 """Spots that a baseline is timed on: neighbours from the middle of the layout, for they too keep some tiles."""
@@ -50,8 +50,8 @@ def compare_tilers(slide: Path, mpp: float, rounds: int, tell: Progress) -> list
     Returns
     -------
     list of dict
-        A layout each: milliseconds a spot by way, our counts, ratios to ours of the same round, and whether all views
-        of the inner spots are equal bit by bit.
+        A layout each: milliseconds a spot by way, our counts, ratios to ours on as many cores in the same round, and
+        whether all views of the inner spots are equal bit by bit.
     """
     tables = []
     for name, centers in layouts(open_slide(slide).size, mpp).items():
@@ -59,7 +59,7 @@ def compare_tilers(slide: Path, mpp: float, rounds: int, tell: Progress) -> list
         middle = len(centers) // 2
         sample = centers[middle : middle + BASELINE_SPOTS]
         counts = TilingCounts()
-        deque(ours(slide, centers, counts), maxlen=0)
+        deque(ours(slide, centers, counts), maxlen=0)  # on one core: columns that are read apart are moved twice
         inner = _inner(slide, sample)
         expected = collect(ours(slide, sample))
         equal = {
@@ -71,7 +71,7 @@ def compare_tilers(slide: Path, mpp: float, rounds: int, tell: Progress) -> list
         ms: dict[str, list[float]] = {way: [] for way in ways()}
         for _ in range(rounds):
             for way, run in ways().items():
-                spots = centers if way == "ours" else sample
+                spots = sample if way in AGAINST else centers
                 ms[way].append(1000 * _seconds(run(slide, spots)) / len(spots))
         tables.append(
             {
@@ -80,9 +80,9 @@ def compare_tilers(slide: Path, mpp: float, rounds: int, tell: Progress) -> list
                 "baseline_spots": len(sample),
                 "ms_a_spot": {way: spread(values) for way, values in ms.items()},
                 "times_as_fast": {
-                    way: spread([theirs / mine for theirs, mine in zip(values, ms["ours"], strict=True)])
-                    for way, values in ms.items()
-                    if way != "ours"
+                    way: spread([theirs / mine for theirs, mine in zip(ms[way], ms[AGAINST[way]], strict=True)])
+                    for way in ms
+                    if way in AGAINST
                 },
                 "equal": equal,
                 "counts": asdict(counts),

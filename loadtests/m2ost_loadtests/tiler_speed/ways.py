@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ from typing import Any
 import numpy as np
 import openslide
 from m2ost_preprocess.contract import ViewGeometry
+from m2ost_preprocess.cutters import Cutters
 from m2ost_preprocess.readers import open_slide
 from m2ost_preprocess.tiles import CachedReader, TileCache, TilingCounts
 from m2ost_preprocess.views import cut_views
@@ -28,13 +31,30 @@ Batch = list[Any]
 Way = Callable[[Path, Any], Iterator[Batch]]
 
 
+OURS = OURS_ONE_CORE, OURS_ALL_CORES = "ours, one core", "ours, all cores"
+
+AGAINST = {
+    "OpenSlide, one core": OURS_ONE_CORE,
+    "OpenSlide, all cores": OURS_ALL_CORES,
+    "cuCIM batched, all cores": OURS_ALL_CORES,
+    "tiatoolbox, one core": OURS_ONE_CORE,
+}
+"""Way of others → ours on as many cores."""
+
+
 def ways() -> dict[str, Way]:
     """Those that can run here, ours first."""
-    found: dict[str, Way] = {"ours": ours, "openslide": with_openslide}
+    cores = len(os.sched_getaffinity(0))
+    found: dict[str, Way] = {
+        OURS_ONE_CORE: ours,
+        OURS_ALL_CORES: partial(ours, cut_threads=cores),
+        "OpenSlide, one core": with_openslide,
+        "OpenSlide, all cores": partial(with_openslide, threads=cores),
+    }
     if find_spec("cucim") is not None:
-        found["cucim, batched"] = with_cucim
+        found["cuCIM batched, all cores"] = with_cucim
     if find_spec("tiatoolbox") is not None:
-        found["tiatoolbox"] = with_tiatoolbox
+        found["tiatoolbox, one core"] = with_tiatoolbox
     return found
 
 
@@ -44,25 +64,32 @@ def collect(batches: Iterator[Batch]) -> Batch:
     return [np.concatenate(view) for view in zip(*parts, strict=True)]
 
 
-def ours(path: Path, centers: Any, counts: TilingCounts | None = None, *, pyramid: bool = False) -> Iterator[Batch]:
+def ours(
+    path: Path, centers: Any, counts: TilingCounts | None = None, *, pyramid: bool = False, cut_threads: int = 0
+) -> Iterator[Batch]:
     """The tiler of the profile ``cpu``, without its process: tiles decoded once, resizes shared down a column."""
-    reader = CachedReader(open_slide(path), TileCache(), path)
+    reader, cutters = CachedReader(open_slide(path), TileCache(), path), Cutters(cut_threads)
     views = _views(BATCH_ROWS)
     for first in range(0, len(centers), BATCH_ROWS):
         batch = centers[first : first + BATCH_ROWS]
         out = [view[: len(batch)] for view in views]
-        cut_views(reader, batch, np.ones(len(batch), np.float32), GEOMETRY, out, counts, pyramid=pyramid)
+        scales = np.ones(len(batch), np.float32)
+        cut_views(reader, batch, scales, GEOMETRY, out, counts, pyramid=pyramid, cutters=cutters)
         yield out
     if counts is not None:
         counts += reader.take_counts()
+    cutters.close()
     reader.close()
 
 
-def with_openslide(path: Path, centers: Any) -> Iterator[Batch]:
+def with_openslide(path: Path, centers: Any, *, threads: int = 1) -> Iterator[Batch]:
     """One ``read_region`` a spot, as large as its coarsest view, and Pillow's crops and resizes of it."""
-    with openslide.OpenSlide(str(path)) as slide:
-        for corner in (centers - WINDOW_PX // 2).tolist():
-            yield _cut(slide.read_region(corner, 0, (WINDOW_PX, WINDOW_PX)).convert("RGB"))
+    with openslide.OpenSlide(str(path)) as slide, ThreadPoolExecutor(threads) as pool:
+
+        def spot(corner: tuple[int, int]) -> Batch:
+            return _cut(slide.read_region(corner, 0, (WINDOW_PX, WINDOW_PX)).convert("RGB"))
+
+        yield from pool.map(spot, (centers - WINDOW_PX // 2).tolist())
 
 
 def with_cucim(path: Path, centers: Any) -> Iterator[Batch]:

@@ -17,6 +17,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from ..contract import MAX_ROWS, ViewGeometry
+from ..cutters import thread_count
 from ..errors import PreprocessError, UnreadableSlide
 from ..readers.base import Pixels
 from ..tiles import TilingCounts
@@ -71,6 +72,8 @@ class Decoder:
         Longest time for cutting views once in seconds.
     describe_timeout_s : float
         Longest time for describing a slide in seconds.
+    cut_threads : int, optional
+        Threads of the child that cut views, beside the one that reads; by default one for each core. 0: that one does.
     """
 
     def __init__(
@@ -79,10 +82,12 @@ class Decoder:
         *,
         timeout_s: float = CUT_TIMEOUT_S,
         describe_timeout_s: float = DESCRIBE_TIMEOUT_S,
+        cut_threads: int | None = None,
     ) -> None:
         self.geometry = geometry or ViewGeometry()
         self._timeout_s = timeout_s
         self._describe_timeout_s = describe_timeout_s
+        self._cut_threads = thread_count("all") if cut_threads is None else cut_threads
         self._lock = threading.Lock()
         self._closed = False
         size = buffer_bytes(self.geometry, MAX_ROWS)
@@ -136,9 +141,10 @@ class Decoder:
         ours, theirs = socket.socketpair()
         self._pipe = Connection(ours.detach())
         with theirs:
+            numbers = theirs.fileno(), self._buffer_fd, self._cut_threads
             self._child = subprocess.Popen(
-                [_python(), "-P", "-m", f"{__package__}.worker", str(theirs.fileno()), str(self._buffer_fd)],
-                pass_fds=(theirs.fileno(), self._buffer_fd),
+                [_python(), "-P", "-m", f"{__package__}.worker", *map(str, numbers)],
+                pass_fds=numbers[:2],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
             )

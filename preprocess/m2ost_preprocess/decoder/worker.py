@@ -1,4 +1,4 @@
-"""The child process: ``python -m m2ost_preprocess.decoder.worker SOCKET_FD BUFFER_FD``.
+"""The child process: ``python -m m2ost_preprocess.decoder.worker SOCKET_FD BUFFER_FD CUT_THREADS``.
 
 Reads jobs from the socket until its parent closes it or dies, in the middle of a job too: it does not outlive the
 parent. Views go into the shared buffer, everything else through the socket.
@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from ..cutters import Cutters
 from ..errors import PreprocessError, UnknownResolution, UnreadableSlide
 from ..readers import Resolution, SlideFormat, identify, native_errors, open_slide
 from ..readers.base import MPP_PLAUSIBLE
@@ -142,7 +143,7 @@ def describe(slides: OpenSlides, job: Describe) -> SlideInfo:
     )
 
 
-def cut(slides: OpenSlides, job: CutViews, buffer: mmap.mmap) -> ViewsCut:
+def cut(slides: OpenSlides, job: CutViews, buffer: mmap.mmap, cutters: Cutters) -> ViewsCut:
     """Answer a :class:`CutViews` job.
 
     Parameters
@@ -153,6 +154,8 @@ def cut(slides: OpenSlides, job: CutViews, buffer: mmap.mmap) -> ViewsCut:
         What is asked.
     buffer : mmap
         Receives the views.
+    cutters : Cutters
+        Cut them.
 
     Returns
     -------
@@ -165,7 +168,9 @@ def cut(slides: OpenSlides, job: CutViews, buffer: mmap.mmap) -> ViewsCut:
     counts = TilingCounts()
     out = view_arrays(buffer, job.geometry, len(job.centers))
     _, reader = slides.get(job.path)
-    statuses = cut_views(reader, job.centers, job.scales, job.geometry, out, counts, pyramid=job.pyramid)
+    statuses = cut_views(
+        reader, job.centers, job.scales, job.geometry, out, counts, pyramid=job.pyramid, cutters=cutters
+    )
     counts += reader.take_counts()
     return ViewsCut(statuses, counts)
 
@@ -192,7 +197,7 @@ def read_rectangle(slides: OpenSlides, job: ReadRectangle, buffer: mmap.mmap) ->
 
 
 def answer_job(
-    slides: OpenSlides, streams: RegionStreams, job: Any, buffer: mmap.mmap
+    slides: OpenSlides, streams: RegionStreams, cutters: Cutters, job: Any, buffer: mmap.mmap
 ) -> SlideInfo | ViewsCut | RegionsRead | None:
     """Answer any job.
 
@@ -202,6 +207,8 @@ def answer_job(
         Where slides are open.
     streams : RegionStreams
         What sends regions strip by strip.
+    cutters : Cutters
+        Cut views.
     job : Describe or CutViews or ReadRectangle or ReadRegions
         What is asked.
     buffer : mmap
@@ -223,7 +230,7 @@ def answer_job(
         return None
     if isinstance(job, ReadRegions):
         return streams.read(slides.get(job.path)[1], job)
-    return cut(slides, job, buffer)
+    return cut(slides, job, buffer, cutters)
 
 
 def _leave_with(socket_fd: int) -> None:
@@ -236,11 +243,11 @@ def _leave_with(socket_fd: int) -> None:
 
 def main() -> None:
     """Serve jobs until the parent goes away."""
-    socket_fd, buffer_fd = (int(a) for a in sys.argv[1:3])
+    socket_fd, buffer_fd, cut_threads = (int(a) for a in sys.argv[1:4])
     pipe = Connection(socket_fd)
     buffer = mmap.mmap(buffer_fd, 0)
     slides = OpenSlides(TileCache.from_environment())
-    streams = RegionStreams(pipe, buffer)
+    streams, cutters = RegionStreams(pipe, buffer), Cutters.from_environment(cut_threads)
     native_errors.install()
     threading.Thread(target=_leave_with, args=(socket_fd,), daemon=True).start()
     while True:
@@ -250,7 +257,7 @@ def main() -> None:
             return
         answer: Any
         try:
-            answer = answer_job(slides, streams, job, buffer)
+            answer = answer_job(slides, streams, cutters, job, buffer)
         except PreprocessError as error:
             answer = error
         except Exception as error:  # an answer, whatever it is: the parent takes silence for a crash
