@@ -30,8 +30,7 @@ Part = Callable[[], None]
 class SpanFile:
     """A file that gets a line of JSON for every span: ``lane``, ``name``, ``start_ns``, ``end_ns``.
 
-    The clock is ``CLOCK_MONOTONIC``; a lane is a thread. Processes may share the file: a line is written at once, at its
-    end.
+    The clock is ``CLOCK_MONOTONIC``; a lane is a thread. Processes may share the file: each line is written by one call.
 
     Parameters
     ----------
