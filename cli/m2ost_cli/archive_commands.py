@@ -7,14 +7,15 @@ import json
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from .common import UserError, needs
-from .serving_commands import embedded
+from .serving_commands import SERVER_IS_THERE, embedded
 
 if TYPE_CHECKING:
     from m2ost_client.archive import (
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
         RescoreOptions,
         SlideList,
     )
+    from m2ost_client.supervisor import TritonServer
 
 EXIT_INCOMPLETE = 3
 EXIT_INTERRUPTED = 130
@@ -52,6 +54,7 @@ def rescore(
         Path | None, typer.Option(help="Release for the embedded server; by default that of the shipped checkpoint.")
     ] = None,
     checkpoint: Annotated[Path | None, typer.Option(help="Checkpoint to export for the embedded server.")] = None,
+    profile: Annotated[str | None, typer.Option(help="The embedded server's profile; by default cpu.")] = None,
     pitch_um: Annotated[
         float, typer.Option(help="Pitch of the grid in µm, where a slide has none of its own.")
     ] = 100.0,
@@ -104,8 +107,8 @@ def rescore(
         raise UserError("--send-pixels is for a server elsewhere; give --server ADDRESS")
     if ray and not server:
         raise UserError("--ray has workers elsewhere ask servers; give --server ADDRESS, as workers see it")
-    if server and (release or checkpoint):
-        raise UserError("--server already serves a release; give either --server or --release / --checkpoint")
+    if server and (release or checkpoint or profile):
+        raise UserError(SERVER_IS_THERE)
     try:
         StreamOptions(batch_rows=batch_rows)
         settings = Settings(pitch_um=pitch_um, view_mpp=view_mpp if view_mpp in (None, "model") else float(view_mpp))
@@ -133,8 +136,9 @@ def rescore(
     with ExitStack() as stack:
         stack.enter_context(exclusive(out))
         cluster = stack.enter_context(connected(ray)) if ray else None
+        serve = partial(embedded, release=release, checkpoint=checkpoint, log=server_log, profile=profile)
         addresses, access, check = _servers(
-            stack, slides, options.staging_folder, server, metrics_port, send_pixels, release, checkpoint, server_log
+            stack, slides, options.staging_folder, server, metrics_port, send_pixels, serve
         )
         on_progress = stack.enter_context(_progress(len(slides.rows)))
         made = asyncio.run(
@@ -154,9 +158,7 @@ def _servers(
     servers: list[str] | None,
     metrics_port: int,
     send_pixels: bool,
-    release: Path | None,
-    checkpoint: Path | None,
-    log: Path | None,
+    serve: Callable[[dict[str, Path]], AbstractContextManager[TritonServer]],
 ) -> tuple[list[Address], Callable[[Pool, OnRay | None], Access], Callable[[], None]]:
     """Where the servers are, how slides reach them, and what tells that an embedded one was given up."""
     from m2ost_client.archive import Address, OnServer, Sent, SentByWorkers, Shared, is_url, roots_of
@@ -184,7 +186,7 @@ def _servers(
     if remote:
         staging.mkdir(parents=True, exist_ok=True)
     roots = roots_of((row.path for row in slides.rows if not is_url(row.path)), staging if remote else None)
-    server = stack.enter_context(embedded(roots, release, checkpoint, log))
+    server = stack.enter_context(serve(roots))
     return (
         [Address(server.address, server.metrics_url)],
         lambda pool, workers: Shared(pool, roots),

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 EXIT_SPOTS_WITHOUT_VALUE = 3
 EMBEDDED_ROOT = "slides"
+SERVER_IS_THERE = "--server serves a release in its own way; leave --release, --checkpoint and --profile out"
 _LEVELS = ("debug", "info", "warning", "error")
 
 
@@ -107,6 +108,9 @@ def predict(
         Path | None, typer.Option(help="Release for the embedded server; by default that of the shipped checkpoint.")
     ] = None,
     checkpoint: Annotated[Path | None, typer.Option(help="Checkpoint to export for the embedded server.")] = None,
+    profile: Annotated[
+        str | None, typer.Option(help="The embedded server's profile; by default cpu, or cpu-dense for a dense map.")
+    ] = None,
     spots: Annotated[
         Path | None, typer.Option(help="Spot table, Visium tissue_positions or .h5ad; by default a grid.")
     ] = None,
@@ -188,10 +192,12 @@ def predict(
                 raise UserError(f"{slide}: no such file")
             name = f"{EMBEDDED_ROOT}/{path.name}"
             roots = {EMBEDDED_ROOT: path.parent}
-            running = embedded(roots, release, checkpoint, server_log, dense=bool(cells), trace=server_trace)
+            running = embedded(
+                roots, release, checkpoint, server_log, profile=profile, dense=bool(cells), trace=server_trace
+            )
             server = stack.enter_context(running).address
-        elif release or checkpoint:
-            raise UserError("--server already serves a release; give either --server or --release / --checkpoint")
+        elif release or checkpoint or profile:
+            raise UserError(SERVER_IS_THERE)
         options = PredictOptions(
             slide=name,
             out=out,
@@ -241,6 +247,7 @@ def embedded(
     checkpoint: Path | None,
     log: Path | None,
     *,
+    profile: str | None = None,
     dense: bool = False,
     trace: Path | None = None,
 ) -> Iterator[TritonServer]:
@@ -266,7 +273,7 @@ def embedded(
         options = ServerOptions(
             release=release,
             roots=SlideRoots(roots),
-            profile=DENSE_PROFILE if dense and (release / DENSE_FILE).exists() else DEFAULT_PROFILE,
+            profile=profile or (DENSE_PROFILE if dense and (release / DENSE_FILE).exists() else DEFAULT_PROFILE),
             trace=trace,
         )
         yield stack.enter_context(TritonServer(options, on_log=on_log))

@@ -1,7 +1,7 @@
 """What ran when: a timeline of client and server in Chrome's trace format, for chrome://tracing or ui.perfetto.dev.
 
 The client notes its own stages. An embedded server is asked for Triton's own trace of every request, and its decoders
-for what each of their threads does. All have the same clock: ``CLOCK_MONOTONIC`` of this host.
+for when they read and cut views. All have the same clock: ``CLOCK_MONOTONIC`` of this host.
 """
 
 from __future__ import annotations
@@ -82,13 +82,13 @@ class Timeline:
             If the file is not there or not whole.
         """
         try:
-            records = json.loads(trace.read_text(encoding="utf-8"))
+            self.spans += server_spans(json.loads(trace.read_text(encoding="utf-8")))
+            decoders = decoder_trace(trace)
+            if decoders.exists():  # not where a server had none
+                lines = decoders.read_text(encoding="utf-8").splitlines()
+                self.spans += [Span(SERVER, facts={}, **json.loads(line)) for line in lines]
         except (OSError, ValueError) as error:
             raise OutputError(f"the server left no trace that can be read ({error}); see --server-log") from error
-        self.spans += server_spans(records)
-        decoders = decoder_trace(trace)
-        if decoders.exists():  # none where nothing was read on the server
-            self.spans += [Span(SERVER, facts={}, **json.loads(line)) for line in decoders.open(encoding="utf-8")]
 
     def write(self, path: Path) -> None:
         """Write the timeline.

@@ -63,7 +63,7 @@ class Split:
 
 
 def splits(cores: int) -> list[Split]:
-    """Those worth a measurement: all cores or one less, what spins, and a tiler that reads and cuts in turn."""
+    """Those worth a measurement: all cores or one less, what spins, and fewer threads for the tiler."""
     counts = sorted({cores, max(1, cores - 1)}, reverse=True)
     found = [Split(DEFAULT_PROFILE, n, spinning) for n in counts for spinning in (False, True)]
     found += [Split(DEFAULT_PROFILE, cores, cut_threads=n) for n in ("0", "1")]

@@ -1,50 +1,29 @@
-"""Threads that cut regions while the next is read, and a note of when either ran.
+"""Threads that cut regions while the next is read.
 
 Reading stays on the thread that asks for it: native libraries tell of damage on standard output, and what they say
-belongs to the slide that one thread reads. Pillow and NumPy let go of the interpreter while they work on pixels.
+belongs to the slide that one thread reads. Pillow's resizes and NumPy's copies let go of the interpreter.
 """
 
 from __future__ import annotations
 
-import contextlib
-import json
 import os
 import threading
-import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from pathlib import Path
 
-from .contract import ENV_DECODER_TRACE
+from .spans import Spans
 
 THREADS_PARAMETER = "cut_threads"
 """Parameter of the config of ``slide_tiler``: threads that cut, a number or ``all``."""
+
+MOST_FOR_ALL = 8
+"""Threads that ``all`` means at most: more wait for the one that reads."""
 
 REGIONS_AT_ONCE = 2
 """Regions whose pixels wait to be cut or are being cut; a third is read meanwhile, and no fourth."""
 
 Part = Callable[[], None]
-
-
-class SpanFile:
-    """A file that gets a line of JSON for every span: ``lane``, ``name``, ``start_ns``, ``end_ns``.
-
-    The clock is ``CLOCK_MONOTONIC``; a lane is a thread. Processes may share the file: each line is written by one call.
-
-    Parameters
-    ----------
-    path : Path
-    """
-
-    def __init__(self, path: Path) -> None:
-        self._fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
-
-    def add(self, name: str, start_ns: int, end_ns: int) -> None:
-        """Add a span of this thread."""
-        lane = f"decoder {os.getpid()} {threading.current_thread().name}"
-        line = json.dumps({"lane": lane, "name": name, "start_ns": start_ns, "end_ns": end_ns})
-        os.write(self._fd, f"{line}\n".encode())
 
 
 class Cutters:
@@ -54,37 +33,27 @@ class Cutters:
     ----------
     threads : int
         How many cut beside the thread that reads; 0: that one does.
-    spans : SpanFile, optional
-        Told of all reading and cutting.
+    spans : Spans, optional
+        Told of all cutting; whoever reads tells it of that.
     """
 
-    def __init__(self, threads: int = 0, spans: SpanFile | None = None) -> None:
-        self.threads = threads
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="cut") if threads else None
-        self._spans = spans
+    def __init__(self, threads: int = 0, spans: Spans | None = None) -> None:
+        self.threads, self.spans = threads, spans or Spans()
+        self._pool = _started(threads) if threads else None
         self._regions: deque[list[Future[None]]] = deque()
 
-    @classmethod
-    def from_environment(cls, threads: int) -> Cutters:
-        """With the file of spans that the environment variable ``M2OST_DECODER_TRACE`` names, if it does."""
-        path = os.environ.get(ENV_DECODER_TRACE)
-        return cls(threads, SpanFile(Path(path)) if path else None)
-
-    @contextlib.contextmanager
-    def span(self, name: str) -> Iterator[None]:
-        """Note what is done within."""
-        began = time.monotonic_ns()
-        yield
-        if self._spans is not None:
-            self._spans.add(name, began, time.monotonic_ns())
-
-    def cut(self, parts: Iterable[Part]) -> None:
+    def cut(self, parts: Sequence[Part]) -> None:
         """Have the parts of a region run, in any order; returns while they do, once no more than two regions are cut.
 
         Parameters
         ----------
-        parts : iterable of callable
+        parts : sequence of callable
             They keep the pixels that they need alive.
+
+        Raises
+        ------
+        Exception
+            What a part of an earlier region raised. Others may still run: see :meth:`finish`.
         """
         if self._pool is None:
             for part in parts:
@@ -92,7 +61,8 @@ class Cutters:
             return
         self._regions.append([self._pool.submit(self._run, part) for part in parts])
         while len(self._regions) > REGIONS_AT_ONCE:
-            _result(self._regions.popleft())
+            wait(self._regions[0])
+            _raise_first(self._regions.popleft())
 
     def finish(self) -> None:
         """Wait until all has been cut.
@@ -103,9 +73,10 @@ class Cutters:
             What a part raised; no part runs any more.
         """
         regions, self._regions = self._regions, deque()
-        wait([future for region in regions for future in region])
         for region in regions:
-            _result(region)
+            wait(region)
+        for region in regions:
+            _raise_first(region)
 
     def close(self) -> None:
         """End the threads."""
@@ -113,22 +84,33 @@ class Cutters:
             self._pool.shutdown()
 
     def _run(self, part: Part) -> None:
-        with self.span("cut"):
+        with self.spans.span("cut"):
             part()
 
 
-def _result(futures: list[Future[None]]) -> None:
+def _started(threads: int) -> ThreadPoolExecutor:
+    """A pool with all its threads: one that it failed to start later would leave a part that nobody waits for."""
+    pool, together = ThreadPoolExecutor(threads, thread_name_prefix="cut"), threading.Barrier(threads)
+    try:
+        wait([pool.submit(together.wait) for _ in range(threads)])
+    except BaseException:
+        together.abort()
+        raise
+    return pool
+
+
+def _raise_first(futures: list[Future[None]]) -> None:
     for future in futures:
         future.result()
 
 
 def thread_count(given: str) -> int:
-    """Threads that a config or a command line asks for.
+    """Threads that a config asks for.
 
     Parameters
     ----------
     given : str
-        A number from 0 on, or ``all``: one for each core of this process's CPU set.
+        A number from 0 on, or ``all``: one for each core of this process's CPU set, eight at most.
 
     Raises
     ------
@@ -136,7 +118,7 @@ def thread_count(given: str) -> int:
         If it is neither.
     """
     if given == "all":
-        return len(os.sched_getaffinity(0))
+        return min(len(os.sched_getaffinity(0)), MOST_FOR_ALL)
     if not given.isdecimal():
         raise ValueError(f"parameter {THREADS_PARAMETER} of slide_tiler must be 0, 1, 2, … or all, not {given!r}")
     return int(given)

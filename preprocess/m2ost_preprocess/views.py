@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -22,10 +21,10 @@ from .readers.base import Pixels, SlideReader
 from .tiles import TilingCounts
 
 REGION_PX = 2048
-"""Side of the squares that spots are grouped by, in level-0 pixels: one region is put together for each square."""
+"""Side of the squares that spots are grouped by, in level-0 pixels: a region is put together for each, or a few are."""
 
 COLUMN_PX = 512
-"""Width of the regions instead of the squares', where one is cut while the next is read."""
+"""Width of the parts of a square that become regions of their own, where one is cut while the next is read."""
 
 ORDERED_BYTES = 384 << 20
 """Bytes of decoded tiles that the order of spots keeps in use."""
@@ -200,7 +199,8 @@ def cut_views(
         Cut coarse views from the slide's own lower levels where one fits: less to decode, but other values than the
         definition's.
     cutters : Cutters, optional
-        Cut one region while the next is read. By default this thread does both, one after the other.
+        Cut one region while the next is read. By default this thread does both, one after the other; so it does where a
+        window is larger than ``REGION_PX``.
 
     Returns
     -------
@@ -208,7 +208,8 @@ def cut_views(
         A ``RowStatus`` a row; see :func:`for_each_region`.
     """
     counts = TilingCounts() if counts is None else counts
-    cutters = cutters or Cutters()
+    if cutters is None or _largest_window(scales, geometry) > REGION_PX:
+        cutters = Cutters()  # windows of that size would fill a gigabyte, several at a time
 
     def cut(region: Region) -> None:
         rows, scale = region.rows, float(scales[region.rows[0]])
@@ -222,13 +223,14 @@ def cut_views(
             end = np.max([corners.max(axis=0) + side for corners, side in windows], axis=0)
             needed = np.concatenate([np.insert(corners, 2, side, axis=1) for corners, side in windows])
             box = *origin.tolist(), *(end - origin).tolist()
-            with cutters.span("read"):
-                region_cutter = RegionCutter(reader.read_padded(*box, level=level, windows=needed))
-            parts = (
-                region_cutter.parts(corners - origin, side, out[view], rows)
-                for view, (corners, side) in zip(views, windows, strict=True)
-            )
-            cutters.cut(chain.from_iterable(parts))
+            with cutters.spans.span("read"):
+                cutter = RegionCutter(reader.read_padded(*box, level=level, windows=needed))
+                parts = [
+                    part
+                    for view, (corners, side) in zip(views, windows, strict=True)
+                    for part in cutter.parts(corners - origin, side, out[view], rows)
+                ]
+            cutters.cut(parts)
 
     width_px = COLUMN_PX if cutters.threads else REGION_PX
     try:
@@ -270,6 +272,11 @@ def _windows_at(reader: SlideReader, level: int, centers: Centers, side: int) ->
         return corners, side
     shrink = np.asarray(reader.size) / np.asarray(reader.levels[level])
     return np.rint(corners / shrink).astype(np.int64), max(1, round(side / float(shrink.mean())))
+
+
+def _largest_window(scales: Scales, geometry: ViewGeometry) -> int:
+    largest = float(np.nan_to_num(scales).clip(SCALE_MIN, SCALE_MAX).max(initial=SCALE_MIN))
+    return geometry.window_px(geometry.n_views - 1, largest)
 
 
 def _region_around(rows: Any, centers: Centers, scales: Scales, geometry: ViewGeometry) -> Region:

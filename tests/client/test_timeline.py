@@ -54,7 +54,10 @@ def test_a_block_is_noted_even_where_it_fails_and_written_as_chrome_reads_it(tmp
 def test_a_trace_that_is_not_whole_is_an_error(tmp_path):
     half = tmp_path / "half.json"
     half.write_text('[{"id": 1')
-    for trace in (half, tmp_path / "absent.json"):
+    damaged = tmp_path / "damaged.json"
+    damaged.write_text("[]")
+    (tmp_path / "damaged.decoders.jsonl").write_text('{"lane": "dec')
+    for trace in (half, tmp_path / "absent.json", damaged):
         with pytest.raises(OutputError, match="no trace that can be read"):
             Timeline().add_server(trace)
     with pytest.raises(OutputError, match="timeline cannot be written"):

@@ -174,7 +174,7 @@ def test_bad_slides_and_spots_are_errors_that_say_what_to_do(narrow_server, trun
         (("wsi/CMU-1-Small-Region.svs", *server, "--view-mpp", "nan"), "--view-mpp must lie in"),
         (("wsi/CMU-1-Small-Region.svs", *server, "--view-mpp", 1000), "--view-mpp must lie in"),
         (("wsi/CMU-1-Small-Region.svs", *server, "--batch-rows", 300), "batch_rows must be"),
-        (("wsi/CMU-1-Small-Region.svs", *server, "--release", tmp_path), "already serves a release"),
+        (("wsi/CMU-1-Small-Region.svs", *server, "--release", tmp_path), "serves a release in its own way"),
         ((tmp_path / "absent.svs",), "absent.svs: no such file"),
         ((svs, "--release", tmp_path), "not a release"),
         ((svs, "--send-pixels"), "give --server"),

@@ -17,6 +17,7 @@ from m2ost_preprocess.decoder.gpu import choose_decoding, decide, read_padded_on
 from m2ost_preprocess.decoder.protocol import Acknowledged, GpuSlots, ReadRegions, RegionsRead
 from m2ost_preprocess.errors import SlideNotFound, UnreadableSlide, UnsupportedRequest
 from m2ost_preprocess.readers import open_slide
+from m2ost_preprocess.spans import Spans
 from m2ost_preprocess.tiler import ArrayTiler, PillowTiler, _Cutter, _Slots, make_tiler
 from m2ost_preprocess.tiles import CachedReader, TileCache, TilingCounts
 from m2ost_preprocess.views import Region
@@ -301,7 +302,7 @@ def test_strips_in_gpu_memory_become_the_same_views(svs, pillow, monkeypatch):
     reader = CachedReader(plain, TileCache(), "a")
     ours, theirs = multiprocessing.Pipe()
     # A megabyte a slot: every region comes in several strips.
-    streams = regions.RegionStreams(theirs, mmap.mmap(-1, 2 << 20))
+    streams = regions.RegionStreams(theirs, mmap.mmap(-1, 2 << 20), Spans())
     out = [np.zeros((len(centers), *GEOMETRY.shape), np.uint8) for _ in GEOMETRY.names]
     job = ReadRegions(str(svs), centers, scales, GEOMETRY, "gpu", 0)
     child = threading.Thread(target=lambda: theirs.send(streams.read(reader, job)))

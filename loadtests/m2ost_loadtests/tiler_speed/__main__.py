@@ -36,7 +36,7 @@ def table(report: dict[str, Any]) -> list[str]:
     share = lower["decoded_px"]["lower levels"] / lower["decoded_px"]["level 0"]
     lines.append(
         f"--pyramid, {lower['spots']} spots: {share:.2f} of the pixels decoded, "
-        f"{lower['times_as_fast']['median']:.1f} times as fast; r per gene with the definition's "
+        f"{lower['times_as_fast']['median']:.1f} times as fast on one core; r per gene with the definition's "
         f"views at least {lower['r_per_gene']['min']:.4f}, differences up to {lower['max_difference_sd']:.2f} standard "
         "deviations"
     )

@@ -26,7 +26,7 @@ from m2ost_preprocess.tiles import TilingCounts
 from ..machine import spread
 from ..served_vs_bare import bare_runner, spots_to_score
 from .layouts import layouts
-from .ways import AGAINST, BATCH_ROWS, WINDOW_PX, collect, ours, ways
+from .ways import AGAINST, BATCH_ROWS, OURS_ALL_CORES, WINDOW_PX, collect, ours, ways
 
 BASELINE_SPOTS = 64
 """Spots that a baseline is timed on: neighbours from the middle of the layout, for they too keep some tiles."""
@@ -59,7 +59,7 @@ def compare_tilers(slide: Path, mpp: float, rounds: int, tell: Progress) -> list
         middle = len(centers) // 2
         sample = centers[middle : middle + BASELINE_SPOTS]
         counts = TilingCounts()
-        deque(ours(slide, centers, counts), maxlen=0)  # on one core: columns that are read apart are moved twice
+        deque(ways()[OURS_ALL_CORES](slide, centers, counts), maxlen=0)
         inner = _inner(slide, sample)
         expected = collect(ours(slide, sample))
         equal = {
@@ -193,8 +193,8 @@ def lower_levels(release: Path, slide: Path, spots: int, rounds: int) -> dict[st
     Returns
     -------
     dict
-        Pixels decoded with and without, and how much faster the views are cut; Pearson r per gene across spots between
-        the two, and the largest difference in units of the gene's standard deviation.
+        Pixels decoded with and without, and how much faster the views are cut on one core; Pearson r per gene across
+        spots between the two, and the largest difference in units of the gene's standard deviation.
     """
     centers = spots_to_score(slide, 200.0)[:spots]
     session = cpu_session(release / contract.MODEL_ENGINE / "1" / "model.onnx")

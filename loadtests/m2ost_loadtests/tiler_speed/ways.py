@@ -67,7 +67,7 @@ def collect(batches: Iterator[Batch]) -> Batch:
 def ours(
     path: Path, centers: Any, counts: TilingCounts | None = None, *, pyramid: bool = False, cut_threads: int = 0
 ) -> Iterator[Batch]:
-    """The tiler of the profile ``cpu``, without its process: tiles decoded once, resizes shared down a column."""
+    """The tiler of the profiles for a CPU, without its process: tiles decoded once, resizes shared down a column."""
     reader, cutters = CachedReader(open_slide(path), TileCache(), path), Cutters(cut_threads)
     views = _views(BATCH_ROWS)
     for first in range(0, len(centers), BATCH_ROWS):
@@ -93,14 +93,19 @@ def with_openslide(path: Path, centers: Any, *, threads: int = 1) -> Iterator[Ba
 
 
 def with_cucim(path: Path, centers: Any) -> Iterator[Batch]:
-    """cuCIM's own batched ``read_region``, with a worker a core, and Pillow's crops and resizes."""
+    """cuCIM's own batched ``read_region``, with a worker a core, and Pillow's crops and resizes on as many threads."""
     from cucim.clara import CuImage
 
     image = CuImage(str(path))
     corners = (centers - WINDOW_PX // 2).tolist()
     workers = len(os.sched_getaffinity(0))
-    for window in image.read_region(corners, (WINDOW_PX, WINDOW_PX), 0, batch_size=1, num_workers=workers):
-        yield _cut(Image.fromarray(np.asarray(window)[..., :3].reshape(WINDOW_PX, WINDOW_PX, 3)))
+    windows = image.read_region(corners, (WINDOW_PX, WINDOW_PX), 0, batch_size=1, num_workers=workers)
+
+    def cut(window: Any) -> Batch:
+        return _cut(Image.fromarray(np.asarray(window)[..., :3].reshape(WINDOW_PX, WINDOW_PX, 3)))
+
+    with ThreadPoolExecutor(workers) as pool:
+        yield from pool.map(cut, windows)
     image.close()
 
 

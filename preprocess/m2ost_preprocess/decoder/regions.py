@@ -7,6 +7,7 @@ from multiprocessing.connection import Connection
 from typing import Protocol
 
 from ..readers import SlideReader
+from ..spans import Spans
 from ..tiles import CachedReader, TilingCounts
 from ..views import Region, for_each_region
 from .gpu import GpuMemory, choose_decoding
@@ -49,10 +50,12 @@ class RegionStreams:
         To the parent.
     buffer : mmap
         Memory shared with it.
+    spans : Spans
+        Told of all reading.
     """
 
-    def __init__(self, pipe: Connection, buffer: mmap.mmap) -> None:
-        self._pipe = pipe
+    def __init__(self, pipe: Connection, buffer: mmap.mmap, spans: Spans) -> None:
+        self._pipe, self._spans = pipe, spans
         self._host = _SharedMemory(buffer)
         self._gpu: GpuMemory | None = None
         self._decodings: dict[tuple[object, ...], Decoding] = {}
@@ -117,7 +120,8 @@ class RegionStreams:
             # Acknowledgements come in order: with fewer than all slots under way, the next one is free.
             self._wait_until(SLOTS - 1)
             slot = self._sent % SLOTS
-            slots.fill(slot, reader, region, top, height)
+            with self._spans.span("read"):
+                slots.fill(slot, reader, region, top, height)
             self._post(Strip(region, top, height, slot, slots.on_gpu))
             self._sent += 1
 

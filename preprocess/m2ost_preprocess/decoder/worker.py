@@ -23,6 +23,7 @@ from ..errors import PreprocessError, UnknownResolution, UnreadableSlide
 from ..readers import Resolution, SlideFormat, identify, native_errors, open_slide
 from ..readers.base import MPP_PLAUSIBLE
 from ..slides import fingerprint, slide_files
+from ..spans import Spans
 from ..tiles import CachedReader, TileCache, TilingCounts
 from ..views import cut_views
 from .protocol import (
@@ -247,7 +248,8 @@ def main() -> None:
     pipe = Connection(socket_fd)
     buffer = mmap.mmap(buffer_fd, 0)
     slides = OpenSlides(TileCache.from_environment())
-    streams, cutters = RegionStreams(pipe, buffer), Cutters.from_environment(cut_threads)
+    spans = Spans.from_environment()
+    streams, cutters = RegionStreams(pipe, buffer, spans), Cutters(cut_threads, spans)
     native_errors.install()
     threading.Thread(target=_leave_with, args=(socket_fd,), daemon=True).start()
     while True:
