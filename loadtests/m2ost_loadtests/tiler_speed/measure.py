@@ -26,7 +26,7 @@ from m2ost_preprocess.tiles import TilingCounts
 from ..machine import spread
 from ..served_vs_bare import bare_runner, spots_to_score
 from .layouts import layouts
-from .ways import AGAINST, BATCH_ROWS, OURS_ALL_CORES, WINDOW_PX, collect, ours, ways
+from .ways import AGAINST, BATCH_ROWS, WINDOW_PX, all_cores, collect, ours, ways
 
 BASELINE_SPOTS = 64
 """Spots that a baseline is timed on: neighbours from the middle of the layout, for they too keep some tiles."""
@@ -59,7 +59,7 @@ def compare_tilers(slide: Path, mpp: float, rounds: int, tell: Progress) -> list
         middle = len(centers) // 2
         sample = centers[middle : middle + BASELINE_SPOTS]
         counts = TilingCounts()
-        deque(ways()[OURS_ALL_CORES](slide, centers, counts), maxlen=0)
+        deque(ours(slide, centers, counts, cut_threads=all_cores()), maxlen=0)
         inner = _inner(slide, sample)
         expected = collect(ours(slide, sample))
         equal = {

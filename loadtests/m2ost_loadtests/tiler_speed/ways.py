@@ -42,9 +42,14 @@ AGAINST = {
 """Way of others → ours on as many cores."""
 
 
+def all_cores() -> int:
+    """Cores of this process's CPU set."""
+    return len(os.sched_getaffinity(0))
+
+
 def ways() -> dict[str, Way]:
     """Those that can run here, ours first."""
-    cores = len(os.sched_getaffinity(0))
+    cores = all_cores()
     found: dict[str, Way] = {
         OURS_ONE_CORE: ours,
         OURS_ALL_CORES: partial(ours, cut_threads=cores),
@@ -98,14 +103,12 @@ def with_cucim(path: Path, centers: Any) -> Iterator[Batch]:
 
     image = CuImage(str(path))
     corners = (centers - WINDOW_PX // 2).tolist()
-    workers = len(os.sched_getaffinity(0))
-    windows = image.read_region(corners, (WINDOW_PX, WINDOW_PX), 0, batch_size=1, num_workers=workers)
+    windows = image.read_region(corners, (WINDOW_PX, WINDOW_PX), 0, batch_size=1, num_workers=all_cores())
 
-    def cut(window: Any) -> Batch:
-        return _cut(Image.fromarray(np.asarray(window)[..., :3].reshape(WINDOW_PX, WINDOW_PX, 3)))
-
-    with ThreadPoolExecutor(workers) as pool:
-        yield from pool.map(cut, windows)
+    with ThreadPoolExecutor(all_cores()) as pool:
+        # A window's memory is the next one's: it is copied before that is read.
+        copies = (np.array(window)[..., :3].reshape(WINDOW_PX, WINDOW_PX, 3) for window in windows)
+        yield from pool.map(lambda pixels: _cut(Image.fromarray(pixels)), copies)
     image.close()
 
 
