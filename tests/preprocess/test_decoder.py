@@ -164,8 +164,8 @@ def test_a_child_that_cannot_be_killed_holds_nobody_up(svs):
             raise subprocess.TimeoutExpired("decoder", timeout)
 
     decoder = Decoder(GEOMETRY)
-    decoder._child = undying = Undying()
-    assert decoder._stop() == "does not end"
+    decoder._child._process = undying = Undying()
+    assert decoder._child.stop() == "does not end"
     assert undying.kills == 1
     with decoder:
         assert decoder.describe(svs).reader == "cucim"

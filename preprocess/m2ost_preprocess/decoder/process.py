@@ -4,13 +4,8 @@ from __future__ import annotations
 
 import mmap
 import os
-import signal
-import socket
-import subprocess
-import sys
 import threading
 from collections.abc import Sequence
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,10 +13,10 @@ import numpy as np
 
 from ..contract import MAX_ROWS, ViewGeometry
 from ..cutters import thread_count
-from ..errors import PreprocessError, UnreadableSlide
 from ..readers.base import Pixels
 from ..tiles import TilingCounts
 from ..views import Centers, Scales, Statuses
+from .child import Child
 from .protocol import (
     Acknowledged,
     CutViews,
@@ -45,8 +40,6 @@ CUT_TIMEOUT_S = 60.0
 
 DESCRIBE_TIMEOUT_S = 300.0
 """The same for describing a slide, which may decode a whole plain image."""
-
-_STOP_TIMEOUT_S = 2.0
 
 
 class RegionReceiver(Protocol):
@@ -87,7 +80,6 @@ class Decoder:
         self.geometry = geometry or ViewGeometry()
         self._timeout_s = timeout_s
         self._describe_timeout_s = describe_timeout_s
-        self._cut_threads = thread_count("all") if cut_threads is None else cut_threads
         self._lock = threading.Lock()
         self._closed = False
         size = buffer_bytes(self.geometry, MAX_ROWS)
@@ -95,8 +87,7 @@ class Decoder:
         os.ftruncate(self._buffer_fd, size)
         self._buffer_bytes = size
         self._buffer = mmap.mmap(self._buffer_fd, size)
-        self._child: subprocess.Popen[bytes] | None = None
-        self._pipe: Connection | None = None
+        self._child = Child(self._buffer_fd, thread_count("all") if cut_threads is None else cut_threads)
 
     @property
     def shared_memory(self) -> Pixels:
@@ -117,7 +108,7 @@ class Decoder:
         int or None
             None where no child lives.
         """
-        return self._child.pid if self._child is not None and self._child.poll() is None else None
+        return self._child.pid
 
     def start(self) -> None:
         """Start the child if none is alive, so that the first job need not.
@@ -130,24 +121,8 @@ class Decoder:
             If the system grants no process.
         """
         with self._lock:
-            self._start()
-
-    def _start(self) -> None:
-        if self._closed:
-            raise RuntimeError("the decoder is closed")
-        if self._pipe is not None and self.pid is not None:
-            return
-        self._stop()
-        ours, theirs = socket.socketpair()
-        self._pipe = Connection(ours.detach())
-        with theirs:
-            numbers = theirs.fileno(), self._buffer_fd, self._cut_threads
-            self._child = subprocess.Popen(
-                [_python(), "-P", "-m", f"{__package__}.worker", *map(str, numbers)],
-                pass_fds=numbers[:2],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-            )
+            self._check_open()
+            self._child.start()
 
     def describe(self, path: Path, *, pitch_um: float | None = None, mpp: float | None = None) -> SlideInfo:
         """Describe a slide.
@@ -288,9 +263,9 @@ class Decoder:
                 try:
                     self._hand_over(answer, receiver)
                 except BaseException:
-                    self._stop()  # in the middle of its job
+                    self._child.stop()  # in the middle of its job
                     raise
-                answer = self._ask(Acknowledged(), path, self._timeout_s)
+                answer = self._child.ask(Acknowledged(), path, self._timeout_s)
         if counts is not None:
             counts += answer.counts
         return answer.statuses, answer.decoding
@@ -343,61 +318,21 @@ class Decoder:
         with self._lock:
             if not self._closed:
                 self._closed = True
-                self._stop()
+                self._child.stop()
                 del self._buffer  # unmapped with the last view of it, which a traceback may hold
                 os.close(self._buffer_fd)
+
+    def _ask(self, job: CutViews | Describe | ReadRectangle | ReadRegions, path: Path, timeout_s: float) -> Any:
+        self._check_open()
+        self._child.start()
+        return self._child.ask(job, path, timeout_s)
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise RuntimeError("the decoder is closed")
 
     def __enter__(self) -> Decoder:
         return self
 
     def __exit__(self, *exc: object) -> None:
         self.close()
-
-    def _ask(
-        self, job: CutViews | Describe | ReadRectangle | ReadRegions | Acknowledged, path: Path, timeout_s: float
-    ) -> Any:
-        if not isinstance(job, Acknowledged):  # which is of the child that was asked, and of no other
-            self._start()
-        assert self._pipe is not None
-        try:
-            self._pipe.send(job)
-            if not self._pipe.poll(timeout_s):
-                raise UnreadableSlide(path.name, f"its reader did not answer within {timeout_s:g} s and was stopped")
-            answer = self._pipe.recv()
-        except (EOFError, OSError) as error:
-            raise UnreadableSlide(
-                path.name, f"its reader crashed ({self._stop()}); the file is likely damaged"
-            ) from error
-        except BaseException:
-            # The answer may still come, and the next job would take it for its own.
-            self._stop()
-            raise
-        if isinstance(answer, PreprocessError):
-            raise answer
-        return answer
-
-    def _stop(self) -> str:
-        """End the child; in words, how it ended."""
-        if self._pipe is not None:
-            self._pipe.close()
-            self._pipe = None
-        if self._child is None:
-            return "never started"
-        try:
-            # A child leaves once the pipe is closed; one that is stopped, or waits for a dead disk, does not.
-            code = self._child.wait(_STOP_TIMEOUT_S)
-        except subprocess.TimeoutExpired:
-            self._child.kill()
-            try:
-                code = self._child.wait(_STOP_TIMEOUT_S)
-            except subprocess.TimeoutExpired:
-                return "does not end"
-        finally:
-            self._child = None
-        return signal.Signals(-code).name if code < 0 else f"exit status {code}"
-
-
-def _python() -> str:
-    """The interpreter of this environment; inside Triton's stub ``sys.executable`` is not one."""
-    candidate = Path(sys.prefix) / "bin" / "python3"
-    return str(candidate) if candidate.exists() else sys.executable
