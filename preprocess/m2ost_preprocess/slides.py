@@ -200,11 +200,18 @@ def _series(file: Path) -> bytes | None:
     try:
         now = file.stat()
         return _read_series(file, now.st_mtime_ns, now.st_size) if stat.S_ISREG(now.st_mode) else None
-    except OSError:
+    except (OSError, _NotDicom):
         return None
 
 
+class _NotDicom(Exception):
+    """Of the many slides of an archive, which no cache should remember."""
+
+
 @lru_cache(maxsize=1 << 14)
-def _read_series(file: Path, mtime_ns: int, size_bytes: int) -> bytes | None:
+def _read_series(file: Path, mtime_ns: int, size_bytes: int) -> bytes:
     """The DICOM series of a file as it stood then: only a file that changes is read anew."""
-    return series_uid(file)
+    series = series_uid(file)
+    if series is None:
+        raise _NotDicom
+    return series

@@ -3,6 +3,8 @@
 import os
 import subprocess
 import sys
+import tracemalloc
+from pathlib import Path
 
 import pytest
 from m2ost_preprocess.errors import SlideNotFound
@@ -117,6 +119,19 @@ def instance(series, *, explicit=True, before=b""):
     syntax = b"1.2.840.10008.1.2.1" if explicit else b"1.2.840.10008.1.2"
     own = element(0x0020000E, series, b"UI" if explicit else None)
     return bytes(128) + b"DICM" + element(0x00020010, syntax) + before + own + bytes(64)
+
+
+def test_a_server_that_sees_very_many_slides_does_not_remember_each(tmp_path):
+    names = [str(tmp_path / f"{i}.jpg") for i in range(500)]
+    for name in names:
+        Path(name).touch()
+    slide_files(Path(names[0]))
+    tracemalloc.start()
+    for name in names:
+        slide_files(Path(name))
+    remembered, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert remembered < 50 * len(names), "bytes; a path alone takes 500"
 
 
 def test_the_series_of_an_instance_is_its_own_not_that_of_another_it_refers_to(tmp_path, dicom):
