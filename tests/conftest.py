@@ -87,3 +87,14 @@ def text_svs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("bad") / "notes.svs"
     path.write_text("this is not a slide\n")
     return path
+
+
+def error_of(*arguments) -> str:
+    """What the command ends with, in words and with status 1, run in this process: one of its own takes seconds."""
+    from m2ost_cli.common import UserError, expected_errors
+    from m2ost_cli.main import app
+    from typer.testing import CliRunner
+
+    error = CliRunner().invoke(app, [*map(str, arguments)]).exception
+    assert isinstance(error, (UserError, *expected_errors())), (arguments, repr(error))
+    return str(error)

@@ -91,16 +91,16 @@ def test_a_grid_of_100_um_over_a_whole_section(server, pyramid):
 
 
 def test_a_dense_grid_over_a_whole_slide(svs, roots, tmp_path):
-    small_views = make_release(tmp_path, M2OSTConfig(**{**NARROW.to_dict(), "image_px": 64}))
+    small_views = make_release(tmp_path, M2OSTConfig(**{**NARROW.to_dict(), "image_px": 32}))
     ys, xs = np.mgrid[8:2967:16, 8:2220:16]
     centers = np.stack([xs.ravel(), ys.ravel()], axis=1)
     with TritonServer(ServerOptions(release=small_views, roots=roots)) as server:
-        # The windows are those of views of 224 px; a network of smaller ones takes a twelfth of the time.
-        found = counted(server, lambda: score(server, f"wsi/{svs.name}", centers, WINDOW_PX / (4 * 64)))
+        # The windows are those of views of 224 px; a network of smaller ones takes a fraction of the time.
+        found = counted(server, lambda: score(server, f"wsi/{svs.name}", centers, WINDOW_PX / (4 * 32)))
     assert found["spots"] == len(centers) == 185 * 139
     assert found["decoded_px"] / needed_px(svs, centers) <= 1.10
     # Read window by window it would move 2.4 MB a spot.
-    assert found["moved_bytes"] < len(centers) * (3 * 3 * 64 * 64 + 3 * WINDOW_PX**2 // 10)
+    assert found["moved_bytes"] < len(centers) * (3 * 3 * 32 * 32 + 3 * WINDOW_PX**2 // 10)
 
 
 def test_a_thousand_random_spots_in_random_order(server, pyramid):
