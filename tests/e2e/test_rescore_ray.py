@@ -6,6 +6,7 @@ import shutil
 import socket
 import sys
 import tempfile
+import threading
 import time
 from contextlib import suppress
 from dataclasses import replace
@@ -134,27 +135,31 @@ def test_the_same_bytes_as_from_one_process_with_slides_split_over_workers(
 def test_a_worker_killed_in_mid_run_costs_nothing(head, cluster, archive_server, archive_slides, undisturbed, tmp_path):
     out, made, killed = tmp_path / "out", [], []
 
-    def kill_a_worker(progress):
-        """Once something is scored: hold the server up, so that tasks are under way, and kill a worker at one."""
-        if killed or not progress.spots:
-            return
+    def kill_a_worker():
+        """Hold the server up, so that tasks that are begun stay under way, and kill a worker at one."""
         decoder.suspend()
         deadline = time.monotonic() + 20
-        while not (busy := at_work(head[0])):
-            assert time.monotonic() < deadline
+        while not (busy := at_work(head[0])) and time.monotonic() < deadline:
             time.sleep(0.02)
-        killed.append(busy[0])
-        busy[0].kill()
+        for worker in busy[:1]:
+            killed.append(worker)
+            worker.kill()
         decoder.resume()
 
-    decoder = tiler_decoder(archive_server)
+    def once_something_is_scored(progress):
+        # On a thread of its own: the run goes on to begin tasks, also where none is under way now.
+        if progress.spots and killer.ident is None:
+            killer.start()
+
+    decoder, killer = tiler_decoder(archive_server), threading.Thread(target=kill_a_worker)
     report = rescore(
         archive_slides[1],
         out,
         [archive_server],
         runner=on_ray(cluster, made),
-        on_progress=kill_a_worker,
+        on_progress=once_something_is_scored,
     )
+    killer.join()
     assert not killed[0].is_running()
     assert report.complete
     assert results(out) == results(undisturbed)

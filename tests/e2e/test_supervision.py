@@ -276,6 +276,9 @@ def test_memory_stays_flat_over_5000_spots(narrow_release, svs, tmp_path):
     # The second half brought 78 requests. One in 150 that the client keeps shows; in the server two are at work or not
     # at the moment of a sample, so that it takes one in forty there. The slide's tiles were all kept by then.
     assert report["growth_mib"]["client"] < request / 2, report["samples"]
-    assert report["growth_mib"]["server"] < 2 * request, report["samples"]
+    # Beside /dev/shm: the deeper the queue, the more the engine's arena takes too, whenever that first happens.
+    filled = [sample["server"] - sample["shared"] for sample in report["samples"]]
+    half = len(filled) // 2
+    assert max(filled[half:]) - max(filled[:half]) < 2 * request, report["samples"]
     # /dev/shm holds what is in flight once behind the tiler and once before the engine.
     assert report["samples"][-1]["shared"] <= 2 * options.window * request, report["samples"]
