@@ -18,7 +18,7 @@ import numpy as np
 import psutil
 from m2ost_client.command import ServerOptions
 from m2ost_client.host import SHM
-from m2ost_client.stream import SpotStream
+from m2ost_client.stream import SpotStream, StreamOptions
 from m2ost_client.supervisor import TritonServer
 from m2ost_preprocess.readers import open_slide
 from m2ost_preprocess.slides import SlideRoots
@@ -49,7 +49,9 @@ def shared_mib(server: TritonServer) -> float:
     return sum(region.stat().st_blocks * 512 for region in SHM.glob(f"{server.shm_prefix}*")) / MIB
 
 
-def measure(release: Path, slide: Path, spots: int, *, seed: int = 0) -> dict[str, Any]:
+def measure(
+    release: Path, slide: Path, spots: int, *, stream: StreamOptions | None = None, seed: int = 0
+) -> dict[str, Any]:
     """Stream ``spots`` random spots of ``slide`` and sample the memory ten times on the way.
 
     Returns
@@ -61,7 +63,7 @@ def measure(release: Path, slide: Path, spots: int, *, seed: int = 0) -> dict[st
     slide = slide.resolve()
     centers = np.random.default_rng(seed).integers((0, 0), open_slide(slide).size, (spots, 2))
     with TritonServer(ServerOptions(release=release, roots=SlideRoots({"soak": slide.parent}))) as server:
-        samples = asyncio.run(_stream(server, f"soak/{slide.name}", centers))
+        samples = asyncio.run(_stream(server, f"soak/{slide.name}", centers, stream))
     halves = samples[: SAMPLES // 2], samples[SAMPLES // 2 :]
     peaks = [{name: max(s[name] for s in half) for name in ("client", "server", "shared")} for half in halves]
     return {
@@ -74,13 +76,15 @@ def measure(release: Path, slide: Path, spots: int, *, seed: int = 0) -> dict[st
     }
 
 
-async def _stream(server: TritonServer, slide: str, centers: Any) -> list[dict[str, float]]:
+async def _stream(
+    server: TritonServer, slide: str, centers: Any, options: StreamOptions | None
+) -> list[dict[str, float]]:
     assert server.pid is not None
     client, triton = psutil.Process(), psutil.Process(server.pid)
     samples: list[dict[str, float]] = []
     done = 0
     async with (
-        SpotStream(server.address) as stream,
+        SpotStream(server.address, options) as stream,
         aclosing(stream.predict(slide, centers)) as batches,
     ):
         async for batch in batches:
@@ -103,9 +107,10 @@ def main() -> None:
     parser.add_argument("--release", type=Path, required=True)
     parser.add_argument("--slide", type=Path, required=True)
     parser.add_argument("--spots", type=int, default=50_000)
+    parser.add_argument("--window", type=int, default=StreamOptions().window, help="requests in flight")
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
-    report = measure(arguments.release, arguments.slide, arguments.spots)
+    report = measure(arguments.release, arguments.slide, arguments.spots, stream=StreamOptions(window=arguments.window))
     lines = [f"{'spots':>8} {'client':>8} {'server':>8} {'shared':>8}  MiB"]
     lines += ["{spots:8.0f} {client:8.1f} {server:8.1f} {shared:8.1f}".format(**s) for s in report["samples"]]
     lines.append(

@@ -264,8 +264,9 @@ def test_an_unknown_profile_is_not_silently_the_default(narrow_release, roots):
 
 
 def test_memory_stays_flat_over_5000_spots(narrow_release, svs, tmp_path):
-    # A client of its own: this process has servers of other tests, whose logs it keeps.
-    options = ("--release", narrow_release, "--slide", svs, "--spots", 5000, "--out", tmp_path)
+    # A client of its own: this process has servers of other tests, whose logs it keeps. One request in flight: how many
+    # the server joins, and so what its arenas and /dev/shm take once, is up to what else runs on the machine.
+    options = ("--release", narrow_release, "--slide", svs, "--spots", 5000, "--window", 1, "--out", tmp_path)
     command = [sys.executable, "-m", "m2ost_loadtests.soak", *map(str, options)]
     subprocess.run(command, check=True, capture_output=True, timeout=600)
     report = json.loads((tmp_path / "soak.json").read_text())
@@ -273,12 +274,10 @@ def test_memory_stays_flat_over_5000_spots(narrow_release, svs, tmp_path):
     assert len(report["samples"]) == soak.SAMPLES
     options, geometry = StreamOptions(), ViewGeometry()
     request = options.batch_rows * geometry.n_views * np.prod(geometry.shape) / soak.MIB
-    # The second half brought 78 requests. One in 150 that the client keeps shows; in the server two are at work or not
-    # at the moment of a sample, so that it takes one in forty there. The slide's tiles were all kept by then.
+    # The second half brought 78 requests. One in 150 that the client keeps shows. In the server, whose heaps go on to fill
+    # until some 70,000 spots, one in twenty does. The slide's tiles were all kept by then.
     assert report["growth_mib"]["client"] < request / 2, report["samples"]
-    # Beside /dev/shm: the deeper the queue, the more the engine's arena takes too, whenever that first happens.
-    filled = [sample["server"] - sample["shared"] for sample in report["samples"]]
-    half = len(filled) // 2
-    assert max(filled[half:]) - max(filled[:half]) < 2 * request, report["samples"]
+    assert report["growth_mib"]["server"] < 4 * request, report["samples"]
+    assert report["growth_mib"]["shared"] == 0, report["samples"]
     # /dev/shm holds what is in flight once behind the tiler and once before the engine.
-    assert report["samples"][-1]["shared"] <= 2 * options.window * request, report["samples"]
+    assert report["samples"][-1]["shared"] <= 4 * request, report["samples"]
