@@ -15,8 +15,8 @@ from m2ost.shipped import shipped_checkpoint
 from tests.conftest import shared_file
 
 
-def test_a_served_section_scores_as_the_card_says(tmp_path, tmp_path_factory):
-    name = "B4"
+@pytest.mark.parametrize("name", ["C5", "B4"])
+def test_a_served_section_scores_as_the_card_says(name, tmp_path, tmp_path_factory):
     root = shared_file("her2st")
     with shipped_checkpoint() as folder:
         card = load(folder)[1]

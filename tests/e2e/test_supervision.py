@@ -279,5 +279,5 @@ def test_memory_stays_flat_over_5000_spots(narrow_release, svs, tmp_path):
     assert report["growth_mib"]["client"] < request / 2, report["samples"]
     assert report["growth_mib"]["server"] < 2 * request, report["samples"]
     assert report["growth_mib"]["shared"] == 0, report["samples"]
-    # /dev/shm holds what is in flight once behind the tiler and once before the engine.
+    # /dev/shm holds what is in flight once behind the tiler and once before the engine, and the models' first blocks.
     assert report["samples"][-1]["shared"] <= 4 * request, report["samples"]
