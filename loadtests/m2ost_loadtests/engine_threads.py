@@ -23,10 +23,10 @@ from google.protobuf import text_format
 from m2ost_client.command import DEFAULT_PROFILE, ServerOptions
 from m2ost_client.stream import StreamOptions
 from m2ost_client.supervisor import TritonServer
-from m2ost_preprocess import cutters
 from m2ost_preprocess.contract import MODEL_ENGINE, MODEL_TILER, Manifest, sha256_file
 from m2ost_preprocess.engine.base import SPINNING_PARAMETER, THREADS_PARAMETER
 from m2ost_preprocess.slides import SlideRoots
+from m2ost_preprocess.tiler import CUT_THREADS_PARAMETER
 from tritonclient.grpc import model_config_pb2
 
 from .errors import LoadTestError
@@ -77,7 +77,7 @@ def release_with(release: Path, split: Split, folder: Path) -> Path:
     manifest = Manifest.read(copy)
     asked = {
         MODEL_ENGINE: {THREADS_PARAMETER: str(split.threads), SPINNING_PARAMETER: str(int(split.spinning))},
-        MODEL_TILER: {cutters.THREADS_PARAMETER: split.cut_threads},
+        MODEL_TILER: {CUT_THREADS_PARAMETER: split.cut_threads},
     }
     for model, parameters in asked.items():
         named = copy / model / "configs" / f"{split.profile}.pbtxt"

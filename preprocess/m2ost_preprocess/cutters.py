@@ -14,11 +14,8 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 
 from .spans import Spans
 
-THREADS_PARAMETER = "cut_threads"
-"""Parameter of the config of ``slide_tiler``: threads that cut, a number or ``all``."""
-
-MOST_FOR_ALL = 8
-"""Threads that ``all`` means at most: more wait for the one that reads."""
+MOST_THREADS = 8
+"""Threads that cut where nobody asks for a number, at most."""
 
 REGIONS_AT_ONCE = 2
 """Regions whose pixels wait to be cut or are being cut; a third is read meanwhile, and no fourth."""
@@ -104,21 +101,6 @@ def _raise_first(futures: list[Future[None]]) -> None:
         future.result()
 
 
-def thread_count(given: str) -> int:
-    """Threads that a config asks for.
-
-    Parameters
-    ----------
-    given : str
-        A number from 0 on, or ``all``: one for each core of this process's CPU set, eight at most.
-
-    Raises
-    ------
-    ValueError
-        If it is neither.
-    """
-    if given == "all":
-        return min(len(os.sched_getaffinity(0)), MOST_FOR_ALL)
-    if not given.isdecimal():
-        raise ValueError(f"parameter {THREADS_PARAMETER} of slide_tiler must be 0, 1, 2, … or all, not {given!r}")
-    return int(given)
+def default_threads() -> int:
+    """One for each core of this process's CPU set, eight at most: more wait for the one that reads."""
+    return min(len(os.sched_getaffinity(0)), MOST_THREADS)

@@ -16,7 +16,7 @@ import numpy as np
 
 from .arrays import Arrays, CuPyArrays, NumPyArrays
 from .contract import RowStatus, ViewGeometry
-from .cutters import THREADS_PARAMETER, thread_count
+from .cutters import default_threads
 from .decoder import Decoder, Decoding
 from .decoder.protocol import GpuSlots, Strip
 from .errors import UnsupportedRequest
@@ -25,8 +25,9 @@ from .resample import cut_spots
 from .tiles import TilingCounts
 from .views import Centers, Scales, Statuses
 
-CUT_PARAMETER, DECODE_PARAMETER = "cut", "decode"
-"""Parameters of the config of ``slide_tiler``: where views are cut, and where tiles are decoded for them."""
+CUT_PARAMETER, DECODE_PARAMETER, CUT_THREADS_PARAMETER = "cut", "decode", "cut_threads"
+"""Parameters of the config of ``slide_tiler``: where views are cut, where tiles are decoded for them, and threads that
+cut with Pillow."""
 
 CUTS = ("pillow", "cupy", "numpy")
 DECODES = ("auto", "cpu", "gpu")
@@ -252,8 +253,7 @@ def make_tiler(
     Parameters
     ----------
     parameters : mapping of str to str
-        Of the model's config; see ``CUT_PARAMETER``, ``DECODE_PARAMETER`` and
-        :data:`m2ost_preprocess.cutters.THREADS_PARAMETER`.
+        Of the model's config; see ``CUT_PARAMETER``, ``DECODE_PARAMETER`` and ``CUT_THREADS_PARAMETER``.
     geometry : ViewGeometry
         The views.
     gpu : int or None
@@ -276,7 +276,7 @@ def make_tiler(
     for name, value, known in ((CUT_PARAMETER, cut, CUTS), (DECODE_PARAMETER, decode, DECODES)):
         if value not in known:
             raise ValueError(f"parameter {name} of slide_tiler must be one of {', '.join(known)}, not {value!r}")
-    threads = thread_count(parameters.get(THREADS_PARAMETER, "all"))
+    threads = thread_count(parameters.get(CUT_THREADS_PARAMETER, "all"))
     if (cut == "cupy") != (gpu is not None):
         kind = "KIND_CPU" if gpu is None else "KIND_GPU"
         raise ValueError(f"parameter {CUT_PARAMETER} {cut!r} of slide_tiler does not fit {kind}: cupy needs KIND_GPU")
@@ -284,3 +284,23 @@ def make_tiler(
         return PillowTiler(geometry, threads)
     arrays: Arrays = NumPyArrays() if gpu is None else CuPyArrays(gpu)
     return ArrayTiler(geometry, arrays, decode=decode, on_decoding=on_decoding)
+
+
+def thread_count(given: str) -> int:
+    """Threads that a config asks for.
+
+    Parameters
+    ----------
+    given : str
+        A number from 0 on, or ``all``: :func:`m2ost_preprocess.cutters.default_threads`.
+
+    Raises
+    ------
+    ValueError
+        If it is neither.
+    """
+    if given == "all":
+        return default_threads()
+    if not given.isdecimal():
+        raise ValueError(f"parameter {CUT_THREADS_PARAMETER} of slide_tiler must be 0, 1, 2, … or all, not {given!r}")
+    return int(given)

@@ -5,8 +5,9 @@ import os
 import threading
 
 import pytest
-from m2ost_preprocess.cutters import MOST_FOR_ALL, REGIONS_AT_ONCE, Cutters, thread_count
+from m2ost_preprocess.cutters import MOST_THREADS, REGIONS_AT_ONCE, Cutters
 from m2ost_preprocess.spans import Spans
+from m2ost_preprocess.tiler import thread_count
 
 PATIENCE_S = 30.0
 
@@ -101,7 +102,7 @@ def test_reading_and_cutting_are_noted_by_thread(tmp_path):
 
 
 def test_as_many_threads_as_asked_for():
-    assert thread_count("all") == min(len(os.sched_getaffinity(0)), MOST_FOR_ALL)
+    assert thread_count("all") == min(len(os.sched_getaffinity(0)), MOST_THREADS)
     assert [thread_count(given) for given in ("0", "3")] == [0, 3]
     for wrong in ("-1", "2.5", "many", ""):
         with pytest.raises(ValueError, match="cut_threads"):

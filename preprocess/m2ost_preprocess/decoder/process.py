@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from ..contract import MAX_ROWS, ViewGeometry
-from ..cutters import thread_count
+from ..cutters import default_threads
 from ..readers.base import Pixels
 from ..tiles import TilingCounts
 from ..views import Centers, Scales, Statuses
@@ -87,7 +87,7 @@ class Decoder:
         os.ftruncate(self._buffer_fd, size)
         self._buffer_bytes = size
         self._buffer = mmap.mmap(self._buffer_fd, size)
-        self._child = Child(self._buffer_fd, thread_count("all") if cut_threads is None else cut_threads)
+        self._child = Child(self._buffer_fd, default_threads() if cut_threads is None else cut_threads)
 
     @property
     def shared_memory(self) -> Pixels:
