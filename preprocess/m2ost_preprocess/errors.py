@@ -56,3 +56,21 @@ class SpotError(PreprocessError):
 
 class UnsupportedRequest(PreprocessError):
     """What is asked for is not done by this profile of the server; the message says by which."""
+
+
+def answered(slide: str, error: Exception) -> PreprocessError:
+    """What is said of an error about a slide, without the frames that it arose in.
+
+    They hold the request and its pixels; and a frame that keeps the error is kept by it, until Python looks for cycles.
+
+    Parameters
+    ----------
+    slide : str
+        As the caller named it.
+    error : Exception
+        Loses its traceback and its cause, if it is one of ours.
+    """
+    if not isinstance(error, PreprocessError):
+        return UnreadableSlide(slide, f"unexpected {type(error).__name__}: {error}")
+    error.__cause__ = error.__context__ = None
+    return error.with_traceback(None)

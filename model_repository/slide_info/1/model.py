@@ -9,7 +9,7 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 from m2ost_preprocess import contract, serving
 from m2ost_preprocess.decoder import Decoder
-from m2ost_preprocess.errors import PreprocessError, UnreadableSlide
+from m2ost_preprocess.errors import answered
 from m2ost_preprocess.slides import SlideRoots, fingerprint
 
 
@@ -36,8 +36,7 @@ class TritonPythonModel:
                 self._roots.resolve(slide), pitch_um=_number(request, "PITCH_UM"), mpp=_number(request, "MPP")
             )
         except Exception as surprise:
-            known = isinstance(surprise, PreprocessError)
-            error = surprise if known else UnreadableSlide(slide, f"unexpected {type(surprise).__name__}: {surprise}")
+            error = answered(slide, surprise)
             pb_utils.Logger.log_warn(
                 serving.log_line("slide_refused", request_id=request.request_id(), slide=slide, error=str(error))
             )

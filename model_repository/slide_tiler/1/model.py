@@ -8,7 +8,7 @@ import time
 import numpy as np
 import triton_python_backend_utils as pb_utils
 from m2ost_preprocess import contract, serving
-from m2ost_preprocess.errors import PreprocessError, UnreadableSlide
+from m2ost_preprocess.errors import answered
 from m2ost_preprocess.slides import SlideRoots
 from m2ost_preprocess.tiler import make_tiler
 from m2ost_preprocess.tiles import TilingCounts
@@ -83,10 +83,8 @@ class TritonPythonModel:
                 statuses[rows, 0] = self._tiler.cut_views(
                     path, centers[rows], scales[rows], views, rows, counts, pyramid=pyramid
                 )
-            except PreprocessError as error:
-                errors[source] = error
             except Exception as error:  # one slide's surprise must not fail the requests of others
-                errors[source] = UnreadableSlide(slide, f"unexpected {type(error).__name__}: {error}")
+                errors[source] = answered(slide, error)
             if source in errors:
                 statuses[rows, 0] = contract.RowStatus.SLIDE_UNAVAILABLE
         for name, counter in self._counters.items():

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from ..cutters import Cutters
-from ..errors import PreprocessError, UnknownResolution, UnreadableSlide
+from ..errors import UnknownResolution, answered
 from ..readers import Resolution, SlideFormat, identify, native_errors, open_slide
 from ..readers.base import MPP_PLAUSIBLE
 from ..slides import fingerprint, slide_files
@@ -260,10 +260,8 @@ def main() -> None:
         answer: Any
         try:
             answer = answer_job(slides, streams, cutters, job, buffer)
-        except PreprocessError as error:
-            answer = error
         except Exception as error:  # an answer, whatever it is: the parent takes silence for a crash
-            answer = UnreadableSlide(Path(job.path).name, f"unexpected {type(error).__name__}: {error}")
+            answer = answered(Path(job.path).name, error)
         native_errors.take()
         try:
             pipe.send(answer)
