@@ -79,16 +79,17 @@ class Timeline:
         Raises
         ------
         OutputError
-            If the file is not there or not whole.
+            If the file is not there or not whole; nothing of it is added then.
         """
         try:
-            self.spans += server_spans(json.loads(trace.read_text(encoding="utf-8")))
+            spans = server_spans(json.loads(trace.read_text(encoding="utf-8")))
             decoders = decoder_trace(trace)
             if decoders.exists():  # not where a server had none
                 lines = decoders.read_text(encoding="utf-8").splitlines()
-                self.spans += [Span(SERVER, facts={}, **json.loads(line)) for line in lines]
-        except (OSError, ValueError) as error:
+                spans += [Span(SERVER, facts={}, **json.loads(line)) for line in lines]
+        except (OSError, ValueError, TypeError) as error:
             raise OutputError(f"the server left no trace that can be read ({error}); see --server-log") from error
+        self.spans += spans
 
     def write(self, path: Path) -> None:
         """Write the timeline.

@@ -134,7 +134,7 @@ class ArrayTiler:
         self._on_decoding = on_decoding
         self._told: dict[Path, Decoding] = {}
         self._slots = _Slots(arrays)
-        self._decoder = Decoder(geometry)
+        self._decoder = Decoder(geometry, cut_threads=0)  # views are cut here
         self._decoder.start()
         with arrays.current():
             self._unpin = arrays.pin(self._decoder.shared_memory)

@@ -51,14 +51,18 @@ def test_a_block_is_noted_even_where_it_fails_and_written_as_chrome_reads_it(tmp
     assert [e["ts"] for e in events if e["ph"] == "X"] == sorted(e["ts"] for e in events if e["ph"] == "X")
 
 
-def test_a_trace_that_is_not_whole_is_an_error(tmp_path):
+def test_a_trace_that_is_not_whole_is_an_error_and_nothing_of_it_is_added(tmp_path):
     half = tmp_path / "half.json"
     half.write_text('[{"id": 1')
-    damaged = tmp_path / "damaged.json"
-    damaged.write_text("[]")
-    (tmp_path / "damaged.decoders.jsonl").write_text('{"lane": "dec')
-    for trace in (half, tmp_path / "absent.json", damaged):
+    traces = [half, tmp_path / "absent.json"]
+    for name, decoders in (("cut_off", '{"lane": "dec'), ("anothers", '{"note": 1}')):
+        traces.append(tmp_path / f"{name}.json")
+        traces[-1].write_text(json.dumps([{"id": 1, "model_name": "m2ost"}, record(1, COMPUTE_START=2, COMPUTE_END=3)]))
+        (tmp_path / f"{name}.decoders.jsonl").write_text(decoders)
+    for trace in traces:
+        timeline = Timeline()
         with pytest.raises(OutputError, match="no trace that can be read"):
-            Timeline().add_server(trace)
+            timeline.add_server(trace)
+        assert timeline.spans == [], trace
     with pytest.raises(OutputError, match="timeline cannot be written"):
         Timeline().write(tmp_path / "no" / "folder.json")
