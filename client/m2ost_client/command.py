@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -144,6 +145,8 @@ def build_command(
         **installation.environment,
         **options.roots.to_environment(),
         METRICS_URL_ENV: metrics_url(options.host, ports),
+        # Else each of the server's threads keeps what it freed of the requests' views, and the server grows for hours.
+        "MALLOC_ARENA_MAX": os.environ.get("MALLOC_ARENA_MAX", "1"),
     }
     if options.trace is not None:
         environment[ENV_DECODER_TRACE] = str(decoder_trace(options.trace))

@@ -194,11 +194,17 @@ print(fake_server(Path({str(tmp_path)!r}), "exit 1").print_command())
         region.unlink(missing_ok=True)
 
 
-def test_a_command_for_a_shell_says_where_the_metrics_are(tmp_path):
-    server = fake_server(tmp_path, 'echo "$M2OST_METRICS_URL $M2OST_SLIDE_ROOTS"')
-    done = subprocess.run(server.print_command(), shell=True, capture_output=True, text=True, check=True)
-    url, roots = done.stdout.split()
-    assert (url, json.loads(roots)) == (server.metrics_url, {})
+@pytest.mark.parametrize(("given", "arenas"), [(None, "1"), ("4", "4")])
+def test_a_command_for_a_shell_says_where_the_metrics_are_and_how_memory_is_kept(tmp_path, monkeypatch, given, arenas):
+    monkeypatch.delenv("MALLOC_ARENA_MAX", raising=False)
+    if given:
+        monkeypatch.setenv("MALLOC_ARENA_MAX", given)
+    server = fake_server(tmp_path, 'echo "$M2OST_METRICS_URL $M2OST_SLIDE_ROOTS $MALLOC_ARENA_MAX"')
+    command = server.print_command()
+    monkeypatch.delenv("MALLOC_ARENA_MAX", raising=False)
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, check=True)
+    url, roots, kept = done.stdout.split()
+    assert (url, json.loads(roots), kept) == (server.metrics_url, {}, arenas)
 
 
 def baseline_folder(folder):

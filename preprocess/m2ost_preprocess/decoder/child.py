@@ -56,7 +56,7 @@ class Child:
                 [_python(), "-P", "-m", f"{__package__}.worker", *map(str, numbers)],
                 pass_fds=numbers[:2],
                 # Else each of its threads keeps what it freed: half as much again as is in use, more with more threads.
-                env={**os.environ, "MALLOC_ARENA_MAX": "1"},
+                env={"MALLOC_ARENA_MAX": "1", **os.environ},
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
             )
