@@ -142,26 +142,32 @@ def test_what_cannot_be_answered_is_an_error_by_name(server, change, status, wor
 
 def test_errors_cost_others_nothing_and_patches_of_concurrent_slides_are_batched(server):
     expected, _, info = ask(server)
-    before, found = metrics_of(server), []
-    good = [threading.Thread(target=lambda: found.append(ask(server)[0])) for _ in range(3)]
-    for thread in good:
-        thread.start()
-    with pytest.raises(InferenceServerException):
-        ask(server, slide="wsi/absent.svs")
-    for thread in good:
-        thread.join()
-    after = metrics_of(server)
-    assert len(found) == 3
-    for expression in found:
-        np.testing.assert_allclose(expression, expected, rtol=0, atol=1e-5, equal_nan=True)
-
-    def grown(name):
-        return after[f"{name}{{istar_patch}}"] - before[f"{name}{{istar_patch}}"]
-
     requests = 3 * -(-info["forwards"] // 16)  # of 16 rows
-    probes = grown("nv_inference_count") - 3 * info["forwards"]  # the supervisor's, of one row, at any time
-    assert 0 <= probes <= 60
-    assert grown("nv_inference_exec_count") <= 0.8 * requests + probes, "requests of 16 rows were hardly joined"
+
+    def scored_together():
+        """Executions for slides that were asked for at once."""
+        before, found = metrics_of(server), []
+        good = [threading.Thread(target=lambda: found.append(ask(server)[0])) for _ in range(3)]
+        for thread in good:
+            thread.start()
+        with pytest.raises(InferenceServerException):
+            ask(server, slide="wsi/absent.svs")
+        for thread in good:
+            thread.join()
+        after = metrics_of(server)
+        assert len(found) == 3
+        for expression in found:
+            np.testing.assert_allclose(expression, expected, rtol=0, atol=1e-5, equal_nan=True)
+        rows, executions = (
+            after[f"{name}{{istar_patch}}"] - before[f"{name}{{istar_patch}}"]
+            for name in ("nv_inference_count", "nv_inference_exec_count")
+        )
+        probes = rows - 3 * info["forwards"]  # the supervisor's, of one row, at any time
+        assert 0 <= probes <= 60
+        return executions - probes
+
+    # On a busy machine requests may come one at a time; without batches they always do.
+    assert any(scored_together() <= 0.8 * requests for _ in range(5)), "requests of 16 rows were hardly joined"
 
 
 def test_a_dead_model_of_the_baseline_is_noticed_and_the_server_restarted(server):
