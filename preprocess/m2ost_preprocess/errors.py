@@ -69,6 +69,11 @@ def answered(slide: str, error: Exception) -> PreprocessError:
         As the caller named it.
     error : Exception
         Loses its traceback and its cause, if it is one of ours.
+
+    Returns
+    -------
+    PreprocessError
+        ``error`` itself, or an ``UnreadableSlide`` that names it where it is not one of ours.
     """
     if not isinstance(error, PreprocessError):
         return UnreadableSlide(slide, f"unexpected {type(error).__name__}: {error}")

@@ -267,7 +267,7 @@ def test_memory_stays_flat_over_5000_spots(narrow_release, svs, tmp_path):
     # A client of its own: this process has servers of other tests, whose logs it keeps.
     command = [sys.executable, "-m", "m2ost_loadtests.soak", "--release", narrow_release, "--slide", svs]
     command += ["--spots", 5000, "--out", tmp_path]
-    subprocess.run([*map(str, command)], check=True, capture_output=True, timeout=600)
+    subprocess.run(list(map(str, command)), check=True, capture_output=True, timeout=600)
     report = json.loads((tmp_path / "soak.json").read_text())
     assert report["restarts"] == 0
     assert len(report["samples"]) == soak.SAMPLES
