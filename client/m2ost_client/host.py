@@ -12,6 +12,7 @@ from .errors import ServerStartError
 SHM = Path("/dev/shm")
 SHM_PREFIX = "m2ost-"
 """Regions of a server are named after this and the process id of its supervisor."""
+CONNECT_TIMEOUT_S = 1.0
 
 
 @dataclass(frozen=True)
@@ -48,3 +49,13 @@ def choose_ports(host: str, wanted: Ports) -> Ports:
                 ) from error
             chosen[name] = sock.getsockname()[1]
     return Ports(**chosen)
+
+
+def all_listen(host: str, ports: Ports) -> bool:
+    """Whether something accepts connections on every port, asked for a second each."""
+    try:
+        for port in vars(ports).values():
+            socket.create_connection((host, port), CONNECT_TIMEOUT_S).close()
+    except OSError:
+        return False
+    return True

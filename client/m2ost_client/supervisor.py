@@ -19,7 +19,7 @@ from . import logs
 from .command import Command, ServerOptions, build_command, check_profile, metrics_url
 from .doctor import check_start
 from .errors import ServerStartError
-from .host import SHM_PREFIX, choose_ports, sweep_shared_memory
+from .host import SHM_PREFIX, all_listen, choose_ports, sweep_shared_memory
 from .installation import Installation, find_installation
 from .policy import HangWatch, RestartBudget
 from .probe import executions_so_far, probe
@@ -112,7 +112,7 @@ class TritonServer:
         return self._command(runtime, f"{SHM_PREFIX}printed-{secrets.token_hex(4)}-").for_shell()
 
     def start(self) -> None:
-        """Start and wait until the server has answered real inferences.
+        """Start and wait until the server has answered real inferences, and listens on all its ports.
 
         Raises
         ------
@@ -217,7 +217,8 @@ class TritonServer:
                 now = time.monotonic()
                 if health.dead:
                     return f"a Python model's process died: {', '.join(health.dead)}", ready
-                if health.ready and not ready:
+                # Triton opens its metrics last, when models have long been answering.
+                if not ready and health.ready and all_listen(self.options.host, self.ports):
                     ready = True
                     self._sink(logs.event("info", "server_ready", address=self.address, metrics=self.metrics_url))
                     self._ready.set()

@@ -2,6 +2,8 @@
 
 import http.server
 import json
+import queue
+import socket
 import subprocess
 import sys
 import threading
@@ -10,7 +12,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from m2ost_client import ServerOptions, TritonServer
+from m2ost_client import ServerOptions, TritonServer, supervisor
 from m2ost_client.command import Command
 from m2ost_client.errors import ServerStartError
 from m2ost_client.host import SHM, SHM_PREFIX, sweep_shared_memory
@@ -164,6 +166,35 @@ def test_a_receiver_of_the_log_that_fails_ends_nothing(tmp_path):
     with pytest.raises(ServerStartError, match=r"ended with status 3\n  the last word$"):
         fake_server(tmp_path, ENDS_BADLY, on_log=full_disk).start()
     assert len(calls) == 1
+
+
+OPENS_ITS_METRICS_LAST = f"""exec {sys.executable} - "$@" <<'END'
+import pathlib, socket, sys, time
+ports = dict(argument[2:].split("=") for argument in sys.argv if "-port=" in argument)
+held = [socket.create_server(("127.0.0.1", int(ports[name]))) for name in ("grpc-port", "http-port")]
+while not pathlib.Path("{{go}}").exists():
+    time.sleep(0.01)
+held.append(socket.create_server(("127.0.0.1", int(ports["metrics-port"]))))
+time.sleep(60)
+END"""
+
+
+def test_a_server_whose_models_answer_is_ready_when_its_metrics_do(tmp_path, monkeypatch):
+    probed = queue.SimpleQueue()
+    monkeypatch.setattr(supervisor, "probe", lambda *_: probed.put(None) or Health())
+    server = fake_server(tmp_path, OPENS_ITS_METRICS_LAST.format(go=tmp_path / "go"))
+    starting = threading.Thread(target=server.start, daemon=True)
+    starting.start()
+    try:
+        for _ in range(3):
+            probed.get(timeout=30)
+        assert starting.is_alive()
+        (tmp_path / "go").touch()
+        starting.join(30)
+        assert not starting.is_alive()
+        socket.create_connection(("127.0.0.1", server.ports.metrics)).close()
+    finally:
+        server.stop()
 
 
 def test_a_server_starts_once(tmp_path):
