@@ -26,7 +26,7 @@ from m2ost_client.supervisor import TritonServer
 from m2ost_preprocess.contract import MODEL_ENGINE, MODEL_TILER, Manifest, sha256_file
 from m2ost_preprocess.engine.base import SPINNING_PARAMETER, THREADS_PARAMETER
 from m2ost_preprocess.slides import SlideRoots
-from m2ost_preprocess.tiler import CUT_THREADS_PARAMETER
+from m2ost_preprocess.tiler import THREADS_PARAMETER as TILER_THREADS_PARAMETER
 from tritonclient.grpc import model_config_pb2
 
 from .errors import LoadTestError
@@ -48,25 +48,25 @@ class Split:
         Of the engine.
     spinning : bool
         Whether these spin while they wait.
-    cut_threads : str
+    tiler_threads : str
         Of the tiler, beside the one that reads.
     """
 
     profile: str
     threads: int
     spinning: bool = False
-    cut_threads: str = "all"
+    tiler_threads: str = "all"
 
     def __str__(self) -> str:
         spinning = ", spinning" if self.spinning else ""
-        return f"{self.profile}, {self.threads} thread(s){spinning}, tiler {self.cut_threads}"
+        return f"{self.profile}, {self.threads} thread(s){spinning}, tiler {self.tiler_threads}"
 
 
 def splits(cores: int) -> list[Split]:
     """Those worth a measurement: all cores or one less, what spins, and fewer threads for the tiler."""
     counts = sorted({cores, max(1, cores - 1)}, reverse=True)
     found = [Split(DEFAULT_PROFILE, n, spinning) for n in counts for spinning in (False, True)]
-    found += [Split(DEFAULT_PROFILE, cores, cut_threads=n) for n in ("0", "1")]
+    found += [Split(DEFAULT_PROFILE, cores, tiler_threads=n) for n in ("0", "1")]
     return found + [Split(OPENVINO_PROFILE, n) for n in counts]
 
 
@@ -77,7 +77,7 @@ def release_with(release: Path, split: Split, folder: Path) -> Path:
     manifest = Manifest.read(copy)
     asked = {
         MODEL_ENGINE: {THREADS_PARAMETER: str(split.threads), SPINNING_PARAMETER: str(int(split.spinning))},
-        MODEL_TILER: {CUT_THREADS_PARAMETER: split.cut_threads},
+        MODEL_TILER: {TILER_THREADS_PARAMETER: split.tiler_threads},
     }
     for model, parameters in asked.items():
         named = copy / model / "configs" / f"{split.profile}.pbtxt"

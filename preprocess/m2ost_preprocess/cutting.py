@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from .cutters import Part
+from .helpers import Part
 from .readers.base import Pixels
 from .resample import WEIGHT_BITS, taps
 
@@ -37,7 +37,6 @@ class RegionCutter:
 
     def __init__(self, pixels: Pixels) -> None:
         self._pixels = pixels
-        self._image: Image.Image | None = None
 
     def parts(self, corners: Any, side: int, out: Pixels, rows: Any) -> Iterator[Part]:
         """Cut square windows, one view of many spots, in parts: they may run in any order, on any threads.
@@ -57,23 +56,21 @@ class RegionCutter:
         if side == out.shape[1]:
             yield partial(self._copy, corners, side, out, rows)
             return
-        if self._image is None:
-            self._image = Image.fromarray(self._pixels)
         for left in np.unique(corners[:, 0]).tolist():
             column = np.flatnonzero(corners[:, 0] == left)
             column = column[np.argsort(corners[column, 1], kind="stable")]
             for members in _overlapping(column, corners[:, 1], side):
-                yield partial(_resize, self._image, left, corners[members, 1], side, out, np.asarray(rows)[members])
+                yield partial(_resize, self._pixels, left, corners[members, 1], side, out, np.asarray(rows)[members])
 
     def _copy(self, corners: Any, side: int, out: Pixels, rows: Any) -> None:
         for row, (left, top) in zip(rows, corners.tolist(), strict=True):
             out[row] = self._pixels[top : top + side, left : left + side]
 
 
-def _resize(image: Image.Image, left: int, tops: Any, side: int, out: Pixels, rows: Any) -> None:
+def _resize(pixels: Pixels, left: int, tops: Any, side: int, out: Pixels, rows: Any) -> None:
     """Resize windows of one column that touch, from top to bottom."""
     first, last = int(tops[0]), int(tops[-1]) + side
-    strip = image.crop((left, first, left + side, last))
+    strip = Image.fromarray(np.ascontiguousarray(pixels[first:last, left : left + side]))
     strip = strip.resize((out.shape[1], last - first), Image.Resampling.BILINEAR)
     _resize_down(strip, tops - first, side, out, rows)
 

@@ -16,18 +16,18 @@ import numpy as np
 
 from .arrays import Arrays, CuPyArrays, NumPyArrays
 from .contract import RowStatus, ViewGeometry
-from .cutters import default_threads
 from .decoder import Decoder, Decoding
 from .decoder.protocol import GpuSlots, Strip
 from .errors import UnsupportedRequest
+from .helpers import default_threads
 from .readers.base import Pixels
 from .resample import cut_spots
 from .tiles import TilingCounts
 from .views import Centers, Scales, Statuses
 
-CUT_PARAMETER, DECODE_PARAMETER, CUT_THREADS_PARAMETER = "cut", "decode", "cut_threads"
-"""Parameters of the config of ``slide_tiler``: where views are cut, where tiles are decoded for them, and threads that
-cut with Pillow."""
+CUT_PARAMETER, DECODE_PARAMETER, THREADS_PARAMETER = "cut", "decode", "threads"
+"""Parameters of the config of ``slide_tiler``: where views are cut, where tiles are decoded for them, and the
+decoder's helping threads."""
 
 CUTS = ("pillow", "cupy", "numpy")
 DECODES = ("auto", "cpu", "gpu")
@@ -70,13 +70,13 @@ class PillowTiler:
     ----------
     geometry : ViewGeometry
         The views.
-    cut_threads : int, optional
+    threads : int, optional
         See :class:`m2ost_preprocess.decoder.Decoder`.
     """
 
-    def __init__(self, geometry: ViewGeometry, cut_threads: int | None = None) -> None:
+    def __init__(self, geometry: ViewGeometry, threads: int | None = None) -> None:
         self.geometry = geometry
-        self._decoder = Decoder(geometry, cut_threads=cut_threads)
+        self._decoder = Decoder(geometry, threads=threads)
         self._decoder.start()
 
     def buffers(self, rows: int) -> list[Any]:
@@ -116,6 +116,8 @@ class ArrayTiler:
         The module and its device.
     decode : {"auto", "cpu", "gpu"}
         Where tiles are decoded; ``auto`` tries both on each slide's first region.
+    threads : int, optional
+        See :class:`m2ost_preprocess.decoder.Decoder`.
     on_decoding : callable, optional
         Told where a slide's tiles are decoded, and why: once, and whenever that changes.
     """
@@ -126,6 +128,7 @@ class ArrayTiler:
         arrays: Arrays,
         *,
         decode: str = "auto",
+        threads: int | None = None,
         on_decoding: OnDecoding = lambda path, decoding: None,
     ) -> None:
         self.geometry = geometry
@@ -134,7 +137,7 @@ class ArrayTiler:
         self._on_decoding = on_decoding
         self._told: dict[Path, Decoding] = {}
         self._slots = _Slots(arrays)
-        self._decoder = Decoder(geometry, cut_threads=0)  # views are cut here
+        self._decoder = Decoder(geometry, threads=threads)
         self._decoder.start()
         with arrays.current():
             self._unpin = arrays.pin(self._decoder.shared_memory)
@@ -253,7 +256,7 @@ def make_tiler(
     Parameters
     ----------
     parameters : mapping of str to str
-        Of the model's config; see ``CUT_PARAMETER``, ``DECODE_PARAMETER`` and ``CUT_THREADS_PARAMETER``.
+        Of the model's config; see ``CUT_PARAMETER``, ``DECODE_PARAMETER`` and ``THREADS_PARAMETER``.
     geometry : ViewGeometry
         The views.
     gpu : int or None
@@ -276,14 +279,14 @@ def make_tiler(
     for name, value, known in ((CUT_PARAMETER, cut, CUTS), (DECODE_PARAMETER, decode, DECODES)):
         if value not in known:
             raise ValueError(f"parameter {name} of slide_tiler must be one of {', '.join(known)}, not {value!r}")
-    threads = thread_count(parameters.get(CUT_THREADS_PARAMETER, "all"))
+    threads = thread_count(parameters.get(THREADS_PARAMETER, "all"))
     if (cut == "cupy") != (gpu is not None):
         kind = "KIND_CPU" if gpu is None else "KIND_GPU"
         raise ValueError(f"parameter {CUT_PARAMETER} {cut!r} of slide_tiler does not fit {kind}: cupy needs KIND_GPU")
     if cut == "pillow":
         return PillowTiler(geometry, threads)
     arrays: Arrays = NumPyArrays() if gpu is None else CuPyArrays(gpu)
-    return ArrayTiler(geometry, arrays, decode=decode, on_decoding=on_decoding)
+    return ArrayTiler(geometry, arrays, decode=decode, threads=threads, on_decoding=on_decoding)
 
 
 def thread_count(given: str) -> int:
@@ -292,7 +295,7 @@ def thread_count(given: str) -> int:
     Parameters
     ----------
     given : str
-        A number from 0 on, or ``all``: :func:`m2ost_preprocess.cutters.default_threads`.
+        A number from 0 on, or ``all``: :func:`m2ost_preprocess.helpers.default_threads`.
 
     Raises
     ------
@@ -302,5 +305,5 @@ def thread_count(given: str) -> int:
     if given == "all":
         return default_threads()
     if not given.isdecimal():
-        raise ValueError(f"parameter {CUT_THREADS_PARAMETER} of slide_tiler must be 0, 1, 2, … or all, not {given!r}")
+        raise ValueError(f"parameter {THREADS_PARAMETER} of slide_tiler must be 0, 1, 2, … or all, not {given!r}")
     return int(given)

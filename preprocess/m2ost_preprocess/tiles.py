@@ -7,15 +7,19 @@ is asked for.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections import OrderedDict
 from collections.abc import Hashable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from .contract import ENV_TILE_CACHE_MIB
+from .errors import UnreadableSlide
+from .helpers import Helpers
 from .readers.base import Pixels, SlideReader
 
 DEFAULT_CACHE_MIB = 512
@@ -48,8 +52,8 @@ class TilingCounts:
     moved_bytes: int = 0
 
     def __iadd__(self, other: TilingCounts) -> TilingCounts:
-        for field in fields(self):
-            setattr(self, field.name, getattr(self, field.name) + getattr(other, field.name))
+        for count in fields(self):
+            setattr(self, count.name, getattr(self, count.name) + getattr(other, count.name))
         return self
 
 
@@ -131,10 +135,13 @@ class CachedReader(SlideReader):
         May serve other slides too.
     key : hashable
         Identity of the slide's content; another for another file, or the same file after a change.
+    helpers : Helpers, optional
+        Decode and copy along. Without them the thread that reads does it all.
     """
 
-    def __init__(self, reader: SlideReader, cache: TileCache, key: Hashable) -> None:
+    def __init__(self, reader: SlideReader, cache: TileCache, key: Hashable, helpers: Helpers | None = None) -> None:
         self._reader, self._cache, self._key = reader, cache, key
+        self._helpers = helpers or Helpers()
         self.name, self.path, self.size = reader.name, reader.path, reader.size
         self.resolution, self.note, self.decodes_on_gpu = reader.resolution, reader.note, reader.decodes_on_gpu
         self._counts = TilingCounts()
@@ -159,7 +166,10 @@ class CachedReader(SlideReader):
         """See :meth:`SlideReader.read_needed`. Not to be written to."""
         tile = self._reader.tile_size(level)
         if tile is None:
-            self._count(1, self.size[0] * self.size[1]) if self._is_new else self._found(1)
+            if self._is_new:
+                self._count(1, self.size[0] * self.size[1])
+            else:
+                self._counts.cached_tiles += 1
             self._is_new = False
             return self._reader.read_at(level, left, top, width, height)
         first = np.array([left, top]) // tile
@@ -170,36 +180,38 @@ class CachedReader(SlideReader):
         for (column, row), (column_end, row_end) in zip(starts.tolist(), ends.tolist(), strict=True):
             needed[row:row_end, column:column_end] = True
         out = (np.empty if needed.all() else np.zeros)((height, width, 3), np.uint8)
-        for row, columns in enumerate(needed, start=int(first[1])):
-            for column, pixels in self._row(level, tile, row, (np.flatnonzero(columns) + first[0]).tolist()):
-                _copy_overlap(pixels, (column * tile[0], row * tile[1]), out, (left, top))
+        rows = [
+            self._row(level, tile, row, (np.flatnonzero(columns) + first[0]).tolist())
+            for row, columns in enumerate(needed, start=int(first[1]))
+        ]
+        self._helpers.read([partial(row.try_to_fill, out, (left, top)) for row in rows])
+        for row in rows:
+            # What is wrong with one row may have been laid at another's door: alone it is its own.
+            if row.missing:
+                row.try_to_fill(out, (left, top))
+            self._keep(row)
+        for row in rows:
+            if row.missing:
+                row.fill(out, (left, top))  # it fails again, and says why
         self._counts.moved_bytes += out.nbytes
         return out
 
-    def _row(self, level: int, tile: tuple[int, int], row: int, columns: list[int]) -> list[tuple[int, Pixels]]:
-        """Tiles of one row, with their columns; neighbours that are missing are decoded by one call."""
-        tiles = {column: self._cache.get((self._key, level, column, row)) for column in columns}
-        missing = [column for column, pixels in tiles.items() if pixels is None]
-        self._found(len(tiles) - len(missing))
-        for first, count in _runs(missing):
-            x, y = first * tile[0], row * tile[1]
-            width = min(count * tile[0], self.levels[level][0] - x)
-            height = min(tile[1], self.levels[level][1] - y)
-            block = self._reader.read_at(level, x, y, width, height)
-            self._count(count, width * height)
-            for column in range(first, first + count):
-                start = (column - first) * tile[0]
-                pixels = block[:, start : start + tile[0]].copy()
-                self._cache.put((self._key, level, column, row), pixels)
-                tiles[column] = pixels
-        return [(column, pixels) for column, pixels in tiles.items() if pixels is not None]
+    def _row(self, level: int, tile: tuple[int, int], row: int, columns: list[int]) -> _Row:
+        found = {column: self._cache.get((self._key, level, column, row)) for column in columns}
+        tiles = {column: pixels for column, pixels in found.items() if pixels is not None}
+        self._counts.cached_tiles += len(tiles)
+        return _Row(self._reader, level, tile, row, tiles, _runs([column for column in columns if column not in tiles]))
+
+    def _keep(self, row: _Row) -> None:
+        for column in row.decoded:
+            pixels = row.tiles[column]
+            self._count(1, pixels.shape[0] * pixels.shape[1])
+            self._cache.put((self._key, row.level, column, row.row), pixels)
+        row.decoded = []
 
     def _count(self, tiles: int, px: int) -> None:
         self._counts.decoded_tiles += tiles
         self._counts.decoded_px += px
-
-    def _found(self, tiles: int) -> None:
-        self._counts.cached_tiles += tiles
 
     @property
     def uncached(self) -> SlideReader:
@@ -228,6 +240,41 @@ class CachedReader(SlideReader):
     def close(self) -> None:
         """Release the file."""
         self._reader.close()
+
+
+@dataclass
+class _Row:
+    """One row of a rectangle's tiles: those at hand, runs of neighbours that are missing, and columns that are new."""
+
+    reader: SlideReader
+    level: int
+    tile: tuple[int, int]
+    row: int
+    tiles: dict[int, Pixels]
+    missing: list[tuple[int, int]]
+    decoded: list[int] = field(default_factory=list)
+
+    def try_to_fill(self, out: Pixels, origin: tuple[int, int]) -> None:
+        """As :meth:`fill`; a row that fails lacks tiles afterwards."""
+        with contextlib.suppress(UnreadableSlide):
+            self.fill(out, origin)
+
+    def fill(self, out: Pixels, origin: tuple[int, int]) -> None:
+        """Decode what is missing, each run by one call, and copy all tiles to where they lie."""
+        while self.missing:
+            self._decode(*self.missing[0])
+            del self.missing[0]
+        for column, pixels in self.tiles.items():
+            _copy_overlap(pixels, (column * self.tile[0], self.row * self.tile[1]), out, origin)
+
+    def _decode(self, first: int, count: int) -> None:
+        (tile_width, tile_height), (level_width, level_height) = self.tile, self.reader.levels[self.level]
+        x, y = first * tile_width, self.row * tile_height
+        width, height = min(count * tile_width, level_width - x), min(tile_height, level_height - y)
+        block = self.reader.read_at(self.level, x, y, width, height)
+        for i in range(count):
+            self.tiles[first + i] = block[:, i * tile_width : (i + 1) * tile_width].copy()
+            self.decoded.append(first + i)
 
 
 def _runs(columns: list[int]) -> list[tuple[int, int]]:

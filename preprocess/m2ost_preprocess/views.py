@@ -14,17 +14,14 @@ from typing import Any
 import numpy as np
 
 from .contract import SCALE_MAX, SCALE_MIN, RowStatus, ViewGeometry
-from .cutters import Cutters
 from .cutting import RegionCutter
 from .errors import SlideError
+from .helpers import Helpers
 from .readers.base import Pixels, SlideReader
 from .tiles import TilingCounts
 
 REGION_PX = 2048
 """Side of the squares that spots are grouped by, in level-0 pixels: a region is put together for each, or a few are."""
-
-COLUMN_PX = 512
-"""Width of the parts of a square that become regions of their own, where one is cut while the next is read."""
 
 ORDERED_BYTES = 384 << 20
 """Bytes of decoded tiles that the order of spots keeps in use."""
@@ -119,8 +116,6 @@ def for_each_region(
     geometry: ViewGeometry,
     use: Callable[[Region], None],
     counts: TilingCounts,
-    *,
-    width_px: int = REGION_PX,
 ) -> Statuses:
     """Group spots of one slide into regions, and have each region read and used.
 
@@ -139,8 +134,6 @@ def for_each_region(
         region of each of the spots alone.
     counts : TilingCounts
         Added to.
-    width_px : int
-        Width of the rectangles that spots are grouped by, in level-0 pixels.
 
     Returns
     -------
@@ -148,7 +141,7 @@ def for_each_region(
         A ``RowStatus`` a row. Damage costs exactly the spots whose own windows cannot be decoded.
     """
     statuses = row_statuses(reader.size, centers, scales)
-    groups = list(_groups(centers, scales, np.flatnonzero(statuses == RowStatus.OK), width_px))
+    groups = list(_groups(centers, scales, np.flatnonzero(statuses == RowStatus.OK)))
     while groups:
         rows = groups.pop()
         region = _region_around(rows, centers, scales, geometry)
@@ -175,7 +168,7 @@ def cut_views(
     counts: TilingCounts | None = None,
     *,
     pyramid: bool = False,
-    cutters: Cutters | None = None,
+    helpers: Helpers | None = None,
 ) -> Statuses:
     """Cut the views of spots of one slide, with Pillow.
 
@@ -198,7 +191,7 @@ def cut_views(
     pyramid : bool
         Cut coarse views from the slide's own lower levels where one fits: less to decode, but other values than the
         definition's.
-    cutters : Cutters, optional
+    helpers : Helpers, optional
         Cut one region while the next is read. By default this thread does both, one after the other; so it does where a
         window is larger than ``REGION_PX``.
 
@@ -208,8 +201,8 @@ def cut_views(
         A ``RowStatus`` a row; see :func:`for_each_region`.
     """
     counts = TilingCounts() if counts is None else counts
-    if cutters is None or _largest_window(scales, geometry) > REGION_PX:
-        cutters = Cutters()  # windows of that size would fill a gigabyte, several at a time
+    if helpers is None or _largest_window(scales, geometry) > REGION_PX:
+        helpers = Helpers()  # windows of that size would fill a gigabyte, several at a time
 
     def cut(region: Region) -> None:
         rows, scale = region.rows, float(scales[region.rows[0]])
@@ -223,20 +216,19 @@ def cut_views(
             end = np.max([corners.max(axis=0) + side for corners, side in windows], axis=0)
             needed = np.concatenate([np.insert(corners, 2, side, axis=1) for corners, side in windows])
             box = *origin.tolist(), *(end - origin).tolist()
-            with cutters.spans.span("read"):
+            with helpers.spans.span("read"):
                 cutter = RegionCutter(reader.read_padded(*box, level=level, windows=needed))
                 parts = [
                     part
                     for view, (corners, side) in zip(views, windows, strict=True)
                     for part in cutter.parts(corners - origin, side, out[view], rows)
                 ]
-            cutters.cut(parts)
+            helpers.cut(parts)
 
-    width_px = COLUMN_PX if cutters.threads else REGION_PX
     try:
-        statuses = for_each_region(reader, centers, scales, geometry, cut, counts, width_px=width_px)
+        statuses = for_each_region(reader, centers, scales, geometry, cut, counts)
     finally:
-        cutters.finish()
+        helpers.finish()
     for array in out:
         array[statuses != RowStatus.OK] = 0
     counts.moved_bytes += int(np.count_nonzero(statuses == RowStatus.OK)) * sum(array[:1].nbytes for array in out)
@@ -287,11 +279,11 @@ def _region_around(rows: Any, centers: Centers, scales: Scales, geometry: ViewGe
     return Region(rows, left, top, right - left, bottom - top, windows)
 
 
-def _groups(centers: Centers, scales: Scales, rows: Any, width_px: int) -> Iterator[Any]:
-    """Rows that share a region: same rectangle, ``REGION_PX`` high, and same scale."""
+def _groups(centers: Centers, scales: Scales, rows: Any) -> Iterator[Any]:
+    """Rows that share a region: same square of ``REGION_PX`` and same scale."""
     if len(rows) == 0:
         return
-    square = np.floor_divide(centers[rows], (width_px, REGION_PX))
+    square = np.floor_divide(centers[rows], REGION_PX)
     keys = np.stack([square[:, 0], square[:, 1], scales[rows].view(np.int32)], axis=1)
     _, group = np.unique(keys, axis=0, return_inverse=True)
     for index in range(int(group.max()) + 1):

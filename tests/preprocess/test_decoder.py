@@ -18,6 +18,7 @@ from m2ost_preprocess.contract import RowStatus, ViewGeometry
 from m2ost_preprocess.decoder import Decoder, worker
 from m2ost_preprocess.decoder.protocol import Describe
 from m2ost_preprocess.errors import SlideNotFound, UnknownResolution, UnreadableSlide
+from m2ost_preprocess.helpers import Helpers
 from m2ost_preprocess.readers import open_slide
 from m2ost_preprocess.tiles import TileCache, TilingCounts
 from m2ost_preprocess.views import cut_views
@@ -203,7 +204,7 @@ def test_a_slide_replaced_on_disk_is_opened_anew(decoder, svs, tmp_path):
 
 def test_a_slide_is_opened_anew_once_any_of_its_files_has_changed(dicom, tmp_path):
     slide = shutil.copytree(dicom, tmp_path / "slide")
-    slides = worker.OpenSlides(TileCache())
+    slides = worker.OpenSlides(TileCache(), Helpers())
     first = slides.get(str(slide))
     assert slides.get(str(slide)) is first
     os.utime(sorted(slide.iterdir())[-1], ns=(0, 0))
@@ -213,7 +214,7 @@ def test_a_slide_is_opened_anew_once_any_of_its_files_has_changed(dicom, tmp_pat
 def test_a_slide_is_recognised_once(svs, monkeypatch):
     detect, asked = openslide.OpenSlide.detect_format, []
     monkeypatch.setattr(openslide.OpenSlide, "detect_format", lambda path: asked.append(path) or detect(path))
-    assert worker.describe(worker.OpenSlides(TileCache()), Describe(str(svs))).vendor == "aperio"
+    assert worker.describe(worker.OpenSlides(TileCache(), Helpers()), Describe(str(svs))).vendor == "aperio"
     assert asked == [str(svs)]
 
 

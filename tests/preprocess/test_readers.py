@@ -3,6 +3,8 @@
 import importlib.util
 import io
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -190,6 +192,25 @@ def test_openslide_recovers_from_a_damaged_tile(svs, tmp_path):
     with pytest.raises(UnreadableSlide, match="cannot decode x 0, y 0"):
         reader.read(0, 0, 240, 240)
     np.testing.assert_array_equal(reader.read(1000, 1000, 50, 50), open_slide(svs).read(1000, 1000, 50, 50))
+
+
+def test_what_is_printed_is_heard_by_all_who_read_and_then_passed_on():
+    script = """
+import os
+from m2ost_preprocess.readers import native_errors
+assert (native_errors.mark(), native_errors.since(0)) == (0, "")
+native_errors.install()
+first = native_errors.mark()
+os.write(1, b"one")
+second = native_errors.mark()
+os.write(2, b"two")
+assert (native_errors.since(first), native_errors.since(second), native_errors.since(6)) == ("onetwo", "two", "")
+native_errors.pass_on()
+assert native_errors.mark() == 0
+native_errors.pass_on()
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("", "onetwo")
 
 
 @pytest.mark.parametrize("reader", ["cucim", "openslide"])

@@ -77,7 +77,7 @@ class GpuLikeArrays(NumPyArrays):
 
 @pytest.fixture(scope="module")
 def pillow():
-    tiler = PillowTiler(GEOMETRY, cut_threads=0)  # which reads the same regions
+    tiler = PillowTiler(GEOMETRY, threads=0)  # which reads the same regions
     yield tiler
     tiler.close()
 
@@ -182,7 +182,7 @@ def test_a_region_larger_than_a_slot_comes_in_strips(svs):
     assert len(strips) > 4
     assert [strip.last for strip in strips] == [False] * (len(strips) - 1) + [True]
     assert sum(strip.height for strip in strips) == strips[0].region.height
-    array, pillow = ArrayTiler(geometry, NumPyArrays()), PillowTiler(geometry, cut_threads=0)
+    array, pillow = ArrayTiler(geometry, NumPyArrays()), PillowTiler(geometry, threads=0)
     found, expected = cut(array, svs, centers, scales), cut(pillow, svs, centers, scales)
     # Two strips share a row of tiles, which is found the second time.
     assert found[2].cached_tiles > expected[2].cached_tiles == 0
@@ -352,7 +352,7 @@ def test_without_cupy_the_gpus_tiler_does_not_start(monkeypatch):
     [
         ({"cut": "torch"}, None, "cut of slide_tiler must be one of pillow, cupy, numpy, not 'torch'"),
         ({"cut": "cupy", "decode": "fast"}, 0, "decode of slide_tiler must be one of auto, cpu, gpu, not 'fast'"),
-        ({"cut_threads": "some"}, None, "cut_threads of slide_tiler must be 0, 1, 2, … or all, not 'some'"),
+        ({"threads": "some"}, None, "threads of slide_tiler must be 0, 1, 2, … or all, not 'some'"),
         ({"cut": "cupy"}, None, "'cupy' of slide_tiler does not fit KIND_CPU"),
         ({}, 0, "'pillow' of slide_tiler does not fit KIND_GPU"),
     ],

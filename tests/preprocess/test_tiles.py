@@ -1,9 +1,13 @@
 """Tiles are decoded once while they are kept, and make the same pixels as a reader that keeps nothing."""
 
+import threading
+from pathlib import Path
+
 import numpy as np
 import pytest
 from m2ost_preprocess.errors import UnreadableSlide
-from m2ost_preprocess.readers import open_slide
+from m2ost_preprocess.helpers import Helpers
+from m2ost_preprocess.readers import SlideReader, open_slide
 from m2ost_preprocess.tiles import CachedReader, TileCache, TilingCounts
 
 from tests.preprocess.test_readers import damaged_tile
@@ -125,6 +129,52 @@ def test_a_plain_image_is_one_tile(section):
     assert cached.take_counts() == TilingCounts(decoded_tiles=1, decoded_px=width * height, cached_tiles=2)
 
 
+@pytest.mark.parametrize("threads", [1, 3])
+def test_threads_that_read_along_change_neither_pixels_nor_counts(plain, threads):
+    helpers = Helpers(threads)
+    alone, together = (CachedReader(plain, TileCache(), "a", h) for h in (None, helpers))
+    for box in rectangles(plain.size):
+        np.testing.assert_array_equal(together.read(*box), alone.read(*box), err_msg=f"{box}")
+        assert together.take_counts() == alone.take_counts()
+    helpers.close()
+
+
+class Spilling(SlideReader):
+    """Of its two rows of tiles the second is damaged; where both are read at once, both seem to be."""
+
+    name, path, size, resolution = "test", Path("half.svs"), (32, 32), None
+    levels, resident_bytes = [(32, 32)], 0
+
+    def __init__(self):
+        self.reads, self.together = [], threading.Barrier(2)
+
+    def read_at(self, level, left, top, width, height):
+        self.reads.append(top)
+        if len(self.reads) <= 2:
+            self.together.wait(30)
+        if top == 16 or len(self.reads) <= 2:
+            raise UnreadableSlide("half.svs", f"damaged at {top}")
+        return np.full((height, width, 3), 9, np.uint8)
+
+    def tile_size(self, level):
+        return (16, 16)
+
+    def close(self):
+        pass
+
+
+def test_damage_that_another_thread_saw_too_costs_only_its_own_tiles():
+    plain, helpers = Spilling(), Helpers(1)
+    cached = CachedReader(plain, TileCache(), "a", helpers)
+    with pytest.raises(UnreadableSlide, match="damaged at 16"):
+        cached.read(0, 0, 32, 32)
+    assert plain.reads.count(0) == 2
+    assert cached.take_counts() == TilingCounts(decoded_tiles=2, decoded_px=32 * 16)
+    assert (cached.read(0, 0, 32, 16) == 9).all()
+    assert cached.take_counts() == TilingCounts(cached_tiles=2, moved_bytes=32 * 16 * 3)
+    helpers.close()
+
+
 def test_a_damaged_tile_is_an_error_each_time_and_hides_no_other(svs, tmp_path):
     cached = CachedReader(open_slide(damaged_tile(svs, tmp_path), "openslide"), TileCache(), "a")
     bad = []
@@ -138,6 +188,17 @@ def test_a_damaged_tile_is_an_error_each_time_and_hides_no_other(svs, tmp_path):
     for _ in range(2):
         with pytest.raises(UnreadableSlide):
             cached.read(*bad[0], 300, 300)
+
+
+def test_threads_recover_from_a_damaged_tile_of_openslide(svs, tmp_path):
+    helpers = Helpers(3)
+    for _ in range(5):
+        cached = CachedReader(open_slide(damaged_tile(svs, tmp_path), "openslide"), TileCache(), "a", helpers)
+        with pytest.raises(UnreadableSlide, match="cannot decode x 0, y 0"):
+            cached.read(0, 0, 1200, 1200)
+        np.testing.assert_array_equal(cached.read(240, 0, 960, 1200), open_slide(svs).read(240, 0, 960, 1200))
+        cached.close()
+    helpers.close()
 
 
 @pytest.mark.parametrize(("given", "mib"), [(None, 512), ("0", 0), ("64", 64)])

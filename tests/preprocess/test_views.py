@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from m2ost_preprocess.contract import RowStatus, ViewGeometry
-from m2ost_preprocess.cutters import Cutters
 from m2ost_preprocess.errors import UnreadableSlide
+from m2ost_preprocess.helpers import Helpers
 from m2ost_preprocess.readers import SlideReader, open_slide
 from m2ost_preprocess.tiles import DEFAULT_CACHE_MIB, CachedReader, TileCache, TilingCounts
 from m2ost_preprocess.views import cut_views, fitting_level, spatial_order
@@ -36,11 +36,11 @@ def definition(image, center, geometry, scale=1.0):
     return views
 
 
-def cut(reader, centers, scales=None, geometry=GEOMETRY, counts=None, cutters=None):
+def cut(reader, centers, scales=None, geometry=GEOMETRY, counts=None, helpers=None):
     centers = np.asarray(centers, np.int32)
     scales = np.ones(len(centers), np.float32) if scales is None else np.asarray(scales, np.float32)
     out = [np.full((len(centers), *geometry.shape), 7, np.uint8) for _ in geometry.names]
-    return out, cut_views(reader, centers, scales, geometry, out, counts, cutters=cutters)
+    return out, cut_views(reader, centers, scales, geometry, out, counts, helpers=helpers)
 
 
 def border_centers(size):
@@ -136,13 +136,13 @@ def test_threads_do_not_change_a_view(svs, threads, layout):
     dense = np.stack(np.meshgrid(np.arange(480, 560, 16), np.arange(900, 1060, 16)), -1).reshape(-1, 2)
     centers = dense if layout == "dense" else random.integers(0, (2220, 2967), (40, 2))
     expected, statuses = cut(open_slide(svs), centers)
-    cutters = Cutters(threads)
+    helpers = Helpers(threads)
     for _ in range(3):
-        found, again = cut(CachedReader(open_slide(svs), TileCache(), "slide"), centers, cutters=cutters)
+        found, again = cut(CachedReader(open_slide(svs), TileCache(), "slide"), centers, helpers=helpers)
         np.testing.assert_array_equal(again, statuses)
         for view, other in zip(found, expected, strict=True):
             np.testing.assert_array_equal(view, other)
-    cutters.close()
+    helpers.close()
 
 
 def test_counts_say_what_was_read(svs):
@@ -170,9 +170,9 @@ def test_damage_costs_the_spots_whose_windows_touch_it_and_no_other(threads):
             pass
 
     centers = [(1000, 500), (7000, 500), (1200, 500), (4600, 500), (4500, 500), (4552, 500), (4553, 500)]
-    cutters = Cutters(threads)
-    views, statuses = cut(HalfBroken(), centers, cutters=cutters)
-    cutters.close()
+    helpers = Helpers(threads)
+    views, statuses = cut(HalfBroken(), centers, helpers=helpers)
+    helpers.close()
     ok, failed = RowStatus.OK, RowStatus.DECODE_FAILED
     assert statuses.tolist() == [ok, failed, ok, failed, ok, ok, failed]
     assert views[0][statuses == ok].min() == 9

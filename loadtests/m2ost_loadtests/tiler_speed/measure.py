@@ -59,7 +59,7 @@ def compare_tilers(slide: Path, mpp: float, rounds: int, tell: Progress) -> list
         middle = len(centers) // 2
         sample = centers[middle : middle + BASELINE_SPOTS]
         counts = TilingCounts()
-        deque(ours(slide, centers, counts, cut_threads=all_cores()), maxlen=0)
+        deque(ours(slide, centers, counts, threads=all_cores()), maxlen=0)
         inner = _inner(slide, sample)
         expected = collect(ours(slide, sample))
         equal = {

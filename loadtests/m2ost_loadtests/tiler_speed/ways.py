@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import openslide
 from m2ost_preprocess.contract import ViewGeometry
-from m2ost_preprocess.cutters import Cutters
+from m2ost_preprocess.helpers import Helpers
 from m2ost_preprocess.readers import open_slide
 from m2ost_preprocess.tiles import CachedReader, TileCache, TilingCounts
 from m2ost_preprocess.views import cut_views
@@ -52,7 +52,7 @@ def ways() -> dict[str, Way]:
     cores = all_cores()
     found: dict[str, Way] = {
         OURS_ONE_CORE: ours,
-        OURS_ALL_CORES: partial(ours, cut_threads=cores),
+        OURS_ALL_CORES: partial(ours, threads=cores),
         "OpenSlide, one core": with_openslide,
         "OpenSlide, all cores": partial(with_openslide, threads=cores),
     }
@@ -70,20 +70,21 @@ def collect(batches: Iterator[Batch]) -> Batch:
 
 
 def ours(
-    path: Path, centers: Any, counts: TilingCounts | None = None, *, pyramid: bool = False, cut_threads: int = 0
+    path: Path, centers: Any, counts: TilingCounts | None = None, *, pyramid: bool = False, threads: int = 0
 ) -> Iterator[Batch]:
     """The tiler of the profiles for a CPU, without its process: tiles decoded once, resizes shared down a column."""
-    reader, cutters = CachedReader(open_slide(path), TileCache(), path), Cutters(cut_threads)
+    helpers = Helpers(threads)
+    reader = CachedReader(open_slide(path), TileCache(), path, helpers)
     views = _views(BATCH_ROWS)
     for first in range(0, len(centers), BATCH_ROWS):
         batch = centers[first : first + BATCH_ROWS]
         out = [view[: len(batch)] for view in views]
         scales = np.ones(len(batch), np.float32)
-        cut_views(reader, batch, scales, GEOMETRY, out, counts, pyramid=pyramid, cutters=cutters)
+        cut_views(reader, batch, scales, GEOMETRY, out, counts, pyramid=pyramid, helpers=helpers)
         yield out
     if counts is not None:
         counts += reader.take_counts()
-    cutters.close()
+    helpers.close()
     reader.close()
 
 

@@ -23,12 +23,12 @@ class Child:
     ----------
     buffer_fd : int
         File descriptor of the memory that pixels come through. Stays open as long as this is used.
-    cut_threads : int
-        Threads that cut views, beside the one that reads.
+    threads : int
+        How many read and cut along, beside the one that reads.
     """
 
-    def __init__(self, buffer_fd: int, cut_threads: int) -> None:
-        self._buffer_fd, self._cut_threads = buffer_fd, cut_threads
+    def __init__(self, buffer_fd: int, threads: int) -> None:
+        self._buffer_fd, self._threads = buffer_fd, threads
         self._process: subprocess.Popen[bytes] | None = None
         self._pipe: Connection | None = None
 
@@ -51,7 +51,7 @@ class Child:
         ours, theirs = socket.socketpair()
         self._pipe = Connection(ours.detach())
         with theirs:
-            numbers = theirs.fileno(), self._buffer_fd, self._cut_threads
+            numbers = theirs.fileno(), self._buffer_fd, self._threads
             self._process = subprocess.Popen(
                 [_python(), "-P", "-m", f"{__package__}.worker", *map(str, numbers)],
                 pass_fds=numbers[:2],

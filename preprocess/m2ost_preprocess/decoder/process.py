@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from ..contract import MAX_ROWS, ViewGeometry
-from ..cutters import default_threads
+from ..helpers import default_threads
 from ..readers.base import Pixels
 from ..tiles import TilingCounts
 from ..views import Centers, Scales, Statuses
@@ -65,8 +65,9 @@ class Decoder:
         Longest time for cutting views once in seconds.
     describe_timeout_s : float
         Longest time for describing a slide in seconds.
-    cut_threads : int, optional
-        Threads of the child that cut views, beside the one that reads; by default one for each core. 0: that one does.
+    threads : int, optional
+        Threads of the child that read and cut along, beside the one that reads; by default one for each core. 0: that
+        one does all.
     """
 
     def __init__(
@@ -75,7 +76,7 @@ class Decoder:
         *,
         timeout_s: float = CUT_TIMEOUT_S,
         describe_timeout_s: float = DESCRIBE_TIMEOUT_S,
-        cut_threads: int | None = None,
+        threads: int | None = None,
     ) -> None:
         self.geometry = geometry or ViewGeometry()
         self._timeout_s = timeout_s
@@ -87,7 +88,7 @@ class Decoder:
         os.ftruncate(self._buffer_fd, size)
         self._buffer_bytes = size
         self._buffer = mmap.mmap(self._buffer_fd, size)
-        self._child = Child(self._buffer_fd, default_threads() if cut_threads is None else cut_threads)
+        self._child = Child(self._buffer_fd, default_threads() if threads is None else threads)
 
     @property
     def shared_memory(self) -> Pixels:

@@ -1,4 +1,4 @@
-"""The child process: ``python -m m2ost_preprocess.decoder.worker SOCKET_FD BUFFER_FD CUT_THREADS``.
+"""The child process: ``python -m m2ost_preprocess.decoder.worker SOCKET_FD BUFFER_FD THREADS``.
 
 Reads jobs from the socket until its parent closes it or dies, in the middle of a job too: it does not outlive the
 parent. Views go into the shared buffer, everything else through the socket.
@@ -18,8 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from ..cutters import Cutters
 from ..errors import UnknownResolution, answered
+from ..helpers import Helpers
 from ..readers import Resolution, SlideFormat, identify, native_errors, open_slide
 from ..readers.base import MPP_PLAUSIBLE
 from ..slides import fingerprint, slide_files
@@ -46,8 +46,8 @@ MAX_RESIDENT_BYTES = 2 << 30
 class OpenSlides:
     """Slides kept open, least recently used first out; a file that changed on disk is opened anew."""
 
-    def __init__(self, cache: TileCache) -> None:
-        self._cache = cache
+    def __init__(self, cache: TileCache, helpers: Helpers) -> None:
+        self._cache, self._helpers = cache, helpers
         self._open: OrderedDict[tuple[object, ...], tuple[SlideFormat, CachedReader]] = OrderedDict()
 
     def get(self, path: str) -> tuple[SlideFormat, CachedReader]:
@@ -73,7 +73,8 @@ class OpenSlides:
         key = (path, *((s.st_ino, s.st_mtime_ns, s.st_size) for s in stats))
         if key not in self._open:
             kind = identify(Path(path))
-            self._open[key] = kind, CachedReader(open_slide(Path(path), kind.reader), self._cache, key)
+            reader = CachedReader(open_slide(Path(path), kind.reader), self._cache, key, self._helpers)
+            self._open[key] = kind, reader
             while len(self._open) > 1 and (
                 len(self._open) > MAX_OPEN_SLIDES
                 or sum(reader.resident_bytes for _, reader in self._open.values()) > MAX_RESIDENT_BYTES
@@ -144,7 +145,7 @@ def describe(slides: OpenSlides, job: Describe) -> SlideInfo:
     )
 
 
-def cut(slides: OpenSlides, job: CutViews, buffer: mmap.mmap, cutters: Cutters) -> ViewsCut:
+def cut(slides: OpenSlides, job: CutViews, buffer: mmap.mmap, helpers: Helpers) -> ViewsCut:
     """Answer a :class:`CutViews` job.
 
     Parameters
@@ -155,8 +156,8 @@ def cut(slides: OpenSlides, job: CutViews, buffer: mmap.mmap, cutters: Cutters) 
         What is asked.
     buffer : mmap
         Receives the views.
-    cutters : Cutters
-        Cut them.
+    helpers : Helpers
+        Cut along.
 
     Returns
     -------
@@ -170,7 +171,7 @@ def cut(slides: OpenSlides, job: CutViews, buffer: mmap.mmap, cutters: Cutters) 
     out = view_arrays(buffer, job.geometry, len(job.centers))
     _, reader = slides.get(job.path)
     statuses = cut_views(
-        reader, job.centers, job.scales, job.geometry, out, counts, pyramid=job.pyramid, cutters=cutters
+        reader, job.centers, job.scales, job.geometry, out, counts, pyramid=job.pyramid, helpers=helpers
     )
     counts += reader.take_counts()
     return ViewsCut(statuses, counts)
@@ -198,7 +199,7 @@ def read_rectangle(slides: OpenSlides, job: ReadRectangle, buffer: mmap.mmap) ->
 
 
 def answer_job(
-    slides: OpenSlides, streams: RegionStreams, cutters: Cutters, job: Any, buffer: mmap.mmap
+    slides: OpenSlides, streams: RegionStreams, helpers: Helpers, job: Any, buffer: mmap.mmap
 ) -> SlideInfo | ViewsCut | RegionsRead | None:
     """Answer any job.
 
@@ -208,8 +209,8 @@ def answer_job(
         Where slides are open.
     streams : RegionStreams
         What sends regions strip by strip.
-    cutters : Cutters
-        Cut views.
+    helpers : Helpers
+        Cut along.
     job : Describe or CutViews or ReadRectangle or ReadRegions
         What is asked.
     buffer : mmap
@@ -231,7 +232,7 @@ def answer_job(
         return None
     if isinstance(job, ReadRegions):
         return streams.read(slides.get(job.path)[1], job)
-    return cut(slides, job, buffer, cutters)
+    return cut(slides, job, buffer, helpers)
 
 
 def _leave_with(socket_fd: int) -> None:
@@ -244,12 +245,13 @@ def _leave_with(socket_fd: int) -> None:
 
 def main() -> None:
     """Serve jobs until the parent goes away."""
-    socket_fd, buffer_fd, cut_threads = (int(a) for a in sys.argv[1:4])
+    socket_fd, buffer_fd, threads = (int(a) for a in sys.argv[1:4])
     pipe = Connection(socket_fd)
     buffer = mmap.mmap(buffer_fd, 0)
-    slides = OpenSlides(TileCache.from_environment())
     spans = Spans.from_environment()
-    streams, cutters = RegionStreams(pipe, buffer, spans), Cutters(cut_threads, spans)
+    helpers = Helpers(threads, spans)
+    slides = OpenSlides(TileCache.from_environment(), helpers)
+    streams = RegionStreams(pipe, buffer, spans)
     native_errors.install()
     threading.Thread(target=_leave_with, args=(socket_fd,), daemon=True).start()
     while True:
@@ -259,10 +261,10 @@ def main() -> None:
             return
         answer: Any
         try:
-            answer = answer_job(slides, streams, cutters, job, buffer)
+            answer = answer_job(slides, streams, helpers, job, buffer)
         except Exception as error:  # an answer, whatever it is: the parent takes silence for a crash
             answer = answered(Path(job.path).name, error)
-        native_errors.take()
+        native_errors.pass_on()
         try:
             pipe.send(answer)
         except OSError:

@@ -63,7 +63,7 @@ class Resolution:
 
 
 class SlideReader(ABC):
-    """One open slide.
+    """One open slide. Threads may read from it at once; one that fails may make others fail that read at that time.
 
     Attributes
     ----------

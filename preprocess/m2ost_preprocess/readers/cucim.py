@@ -58,13 +58,13 @@ class CuCimReader(SlideReader):
         return Resolution.from_tag(x, y, "tiff.resolution")
 
     def _region(self, left: int, top: int, width: int, height: int, level: int, device: str = "cpu") -> Any:
-        native_errors.take()
+        began = native_errors.mark()
         try:
             region = self._image.read_region((left, top), (width, height), level, device=device)
             pixels = region if device == "cuda" else np.ascontiguousarray(np.asarray(region)[..., :3])
         except (RuntimeError, ValueError, OSError) as error:
             raise UnreadableSlide(self.path.name, f"cuCIM cannot decode x {left}, y {top}: {error}") from error
-        printed = native_errors.take().splitlines()
+        printed = native_errors.since(began).splitlines()
         failure = next((line.strip() for line in printed if "ERROR" in line.upper()), None)
         if failure is not None:
             raise UnreadableSlide(self.path.name, f"cuCIM cannot decode x {left}, y {top}: {failure}")

@@ -1,8 +1,8 @@
 """What native decoders print instead of raising.
 
-cuCIM answers for a damaged tile with invented pixels and a line on stdout. A decoder process, which reads with one
-thread, taps its own output to notice. The other decoders print too, beside raising: a read that listens empties the tap
-first.
+cuCIM answers for a damaged tile with invented pixels and a line on stdout. A decoder process taps its own output to
+notice: whoever reads looks at what was printed meanwhile. With several threads that may be another's, so a read that
+sees an error can be innocent, but none that failed goes unnoticed.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ _tap: tuple[int, int] | None = None  # (the tapped file, the real stderr)
 
 
 def install() -> None:
-    """Tap this process's stdout and stderr. For a process that reads slides with a single thread."""
+    """Tap this process's stdout and stderr."""
     global _tap
     if _tap is None:
         tapped, real = os.memfd_create("m2ost-output"), os.dup(2)
@@ -25,24 +25,47 @@ def install() -> None:
         _tap = tapped, real
 
 
-def take() -> str:
-    """Empty the tap.
+def mark() -> int:
+    """Where the tap stands.
+
+    Returns
+    -------
+    int
+        For :func:`since`; not to be kept beyond :func:`pass_on`.
+    """
+    if _tap is None:
+        return 0
+    _LIBC.fflush(None)
+    return os.lseek(_tap[0], 0, os.SEEK_CUR)
+
+
+def since(start: int) -> str:
+    """What was printed, by any thread.
+
+    Parameters
+    ----------
+    start : int
+        Since when: what :func:`mark` said.
 
     Returns
     -------
     str
-        What was printed since the last call, passed on to the real stderr; empty where nothing is tapped.
+        Empty where nothing is tapped.
     """
-    if _tap is None:
+    end = mark()
+    if _tap is None or end == start:
         return ""
+    return os.pread(_tap[0], end - start, start).decode(errors="replace")
+
+
+def pass_on() -> None:
+    """Empty the tap into the real stderr. Nobody may be reading meanwhile."""
+    size = mark()
+    if _tap is None or size == 0:
+        return
     tapped, real = _tap
-    _LIBC.fflush(None)
-    size = os.lseek(tapped, 0, os.SEEK_CUR)
-    if size == 0:
-        return ""
     text = os.pread(tapped, size, 0)
     os.ftruncate(tapped, 0)
     os.lseek(tapped, 0, os.SEEK_SET)
     with contextlib.suppress(OSError):  # nobody reads it any more
         os.write(real, text)
-    return text.decode(errors="replace")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -40,8 +41,11 @@ class OpenSlideReader(SlideReader):
             self._slide = openslide.OpenSlide(str(path))
         except (openslide.OpenSlideError, OSError) as error:
             raise UnreadableSlide(path.name, f"OpenSlide cannot open it: {error}") from error
-        properties = self._slide.properties
-        self.size = self._slide.dimensions
+        # All that is asked of the handle later is pixels: one that has failed refuses whatever else, in all threads.
+        properties = dict(self._slide.properties)
+        self._levels = list(self._slide.level_dimensions)
+        self._tile_sizes = [_tile_size(properties, level) for level in range(len(self._levels))]
+        self.size = self._levels[0]
         self.resolution = Resolution.from_tag(
             properties.get(openslide.PROPERTY_NAME_MPP_X),
             properties.get(openslide.PROPERTY_NAME_MPP_Y),
@@ -58,8 +62,8 @@ class OpenSlideReader(SlideReader):
         try:
             region = self._slide.read_region((left, top), level, (width, height))
         except openslide.OpenSlideError as error:
-            # OpenSlide's errors stick to the handle: without a new one, every later read would fail too.
-            self._slide.close()
+            # OpenSlide's errors stick to the handle: without a new one, every later read would fail too. The old one is
+            # closed when no thread reads with it any more.
             self._slide = openslide.OpenSlide(str(self.path))
             raise UnreadableSlide(self.path.name, f"OpenSlide cannot decode x {left}, y {top}: {error}") from error
         if self._is_ycbcr:
@@ -78,13 +82,11 @@ class OpenSlideReader(SlideReader):
         return np.asarray(self._region(x, y, width, height, level))
 
     def tile_size(self, level: int) -> tuple[int, int]:
-        # Of formats that do not say, OpenSlide's own cache holds what lies across these.
-        width, height = (self._slide.properties.get(f"openslide.level[{level}].tile-{side}") for side in _SIDES)
-        return (int(width), int(height)) if width and height else (DEFAULT_TILE_PX, DEFAULT_TILE_PX)
+        return self._tile_sizes[level]
 
     @property
     def levels(self) -> list[tuple[int, int]]:
-        return list(self._slide.level_dimensions)
+        return self._levels
 
     @property
     def resident_bytes(self) -> int:
@@ -92,3 +94,9 @@ class OpenSlideReader(SlideReader):
 
     def close(self) -> None:
         self._slide.close()
+
+
+def _tile_size(properties: Mapping[str, str], level: int) -> tuple[int, int]:
+    # Of formats that do not say, OpenSlide's own cache holds what lies across these.
+    width, height = (properties.get(f"openslide.level[{level}].tile-{side}") for side in _SIDES)
+    return (int(width), int(height)) if width and height else (DEFAULT_TILE_PX, DEFAULT_TILE_PX)

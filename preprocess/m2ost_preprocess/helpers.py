@@ -1,7 +1,6 @@
-"""Threads that cut regions while the next is read.
+"""Threads that help the one that reads: they cut what it has read, and where they are idle they read along.
 
-Reading stays on the thread that asks for it: native libraries tell of damage on standard output, and what they say
-belongs to the slide that one thread reads. Pillow's resizes and NumPy's copies let go of the interpreter.
+Decoders, Pillow's resizes and NumPy's copies let go of the interpreter.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from .spans import Spans
 
 MOST_THREADS = 8
-"""Threads that cut where nobody asks for a number, at most."""
+"""Threads that help where nobody asks for a number, at most."""
 
 REGIONS_AT_ONCE = 2
 """Regions whose pixels wait to be cut or are being cut; a third is read meanwhile, and no fourth."""
@@ -23,15 +22,15 @@ REGIONS_AT_ONCE = 2
 Part = Callable[[], None]
 
 
-class Cutters:
+class Helpers:
     """Runs the parts of regions: on threads of its own, or without any at once. For one thread that reads.
 
     Parameters
     ----------
     threads : int
-        How many cut beside the thread that reads; 0: that one does.
+        How many there are beside the thread that reads; 0: that one does all.
     spans : Spans, optional
-        Told of all cutting; whoever reads tells it of that.
+        Told of all cutting and of what is read along; whoever reads tells it of that.
     """
 
     def __init__(self, threads: int = 0, spans: Spans | None = None) -> None:
@@ -54,9 +53,9 @@ class Cutters:
         """
         if self._pool is None:
             for part in parts:
-                self._run(part)
+                self._cut(part)
             return
-        self._regions.append([self._pool.submit(self._run, part) for part in parts])
+        self._regions.append([self._pool.submit(self._cut, part) for part in parts])
         while len(self._regions) > REGIONS_AT_ONCE:
             wait(self._regions[0])
             _raise_first(self._regions.popleft())
@@ -75,19 +74,57 @@ class Cutters:
         for region in regions:
             _raise_first(region)
 
+    def read(self, parts: Sequence[Part]) -> None:
+        """Run the parts of one reading, on this thread and on those without anything to cut; returns when all have run.
+
+        Parameters
+        ----------
+        parts : sequence of callable
+            They may run in any order.
+
+        Raises
+        ------
+        Exception
+            What a part raised; no part runs any more, and some may not have run.
+        """
+        left = deque(parts)
+        helping = [self._pool.submit(self._read_along, left) for _ in parts[1 : self.threads + 1]] if self._pool else []
+        try:
+            _run_all(left)
+        finally:
+            left.clear()
+            # Those that still wait behind cutting are not needed any more.
+            under_way = [future for future in helping if not future.cancel()]
+            wait(under_way)
+        _raise_first(under_way)
+
     def close(self) -> None:
         """End the threads."""
         if self._pool is not None:
             self._pool.shutdown()
 
-    def _run(self, part: Part) -> None:
+    def _cut(self, part: Part) -> None:
         with self.spans.span("cut"):
             part()
+
+    def _read_along(self, left: deque[Part]) -> None:
+        with self.spans.span("read"):
+            _run_all(left)
+
+
+def _run_all(left: deque[Part]) -> None:
+    """Run what is left until others and this thread have taken all."""
+    while True:
+        try:
+            part = left.popleft()
+        except IndexError:
+            return
+        part()
 
 
 def _started(threads: int) -> ThreadPoolExecutor:
     """A pool with all its threads: one that it failed to start later would leave a part that nobody waits for."""
-    pool, together = ThreadPoolExecutor(threads, thread_name_prefix="cut"), threading.Barrier(threads)
+    pool, together = ThreadPoolExecutor(threads, thread_name_prefix="helper"), threading.Barrier(threads)
     try:
         wait([pool.submit(together.wait) for _ in range(threads)])
     except BaseException:
