@@ -139,5 +139,5 @@ def _raise_first(futures: list[Future[None]]) -> None:
 
 
 def default_threads() -> int:
-    """One for each core of this process's CPU set, eight at most: more wait for the one that reads."""
+    """One for each core of this process's CPU set, eight at most."""
     return min(len(os.sched_getaffinity(0)), MOST_THREADS)

@@ -7,8 +7,8 @@ is asked for.
 
 from __future__ import annotations
 
-import contextlib
 import os
+import threading
 from collections import OrderedDict
 from collections.abc import Hashable
 from dataclasses import dataclass, field, fields
@@ -63,7 +63,8 @@ class TileCache:
     Parameters
     ----------
     capacity_bytes : int
-        Most bytes of pixels that are kept. A tile larger than that is never kept.
+        Most bytes of pixels that are kept; a region that is being read holds all of its own besides. A tile larger than
+        that is never kept.
     """
 
     def __init__(self, capacity_bytes: int = DEFAULT_CACHE_MIB << 20) -> None:
@@ -184,15 +185,16 @@ class CachedReader(SlideReader):
             self._row(level, tile, row, (np.flatnonzero(columns) + first[0]).tolist())
             for row, columns in enumerate(needed, start=int(first[1]))
         ]
-        self._helpers.read([partial(row.try_to_fill, out, (left, top)) for row in rows])
+        if self._helpers.threads:
+            failed = threading.Event()
+            self._helpers.read([partial(row.try_to_fill, out, (left, top), failed) for row in rows])
+            for row in rows:
+                self._keep(row)
         for row in rows:
-            # What is wrong with one row may have been laid at another's door: alone it is its own.
-            if row.missing:
-                row.try_to_fill(out, (left, top))
-            self._keep(row)
-        for row in rows:
-            if row.missing:
-                row.fill(out, (left, top))  # it fails again, and says why
+            # What was wrong with one row may have been laid at another's door: alone it is its own.
+            if not row.is_filled:
+                row.fill(out, (left, top))
+                self._keep(row)
         self._counts.moved_bytes += out.nbytes
         return out
 
@@ -253,11 +255,16 @@ class _Row:
     tiles: dict[int, Pixels]
     missing: list[tuple[int, int]]
     decoded: list[int] = field(default_factory=list)
+    is_filled: bool = False
 
-    def try_to_fill(self, out: Pixels, origin: tuple[int, int]) -> None:
-        """As :meth:`fill`; a row that fails lacks tiles afterwards."""
-        with contextlib.suppress(UnreadableSlide):
+    def try_to_fill(self, out: Pixels, origin: tuple[int, int], failed: threading.Event) -> None:
+        """As :meth:`fill`; says when it failed, and does nothing once any row has."""
+        if failed.is_set():
+            return
+        try:
             self.fill(out, origin)
+        except UnreadableSlide:
+            failed.set()
 
     def fill(self, out: Pixels, origin: tuple[int, int]) -> None:
         """Decode what is missing, each run by one call, and copy all tiles to where they lie."""
@@ -266,6 +273,7 @@ class _Row:
             del self.missing[0]
         for column, pixels in self.tiles.items():
             _copy_overlap(pixels, (column * self.tile[0], self.row * self.tile[1]), out, origin)
+        self.is_filled = True
 
     def _decode(self, first: int, count: int) -> None:
         (tile_width, tile_height), (level_width, level_height) = self.tile, self.reader.levels[self.level]

@@ -192,7 +192,7 @@ def cut_views(
         Cut coarse views from the slide's own lower levels where one fits: less to decode, but other values than the
         definition's.
     helpers : Helpers, optional
-        Cut one region while the next is read. By default this thread does both, one after the other; so it does where a
+        Cut one region while the next is read. By default the thread that reads cuts too, in turn; so it does where a
         window is larger than ``REGION_PX``.
 
     Returns

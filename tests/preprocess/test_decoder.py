@@ -247,6 +247,17 @@ def test_a_damaged_tile_costs_the_same_spots_in_any_batch(decoder, svs, tmp_path
     assert together.tolist() == alone == expected.tolist()
 
 
+def test_tiles_that_threads_find_damaged_at_once_are_never_taken_for_pixels(svs, tmp_path):
+    columns = -(-open_slide(svs).size[0] // 240)
+    damaged = damaged_tile(svs, tmp_path, [row * columns for row in range(8)])
+    centers = np.array([(x, y) for x in (240 + 447, 240 + 448, 1400) for y in range(100, 1900, 300)], np.int32)
+    decoder = Decoder(threads=3)
+    for _ in range(3):
+        statuses = decoder.cut_views(damaged, centers, np.ones(18, np.float32), buffers(18))
+        assert statuses.tolist() == [RowStatus.DECODE_FAILED] * 6 + [RowStatus.OK] * 12
+    decoder.close()
+
+
 def test_what_one_slides_decoder_prints_is_not_held_against_the_next(decoder, svs, tmp_path):
     bad = tmp_path / "bad.tif"
     noise = np.random.default_rng(0).integers(0, 255, (512, 512, 3), np.uint8)

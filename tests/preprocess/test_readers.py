@@ -176,12 +176,13 @@ def test_most_of_a_slide_is_not_a_plain_tiff(svs, tmp_path):
         open_slide(path)
 
 
-def damaged_tile(svs, tmp_path):
-    """The slide with the JPEG data of its first tile overwritten."""
-    with tifffile.TiffFile(svs) as tiff:
-        offset, count = tiff.pages[0].dataoffsets[0], tiff.pages[0].databytecounts[0]
+def damaged_tile(svs, tmp_path, tiles=(0,)):
+    """The slide with the JPEG data of its first tile, or of others, overwritten."""
     data = bytearray(svs.read_bytes())
-    data[offset : offset + count] = bytes(count)
+    with tifffile.TiffFile(svs) as tiff:
+        for tile in tiles:
+            offset, count = tiff.pages[0].dataoffsets[tile], tiff.pages[0].databytecounts[tile]
+            data[offset : offset + count] = bytes(count)
     path = tmp_path / "damaged.svs"
     path.write_bytes(data)
     return path
@@ -211,6 +212,21 @@ native_errors.pass_on()
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert (done.stdout, done.stderr) == ("", "onetwo")
+
+
+def test_nothing_is_lost_of_what_threads_print_at_once():
+    script = """
+import os, threading
+from m2ost_preprocess.readers import native_errors
+native_errors.install()
+threads = [threading.Thread(target=lambda fd=fd: [os.write(fd, b"line") for _ in range(20000)]) for fd in (1, 2, 1, 2)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+assert native_errors.since(0) == "line" * 80000, len(native_errors.since(0))
+"""
+    subprocess.run([sys.executable, "-c", script], check=True)
 
 
 @pytest.mark.parametrize("reader", ["cucim", "openslide"])

@@ -77,7 +77,7 @@ class GpuLikeArrays(NumPyArrays):
 
 @pytest.fixture(scope="module")
 def pillow():
-    tiler = PillowTiler(GEOMETRY, threads=0)  # which reads the same regions
+    tiler = PillowTiler(GEOMETRY, threads=0)
     yield tiler
     tiler.close()
 
@@ -128,7 +128,8 @@ def test_a_damaged_tile_costs_the_same_rows(tiler, pillow, svs, tmp_path):
     centers = np.random.default_rng(2).integers(0, 1200, (12, 2)).astype(np.int32)
     scales = np.ones(len(centers), np.float32)
     found = cut(tiler, damaged, centers, scales)
-    assert_same(found, cut(pillow, damaged, centers, scales))
+    # Without counts: how much is decoded twice depends on which thread meets the damage first.
+    assert_same(found[:2], cut(pillow, damaged, centers, scales)[:2])
     assert {RowStatus.OK, RowStatus.DECODE_FAILED} == set(found[1])
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 from m2ost_preprocess.errors import UnreadableSlide
 from m2ost_preprocess.helpers import Helpers
 from m2ost_preprocess.readers import SlideReader, open_slide
@@ -188,6 +189,22 @@ def test_a_damaged_tile_is_an_error_each_time_and_hides_no_other(svs, tmp_path):
     for _ in range(2):
         with pytest.raises(UnreadableSlide):
             cached.read(*bad[0], 300, 300)
+
+
+@pytest.mark.parametrize("kind", ["rgba", "planar"])
+def test_threads_may_read_what_libtiff_converts_for_cucim(pyramid, tmp_path, kind):
+    pixels, path = open_slide(pyramid).read(3000, 3000, 1536, 2048), tmp_path / f"{kind}.tif"
+    if kind == "rgba":
+        stored = np.dstack([pixels, np.full(pixels.shape[:2], 255, np.uint8)])
+        tifffile.imwrite(path, stored, tile=(128, 128), photometric="rgb", extrasamples=["unassalpha"])
+    else:
+        stored = np.moveaxis(pixels, 2, 0)
+        tifffile.imwrite(path, stored, tile=(128, 128), photometric="rgb", planarconfig="separate")
+    helpers, reader = Helpers(3), open_slide(path, "cucim")
+    for _ in range(10):
+        cached = CachedReader(reader, TileCache(), "a", helpers)
+        np.testing.assert_array_equal(cached.read(0, 0, 1536, 2048), pixels)
+    helpers.close()
 
 
 def test_threads_recover_from_a_damaged_tile_of_openslide(svs, tmp_path):

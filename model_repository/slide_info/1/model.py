@@ -19,7 +19,7 @@ class TritonPythonModel:
     def initialize(self, args):
         serving.check_environment()
         self._roots = SlideRoots.from_environment()
-        self._decoder = Decoder(threads=0)  # what it reads is not cut
+        self._decoder = Decoder(threads=0)  # it cuts nothing, and keeps no tiles to read along
         self._decoder.start()
 
     def execute(self, requests):

@@ -127,7 +127,7 @@ class SlideModel:
         self._memory_limit_gib = float(settings["memory_limit_gib"])
         self._networks = ServedNetworks(pb_utils, self._info.sizes)
         self._roots = SlideRoots.from_environment()
-        self._decoder = Decoder(threads=0)  # what it reads is not cut
+        self._decoder = Decoder(threads=0)  # it cuts nothing, and keeps no tiles to read along
         self._decoder.start()
 
     def answer(self, request: Any) -> Any:

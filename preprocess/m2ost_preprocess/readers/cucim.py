@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +35,7 @@ class CuCimReader(SlideReader):
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._one_at_a_time, self._is_thread_safe = threading.Lock(), False
         try:
             self._image = CuImage(str(path))
         except (RuntimeError, ValueError, OSError) as error:
@@ -60,7 +63,10 @@ class CuCimReader(SlideReader):
     def _region(self, left: int, top: int, width: int, height: int, level: int, device: str = "cpu") -> Any:
         began = native_errors.mark()
         try:
-            region = self._image.read_region((left, top), (width, height), level, device=device)
+            # What libtiff converts for cuCIM, into four channels, goes through a handle that threads must not share.
+            with contextlib.nullcontext() if self._is_thread_safe else self._one_at_a_time:
+                region = self._image.read_region((left, top), (width, height), level, device=device)
+            self._is_thread_safe = region.shape[-1] == 3
             pixels = region if device == "cuda" else np.ascontiguousarray(np.asarray(region)[..., :3])
         except (RuntimeError, ValueError, OSError) as error:
             raise UnreadableSlide(self.path.name, f"cuCIM cannot decode x {left}, y {top}: {error}") from error
