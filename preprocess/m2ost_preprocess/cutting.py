@@ -26,45 +26,36 @@ from .readers.base import Pixels
 from .resample import WEIGHT_BITS, taps
 
 
-class RegionCutter:
-    """Cuts windows out of decoded pixels.
+def cut_windows(pixels: Pixels, corners: Any, side: int, out: Pixels, rows: Any) -> Iterator[Part]:
+    """Cut square windows, one view of many spots, in parts: they may run in any order, on any threads.
 
     Parameters
     ----------
     pixels : ndarray of uint8, shape (height, width, 3)
         They hold the windows whole.
+    corners : ndarray of int, shape (n, 2)
+        x, y of each window's first pixel.
+    side : int
+        Side of the windows in pixels.
+    out : ndarray of uint8, shape (m, size_px, size_px, 3)
+        Receives the windows: as they are where they have that size, else resized by Pillow's antialiased bilinear
+        filter.
+    rows : ndarray of int, shape (n,)
+        Which rows of ``out`` receive them.
     """
+    if side == out.shape[1]:
+        yield partial(_copy, pixels, corners, side, out, rows)
+        return
+    for left in np.unique(corners[:, 0]).tolist():
+        column = np.flatnonzero(corners[:, 0] == left)
+        column = column[np.argsort(corners[column, 1], kind="stable")]
+        for members in _overlapping(column, corners[:, 1], side):
+            yield partial(_resize, pixels, left, corners[members, 1], side, out, np.asarray(rows)[members])
 
-    def __init__(self, pixels: Pixels) -> None:
-        self._pixels = pixels
 
-    def parts(self, corners: Any, side: int, out: Pixels, rows: Any) -> Iterator[Part]:
-        """Cut square windows, one view of many spots, in parts: they may run in any order, on any threads.
-
-        Parameters
-        ----------
-        corners : ndarray of int, shape (n, 2)
-            x, y of each window's first pixel.
-        side : int
-            Side of the windows in pixels.
-        out : ndarray of uint8, shape (m, size_px, size_px, 3)
-            Receives the windows: as they are where they have that size, else resized by Pillow's antialiased bilinear
-            filter.
-        rows : ndarray of int, shape (n,)
-            Which rows of ``out`` receive them.
-        """
-        if side == out.shape[1]:
-            yield partial(self._copy, corners, side, out, rows)
-            return
-        for left in np.unique(corners[:, 0]).tolist():
-            column = np.flatnonzero(corners[:, 0] == left)
-            column = column[np.argsort(corners[column, 1], kind="stable")]
-            for members in _overlapping(column, corners[:, 1], side):
-                yield partial(_resize, self._pixels, left, corners[members, 1], side, out, np.asarray(rows)[members])
-
-    def _copy(self, corners: Any, side: int, out: Pixels, rows: Any) -> None:
-        for row, (left, top) in zip(rows, corners.tolist(), strict=True):
-            out[row] = self._pixels[top : top + side, left : left + side]
+def _copy(pixels: Pixels, corners: Any, side: int, out: Pixels, rows: Any) -> None:
+    for row, (left, top) in zip(rows, corners.tolist(), strict=True):
+        out[row] = pixels[top : top + side, left : left + side]
 
 
 def _resize(pixels: Pixels, left: int, tops: Any, side: int, out: Pixels, rows: Any) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from .contract import SCALE_MAX, SCALE_MIN, RowStatus, ViewGeometry
-from .cutting import RegionCutter
+from .cutting import cut_windows
 from .errors import SlideError
 from .helpers import Helpers
 from .readers.base import Pixels, SlideReader
@@ -217,11 +217,11 @@ def cut_views(
             needed = np.concatenate([np.insert(corners, 2, side, axis=1) for corners, side in windows])
             box = *origin.tolist(), *(end - origin).tolist()
             with helpers.spans.span("read"):
-                cutter = RegionCutter(reader.read_padded(*box, level=level, windows=needed))
+                pixels = reader.read_padded(*box, level=level, windows=needed)
                 parts = [
                     part
                     for view, (corners, side) in zip(views, windows, strict=True)
-                    for part in cutter.parts(corners - origin, side, out[view], rows)
+                    for part in cut_windows(pixels, corners - origin, side, out[view], rows)
                 ]
             helpers.cut(parts)
 
