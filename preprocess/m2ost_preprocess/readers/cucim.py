@@ -35,7 +35,8 @@ class CuCimReader(SlideReader):
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._one_at_a_time, self._is_thread_safe = threading.Lock(), False
+        self._one_at_a_time = threading.Lock()
+        self._thread_safe_levels: set[int] = set()
         try:
             self._image = CuImage(str(path))
         except (RuntimeError, ValueError, OSError) as error:
@@ -64,9 +65,10 @@ class CuCimReader(SlideReader):
         began = native_errors.mark()
         try:
             # What libtiff converts for cuCIM, into four channels, goes through a handle that threads must not share.
-            with contextlib.nullcontext() if self._is_thread_safe else self._one_at_a_time:
+            with contextlib.nullcontext() if level in self._thread_safe_levels else self._one_at_a_time:
                 region = self._image.read_region((left, top), (width, height), level, device=device)
-            self._is_thread_safe = region.shape[-1] == 3
+            if region.shape[-1] == 3:
+                self._thread_safe_levels.add(level)
             pixels = region if device == "cuda" else np.ascontiguousarray(np.asarray(region)[..., :3])
         except (RuntimeError, ValueError, OSError) as error:
             raise UnreadableSlide(self.path.name, f"cuCIM cannot decode x {left}, y {top}: {error}") from error
