@@ -147,5 +147,5 @@ def test_as_many_threads_as_asked_for():
     assert thread_count("all") == min(len(os.sched_getaffinity(0)), MOST_THREADS)
     assert [thread_count(given) for given in ("0", "3")] == [0, 3]
     for wrong in ("-1", "2.5", "many", ""):
-        with pytest.raises(ValueError, match="threads"):
+        with pytest.raises(ValueError, match="parameter threads of slide_tiler"):
             thread_count(wrong)
