@@ -7,9 +7,10 @@ import pytest
 from m2ost_client import ServerOptions, TritonServer
 from m2ost_client.errors import ServerStartError
 from m2ost_loadtests.gpu_check.device import Device, Pace
+from m2ost_loadtests.gpu_check.inputs import FreshSlide, grids_on
 from m2ost_loadtests.gpu_check.networks import Networks
-from m2ost_loadtests.gpu_check.parts import RIGHT, Outcome
-from m2ost_loadtests.gpu_check.served import measure_served
+from m2ost_loadtests.gpu_check.parts import RIGHT, Outcome, Skip
+from m2ost_loadtests.gpu_check.served import Work, measure_served
 
 from .conftest import by_server, network_of, reseal
 
@@ -60,10 +61,19 @@ def test_without_a_gpu_the_gpus_tiler_refuses_to_start_by_name(narrow_release, r
     assert "no GPUs are available" in failures[0] or "cannot cut views on GPU" in failures[0]
 
 
-def test_the_gpu_check_serves_a_release_and_compares(narrow_release, svs):
+def test_the_gpu_check_serves_a_release_and_compares(narrow_release, svs, tmp_path):
     centers, outcome = np.array(CENTERS[:5], np.int32), Outcome("served")
-    networks = Networks(network_of(narrow_release), Device("cpu"), [], svs, centers)
-    measure_served(outcome, networks, narrow_release, "cpu", svs, centers, Pace(1, 0.0))
+    networks = Networks(network_of(narrow_release), Device("cpu"), [], svs, centers, tmp_path)
+    work = Work(FreshSlide(svs, tmp_path / "slide"), centers, grids_on(svs, 40))
+    measure_served(outcome, networks, narrow_release, "cpu", work, Pace(2, 0.0))
     assert outcome.status == RIGHT, outcome.reason
     assert outcome.figures["max_abs_diff"] < 1e-4
-    assert outcome.figures["spots_per_s"] > 0
+    assert set(outcome.figures["spots_per_s"]) == {"apart spots", "dense spots"}
+    assert [path.name for path in (tmp_path / "slide").iterdir()] == ["7.svs"]  # once for truth, thrice for each grid
+
+
+def test_the_gpu_check_skips_a_profile_that_cannot_be_served_here(narrow_release, svs, tmp_path):
+    networks = Networks(network_of(narrow_release), Device("cpu"), [], svs, np.array(CENTERS[:2], np.int32), tmp_path)
+    work = Work(FreshSlide(svs, tmp_path / "slide"), networks.centers, {})
+    with pytest.raises(Skip, match="cannot be served here with profile 'python-gpu'"):
+        measure_served(Outcome("served"), networks, narrow_release, "python-gpu", work, Pace(1, 0.0))

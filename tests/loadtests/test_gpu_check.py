@@ -12,7 +12,8 @@ from m2ost.config import M2OSTConfig
 from m2ost_export.release import build_release
 from m2ost_loadtests.gpu_check.__main__ import main
 from m2ost_loadtests.gpu_check.device import Device, Pace, interleave, ratios
-from m2ost_loadtests.gpu_check.inputs import load_network, spots_on
+from m2ost_loadtests.gpu_check.engines import build_with
+from m2ost_loadtests.gpu_check.inputs import PITCHES_PX, FreshSlide, grids_on, load_network, spots_on
 from m2ost_loadtests.gpu_check.networks import Networks, compare
 from m2ost_loadtests.gpu_check.parts import Outcome, Skip, run_part
 
@@ -20,7 +21,7 @@ from scripts.crop_slide import main as crop_slide
 from tests.conftest import REPOSITORY
 
 NARROW = M2OSTConfig(n_genes=6, depth=1, dim=12, heads=1, head_dim=12, ffn_dim=8, channel_dim=8)
-BRIEF = ["--spots", "6", "--batch-rows", "3", "--rounds", "1", "--at-least-s", "0"]
+BRIEF = ["--spots", "6", "--batch-rows", "3", "--run-spots", "9", "--rounds", "1", "--at-least-s", "0"]
 
 
 @pytest.fixture(scope="module")
@@ -67,16 +68,18 @@ def test_all_that_runs_on_a_cpu_is_right(narrow, svs, tmp_path, capsys, monkeypa
     assert set(speeds["share_of_matrix_rate"]) == {"torch-eager-fp32", "onnxruntime-fp32"}
     end_to_end = parts["end to end"]["figures"]
     fastest = max(speeds["spots_per_s"], key=speeds["spots_per_s"].get)
-    timed = {f"{tiler} tiler, {form}" for tiler in ("array", "pillow") for form in ("torch-eager-fp32", fastest)}
-    assert set(end_to_end["spots_per_s"]) == timed
+    ways = [f"{tiler} tiler, {form}" for tiler in ("array", "pillow") for form in ("torch-eager-fp32", fastest)]
+    assert set(end_to_end["spots_per_s"]) == {f"{grid} spots, {way}" for grid in ("apart", "dense") for way in ways}
     assert end_to_end["max_abs_diff"] < 1e-4
+    assert end_to_end["decoded_px"]["apart"] > end_to_end["decoded_px"]["dense"] > 0
+    assert parts["runs from the file"]["figures"]["spots"] == {"apart": 9, "dense": 9}
     assert report["machine"]["versions"]["torch"]
 
 
-def test_a_release_of_other_weights_is_wrong_and_is_not_timed(narrow, crop):
+def test_a_release_of_other_weights_is_wrong_and_is_not_timed(narrow, crop, tmp_path):
     outcome = Outcome("weights")
     model = load_network(outcome, narrow / "checkpoint1")
-    networks = Networks(model, Device("cpu"), [narrow / "release"], crop, spots_on(crop, 6))
+    networks = Networks(model, Device("cpu"), [narrow / "release"], crop, spots_on(crop, 6), tmp_path)
     wrong = [part for part in networks.outcomes if part.status == "wrong"]
     assert [part.name for part in wrong] == ["network onnxruntime-fp32"]
     assert "below 0.9999" in wrong[0].reason
@@ -147,6 +150,25 @@ def test_what_is_not_finite_or_not_alike_is_wrong():
     right = Outcome("n")
     compare(right, expected + np.float32(1e-3), expected)
     assert right.status == "right"
+
+
+@pytest.mark.parametrize(
+    ("toolkit", "reason"), [("tensorrt", "tensorrt is not installed here"), ("tensorrt-rtx", "no GPU here")]
+)
+def test_an_engine_that_cannot_be_built_here_is_skipped_in_the_builders_words(toolkit, reason, narrow, tmp_path):
+    with pytest.raises(Skip, match=reason):
+        build_with(toolkit, narrow / "release", tmp_path / "built", Device("cuda"), Outcome("built"))
+    assert not list(tmp_path.iterdir())
+
+
+def test_every_run_reads_a_slide_under_a_new_name(crop, svs, tmp_path):
+    slide = FreshSlide(crop, tmp_path / "slide")
+    assert [slide.path().name for _ in range(2)] == ["1.png", "2.png"]
+    assert (tmp_path / "slide" / "2.png").read_bytes() == crop.read_bytes()
+    for grid, pitch in ((g, PITCHES_PX[n]) for n, g in grids_on(svs, 50).items()):
+        assert 30 < len(grid) <= 50
+        assert sorted({int(step) for axis in grid.T for step in np.diff(np.unique(axis))}) == [pitch]
+    assert grids_on(crop, 10**6)["apart"].max() < 900
 
 
 def test_speeds_are_taken_in_turn():

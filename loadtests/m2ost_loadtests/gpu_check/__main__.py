@@ -2,7 +2,7 @@
 
 Every part that lacks a library is reported as skipped, with the reason. Exit status: 0 all that ran is right; 1 a part
 is wrong; 2 there is no GPU, and what could be checked on the CPU is right; 64 the command is wrong. It needs a checkout
-with PYTHONPATH preprocess:model:client:loadtests, and nothing installed but NumPy, Pillow and PyTorch.
+with PYTHONPATH preprocess:model:export:client:loadtests, and nothing installed but NumPy, Pillow and PyTorch.
 
 Usage: python -m m2ost_loadtests.gpu_check --slide FILE [--slide FILE …] [--release DIR …] --out DIR
 """
@@ -45,12 +45,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--profile", default=default.profile, help="of the served release")
     parser.add_argument("--spots", type=int, default=default.spots)
     parser.add_argument("--batch-rows", type=int, default=default.batch_rows)
+    parser.add_argument("--run-spots", type=int, help="most spots of a run from the slide's file on")
     parser.add_argument("--rounds", type=int, default=default.pace.rounds)
     parser.add_argument("--at-least-s", type=float, default=default.pace.at_least_s)
     parser.add_argument("--out", type=Path, required=True)
     given = parser.parse_args(arguments)
     if not (1 <= given.batch_rows <= MAX_ROWS and given.spots >= 2 and given.rounds >= 1):
         parser.error(f"--batch-rows must lie in 1 to {MAX_ROWS}, --spots be at least 2 and --rounds at least 1")
+    if given.run_spots is not None and given.run_spots < 1:
+        parser.error("--run-spots must be at least 1")
     options = Options(
         slides=tuple(given.slide),
         device=given.device,
@@ -60,6 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         profile=given.profile,
         spots=given.spots,
         batch_rows=given.batch_rows,
+        run_spots=given.run_spots,
         pace=Pace(given.rounds, given.at_least_s),
     )
     report, status = Check(options, _print).run()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -11,14 +12,18 @@ from typing import Any
 from m2ost.shipped import CHECKPOINT
 
 from .device import Device, Pace, describe, has_gpu
-from .inputs import choose_slide, load_network, spots_on
+from .inputs import FreshSlide, choose_slide, grids_on, load_network, spots_on
 from .networks import Networks
 from .parts import WRONG, Outcome, Skip, run_part
 from .rates import measure_rates
-from .served import measure_end_to_end, measure_served
+from .served import Work, measure_end_to_end, measure_served
 from .tiling import check_resize, check_tiler
 
 SHIPPED = Path(__file__).parents[3] / "model" / "m2ost" / "checkpoints" / CHECKPOINT
+
+
+RUN_SPOTS = {"cuda": 4096, "cpu": 64}
+"""By device."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +48,8 @@ class Options:
         Spots that are compared.
     batch_rows : int
         Spots a batch where speed is measured.
+    run_spots : int or None
+        Most spots of a run from the file on; by default ``RUN_SPOTS``.
     pace : Pace
         How long speeds are measured.
     """
@@ -55,6 +62,7 @@ class Options:
     profile: str = "python-gpu"
     spots: int = 64
     batch_rows: int = 64
+    run_spots: int | None = None
     pace: Pace = field(default_factory=Pace)
 
 
@@ -86,30 +94,38 @@ class Check:
         status : int
             The exit status.
         """
+        with tempfile.TemporaryDirectory(prefix="gpu_check_") as folder:
+            self._run_parts(Path(folder))
+        status = 2 if self.no_gpu else 0
+        if any(outcome.status == WRONG for outcome in self._outcomes):
+            status = 1
+        report = {
+            "machine": describe(self.device),
+            "device": self.device.kind,
+            "no_gpu": self.no_gpu,
+            "status": status,
+            "parts": [vars(outcome) for outcome in self._outcomes],
+        }
+        return report, status
+
+    def _run_parts(self, folder: Path) -> None:
         options, device, pace = self.options, self.device, self.options.pace
         self._part("slide", lambda outcome: self._keep("slide", choose_slide(outcome, options.slides)))
         self._part("resize", lambda outcome: check_resize(outcome, device, self._get("slide"), pace))
         self._part("rates", lambda outcome: self._keep("rates", measure_rates(outcome, device, pace)))
         self._part("tiler", self._tiler)
         self._part("weights", lambda outcome: self._keep("network", load_network(outcome, options.checkpoint)))
-        self._part("networks", self._networks)
+        self._part("networks", partial(self._networks, folder))
         self._part("speed of networks", self._speed)
+        self._part("runs from the file", partial(self._plan_work, folder / "slide"))
         self._part("end to end", self._end_to_end)
-        for release in options.releases:
-            self._part(f"served {release.name}", partial(self._served, release))
-        if not options.releases:
-            self._part("served", partial(self._served, None))
-        status = 2 if self.no_gpu else 0
-        if any(outcome.status == WRONG for outcome in self._outcomes):
-            status = 1
-        report = {
-            "machine": describe(device),
-            "device": device.kind,
-            "no_gpu": self.no_gpu,
-            "status": status,
-            "parts": [vars(outcome) for outcome in self._outcomes],
-        }
-        return report, status
+        to_serve = [(release, options.profile) for release in options.releases]
+        if "networks" in self._found:
+            to_serve += [(release, f"python-{toolkit}") for release, toolkit in self._found["networks"].built]
+        for release, profile in to_serve:
+            self._part(f"served {release.name}", partial(self._served, release, profile))
+        if not to_serve:
+            self._part("served", self._nothing_served)
 
     def _part(self, name: str, part: Callable[[Outcome], None]) -> None:
         self._add(run_part(name, part))
@@ -130,10 +146,10 @@ class Check:
         rates = self._found.get("rates", {})
         check_tiler(outcome, self.device, self._get("slide"), self.options.spots, rates, self.options.pace)
 
-    def _networks(self, outcome: Outcome) -> None:
+    def _networks(self, folder: Path, outcome: Outcome) -> None:
         slide, model = self._get("slide"), self._get("network")
-        self._keep("centers", spots_on(slide, self.options.spots))
-        networks = Networks(model, self.device, self.options.releases, slide, self._get("centers"))
+        centers = spots_on(slide, self.options.spots)
+        networks = Networks(model, self.device, self.options.releases, slide, centers, folder)
         for part in networks.outcomes:
             self._add(part)
         outcome.figures["right"] = sorted(networks.scorers)
@@ -146,14 +162,19 @@ class Check:
         flop = count(networks.model.config).flop
         networks.measure(outcome, self.options.batch_rows, flop, self._found.get("rates", {}), self.options.pace)
 
-    def _end_to_end(self, outcome: Outcome) -> None:
-        slide, centers = self._get("slide"), self._get("centers")
-        measure_end_to_end(
-            outcome, self._get("networks"), self.device, slide, centers, self.options.batch_rows, self.options.pace
-        )
+    def _plan_work(self, folder: Path, outcome: Outcome) -> None:
+        slide, networks = self._get("slide"), self._get("networks")
+        grids = grids_on(slide, self.options.run_spots or RUN_SPOTS[self.device.kind])
+        outcome.figures["spots"] = {name: len(centers) for name, centers in grids.items()}
+        self._keep("work", Work(FreshSlide(slide, folder), networks.centers, grids))
 
-    def _served(self, release: Path | None, outcome: Outcome) -> None:
-        if release is None:
-            raise Skip("no --release was given")
-        slide, centers, profile = self._get("slide"), self._get("centers"), self.options.profile
-        measure_served(outcome, self._get("networks"), release, profile, slide, centers, self.options.pace)
+    def _end_to_end(self, outcome: Outcome) -> None:
+        networks, work, options = self._get("networks"), self._get("work"), self.options
+        measure_end_to_end(outcome, networks, self.device, work, options.batch_rows, options.pace)
+
+    def _served(self, release: Path, profile: str, outcome: Outcome) -> None:
+        networks, work = self._get("networks"), self._get("work")
+        measure_served(outcome, networks, release, profile, work, self.options.pace)
+
+    def _nothing_served(self, outcome: Outcome) -> None:
+        raise Skip("no --release was given")

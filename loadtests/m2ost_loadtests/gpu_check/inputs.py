@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,9 @@ from m2ost_preprocess.readers import open_slide
 from m2ost_preprocess.views import cut_views, spatial_order
 
 from .parts import Outcome, Skip, need
+
+PITCHES_PX = {"apart": 224, "dense": 16}
+"""Level-0 pixels between the spots of a run."""
 
 
 def choose_slide(outcome: Outcome, slides: Sequence[Path]) -> Path:
@@ -41,6 +46,46 @@ def spots_on(slide: Path, count: int, seed: int = 0) -> Any:
     centers = np.array([*corners, *grid], np.int32)[:count]
     ordered: Any = centers[spatial_order(centers)]
     return ordered
+
+
+def grids_on(slide: Path, most: int) -> dict[str, Any]:
+    """Spots of whole runs, in the order that a client sends them in; int32, shape (n, 2), at most ``most`` each.
+
+    ``apart`` are as far from each other as the finest view is wide, so that nearly all that is read is read for one
+    spot; of ``dense``, as of a map, hundreds share their pixels.
+    """
+    width, height = open_slide(slide).size
+    grids = {}
+    for name, pitch in PITCHES_PX.items():
+        side = math.isqrt(most)
+        columns = max(1, min(width // pitch, side))
+        x, y = np.arange(columns), np.arange(max(1, min(height // pitch, most // columns)))
+        centers = np.stack(np.meshgrid(x, y), axis=-1).reshape(-1, 2) * pitch + pitch // 2
+        grids[name] = centers.astype(np.int32)[spatial_order(centers)]
+    return grids
+
+
+class FreshSlide:
+    """A copy of a slide under a new name whenever it is asked for: no tile that was decoded before serves again.
+
+    Parameters
+    ----------
+    slide : Path
+        The slide, a file or a folder.
+    folder : Path
+        Is made, and holds nothing but the copy.
+    """
+
+    def __init__(self, slide: Path, folder: Path) -> None:
+        folder.mkdir()
+        self.folder, self._path, self._suffix, self._times = folder, folder / slide.name, slide.suffix, 0
+        (shutil.copytree if slide.is_dir() else shutil.copyfile)(slide, self._path)
+
+    def path(self) -> Path:
+        """The copy, under its new name."""
+        self._times += 1
+        self._path = self._path.rename(self._path.with_name(f"{self._times}{self._suffix}"))
+        return self._path
 
 
 def views_by_pillow(slide: Path, centers: Any, geometry: ViewGeometry, scale: float = 1.0) -> list[Any]:

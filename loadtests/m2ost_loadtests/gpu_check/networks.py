@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 from m2ost.metrics import pearson
-from m2ost_preprocess.contract import MAX_ROWS, MODEL_ENGINE, Manifest
+from m2ost_preprocess.contract import Manifest
 
 from .device import Device, Pace, clocks, interleave, ratios
-from .engines import TENSORRT_MODULES, OnnxFile, Scorer, onnxruntime_scorer, tensorrt_scorer
+from .engines import TOOLKITS, Scorer, build_with, load_scorer, onnxruntime_scorer
 from .inputs import views_by_pillow
 from .parts import RIGHT, Outcome, need, run_part
 
@@ -36,25 +36,33 @@ class Networks:
         On the CPU, float32.
     device : Device
     releases : sequence of Path
-        Releases of the same weights, for their ONNX.
+        Releases of the same weights.
     slide : Path
     centers : ndarray of int32, shape (n, 2)
         Spots that all are compared on.
+    folder : Path
+        Receives releases with engines that are built here.
 
     Attributes
     ----------
+    centers : ndarray of int32, shape (n, 2)
+        Spots that all are compared on.
     outcomes : list of Outcome
         One a form.
     scorers, precision : dict
         The forms that are right, and their precision, by name.
     fastest : str
         The fastest of them, once they were timed.
+    built : list of (Path, str)
+        Releases with an engine that was built here and is right, and the toolkit.
     """
 
-    def __init__(self, model: Any, device: Device, releases: Sequence[Path], slide: Path, centers: Any) -> None:
+    def __init__(
+        self, model: Any, device: Device, releases: Sequence[Path], slide: Path, centers: Any, folder: Path
+    ) -> None:
         torch = need("torch", install="pip install torch")
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-        self.model, self.device = model, device
+        self.model, self.device, self.centers, self.folder = model, device, centers, folder
         self.views = views_by_pillow(slide, centers, model.config.views)
         with torch.inference_mode():
             parts = [
@@ -64,6 +72,7 @@ class Networks:
         self.scorers: dict[str, Scorer] = {}
         self.precision: dict[str, str] = {}
         self.fastest = REFERENCE
+        self.built: list[tuple[Path, str]] = []
         self.outcomes = [
             run_part(f"network {name}", partial(self._check, name, precision, make))
             for name, precision, make in self._forms(releases)
@@ -76,32 +85,39 @@ class Networks:
             (BASELINE_FP16, "fp16", self._compiled),
         ]
         for release in releases:
-            engine = Manifest.read(release).engine
-            onnx = release / MODEL_ENGINE / "1" / "model.onnx"
-            file = OnnxFile(onnx, engine.views, len(engine.genes))
-            forms.append((f"onnxruntime-{engine.precision}", engine.precision, partial(self._onnxruntime, file)))
-            for runtime in TENSORRT_MODULES:
-                maker = partial(self._tensorrt, file, runtime)
-                forms.append((f"{runtime}-{engine.precision}", engine.precision, maker))
+            precision = Manifest.read(release).engine.precision
+            forms.append((f"onnxruntime-{precision}", precision, partial(self._onnxruntime, release)))
+            forms += [(f"{name}-{precision}", precision, partial(self._tensorrt, release, name)) for name in TOOLKITS]
         return forms
 
-    def _onnxruntime(self, onnx: OnnxFile, outcome: Outcome) -> Scorer:
-        return onnxruntime_scorer(onnx, self.device)
+    def _onnxruntime(self, release: Path, outcome: Outcome) -> Scorer:
+        return onnxruntime_scorer(release, self.device)
 
-    def _tensorrt(self, onnx: OnnxFile, runtime: str, outcome: Outcome) -> Scorer:
-        return tensorrt_scorer(onnx, runtime, self.device, max_rows=MAX_ROWS)
+    def _tensorrt(self, release: Path, toolkit: str, outcome: Outcome) -> Scorer:
+        built = self.folder / f"{release.name}-{toolkit}"
+        build_with(toolkit, release, built, self.device, outcome)
+        self.built.append((built, toolkit))
+        return load_scorer(built, toolkit, self.device)
 
     def _eager(self, outcome: Outcome) -> Scorer:
-        model = deepcopy(self.model).to(self.device.torch)
-        return lambda views: model(*views)
+        return self._by_torch(deepcopy(self.model).to(self.device.torch))
 
     def _compiled(self, outcome: Outcome) -> Scorer:
         import torch
 
         backend = "inductor" if self.device.kind == "cuda" else "eager"
         outcome.figures["compiled_by"] = backend
-        model: Any = torch.compile(deepcopy(self.model).to(self.device.torch).half(), backend=backend)
-        return lambda views: model(*views)
+        return self._by_torch(torch.compile(deepcopy(self.model).to(self.device.torch).half(), backend=backend))
+
+    def _by_torch(self, model: Any) -> Scorer:
+        import torch.utils.dlpack
+
+        def score(views: Sequence[Any]) -> Any:
+            with torch.inference_mode():
+                tensors = [torch.utils.dlpack.from_dlpack(view).to(self.device.torch) for view in views]
+                return model(*tensors).float().cpu().numpy()
+
+        return score
 
     def on_device(self, first: int, rows: int) -> list[Any]:
         """Views of ``rows`` spots from the ``first`` on, repeated where there are fewer; tensors on the device."""
@@ -111,17 +127,14 @@ class Networks:
         return [torch.from_numpy(view[wanted]).to(self.device.torch) for view in self.views]
 
     def _check(self, name: str, precision: str, make: Callable[[Outcome], Scorer], outcome: Outcome) -> None:
-        import torch
-
         scorer = make(outcome)
-        with torch.inference_mode():
-            found = scorer(self.on_device(0, len(self.expected))).float().cpu().numpy()
+        found = scorer(self.on_device(0, len(self.expected)))
         compare(outcome, found, self.expected, r_at_least=-1.0 if name == BASELINE_FP16 else R_AT_LEAST)
         if outcome.status == RIGHT:
             self.scorers[name], self.precision[name] = scorer, precision
 
     def measure(self, outcome: Outcome, batch_rows: int, flop: float, rates: dict[str, Any], pace: Pace) -> None:
-        """Time every form that is right, in turn, on views that lie on the device.
+        """Time every form that is right, in turn: views on the device → expression on the host.
 
         Parameters
         ----------
@@ -135,12 +148,9 @@ class Networks:
             As :func:`~.rates.measure_rates` left them; may be empty.
         pace : Pace
         """
-        import torch
-
         views = self.on_device(0, batch_rows)
-        with torch.inference_mode():
-            runs = {name: partial(scorer, views) for name, scorer in self.scorers.items()}
-            seconds = interleave(self.device, runs, pace)
+        runs = {name: partial(scorer, views) for name, scorer in self.scorers.items()}
+        seconds = interleave(self.device, runs, pace)
         outcome.figures["gpu_afterwards"] = clocks(self.device)
         speeds = {name: batch_rows / median(values) for name, values in seconds.items()}
         self.fastest = max(speeds, key=lambda name: speeds[name], default=REFERENCE)
