@@ -69,6 +69,9 @@ def serve(
     profile: Annotated[
         str, typer.Option(help="Triton's --model-config-name: cpu, onnxruntime, tensorrt, python-gpu …")
     ] = "cpu",
+    start_timeout_s: Annotated[
+        float, typer.Option(min=1, help="Longest time until ready; a profile that builds an engine needs minutes.")
+    ] = 120,
     log_level: Annotated[str, typer.Option(help="Least level to print: debug, info, warning or error.")] = "info",
     print_command: Annotated[bool, typer.Option("--print-command", help="Print the command and exit.")] = False,
 ) -> None:
@@ -86,6 +89,7 @@ def serve(
         host=host,
         ports=Ports(grpc_port, http_port, metrics_port),
         profile=profile,
+        start_timeout_s=start_timeout_s,
     )
     server = TritonServer(options, on_log=_json_lines(sys.stdout, log_level))
     if print_command:

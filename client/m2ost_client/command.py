@@ -19,9 +19,12 @@ DEFAULT_PROFILE = "cpu"
 DENSE_PROFILE = "cpu-dense"
 """Serves the graph for dense maps, where a release has it."""
 
-CUDA_POOL_BYTES = 512 << 20
-"""Of GPU 0, for tensors between models: a batch's views take 110 MiB, and Triton's own choice of 64 MiB would send them
-over the host."""
+CUDA_POOL_BYTES = 1 << 30
+"""Of every GPU, for tensors between models: the views of all requests that may wait, at 32 rows. Triton's own choice is
+64 MiB; the largest batch has 110."""
+
+MOST_GPUS = 16
+"""Triton passes over the pools of GPUs that are not there."""
 
 
 @dataclass(frozen=True)
@@ -133,8 +136,12 @@ def build_command(
         f"--grpc-restricted-protocol={restricted}",
         f"--http-restricted-api={restricted}",
     ]
-    if options.profile not in (DEFAULT_PROFILE, DENSE_PROFILE):
-        arguments.append(f"--cuda-memory-pool-byte-size=0:{CUDA_POOL_BYTES}")
+    on_gpu = not options.profile.startswith(DEFAULT_PROFILE)
+    if on_gpu:
+        arguments += [f"--cuda-memory-pool-byte-size={gpu}:{CUDA_POOL_BYTES}" for gpu in range(MOST_GPUS)]
+        # What the pool has no room for goes through the host, and must not go through pinned memory: of that, the
+        # Python backend's GPU tensors arrive as whatever was there before (python_backend, PbMemory::CopyBuffer).
+        arguments.append("--pinned-memory-pool-byte-size=0")
     if options.trace is not None:
         settings = (f"triton,file={options.trace}", "rate=1", "level=TIMESTAMPS", "count=-1")
         arguments += [f"--trace-config={setting}" for setting in settings]
@@ -148,6 +155,10 @@ def build_command(
         # Else each of the server's threads keeps what it freed of the requests' views, and the server grows for hours.
         "MALLOC_ARENA_MAX": os.environ.get("MALLOC_ARENA_MAX", "1"),
     }
+    if on_gpu:
+        environment["NVIDIA_TF32_OVERRIDE"] = "0"  # ONNX Runtime's TensorRT provider can be told in no other way
+        # A folder of this server's own: the home of a container's user may not be one that it can write to.
+        environment["CUPY_CACHE_DIR"] = os.environ.get("CUPY_CACHE_DIR", str(runtime / "cupy"))
     if options.trace is not None:
         environment[ENV_DECODER_TRACE] = str(decoder_trace(options.trace))
     return Command(arguments, environment)

@@ -203,8 +203,10 @@ class FusedM2OST(nn.Module):
         -------
         Tensor, float32, shape (B, n_genes)
         """
-        # TensorRT takes UINT8 at its door only where a cast follows at once. Integers to 256 are exact in every type.
-        return self.predict(self._embed([view.to(self.dtype) for view in views]))
+        # TensorRT takes UINT8 at its door only where a cast to float32 or float16 follows at once. Integers to 256 are
+        # exact in either, up to the norms, which work in float32.
+        taken = torch.float16 if self.dtype == torch.bfloat16 else self.dtype
+        return self.predict(self._embed([view.to(taken) for view in views]))
 
     def predict(self, sequences: list[Tensor]) -> Tensor:
         """The prediction from embedded sequences (B, n_i, dim)."""

@@ -16,7 +16,6 @@ from m2ost_preprocess.engine_plan import EnginePlan
 from tritonclient.grpc import model_config_pb2
 
 _VIEW = re.compile(r"VIEW\d+$")
-_PRECISION = "precision_mode"
 _PROFILE = re.compile(r"trt_profile_(min|opt|max)_shapes$")
 
 
@@ -151,9 +150,7 @@ def _fit_map(mapping: Any, views: ViewGeometry) -> None:
 
 
 def _fit_accelerator(parameters: Any, info: EngineInfo) -> None:
-    """Precision and optimisation profile of ONNX Runtime's TensorRT provider; the template gives the profile's rows."""
-    if _PRECISION in parameters:
-        parameters[_PRECISION] = info.precision.upper()
+    """Optimisation profile of ONNX Runtime's TensorRT provider; the template gives its rows."""
     for key in [key for key in parameters if _PROFILE.match(key)]:
         rows = parameters[key].partition(":")[2].partition("x")[0]
         shape = "x".join(map(str, (rows, *info.views.shape)))

@@ -1,5 +1,4 @@
-"""The array modules that views are cut with: NumPy on the CPU, CuPy on a GPU. CuPy is imported nowhere else but in the
-decoder's child process."""
+"""The array modules that views are cut with: NumPy on the CPU, CuPy on a GPU."""
 
 from __future__ import annotations
 
@@ -10,6 +9,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from .cuda import import_cupy, try_kernel
 from .decoder.gpu import bytes_at
 from .decoder.protocol import GpuSlots
 from .readers.base import Pixels
@@ -97,18 +97,18 @@ class CuPyArrays:
 
     def __init__(self, gpu: int) -> None:
         try:
-            import cupy
+            cupy = import_cupy()
         except ImportError as error:
             raise ArrayModuleUnavailable(
                 f"cannot cut views on GPU {gpu}: CuPy cannot be imported ({error}); "
-                "run: pip install 'm2ost-triton[server]', or serve with the profile cpu"
+                "run: pip install 'm2ost-triton[server-gpu]', or serve with the profile cpu"
             ) from error
         try:
             with cupy.cuda.Device(gpu):
-                cupy.arange(2).sum().item()  # a context, and a kernel that is compiled here
-        except Exception as error:  # of CUDA's runtime, of its compiler, or a library that is missing
+                try_kernel(cupy)
+        except Exception as error:
             raise ArrayModuleUnavailable(
-                f"cannot cut views on GPU {gpu}: {type(error).__name__}: {error}; see nvidia-smi, or serve with the "
+                f"cannot cut views on GPU {gpu}: {type(error).__name__}: {error}; run: m2ost doctor, or serve with the "
                 "profile cpu"
             ) from error
         self.xp: ModuleType = cupy

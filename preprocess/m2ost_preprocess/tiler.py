@@ -209,8 +209,8 @@ class _Slots:
         return self._opened[strip.slot][: strip.height * width * 3].reshape(strip.height, width, 3)
 
     def close(self) -> None:
-        self._arrays.close_slots(self._opened)
-        self._opened = []
+        opened, self._opened = self._opened, []
+        self._arrays.close_slots(opened)
 
 
 class _Cutter:

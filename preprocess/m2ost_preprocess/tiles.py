@@ -144,7 +144,7 @@ class CachedReader(SlideReader):
         self._reader, self._cache, self._key = reader, cache, key
         self._helpers = helpers or Helpers()
         self.name, self.path, self.size = reader.name, reader.path, reader.size
-        self.resolution, self.note, self.decodes_on_gpu = reader.resolution, reader.note, reader.decodes_on_gpu
+        self.resolution, self.note = reader.resolution, reader.note
         self._counts = TilingCounts()
         self._is_new = True
 
@@ -215,10 +215,25 @@ class CachedReader(SlideReader):
         self._counts.decoded_tiles += tiles
         self._counts.decoded_px += px
 
+    def cold(self) -> CachedReader:
+        """The same slide and helpers, with a cache of its own and nothing in it.
+
+        Returns
+        -------
+        CachedReader
+            Not to be closed.
+        """
+        return CachedReader(self._reader, TileCache(self._cache.capacity_bytes), self._key, self._helpers)
+
     @property
     def uncached(self) -> SlideReader:
         """See :class:`SlideReader`."""
         return self._reader
+
+    @property
+    def decodes_on_gpu(self) -> bool:
+        """See :attr:`SlideReader.decodes_on_gpu`."""
+        return self._reader.decodes_on_gpu
 
     def tile_size(self, level: int) -> tuple[int, int] | None:
         """See :meth:`SlideReader.tile_size`."""

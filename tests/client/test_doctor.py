@@ -52,6 +52,7 @@ SERVER = ServerFacts(
     providers=("TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"),
     onnxruntime_cuda="12.8",
     tensorrt="10.13.2.6",
+    nvinfer="10.13.2.6",
     cuda_driver=12040,
     gpus=(L4,),
 )

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -236,6 +237,23 @@ def test_a_command_for_a_shell_says_where_the_metrics_are_and_how_memory_is_kept
     done = subprocess.run(command, shell=True, capture_output=True, text=True, check=True)
     url, roots, kept = done.stdout.split()
     assert (url, json.loads(roots), kept) == (server.metrics_url, {}, arenas)
+
+
+@pytest.mark.parametrize("profile", ["cpu", "cpu-openvino", "python-gpu", "tensorrt"])
+def test_a_profile_for_gpus_has_a_pool_on_each_and_no_pinned_memory(tmp_path, monkeypatch, profile):
+    monkeypatch.delenv("CUPY_CACHE_DIR", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    server = fake_server(tmp_path, 'for a; do echo "$a"; done; echo "$CUPY_CACHE_DIR,$NVIDIA_TF32_OVERRIDE"')
+    server.options = replace(server.options, profile=profile)
+    done = subprocess.run(server.print_command(), shell=True, capture_output=True, text=True, check=True)
+    pools = [line for line in done.stdout.splitlines() if "pool-byte-size" in line]
+    cache = f"{tmp_path}/cache/m2ost/runtime/cupy"
+    if profile.startswith("cpu"):
+        assert (pools, done.stdout.splitlines()[-1]) == ([], ",")
+    else:
+        assert done.stdout.splitlines()[-1] == f"{cache},0"
+        assert pools[:2] == [f"--cuda-memory-pool-byte-size={gpu}:{1 << 30}" for gpu in (0, 1)]
+        assert pools[-1] == "--pinned-memory-pool-byte-size=0"
 
 
 def baseline_folder(folder):

@@ -71,12 +71,13 @@ def test_every_config_parses_and_fits_the_engine(release):
         views = [t.name for t in [*config.input, *config.output] if t.name.startswith("VIEW")]
         assert not views or tuple(views) == model.config.views.names
     provider = parse_config((folder / "m2ost" / "configs" / "onnxruntime-tensorrt.pbtxt").read_text())
-    (accelerator,) = provider.optimization.execution_accelerators.gpu_execution_accelerator
+    accelerator, cuda = provider.optimization.execution_accelerators.gpu_execution_accelerator
     shape = "x".join(map(str, model.config.views.shape))
     assert accelerator.parameters["trt_profile_max_shapes"].split(",") == [
         f"{name}:{MAX_ROWS}x{shape}" for name in model.config.views.names
     ]
-    assert accelerator.parameters["precision_mode"] == "FP32"
+    assert accelerator.parameters["precision_mode"] == "FP32", "TensorRT would choose types at any other"
+    assert (cuda.name, dict(cuda.parameters)) == ("cuda", {"use_tf32": "0"})
     engine = parse_config((folder / "m2ost" / "config.pbtxt").read_text())
     info = EngineInfo.from_parameters({k: v.string_value for k, v in engine.parameters.items()})
     assert info == manifest.engine

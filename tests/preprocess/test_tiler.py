@@ -257,14 +257,19 @@ def test_decoding_is_where_it_is_faster_and_true():
     assert decide("gpu", 1.0, 2.0, 0).device == "gpu"
 
 
+def cached(path):
+    return CachedReader(open_slide(path), TileCache(), "a")
+
+
 def test_decoding_on_a_gpu_is_refused_by_name_where_it_is_insisted_on(svs, dicom):
     region = Region(np.arange(1), 0, 0, 100, 100, np.array([(0, 0, 100)]))
-    with pytest.raises(UnreadableSlide, match=r"CMU-1.*insists on decoding on the GPU.*cut on the CPU.*auto or cpu"):
-        choose_decoding(open_slide(svs), region, "gpu", None)
-    with pytest.raises(UnreadableSlide, match="openslide has no decoder for GPUs"):
-        choose_decoding(open_slide(dicom), region, "gpu", 0)
-    assert choose_decoding(open_slide(dicom), region, "auto", 0).reason == "openslide has no decoder for GPUs"
-    absent = choose_decoding(open_slide(svs), region, "auto", 99)
+    with pytest.raises(UnsupportedRequest, match=r"CMU-1.*insists on decoding on the GPU.*cut on the CPU.*auto or cpu"):
+        choose_decoding(cached(svs), region, "gpu", None)
+    with pytest.raises(UnsupportedRequest, match="openslide has no decoder for GPUs of such tiles"):
+        choose_decoding(cached(dicom), region, "gpu", 0)
+    reason = choose_decoding(cached(dicom), region, "auto", 0).reason
+    assert reason == "openslide has no decoder for GPUs of such tiles"
+    absent = choose_decoding(cached(svs), region, "auto", 99)
     assert absent.device == "cpu"
     assert absent.reason.startswith("decoding on GPU 99 failed: ")
     with pytest.raises(UnreadableSlide, match="openslide has no decoder for GPUs"):
@@ -347,7 +352,7 @@ def test_without_a_gpu_the_gpus_tiler_does_not_start():
 
 def test_without_cupy_the_gpus_tiler_does_not_start(monkeypatch):
     monkeypatch.setitem(sys.modules, "cupy", None)
-    with pytest.raises(ArrayModuleUnavailable, match=r"CuPy cannot be imported.*m2ost-triton\[server\]"):
+    with pytest.raises(ArrayModuleUnavailable, match=r"CuPy cannot be imported.*m2ost-triton\[server-gpu\]"):
         CuPyArrays(0)
 
 

@@ -40,7 +40,8 @@ def main(probe: bool) -> None:
     if probe:
         # A library's own words must not mix with the answer.
         with contextlib.redirect_stdout(sys.stderr):
-            facts |= _onnxruntime() | _gpus() | {"tensorrt": _tensorrt(), "tensorrt_rtx": _tensorrt_rtx()}
+            facts |= _onnxruntime() | _gpus()
+            facts |= {"tensorrt": _tensorrt(), "nvinfer": _nvinfer(), "tensorrt_rtx": _tensorrt_rtx()}
     sys.stdout.write(json.dumps(facts) + "\n")
 
 
@@ -65,7 +66,9 @@ def _onnxruntime() -> dict[str, Any]:
 
 def _gpus() -> dict[str, Any]:
     try:
-        runtime = importlib.import_module("cupy").cuda.runtime
+        cuda = importlib.import_module("m2ost_preprocess.cuda")
+        cupy = cuda.import_cupy()
+        runtime = cupy.cuda.runtime
     except Exception as error:  # as above
         return {"gpu_error": f"CuPy: {error}"}
     facts: dict[str, Any] = {"cuda_driver": runtime.driverGetVersion()}
@@ -81,13 +84,21 @@ def _gpus() -> dict[str, Any]:
         }
         for found in properties
     ]
+    if properties:
+        try:
+            cuda.try_kernel(cupy)
+        except Exception as error:  # as above
+            facts["kernel_error"] = f"{type(error).__name__}: {error}"
     return facts
 
 
 def _tensorrt() -> str:
-    """Version of TensorRT: of its Python module, else of the library that Triton's backend loads."""
     with contextlib.suppress(ImportError):
         return str(importlib.import_module("tensorrt").__version__)
+    return ""
+
+
+def _nvinfer() -> str:
     for name in ("libnvinfer.so.11", "libnvinfer.so.10"):
         with contextlib.suppress(OSError):
             number = int(ctypes.CDLL(name).getInferLibVersion())

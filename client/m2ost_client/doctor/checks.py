@@ -22,6 +22,9 @@ NOT_ON_CPU = ("bf16",)
 _ONNXRUNTIME_GPU = "onnxruntime-gpu[cuda,cudnn]==1.24.4"
 """The last that is built for CUDA 12, as is the CuPy of the server's environment."""
 
+_NVRTC = "'nvidia-cuda-nvrtc-cu12==12.9.*' 'nvidia-cuda-runtime-cu12==12.9.*'"
+"""CuPy's compiler and its headers, which must be of one version."""
+
 
 def check_identity(manifest: Manifest, profile: Profile) -> list[Finding]:
     """Manifest and configs are of one release."""
@@ -147,6 +150,9 @@ def check_gpu(profile: Profile, host: HostFacts, server: ServerFacts) -> list[Fi
         findings.append(error("driver", message, f"install driver {oldest} or later: apt-get install cuda-drivers"))
     else:
         findings.append(ok("driver", driver))
+    if server.kernel_error:
+        message = f"CuPy cannot compile for the GPU, which cuts the views: {server.kernel_error}"
+        findings.append(error("cupy", message, f"{server.python} -m pip install {_NVRTC}"))
     if server.gpus:
         findings += [ok("gpu", f"{g.name}, compute capability {g.compute_capability}") for g in server.gpus]
     elif host.visible_devices is not None and host.visible_devices.strip() in ("", "-1", "NoDevFiles"):
@@ -185,6 +191,8 @@ def check_engine(profile: Profile, manifest: Manifest, gpus: Sequence[Gpu], serv
         return []
     export = f"m2ost build-engine RELEASE --engine {runtime} --out NEW_RELEASE"
     version = server.tensorrt if runtime == "tensorrt" else server.tensorrt_rtx
+    if profile.backend == "tensorrt":
+        version = server.nvinfer
     findings = []
     if not version:
         remedy = (

@@ -71,13 +71,17 @@ class ServerFacts:
     onnxruntime_cuda : str
         CUDA version that ONNX Runtime was built for; empty for a build without CUDA.
     tensorrt, tensorrt_rtx : str
-        Versions of the runtimes; empty where there is none.
+        Versions of the runtimes' Python modules; empty where there is none.
+    nvinfer : str
+        Version of TensorRT's library on the loader's path, which Triton's own backend takes; empty where there is none.
     cuda_driver : int
         CUDA version that the driver supports, as 12040 for 12.4; 0 where there is none.
     gpus : tuple of Gpu
         Those that CUDA offers a process of this environment.
     gpu_error : str
         Why it offers none.
+    kernel_error : str
+        Why CuPy cannot compile for them.
     """
 
     python: str
@@ -89,9 +93,11 @@ class ServerFacts:
     onnxruntime_cuda: str = ""
     tensorrt: str = ""
     tensorrt_rtx: str = ""
+    nvinfer: str = ""
     cuda_driver: int = 0
     gpus: tuple[Gpu, ...] = ()
     gpu_error: str = ""
+    kernel_error: str = ""
 
 
 @dataclass(frozen=True)

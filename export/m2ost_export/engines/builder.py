@@ -112,7 +112,7 @@ def build_engine(
     else:
         kept = config.create_timing_cache(timing_cache)
         # Another version's or another GPU's timings are not taken; the build then starts from none.
-        if not config.set_timing_cache(kept, ignore_mismatch=False):
+        if kept is None or not config.set_timing_cache(kept, ignore_mismatch=False):
             config.set_timing_cache(config.create_timing_cache(b""), ignore_mismatch=False)
     data = builder.build_serialized_network(network, config)
     if data is None:

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+
+from ..errors import EngineError
 
 _MAJOR, _MINOR = 75, 76
 """CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR of the driver's interface."""
@@ -19,10 +23,13 @@ class Gpu:
         E.g. ``NVIDIA L4``.
     compute_capability : str
         E.g. ``8.9``.
+    ordinal : int
+        The driver's number of it.
     """
 
     name: str
     compute_capability: str
+    ordinal: int = 0
 
 
 @dataclass(frozen=True)
@@ -39,6 +46,10 @@ class Driver:
 
     cuda_version: str = ""
     gpus: tuple[Gpu, ...] = ()
+
+    def gpu_with(self, compute_capability: str) -> Gpu | None:
+        """The first GPU of a compute capability."""
+        return next((gpu for gpu in self.gpus if gpu.compute_capability == compute_capability), None)
 
 
 def find_driver() -> Driver:
@@ -61,5 +72,30 @@ def find_driver() -> Driver:
             or cuda.cuDeviceGetAttribute(ctypes.byref(minor), _MINOR, device)
         )
         if not failed:
-            gpus.append(Gpu(name.value.decode(), f"{major.value}.{minor.value}"))
+            gpus.append(Gpu(name.value.decode(), f"{major.value}.{minor.value}", ordinal))
     return Driver(f"{version.value // 1000}.{version.value % 1000 // 10}", tuple(gpus))
+
+
+@contextmanager
+def current(gpu: Gpu) -> Iterator[None]:
+    """Make a GPU the calling thread's: TensorRT builds for that one, and loads engines there.
+
+    Raises
+    ------
+    EngineError
+        If the driver refuses it.
+    """
+    cuda = ctypes.CDLL("libcuda.so.1")
+    device, context = ctypes.c_int(), ctypes.c_void_p()
+    failed = (
+        cuda.cuDeviceGet(ctypes.byref(device), gpu.ordinal)
+        or cuda.cuDevicePrimaryCtxRetain(ctypes.byref(context), device)
+        or cuda.cuCtxPushCurrent_v2(context)
+    )
+    if failed:
+        raise EngineError(f"GPU {gpu.ordinal}, {gpu.name}, cannot be used: CUDA error {failed}; see nvidia-smi")
+    try:
+        yield
+    finally:
+        cuda.cuCtxPopCurrent_v2(ctypes.byref(context))
+        cuda.cuDevicePrimaryCtxRelease_v2(device)

@@ -54,6 +54,8 @@ def inspect_engine(toolkit: Toolkit, data: bytes, shapes: Mapping[str, tuple[int
     if engine is None:
         raise EngineError(f"{toolkit.name} {toolkit.version} built an engine that it cannot load on this GPU")
     context, inspector = engine.create_execution_context(), engine.create_engine_inspector()
+    if context is None:
+        raise EngineError(f"{toolkit.name} {toolkit.version}: no room on this GPU to run the engine; see nvidia-smi")
     for name, shape in shapes.items():
         context.set_input_shape(name, shape)
     inspector.execution_context = context

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from m2ost_preprocess.engine_plan import EnginePlan
 from ..errors import EngineError
 from ..onnx_files import as_float32, describe, load_checked
 from .builder import build_engine, check_weights_bytes, read_timing_cache, write_timing_cache
-from .gpu import Driver, find_driver
+from .gpu import Driver, current, find_driver
 from .inspector import check_engine_precision, count_engine_layers, inspect_engine
 from .toolkit import Toolkit, load_toolkit
 
@@ -110,34 +111,35 @@ def build_plans(onnx_path: Path, info: EngineInfo, options: EngineOptions) -> tu
     plans: list[EnginePlan] = []
     twin: Twin | None = None
     for capability in targets:
-        built = build_engine(
-            toolkit,
-            onnx_path.read_bytes(),
-            info.views,
-            precision=info.precision,
-            compute_capability=capability,
-            opt_rows=options.opt_rows,
-            timing_cache=cache,
-        )
+        gpu = driver.gpu_with(capability)
+        engine: Mapping[str, int] = {}
+        twin_bytes = None
+        told = False
+        with current(gpu) if gpu else nullcontext():
+            built = build_engine(
+                toolkit,
+                onnx_path.read_bytes(),
+                info.views,
+                precision=info.precision,
+                compute_capability=capability,
+                opt_rows=options.opt_rows,
+                timing_cache=cache,
+            )
+            if built.weights_bytes is not None:
+                check_weights_bytes(built.weights_bytes, graph_bytes, info.precision)
+            if gpu:
+                shapes = {name: (options.opt_rows, *info.views.shape) for name in info.views.names}
+                information = inspect_engine(toolkit, built.data, shapes)
+                told = check_engine_precision(information, info.precision)
+                engine = count_engine_layers(information)
+            if not told and info.precision != "fp32":
+                twin = twin or _build_twin(toolkit, onnx_path, info, options, capability)
+                check_size(len(built.data), twin, info.precision)
+                twin_bytes = twin.size_bytes
         cache = built.timing_cache
         number = capability.replace(".", "")
         path = onnx_path.with_name(f"model-{'rtx-' if toolkit.ahead_of_time else ''}sm{number}.plan")
         path.write_bytes(built.data)
-        if built.weights_bytes is not None:
-            check_weights_bytes(built.weights_bytes, graph_bytes, info.precision)
-        inspected = capability in {gpu.compute_capability for gpu in driver.gpus}
-        engine: Mapping[str, int] = {}
-        twin_bytes = None
-        told = False
-        if inspected:
-            shapes = {name: (options.opt_rows, *info.views.shape) for name in info.views.names}
-            information = inspect_engine(toolkit, built.data, shapes)
-            told = check_engine_precision(information, info.precision)
-            engine = count_engine_layers(information)
-        if not told and info.precision != "fp32":
-            twin = twin or _build_twin(toolkit, onnx_path, info, options, capability)
-            check_size(len(built.data), twin, info.precision)
-            twin_bytes = twin.size_bytes
         plans.append(
             EnginePlan(
                 toolkit=toolkit.name,
@@ -153,7 +155,7 @@ def build_plans(onnx_path: Path, info: EngineInfo, options: EngineOptions) -> tu
                 attention=built.attention,
                 weights_bytes=built.weights_bytes,
                 activation_bytes=built.activation_bytes,
-                inspected=inspected,
+                inspected=gpu is not None,
                 engine=dict(engine),
                 fp32_size_bytes=twin_bytes,
                 driver=driver.cuda_version,

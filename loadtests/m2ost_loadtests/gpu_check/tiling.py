@@ -10,6 +10,7 @@ from statistics import median
 from typing import Any
 
 import numpy as np
+from m2ost_preprocess.arrays import Arrays
 from m2ost_preprocess.contract import MAX_ROWS, ViewGeometry
 from m2ost_preprocess.decoder import Decoding
 from m2ost_preprocess.readers import open_slide
@@ -32,7 +33,13 @@ def on_host(array: Any) -> Any:
 
 def check_resize(outcome: Outcome, device: Device, slide: Path, pace: Pace) -> None:
     """Compare with Pillow on real pixels, and time both: nanoseconds a window pixel, on windows in memory."""
-    arrays, geometry, reader = device.arrays(), ViewGeometry(), open_slide(slide)
+    arrays = device.arrays()
+    with arrays.current():
+        _check_resize(outcome, device, arrays, slide, pace)
+
+
+def _check_resize(outcome: Outcome, device: Device, arrays: Arrays, slide: Path, pace: Pace) -> None:
+    geometry, reader = ViewGeometry(), open_slide(slide)
     n = 8 if device.kind == "cuda" else 2
     runs: dict[str, Callable[[], object]] = {}
     pixels: dict[str, int] = {}

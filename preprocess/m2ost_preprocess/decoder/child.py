@@ -16,6 +16,10 @@ from ..errors import PreprocessError, UnreadableSlide
 _STOP_TIMEOUT_S = 2.0
 
 
+class ChildLost(UnreadableSlide):
+    """The process died on a slide, or was killed because it gave no answer."""
+
+
 class Child:
     """A process that does one job after the other, as ``worker`` says; not thread-safe.
 
@@ -76,18 +80,16 @@ class Child:
         Raises
         ------
         PreprocessError
-            What the process answered; or ``UnreadableSlide`` if it died, or was killed because it gave no answer.
+            What the process answered; or ``ChildLost``.
         """
         assert self._pipe is not None, "start it first"
         try:
             self._pipe.send(job)
             if not self._pipe.poll(timeout_s):
-                raise UnreadableSlide(path.name, f"its reader did not answer within {timeout_s:g} s and was stopped")
+                raise ChildLost(path.name, f"its reader did not answer within {timeout_s:g} s and was stopped")
             answer = self._pipe.recv()
         except (EOFError, OSError) as error:
-            raise UnreadableSlide(
-                path.name, f"its reader crashed ({self.stop()}); the file is likely damaged"
-            ) from error
+            raise ChildLost(path.name, f"its reader crashed ({self.stop()}); the file is likely damaged") from error
         except BaseException:
             # The answer may still come, and the next job would take it for its own.
             self.stop()

@@ -1,18 +1,22 @@
 """Decoding on a GPU, in the child: cuCIM's decoder, slots in GPU memory, and whether they pay for a slide.
 
-A CUDA error ends with the process that it happened in, and so does a decoder's crash: hence in the child.
+A CUDA error stays with the process that it happened in until that ends, and a decoder's crash ends it: hence in the
+child, which the parent replaces.
 """
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from ..errors import UnreadableSlide
+from ..cuda import import_cupy
+from ..errors import UnsupportedRequest
 from ..readers import SlideReader
+from ..tiles import CachedReader
 from ..views import Region
 from .protocol import SLOTS, Decoding, GpuSlots
 
@@ -35,6 +39,11 @@ class GpuMemory:
         The GPU.
     slot_bytes : int
         Size of each slot.
+
+    Raises
+    ------
+    Exception
+        Of CuPy's, which have no common base: there is not so much memory, or it cannot be shared.
     """
 
     on_gpu = True
@@ -44,8 +53,14 @@ class GpuMemory:
         self.slot_bytes = slot_bytes
         runtime = self._cupy.cuda.runtime
         # cudaMalloc: memory of CuPy's pool may share an allocation, which is what a handle stands for.
-        pointers = [runtime.malloc(slot_bytes) for _ in range(SLOTS)]
-        self.slots = GpuSlots(tuple(runtime.ipcGetMemHandle(pointer) for pointer in pointers), slot_bytes)
+        pointers: list[int] = []
+        try:
+            pointers += (runtime.malloc(slot_bytes) for _ in range(SLOTS))
+            self.slots = GpuSlots(tuple(runtime.ipcGetMemHandle(pointer) for pointer in pointers), slot_bytes)
+        except BaseException:
+            for pointer in pointers:
+                runtime.free(pointer)
+            raise
         self._arrays = [bytes_at(self._cupy, pointer, slot_bytes, gpu) for pointer in pointers]
 
     def fill(self, slot: int, reader: SlideReader, region: Region, top: int, height: int) -> None:
@@ -121,12 +136,21 @@ def read_padded_on_gpu(xp: Any, reader: SlideReader, left: int, top: int, width:
     return out
 
 
-def choose_decoding(reader: SlideReader, region: Region, mode: str, gpu: int | None) -> Decoding:
+def is_cuda_error(error: Exception) -> bool:
+    """Whether CUDA failed under CuPy: nothing may work on the GPU any more until this process has ended."""
+    cupy = sys.modules.get("cupy")
+    return cupy is not None and isinstance(error, cupy.cuda.runtime.CUDARuntimeError)
+
+
+def choose_decoding(reader: CachedReader, region: Region, mode: str, gpu: int | None) -> Decoding:
     """Where a slide's tiles are decoded. Unless it is pinned, both ways are tried on the slide's own tiles.
+
+    The CPU is tried as it will work, with all its threads on the tiles that are needed; none is kept decoded from one
+    trial to the next.
 
     Parameters
     ----------
-    reader : SlideReader
+    reader : CachedReader
         The slide.
     region : Region
         The first region that is wanted of it.
@@ -141,7 +165,7 @@ def choose_decoding(reader: SlideReader, region: Region, mode: str, gpu: int | N
 
     Raises
     ------
-    UnreadableSlide
+    UnsupportedRequest
         If the GPU is insisted on and cannot decode this slide.
     """
     if mode == "cpu":
@@ -150,24 +174,53 @@ def choose_decoding(reader: SlideReader, region: Region, mode: str, gpu: int | N
     if gpu is None:
         obstacle = "views are cut on the CPU"
     elif not reader.decodes_on_gpu:
-        obstacle = f"{reader.name} has no decoder for GPUs"
+        obstacle = f"{reader.name} has no decoder for GPUs of such tiles"
     if obstacle is None:
         assert gpu is not None
         try:
             cupy = _cupy(gpu)
             left, top, width, height = _trial_rectangle(reader, region)
-            on_cpu = cupy.asarray(reader.read_padded(left, top, width, height)).astype(np.int16)
-            on_gpu = read_padded_on_gpu(cupy, reader, left, top, width, height).astype(np.int16)
-            difference = int(abs(on_cpu - on_gpu).max())
+            windows = region.windows
+
+            def by_gpu() -> Any:
+                return read_padded_on_gpu(cupy, reader.uncached, left, top, width, height)
+
+            on_cpu = cupy.asarray(reader.uncached.read_padded(left, top, width, height)).astype(np.int16)
+            difference = int(abs(on_cpu - by_gpu().astype(np.int16)).max())
             synchronise = cupy.cuda.get_current_stream().synchronize
-            cpu_s = _fastest(lambda: cupy.asarray(reader.read_padded(left, top, width, height)), synchronise)
-            gpu_s = _fastest(lambda: read_padded_on_gpu(cupy, reader, left, top, width, height), synchronise)
-            return decide(mode, cpu_s, gpu_s, difference)
+            cpu_s = _fastest(
+                lambda: cupy.asarray(reader.cold().read_padded(left, top, width, height, windows=windows)), synchronise
+            )
+            return decide(mode, cpu_s, _fastest(by_gpu, synchronise), difference)
         except Exception as error:  # CuPy's and cuCIM's errors have no common base
             obstacle = f"decoding on GPU {gpu} failed: {type(error).__name__}: {error}"
+    return on_cpu_for(obstacle, reader, mode)
+
+
+def on_cpu_for(obstacle: str, reader: SlideReader, mode: str) -> Decoding:
+    """The CPU, because a GPU cannot decode a slide.
+
+    Parameters
+    ----------
+    obstacle : str
+        Why it cannot.
+    reader : SlideReader
+        The slide.
+    mode : {"auto", "gpu"}
+        The config's choice.
+
+    Returns
+    -------
+    Decoding
+
+    Raises
+    ------
+    UnsupportedRequest
+        If the GPU is insisted on.
+    """
     if mode == "gpu":
-        raise UnreadableSlide(
-            reader.path.name, f"the config insists on decoding on the GPU, but {obstacle}; set decode to auto or cpu"
+        raise UnsupportedRequest(
+            f"{reader.path.name}: the config insists on decoding on the GPU, but {obstacle}; set decode to auto or cpu"
         )
     return Decoding("cpu", obstacle)
 
@@ -202,8 +255,7 @@ def decide(mode: str, cpu_s: float, gpu_s: float, max_abs_diff: int) -> Decoding
 
 
 def _cupy(gpu: int) -> Any:
-    import cupy
-
+    cupy = import_cupy()
     cupy.cuda.Device(gpu).use()
     return cupy
 

@@ -6,6 +6,7 @@ import mmap
 import os
 import threading
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,8 +17,9 @@ from ..helpers import default_threads
 from ..readers.base import Pixels
 from ..tiles import TilingCounts
 from ..views import Centers, Scales, Statuses
-from .child import Child
+from .child import Child, ChildLost
 from .protocol import (
+    MAX_REMEMBERED,
     Acknowledged,
     CutViews,
     Decoding,
@@ -83,6 +85,7 @@ class Decoder:
         self._describe_timeout_s = describe_timeout_s
         self._lock = threading.Lock()
         self._closed = False
+        self._lost: dict[Path, str] = {}
         size = buffer_bytes(self.geometry, MAX_ROWS)
         self._buffer_fd = os.memfd_create("m2ost-views")
         os.ftruncate(self._buffer_fd, size)
@@ -222,6 +225,9 @@ class Decoder:
     ) -> tuple[Statuses, Decoding | None]:
         """Read the regions around up to 256 spots; the child reads the next strip while the last one is taken.
 
+        A slide on which the child is lost while it may choose a GPU is read again, and from then on, by the CPU: a
+        decoder for GPUs takes its process with it where one for CPUs gives an error.
+
         Parameters
         ----------
         path : Path
@@ -249,7 +255,9 @@ class Decoder:
         Raises
         ------
         SlideError
-            If the slide cannot be opened, cannot be decoded on a GPU that ``decode`` insists on, or the child died.
+            If the slide cannot be opened, or the child died.
+        UnsupportedRequest
+            If the slide cannot be decoded on a GPU that ``decode`` insists on.
         ValueError
             If there are more than 256 spots.
         RuntimeError
@@ -257,19 +265,37 @@ class Decoder:
         """
         if len(centers) > MAX_ROWS:
             raise ValueError(f"{len(centers)} spots in one job; at most {MAX_ROWS}")
+        job = ReadRegions(str(path), centers, scales, self.geometry, decode, gpu)
         with self._lock:
-            job = ReadRegions(str(path), centers, scales, self.geometry, decode, gpu)
-            answer: Strip | GpuSlots | RegionsRead = self._ask(job, path, self._timeout_s)
-            while not isinstance(answer, RegionsRead):
-                try:
-                    self._hand_over(answer, receiver)
-                except BaseException:
-                    self._child.stop()  # in the middle of its job
-                    raise
-                answer = self._child.ask(Acknowledged(), path, self._timeout_s)
+            answer = self._read_regions(job, path, receiver)
         if counts is not None:
             counts += answer.counts
         return answer.statuses, answer.decoding
+
+    def _read_regions(self, job: ReadRegions, path: Path, receiver: RegionReceiver) -> RegionsRead:
+        if job.decode != "auto" or job.gpu is None:
+            return self._receive(job, path, receiver)
+        if path not in self._lost:
+            try:
+                return self._receive(job, path, receiver)
+            except ChildLost as error:
+                if len(self._lost) >= MAX_REMEMBERED:
+                    self._lost.clear()
+                self._lost[path] = f"where the GPU may decode, {error.message}"
+        answer = self._receive(replace(job, decode="cpu"), path, receiver)
+        decoding = answer.decoding and replace(answer.decoding, reason=self._lost[path])
+        return replace(answer, decoding=decoding)
+
+    def _receive(self, job: ReadRegions, path: Path, receiver: RegionReceiver) -> RegionsRead:
+        answer: Strip | GpuSlots | RegionsRead = self._ask(job, path, self._timeout_s)
+        while not isinstance(answer, RegionsRead):
+            try:
+                self._hand_over(answer, receiver)
+            except BaseException:
+                self._child.stop()  # in the middle of its job
+                raise
+            answer = self._child.ask(Acknowledged(), path, self._timeout_s)
+        return answer
 
     def read(self, path: Path, left: int, top: int, width: int, height: int) -> Pixels:
         """Read level-0 pixels of a rectangle inside a slide, in as many jobs as the shared buffer makes of it.

@@ -18,6 +18,9 @@ SLOTS = 2
 
 MIN_SLOT_BYTES = 1 << 20
 
+MAX_REMEMBERED = 1024
+"""Slides of which either end remembers where they are decoded."""
+
 
 @dataclass(frozen=True)
 class CutViews:

@@ -10,11 +10,8 @@ from ..readers import SlideReader
 from ..spans import Spans
 from ..tiles import CachedReader, TilingCounts
 from ..views import Region, for_each_region
-from .gpu import GpuMemory, choose_decoding
-from .protocol import SLOTS, Decoding, ReadRegions, RegionsRead, Strip, strip_array
-
-MAX_REMEMBERED = 1024
-"""Slides whose choice of decoder is remembered."""
+from .gpu import GpuMemory, choose_decoding, on_cpu_for
+from .protocol import MAX_REMEMBERED, SLOTS, Decoding, ReadRegions, RegionsRead, Strip, strip_array
 
 
 class _Slots(Protocol):
@@ -78,7 +75,7 @@ class RegionStreams:
 
         Raises
         ------
-        UnreadableSlide
+        UnsupportedRequest
             If the job insists on the GPU's decoder and it cannot read this slide.
         """
         counts = TilingCounts()
@@ -87,7 +84,7 @@ class RegionStreams:
         def use(region: Region) -> None:
             nonlocal decoding
             decoding = self._decoding(reader, region, job)
-            self._send(reader, region, self._slots(decoding, job))
+            self._send(reader, region, self._slots(decoding))
 
         try:
             statuses = for_each_region(reader, job.centers, job.scales, job.geometry, use, counts)
@@ -96,21 +93,31 @@ class RegionStreams:
         counts += reader.take_counts()
         return RegionsRead(statuses, counts, decoding)
 
-    def _decoding(self, reader: SlideReader, region: Region, job: ReadRegions) -> Decoding:
+    def _decoding(self, reader: CachedReader, region: Region, job: ReadRegions) -> Decoding:
         key = (job.path, job.decode, job.gpu)
         if key not in self._decodings:
             if len(self._decodings) >= MAX_REMEMBERED:
                 self._decodings.clear()
-            self._decodings[key] = choose_decoding(reader.uncached, region, job.decode, job.gpu)
+            decoding = choose_decoding(reader, region, job.decode, job.gpu)
+            self._decodings[key] = self._with_memory(decoding, reader, job)
         return self._decodings[key]
 
-    def _slots(self, decoding: Decoding, job: ReadRegions) -> _Slots:
+    def _with_memory(self, decoding: Decoding, reader: CachedReader, job: ReadRegions) -> Decoding:
+        """The same, once there are slots on the GPU that it asks for."""
+        if decoding.device == "gpu" and self._gpu is None:
+            assert job.gpu is not None
+            try:
+                self._gpu = GpuMemory(job.gpu, self._host.slot_bytes)
+            except Exception as error:
+                obstacle = f"GPU {job.gpu} gives no memory to share: {type(error).__name__}: {error}"
+                return on_cpu_for(obstacle, reader, job.decode)
+            self._post(self._gpu.slots)
+        return decoding
+
+    def _slots(self, decoding: Decoding) -> _Slots:
         if decoding.device == "cpu":
             return self._host
-        if self._gpu is None:
-            assert job.gpu is not None
-            self._gpu = GpuMemory(job.gpu, self._host.slot_bytes)
-            self._post(self._gpu.slots)
+        assert self._gpu is not None
         return self._gpu
 
     def _send(self, reader: SlideReader, region: Region, slots: _Slots) -> None:

@@ -26,6 +26,7 @@ from ..slides import fingerprint, slide_files
 from ..spans import Spans
 from ..tiles import CachedReader, TileCache, TilingCounts
 from ..views import cut_views
+from .gpu import is_cuda_error
 from .protocol import (
     CutViews,
     Describe,
@@ -263,6 +264,8 @@ def main() -> None:
         try:
             answer = answer_job(slides, streams, helpers, job, buffer)
         except Exception as error:  # an answer, whatever it is: the parent takes silence for a crash
+            if is_cuda_error(error):
+                os._exit(1)  # and so it is, but for the parent to start a process in which the GPU works
             answer = answered(Path(job.path).name, error)
         native_errors.pass_on()
         try:

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from ..contract import ViewGeometry
+from ..cuda import import_cupy, try_kernel
 
 ENGINE_PARAMETER = "engine"
 """Parameter of the config of ``m2ost``, Python backend: one of ``CHOICES``. Nothing else is ever tried in its place."""
@@ -144,25 +145,28 @@ class CudaDevice:
     Raises
     ------
     EngineError
-        If there is no CuPy, or it finds no such GPU.
+        If there is no CuPy, it finds no such GPU, or cannot compile for it.
     """
 
     kind = "cuda"
 
     def __init__(self, index: int) -> None:
         try:
-            import cupy
+            cupy = import_cupy()
         except ImportError as error:
-            raise EngineError(f"no CuPy ({error}); run: pip install 'm2ost-triton[server]'") from error
+            raise EngineError(f"no CuPy ({error}); run: pip install 'm2ost-triton[server-gpu]'") from error
         self.index = index
         self._cupy = cupy
         try:
             self._device = cupy.cuda.Device(index)
             self._device.use()
+            try_kernel(cupy)
             self._stream = cupy.cuda.Stream(non_blocking=True)
             major_minor = str(self._device.compute_capability)
-        except cupy.cuda.runtime.CUDARuntimeError as error:
-            raise EngineError(f"GPU {index} cannot be used: {error}; run: m2ost doctor") from error
+        except Exception as error:
+            raise EngineError(
+                f"GPU {index} cannot be used: {type(error).__name__}: {error}; run: m2ost doctor"
+            ) from error
         self.stream_pointer = int(self._stream.ptr)
         self.compute_capability = f"{major_minor[:-1]}.{major_minor[-1]}"
 
@@ -173,11 +177,13 @@ class CudaDevice:
             return parts[0] if len(parts) == 1 else self._cupy.concatenate(parts)
 
     def _adopt(self, tensor: Any) -> Any:
-        """A tensor that is on the GPU stays where it is; one in the host's memory is uploaded."""
-        kind, _ = tensor.__dlpack_device__()
+        """A tensor that is on this GPU stays where it is; one in the host's memory, or on another GPU, is copied."""
+        kind, index = tensor.__dlpack_device__()
         if kind == _DLPACK_CPU:
             return self._cupy.asarray(np.from_dlpack(tensor))
-        return self._cupy.from_dlpack(tensor)
+        with self._cupy.cuda.Device(index):
+            array = self._cupy.from_dlpack(tensor)
+        return self._cupy.asarray(array)
 
     def empty(self, shape: tuple[int, ...]) -> Any:
         """See :class:`Device`."""

@@ -77,11 +77,7 @@ class SlideReader(ABC):
         µm/px of level 0, where the file carries it.
     note : str
         What the reader had to put right about this file; empty for most.
-    decodes_on_gpu : bool
-        Whether :meth:`read_on_gpu` works, given a GPU.
     """
-
-    decodes_on_gpu: bool = False
 
     name: str
     path: Path
@@ -135,6 +131,16 @@ class SlideReader(ABC):
         (int, int) or None
             Width and height in pixels of the level; None where the whole image is decoded once, on opening.
         """
+
+    @property
+    def decodes_on_gpu(self) -> bool:
+        """Whether :meth:`read_on_gpu` works on this file, given a GPU.
+
+        Returns
+        -------
+        bool
+        """
+        return False
 
     def read_on_gpu(self, left: int, top: int, width: int, height: int) -> Any:
         """The same as :meth:`read`, decoded on the current GPU and left there.

@@ -15,6 +15,9 @@ from ..errors import UnreadableSlide
 from . import native_errors
 from .base import Pixels, Resolution, SlideReader
 
+_JPEG = 7
+"""TIFF's number of that compression."""
+
 
 class CuCimReader(SlideReader):
     """A slide opened by cuCIM.
@@ -31,7 +34,6 @@ class CuCimReader(SlideReader):
     """
 
     name = "cucim"
-    decodes_on_gpu = True
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -73,7 +75,7 @@ class CuCimReader(SlideReader):
         except (RuntimeError, ValueError, OSError) as error:
             raise UnreadableSlide(self.path.name, f"cuCIM cannot decode x {left}, y {top}: {error}") from error
         printed = native_errors.since(began).splitlines()
-        failure = next((line.strip() for line in printed if "ERROR" in line.upper()), None)
+        failure = next((line.strip() for line in printed if _tells_of_failure(line)), None)
         if failure is not None:
             raise UnreadableSlide(self.path.name, f"cuCIM cannot decode x {left}, y {top}: {failure}")
         return pixels
@@ -86,6 +88,11 @@ class CuCimReader(SlideReader):
         )
         pixels: Pixels = self._region(x, y, width, height, level)
         return pixels
+
+    @property
+    def decodes_on_gpu(self) -> bool:
+        # Of tiles that are no JPEG its decoder for GPUs ends the process.
+        return _compression(self.path) == _JPEG
 
     def tile_size(self, level: int) -> tuple[int, int]:
         return self._tile_sizes[level]
@@ -103,3 +110,19 @@ class CuCimReader(SlideReader):
 
     def close(self) -> None:
         self._image.close()
+
+
+def _compression(path: Path) -> int:
+    """TIFF's number of how level 0 is compressed; 0 where that cannot be told."""
+    import tifffile  # slow to load, and asked for where there is a GPU
+
+    try:
+        with tifffile.TiffFile(path) as file:
+            return int(file.pages.first.compression)
+    except (tifffile.TiffFileError, ValueError, OSError):
+        return 0
+
+
+def _tells_of_failure(line: str) -> bool:
+    # With no GPUDirect Storage a file is read by other means, after a line that calls this an error.
+    return "ERROR" in line.upper() and "compatibility mode" not in line
