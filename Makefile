@@ -76,6 +76,10 @@ build/release: $(SOURCES) | .venv/.complete
 	rm -rf $@
 	$(M2OST) export $(SHIPPED) --out $@
 
+build/release-fp16: $(SOURCES) | .venv/.complete $(DEMO_SLIDE)
+	rm -rf $@
+	$(M2OST) export $(SHIPPED) --precision fp16 --gate-slide $(DEMO_SLIDE) --out $@
+
 bench: .venv/.complete .triton/.complete $(DEMO_SLIDE) build/release
 	.venv/bin/python -m m2ost_loadtests.served_vs_bare --release build/release --checkpoint $(SHIPPED) --slide $(DEMO_SLIDE) --out build/bench
 	$(BENCH_ISTAR)
@@ -103,20 +107,23 @@ soak: .venv/.complete .triton/.complete $(DEMO_SLIDE) build/narrow
 	.venv/bin/python -m m2ost_loadtests.soak --release build/narrow/release --slide $(DEMO_SLIDE) --spots 100000 --out build/bench
 
 # Exit status 1: a part is wrong; 2: there is no GPU, and what was checked on the CPU is right.
-gpu-check: .venv/.complete .triton/.complete $(DEMO_SLIDE) build/release
-	.venv/bin/python -m m2ost_loadtests.gpu_check --slide $(DEMO_SLIDE) --checkpoint $(SHIPPED) --release build/release --out build/gpu-check $(GPU_CHECK)
+gpu-check: .venv/.complete .triton/.complete $(DEMO_SLIDE) build/release build/release-fp16
+	.venv/bin/python -m m2ost_loadtests.gpu_check --slide $(DEMO_SLIDE) --checkpoint $(SHIPPED) --release build/release-fp16 --release build/release --out build/gpu-check $(GPU_CHECK)
 
 # For a machine with PyTorch and CuPy but no network, on which nothing is installed: unpacked wheels for its Python, and
 # pixels for where no library that reads slides can run. There, from the checkout:
-#   PYTHONPATH=preprocess:model:client:loadtests:build/gpu-carry/python python3 -m m2ost_loadtests.gpu_check \
-#     --slide build/gpu-carry/slide.svs --slide build/gpu-carry/crop.png --release build/gpu-carry/release --out OUT
-GPU_CARRY ?= safetensors openslide-python openslide-bin
+#   PYTHONPATH=preprocess:model:export:client:loadtests:build/gpu-carry/python python3 -m m2ost_loadtests.gpu_check \
+#     --slide build/gpu-carry/slide.svs --slide build/gpu-carry/crop.png \
+#     --release build/gpu-carry/release-fp16 --release build/gpu-carry/release --out OUT
+# Served too where M2OST_SERVER_ENV names an environment that was made there of the wheels of the extra `server-gpu` and
+# of nvidia-pytriton.
+GPU_CARRY ?= safetensors openslide-python openslide-bin tritonclient python-rapidjson
 GPU_CARRY_PYTHON ?= 3.12
-gpu-carry: .venv/.complete $(DEMO_SLIDE) build/release
+gpu-carry: .venv/.complete $(DEMO_SLIDE) build/release build/release-fp16
 	rm -rf build/gpu-carry
 	mkdir -p build/gpu-carry
 	.venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --only-binary=:all: --python-version $(GPU_CARRY_PYTHON) --target build/gpu-carry/python $(GPU_CARRY)
-	cp -r build/release build/gpu-carry/release
+	cp -r build/release build/release-fp16 build/gpu-carry
 	cp $(DEMO_SLIDE) build/gpu-carry/slide.svs
 	.venv/bin/python scripts/crop_slide.py $(DEMO_SLIDE) build/gpu-carry/crop.png
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import importlib.util
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,8 @@ def import_cupy() -> Any:
     """The module ``cupy``.
 
     CuPy compiles its kernels where it runs. Its wheels look for the compiler, NVRTC, where the system's loader does,
-    not where pip puts the wheels of ``nvidia-cuda-nvrtc``; a library that is loaded already is found by its name.
+    not where pip puts the wheels of ``nvidia-cuda-nvrtc``; a library that is loaded already is found by its name. And
+    they take CUDA's headers from wherever the system has a CUDA, with headers or without.
 
     Raises
     ------
@@ -23,7 +25,8 @@ def import_cupy() -> Any:
     """
     for library in _pip_libraries("libnvrtc.so.*"):
         with contextlib.suppress(OSError):
-            _load(library)
+            if _load(library):
+                _take_headers_of(library)
     import cupy
 
     return cupy
@@ -46,8 +49,18 @@ def _pip_libraries(pattern: str) -> Iterator[Path]:
         yield from sorted(Path(folder).glob(f"*/lib/{pattern}"))
 
 
-def _load(library: Path) -> None:
+def _load(library: Path) -> bool:
+    """Load a library, the system's of that name if there is one, as it fits the system's headers; else return True."""
     try:
-        ctypes.CDLL(library.name)  # the system's, which fits the system's headers, comes first
+        ctypes.CDLL(library.name)
     except OSError:
         ctypes.CDLL(str(library), mode=ctypes.RTLD_GLOBAL)
+        return True
+    return False
+
+
+def _take_headers_of(library: Path) -> None:
+    """Name the folder with the headers of a wheel's library to CuPy: of CUDA 12 a wheel of its own, of 13 the same."""
+    for folder in (library.parents[2] / "cuda_runtime", library.parents[1]):
+        if (folder / "include" / "cuda_fp16.h").is_file():
+            os.environ["CUDA_PATH"] = str(folder)

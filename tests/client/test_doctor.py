@@ -231,6 +231,23 @@ def test_openvino_that_is_missing(served):
     assert doctor.check_openvino(served["cpu"], replace(SERVER, packages=without)) == []
 
 
+def test_a_gpu_that_cupy_cannot_compile_for(served):
+    server = replace(SERVER, kernel_error="RuntimeError: CuPy failed to load libnvrtc.so.12")
+    words = only_error(doctor.check_gpu(served["python-gpu"], ROOM, server))
+    assert "CuPy cannot compile for the GPU, which cuts the views: RuntimeError: CuPy failed to load" in words
+    assert "/venv/bin/python -m pip install 'm2ost-triton[cuda]'" in words
+
+
+def test_tritons_own_backend_takes_the_library_and_not_the_module(served, manifest):
+    server = replace(SERVER, tensorrt="10.14.1.48")
+    fits(doctor.check_engine(served["tensorrt"], manifest, (L4,), server))
+    server = replace(SERVER, nvinfer="")
+    assert "no tensorrt in the server's environment" in only_error(
+        doctor.check_engine(served["tensorrt"], manifest, (L4,), server)
+    )
+    fits(doctor.check_engine(served["python-tensorrt"], manifest, (L4,), server))
+
+
 def test_a_release_built_for_another_gpu(served, manifest):
     words = only_error(doctor.check_engine(served["tensorrt"], manifest, (L4, H100, H100), SERVER))
     assert "compute capability 9.0; the release has a tensorrt engine for 8.9" in words

@@ -22,9 +22,6 @@ NOT_ON_CPU = ("bf16",)
 _ONNXRUNTIME_GPU = "onnxruntime-gpu[cuda,cudnn]==1.24.4"
 """The last that is built for CUDA 12, as is the CuPy of the server's environment."""
 
-_NVRTC = "'nvidia-cuda-nvrtc-cu12==12.9.*' 'nvidia-cuda-runtime-cu12==12.9.*'"
-"""CuPy's compiler and its headers, which must be of one version."""
-
 
 def check_identity(manifest: Manifest, profile: Profile) -> list[Finding]:
     """Manifest and configs are of one release."""
@@ -152,7 +149,7 @@ def check_gpu(profile: Profile, host: HostFacts, server: ServerFacts) -> list[Fi
         findings.append(ok("driver", driver))
     if server.kernel_error:
         message = f"CuPy cannot compile for the GPU, which cuts the views: {server.kernel_error}"
-        findings.append(error("cupy", message, f"{server.python} -m pip install {_NVRTC}"))
+        findings.append(error("cupy", message, f"{server.python} -m pip install 'm2ost-triton[cuda]'"))
     if server.gpus:
         findings += [ok("gpu", f"{g.name}, compute capability {g.compute_capability}") for g in server.gpus]
     elif host.visible_devices is not None and host.visible_devices.strip() in ("", "-1", "NoDevFiles"):
