@@ -69,6 +69,7 @@ def test_the_gpu_check_serves_a_release_and_compares(narrow_release, svs, tmp_pa
     assert outcome.status == RIGHT, outcome.reason
     assert outcome.figures["max_abs_diff"] < 1e-4
     assert set(outcome.figures["spots_per_s"]) == {"apart spots", "dense spots"}
+    assert 1 < outcome.figures["rows_per_execution"] <= 32
     assert [path.name for path in (tmp_path / "slide").iterdir()] == ["7.svs"]  # once for truth, thrice for each grid
 
 

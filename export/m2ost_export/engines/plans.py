@@ -18,7 +18,8 @@ from .inspector import check_engine_precision, count_engine_layers, inspect_engi
 from .toolkit import Toolkit, load_toolkit
 
 OPT_ROWS = 32
-"""Rows of a client's requests by default, and of the batches that the tiler joins."""
+"""Rows of a client's requests by default, and of the batches that the tiler joins on a CPU. What a server on a GPU
+reaches, ``make gpu-check`` and Locust's reports tell (``rows_per_execution``): build for that."""
 
 MIN_SHARE_OF_SAVING = 0.75
 """Of the bytes that smaller weights save, how many the engine must be smaller by than its float32 twin."""

@@ -11,10 +11,11 @@ from statistics import median
 from typing import Any
 
 import numpy as np
-from m2ost_preprocess.contract import Manifest
+from m2ost_preprocess.contract import MODEL_ENGINE, Manifest
 from m2ost_preprocess.tiler import ArrayTiler, PillowTiler, Tiler
 from m2ost_preprocess.tiles import TilingCounts
 
+from ..triton_statistics import read_settled_metrics, server_figures
 from .device import Device, Pace, interleave, ratios
 from .inputs import FreshSlide
 from .networks import BASELINE_FP16, REFERENCE, Networks, compare
@@ -97,7 +98,10 @@ def measure_end_to_end(
 
 
 def measure_served(outcome: Outcome, networks: Networks, release: Path, profile: str, work: Work, pace: Pace) -> None:
-    """The ensemble of an embedded tritonserver, from the slide's name: true, and spots/s over all requests."""
+    """The ensemble of an embedded tritonserver, from the slide's name: true, and spots/s over all requests.
+
+    ``rows_per_execution`` is the batch size that the engine saw: what to build a plan for, by ``--opt-rows``.
+    """
     need("tritonclient.grpc", install="pip install 'm2ost-triton[client]'")
     from m2ost_client import ServerOptions, SpotStream, TritonServer
     from m2ost_client.doctor import check_start
@@ -122,9 +126,13 @@ def measure_served(outcome: Outcome, networks: Networks, release: Path, profile:
         return asyncio.run(stream(centers))
 
     with TritonServer(options) as server:
+        before = read_settled_metrics(server.metrics_url)
         compare(outcome, score(work.centers), networks.expected)
         runs: dict[str, Callable[[], Any]] = {
             f"{grid} spots": partial(score, centers) for grid, centers in work.grids.items()
         }
         seconds = interleave(Device("cpu"), runs, replace(pace, at_least_s=0.0))
-    outcome.figures.update(profile=profile, spots_per_s=work.spots_per_s(seconds))
+        engine = server_figures(before, read_settled_metrics(server.metrics_url))[MODEL_ENGINE]
+    outcome.figures.update(
+        profile=profile, spots_per_s=work.spots_per_s(seconds), rows_per_execution=engine["rows_per_execution"]
+    )
