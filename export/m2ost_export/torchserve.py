@@ -1,6 +1,7 @@
 """A TorchServe archive (``.mar``): the exported program and a handler over the same contract.
 
 TorchServe is archived upstream (2025). This is for those who already run it; the release for Triton is what is tuned.
+Its own limit of a request, ``max_request_size``, is 6,553,500 bytes: 14 spots of three views of 224 pixels.
 """
 
 from __future__ import annotations
