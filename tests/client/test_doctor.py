@@ -238,6 +238,14 @@ def test_a_gpu_that_cupy_cannot_compile_for(served):
     assert "/venv/bin/python -m pip install 'm2ost-triton[cuda]'" in words
 
 
+def test_a_driver_that_tritons_python_backend_does_not_find(served):
+    server = replace(SERVER, libcuda_error="libcuda.so: cannot open shared object file")
+    words = only_error(doctor.check_gpu(served["tensorrt"], ROOM, server))
+    assert "take views through the host's memory: libcuda.so: cannot open" in words
+    assert "ln -s libcuda.so.1 libcuda.so" in words
+    fits(doctor.check_gpu(served["cpu"], ROOM, server))
+
+
 def test_tritons_own_backend_takes_the_library_and_not_the_module(served, manifest):
     server = replace(SERVER, tensorrt="10.14.1.48")
     fits(doctor.check_engine(served["tensorrt"], manifest, (L4,), server))

@@ -40,7 +40,7 @@ def main(probe: bool) -> None:
     if probe:
         # A library's own words must not mix with the answer.
         with contextlib.redirect_stdout(sys.stderr):
-            facts |= _onnxruntime() | _gpus()
+            facts |= _onnxruntime() | _gpus() | {"libcuda_error": _libcuda_error()}
             facts |= {"tensorrt": _tensorrt(), "nvinfer": _nvinfer(), "tensorrt_rtx": _tensorrt_rtx()}
     sys.stdout.write(json.dumps(facts) + "\n")
 
@@ -90,6 +90,14 @@ def _gpus() -> dict[str, Any]:
         except Exception as error:  # as above
             facts["kernel_error"] = f"{type(error).__name__}: {error}"
     return facts
+
+
+def _libcuda_error() -> str:
+    try:
+        ctypes.CDLL("libcuda.so")
+    except OSError as error:
+        return str(error)
+    return ""
 
 
 def _tensorrt() -> str:

@@ -147,6 +147,9 @@ def check_gpu(profile: Profile, host: HostFacts, server: ServerFacts) -> list[Fi
         findings.append(error("driver", message, f"install driver {oldest} or later: apt-get install cuda-drivers"))
     else:
         findings.append(ok("driver", driver))
+    if server.gpus and server.libcuda_error:
+        message = f"Triton's Python backend would take views through the host's memory: {server.libcuda_error}"
+        findings.append(error("driver", message, "ln -s libcuda.so.1 libcuda.so where `ldconfig -p` has the first"))
     if server.kernel_error:
         message = f"CuPy cannot compile for the GPU, which cuts the views: {server.kernel_error}"
         findings.append(error("cupy", message, f"{server.python} -m pip install 'm2ost-triton[cuda]'"))

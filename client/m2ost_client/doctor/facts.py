@@ -82,6 +82,8 @@ class ServerFacts:
         Why it offers none.
     kernel_error : str
         Why CuPy cannot compile for them.
+    libcuda_error : str
+        Why the driver cannot be opened as ``libcuda.so``, which is what Triton's Python backend calls it.
     """
 
     python: str
@@ -98,6 +100,7 @@ class ServerFacts:
     gpus: tuple[Gpu, ...] = ()
     gpu_error: str = ""
     kernel_error: str = ""
+    libcuda_error: str = ""
 
 
 @dataclass(frozen=True)
