@@ -47,6 +47,8 @@ class Subject:
         The release's ``model.onnx``.
     attention_graph : Path
         The same with every attention as one operator.
+    int8_graph : Path
+        The same with int8 weights, a scale a channel, and activations quantised as they come.
     checkpoint : Path
     geometry : ViewGeometry
     """
@@ -54,6 +56,7 @@ class Subject:
     published: Path
     release_graph: Path
     attention_graph: Path
+    int8_graph: Path
     checkpoint: Path
     geometry: ViewGeometry
 
@@ -76,6 +79,10 @@ def engines() -> dict[str, tuple[str, Callable[[Subject, int], Score]]]:
         "onnxruntime attention": (
             "ONNX Runtime, the release's graph with ONNX's Attention operator",
             lambda s, n: _onnxruntime(s.attention_graph, s.geometry, n),
+        ),
+        "onnxruntime int8": (
+            "ONNX Runtime, the release's graph with int8 weights, activations quantised as they come",
+            lambda s, n: _onnxruntime(s.int8_graph, s.geometry, n),
         ),
         "openvino-cpu": (
             "as the profile cpu-openvino serves: OpenVINO, the release's graph, float32",
