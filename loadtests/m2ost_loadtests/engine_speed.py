@@ -26,7 +26,6 @@ from m2ost_export.onnx_files import with_attention
 from m2ost_export.probes import slide_views
 from m2ost_preprocess.contract import Manifest
 from m2ost_preprocess.engine.load import ONNX_FILE
-from onnxruntime.quantization import QuantType, quantize_dynamic
 
 from .cpu_engines import PLAIN, REFERENCE, EngineProcess, Subject, engines
 from .errors import LoadTestError
@@ -95,14 +94,13 @@ def measure(options: EngineSpeedOptions, say: Callable[[str], None]) -> dict[str
     names = [n for n in known if not options.only or n in options.only or n in (PLAIN, REFERENCE)]
     views = slide_views(options.slide, model.config.views, spots=options.spots, most=options.most_spots)
     with tempfile.TemporaryDirectory(prefix="m2ost-engines-") as folder:
-        published, attention, int8 = (Path(folder) / f"{name}.onnx" for name in ("published", "attention", "int8"))
+        published, attention = Path(folder) / "published.onnx", Path(folder) / "attention.onnx"
         spots = Path(folder) / "spots.npz"
         export_onnx(model, published)
         release_graph = options.release / ONNX_FILE
         onnx.save(with_attention(onnx.load(release_graph)), attention)
-        quantize_dynamic(release_graph, int8, per_channel=True, weight_type=QuantType.QInt8)
         np.savez(spots, *views)
-        subject = Subject(published, release_graph, attention, int8, options.checkpoint, model.config.views)
+        subject = Subject(published, release_graph, attention, options.checkpoint, model.config.views)
         found = [_with_threads(n, names, subject, spots, options, say) for n in options.threads]
     return {
         "machine": describe_machine(),

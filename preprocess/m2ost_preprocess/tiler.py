@@ -17,7 +17,7 @@ import numpy as np
 from .arrays import Arrays, CuPyArrays, NumPyArrays
 from .contract import RowStatus, ViewGeometry
 from .decoder import Decoder, Decoding
-from .decoder.protocol import GpuSlots, Strip
+from .decoder.protocol import GpuSlots, Strip, remember
 from .errors import UnsupportedRequest
 from .helpers import default_threads
 from .readers.base import Pixels
@@ -31,9 +31,6 @@ decoder's helping threads."""
 
 CUTS = ("pillow", "cupy", "numpy")
 DECODES = ("auto", "cpu", "gpu")
-
-MAX_TOLD = 1024
-"""Slides of which an :class:`ArrayTiler` remembers what it told about them."""
 
 OnDecoding = Callable[[Path, Decoding], None]
 
@@ -179,9 +176,7 @@ class ArrayTiler:
                 array[self._arrays.xp.asarray(failed)] = 0
             self._arrays.synchronise()
         if decoding is not None and self._told.get(path) != decoding:
-            if len(self._told) >= MAX_TOLD:
-                self._told.clear()
-            self._told[path] = decoding
+            remember(self._told, path, decoding)
             self._on_decoding(path, decoding)
         return statuses
 

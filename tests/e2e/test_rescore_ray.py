@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import socket
 import sys
 import tempfile
 import threading
@@ -20,6 +19,7 @@ from m2ost_client.archive import OnRay, SentByWorkers, SlideRow, connected
 from m2ost_preprocess.decoder import Decoder
 
 from .archives import MPP, rescore, results, tiler_decoder
+from .conftest import free_ports
 
 LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 """Makes Ray listen at 127.0.0.1 alone, as it does on a laptop: whoever reaches a cluster can run code there."""
@@ -27,20 +27,14 @@ LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 PLACES = 2
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
 def start(folder, **resources):
     """Start a cluster of one node below ``folder``; returns its process, whose children are all of it, and address."""
-    port = free_port()
+    port, client_port = free_ports(2)
     command = [
         Path(sys.executable).with_name("ray"), "start", "--head", "--block", "--disable-usage-stats",
         "--include-dashboard=false", "--log-style=record", "--log-color=false", "--num-cpus=2",
         "--object-store-memory=100000000", "--node-ip-address=127.0.0.1", f"--port={port}",
-        f"--ray-client-server-port={free_port()}", "--min-worker-port=0", "--max-worker-port=0",
+        f"--ray-client-server-port={client_port}", "--min-worker-port=0", "--max-worker-port=0",
         f"--temp-dir={folder}", f"--resources={json.dumps(resources)}",
     ]  # fmt: skip
     log = Path(folder, "start.log")
@@ -191,7 +185,7 @@ def test_workers_read_and_send_slides_and_say_which_are_bad(
 
 
 def test_a_cluster_that_cannot_be_used_is_told(monkeypatch):
-    address = f"127.0.0.1:{free_port()}"
+    address = f"127.0.0.1:{free_ports(1)[0]}"
     with pytest.raises(InputError, match=f"{address}: no Ray cluster answers there"), connected(address):
         pass
     monkeypatch.setitem(sys.modules, "ray", None)

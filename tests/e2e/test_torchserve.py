@@ -3,7 +3,6 @@
 import io
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -19,21 +18,13 @@ from m2ost.checkpoint import initialise
 from m2ost_export.probes import slide_views
 from m2ost_export.torchserve import write_archive
 
-from .conftest import NARROW
+from .conftest import NARROW, free_ports
 
 GENES = tuple(f"untrained_{i}" for i in range(NARROW.n_genes))
 ADDRESSES = ("inference_address", "management_address", "metrics_address")
 GRPC_PORTS = ("grpc_inference_port", "grpc_management_port")
 DEFAULT_REQUEST_SPOTS = 14
 """As many as TorchServe's own limit of a request's bytes lets pass."""
-
-
-def free_ports(count):
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [s.getsockname()[1] for s in sockets]
-    for s in sockets:
-        s.close()
-    return ports
 
 
 def body(views):

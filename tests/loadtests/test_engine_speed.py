@@ -53,7 +53,7 @@ def test_every_engine_is_timed_beside_the_plain_one_and_judged_on_real_spots(mad
 
 def test_an_engine_that_cannot_run_is_said_and_none_takes_its_place(made, tmp_path):
     graph = tmp_path / "no.onnx"
-    subject = Subject(graph, graph, graph, graph, made / "checkpoint", NARROW.views)
+    subject = Subject(graph, graph, graph, made / "checkpoint", NARROW.views)
     np.savez(tmp_path / "spots.npz", *(np.zeros((1, *NARROW.views.shape), np.uint8) for _ in NARROW.views.names))
     with EngineProcess("onnxruntime published", subject, 1, tmp_path / "spots.npz") as engine:
         assert "no.onnx" in engine.refusal

@@ -75,13 +75,13 @@ class Device:
         it needs to be told.
         """
         self.synchronise()
-        began, runs, more = time.perf_counter(), 0, 1
+        began, runs = time.perf_counter(), 0
         while True:
+            more = runs or 1
             for _ in range(more):
                 run()
             self.synchronise()
             runs += more
-            more = runs
             elapsed_s = time.perf_counter() - began
             if elapsed_s >= at_least_s:
                 return elapsed_s / runs

@@ -19,8 +19,6 @@ Scorer = Callable[[Sequence[Any]], Any]
 
 TOOLKITS = (TENSORRT, TENSORRT_RTX)
 
-_PROVIDERS = {"cuda": "CUDAExecutionProvider", "cpu": "CPUExecutionProvider"}
-
 
 def onnxruntime_scorer(release: Path, device: Device) -> Scorer:
     """A release's graph on ONNX Runtime: on CUDA, or on the CPU where that is checked.
@@ -33,7 +31,7 @@ def onnxruntime_scorer(release: Path, device: Device) -> Scorer:
         If it was built with CUDA and does not run there.
     """
     ort = need("onnxruntime", install="pip install onnxruntime-gpu")
-    if _PROVIDERS[device.kind] not in ort.get_available_providers():
+    if device.kind == "cuda" and "CUDAExecutionProvider" not in ort.get_available_providers():
         raise Skip(f"onnxruntime {ort.__version__} was built without CUDA; pip install onnxruntime-gpu")
     return load_scorer(release, ONNXRUNTIME_CPU if device.kind == "cpu" else ONNXRUNTIME_CUDA, device)
 

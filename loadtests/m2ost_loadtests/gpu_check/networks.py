@@ -54,7 +54,7 @@ class Networks:
     fastest : str
         The fastest of them, once they were timed.
     built : list of (Path, str)
-        Releases with an engine that was built here and is right, and the toolkit.
+        Releases with an engine that was built here, and the toolkit.
     """
 
     def __init__(

@@ -19,7 +19,6 @@ from ..tiles import TilingCounts
 from ..views import Centers, Scales, Statuses
 from .child import Child, ChildLost
 from .protocol import (
-    MAX_REMEMBERED,
     Acknowledged,
     CutViews,
     Decoding,
@@ -33,6 +32,7 @@ from .protocol import (
     ViewsCut,
     buffer_bytes,
     rectangle_array,
+    remember,
     strip_array,
     view_arrays,
 )
@@ -279,9 +279,7 @@ class Decoder:
             try:
                 return self._receive(job, path, receiver)
             except ChildLost as error:
-                if len(self._lost) >= MAX_REMEMBERED:
-                    self._lost.clear()
-                self._lost[path] = f"where the GPU may decode, {error.message}"
+                remember(self._lost, path, f"where the GPU may decode, {error.message}")
         answer = self._receive(replace(job, decode="cpu"), path, receiver)
         decoding = answer.decoding and replace(answer.decoding, reason=self._lost[path])
         return replace(answer, decoding=decoding)

@@ -19,7 +19,7 @@ SLOTS = 2
 MIN_SLOT_BYTES = 1 << 20
 
 MAX_REMEMBERED = 1024
-"""Slides of which either end remembers where they are decoded."""
+"""Slides of which it is remembered where they are decoded."""
 
 
 @dataclass(frozen=True)
@@ -268,6 +268,23 @@ class SlideInfo:
         """
         arrays = ("centers", "names", "thumbnail")
         return {k: getattr(self, k) for k in self.__dataclass_fields__ if k not in arrays}
+
+
+def remember(memory: dict[Any, Any], slide: Any, value: Any) -> None:
+    """Note something of a slide, and forget all others once there are ``MAX_REMEMBERED``.
+
+    Parameters
+    ----------
+    memory : dict
+        Key of a slide → what is remembered of it.
+    slide : hashable
+        The slide's key.
+    value : object
+        What to remember.
+    """
+    if len(memory) >= MAX_REMEMBERED:
+        memory.clear()
+    memory[slide] = value
 
 
 def rectangle_array(buffer: mmap.mmap, width: int, height: int) -> Pixels:

@@ -11,7 +11,7 @@ from ..spans import Spans
 from ..tiles import CachedReader, TilingCounts
 from ..views import Region, for_each_region
 from .gpu import GpuMemory, choose_decoding, on_cpu_for
-from .protocol import MAX_REMEMBERED, SLOTS, Decoding, ReadRegions, RegionsRead, Strip, strip_array
+from .protocol import SLOTS, Decoding, ReadRegions, RegionsRead, Strip, remember, strip_array
 
 
 class _Slots(Protocol):
@@ -96,10 +96,8 @@ class RegionStreams:
     def _decoding(self, reader: CachedReader, region: Region, job: ReadRegions) -> Decoding:
         key = (job.path, job.decode, job.gpu)
         if key not in self._decodings:
-            if len(self._decodings) >= MAX_REMEMBERED:
-                self._decodings.clear()
             decoding = choose_decoding(reader, region, job.decode, job.gpu)
-            self._decodings[key] = self._with_memory(decoding, reader, job)
+            remember(self._decodings, key, self._with_memory(decoding, reader, job))
         return self._decodings[key]
 
     def _with_memory(self, decoding: Decoding, reader: CachedReader, job: ReadRegions) -> Decoding:
