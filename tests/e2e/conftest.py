@@ -6,10 +6,12 @@ import asyncio
 import re
 import signal
 import socket
+import time
 import urllib.request
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from m2ost.checkpoint import initialise, load, save
@@ -115,6 +117,37 @@ def metrics_of(server: TritonServer) -> dict[str, float]:
         text = answer.read().decode()
     found = re.findall(r'^(\w+)\{[^}]*model="(\w+)"[^}]*\} (\S+)$', text, re.M)
     return {f"{name}{{{model}}}": float(value) for name, model, value in found}
+
+
+def wait_for(condition, what, seconds=40):
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        value = condition()
+        if value:
+            return value
+        time.sleep(0.1)
+    raise AssertionError(f"not within {seconds} s: {what}")
+
+
+def process_of(server, words):
+    for process in psutil.Process(server.pid).children(recursive=True):
+        if words in " ".join(process.cmdline()):
+            return process
+    raise AssertionError(f"no process {words}")
+
+
+def metrics_at_rest(server: TritonServer) -> dict[str, float]:
+    """Metrics between two runs of the engine, which runs once for each execution of Triton's.
+
+    Triton counts an execution a moment after it has answered it, and the supervisor's probe may come at any time.
+    """
+
+    def latest():
+        found = metrics_of(server)
+        runs, executions = found["m2ost_engine_session_runs_total{m2ost}"], found["nv_inference_exec_count{m2ost}"]
+        return found if runs == executions else None
+
+    return wait_for(latest, "a moment at which Triton has counted as many executions as the engine has")
 
 
 @pytest.fixture(scope="session")

@@ -21,27 +21,10 @@ from m2ost_client.probe import tensor
 from m2ost_loadtests import soak
 from m2ost_preprocess.contract import RowStatus, ViewGeometry
 
-from .conftest import by_pytorch, by_server, heed_ctrl_c, raw_request
+from .conftest import by_pytorch, by_server, heed_ctrl_c, process_of, raw_request, wait_for
 
 SLIDE = "wsi/CMU-1-Small-Region.svs"
 M2OST = Path(sys.executable).with_name("m2ost")
-
-
-def wait_for(condition, what, seconds=40):
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        value = condition()
-        if value:
-            return value
-        time.sleep(0.1)
-    raise AssertionError(f"not within {seconds} s: {what}")
-
-
-def process_of(server, words):
-    for process in psutil.Process(server.pid).children(recursive=True):
-        if words in " ".join(process.cmdline()):
-            return process
-    raise AssertionError(f"no process {words}")
 
 
 def tiler_decoder(server):

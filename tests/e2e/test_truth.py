@@ -12,7 +12,7 @@ from m2ost_preprocess.spots import read_spots
 
 from tests.conftest import shared_file
 
-from .conftest import NARROW, by_pytorch, by_server, make_release, metrics_of
+from .conftest import NARROW, by_pytorch, by_server, make_release, metrics_at_rest
 
 TOLERANCE = 1e-4
 FP16_TOLERANCE = 5e-3
@@ -118,18 +118,17 @@ def test_networks_of_other_sizes_are_served(sizes, tmp_path, roots, svs, pixel_c
 
 def test_requests_are_batched_for_real(narrow_server):
     centers = np.random.default_rng(1).integers(200, 2000, (240, 2))
-    before = metrics_of(narrow_server)
+    before = metrics_at_rest(narrow_server)
     by_server(narrow_server.address, "wsi/CMU-1-Small-Region.svs", centers, batch_rows=4, window=16)
-    after = metrics_of(narrow_server)
+    after = metrics_at_rest(narrow_server)
 
     def grown(name):
         return after[name] - before.get(name, 0)
 
-    executions = grown("nv_inference_exec_count{m2ost}")
     # The supervisor's probe adds a row to the engine alone, at any time; it executes by itself or joins a batch.
     probes = grown("nv_inference_count{m2ost}") - 240
-    assert grown("m2ost_engine_session_runs_total{m2ost}") == executions
     assert 0 <= probes <= 5
+    executions = grown("nv_inference_exec_count{m2ost}")
     assert executions <= 60 * 0.6 + probes, "requests of 4 rows, up to 16 in flight, were hardly joined"
     assert grown("m2ost_tiler_spots_total{slide_tiler}") == 240
     assert grown("m2ost_tiler_moved_bytes_total{slide_tiler}") > 240 * 3 * 224 * 224 * 3
