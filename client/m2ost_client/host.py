@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import socket
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,22 +34,34 @@ def sweep_shared_memory() -> None:
                 region.unlink(missing_ok=True)
 
 
-def choose_ports(host: str, wanted: Ports) -> Ports:
-    """Free ports for every 0; all are held while choosing, so that no two are the same."""
+@contextlib.contextmanager
+def held_ports(host: str, wanted: Ports) -> Iterator[Ports]:
+    """Ports that are kept from others, also while the server that listens on them is yet to start; any free for 0.
+
+    They are bound, and not listened on. Linux gives no bound port to a program that asks for any, and lets a server
+    listen on one if both allow the reuse of addresses, as Triton's three services do.
+
+    Raises
+    ------
+    ServerStartError
+        If somebody listens on a port, or one is wanted twice.
+    """
+    named = [port for port in vars(wanted).values() if port]
+    if len(set(named)) < len(named):
+        raise ServerStartError(f"each service needs a port of its own, got {wanted}; choose others, or 0 for any")
     with contextlib.ExitStack() as held:
-        chosen = {}
+        ports = {}
         for name, port in vars(wanted).items():
             sock = held.enter_context(socket.socket())
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
                 sock.bind((host, port))
-                sock.listen()
             except OSError as error:
                 raise ServerStartError(
                     f"cannot listen on {host}:{port} for {name}: {error.strerror}; choose another port, or 0 for any"
                 ) from error
-            chosen[name] = sock.getsockname()[1]
-    return Ports(**chosen)
+            ports[name] = sock.getsockname()[1]
+        yield Ports(**ports)
 
 
 def all_listen(host: str, ports: Ports) -> bool:

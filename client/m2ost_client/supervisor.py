@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import os
 import secrets
 import tempfile
@@ -19,7 +20,7 @@ from . import logs
 from .command import Command, ServerOptions, build_command, check_profile, metrics_url
 from .doctor import check_start
 from .errors import ServerStartError
-from .host import SHM_PREFIX, all_listen, choose_ports, sweep_shared_memory
+from .host import SHM_PREFIX, all_listen, held_ports, sweep_shared_memory
 from .installation import Installation, find_installation
 from .policy import HangWatch, RestartBudget
 from .probe import executions_so_far, probe
@@ -48,7 +49,7 @@ class TritonServer:
     baseline : BaselineInfo or None
         What is served beside the release.
     ports : Ports
-        The ports in use, chosen where 0 was asked for.
+        The ports in use, chosen where 0 was asked for; kept from other programs until the server is stopped.
     shm_prefix : str
         How the names of this server's regions in /dev/shm begin.
     restarts : int
@@ -87,7 +88,8 @@ class TritonServer:
         self._thread: threading.Thread | None = None
         self.shm_prefix = f"{SHM_PREFIX}{os.getpid()}-{secrets.token_hex(4)}-"
         self._restricted = f"{','.join(RESTRICTED_APIS)}:m2ost-admin={secrets.token_urlsafe(16)}"
-        self.ports = choose_ports(options.host, options.ports)
+        self._held = contextlib.ExitStack()
+        self.ports = self._held.enter_context(held_ports(options.host, options.ports))
 
     @property
     def address(self) -> str:
@@ -144,6 +146,7 @@ class TritonServer:
             self._ended.wait()
             self._thread.join()
             self._thread = None
+        self._held.close()
 
     def wait(self, timeout_s: float | None = None) -> None:
         """Block until the server is stopped or given up.

@@ -12,7 +12,7 @@ from m2ost_preprocess.contract import Manifest, ManifestError
 
 from ..command import ServerOptions, check_profile
 from ..errors import ServerStartError
-from ..host import Ports, choose_ports
+from ..host import Ports, held_ports
 from ..installation import Installation, find_installation
 from . import checks
 from .collect import CannotAsk, host_facts, server_facts
@@ -109,7 +109,8 @@ def check_ports(host: str, ports: Ports) -> list[Finding]:
     findings = []
     for name, port in vars(ports).items():
         try:
-            choose_ports(host, Ports(**{name: port}))
+            with held_ports(host, Ports(**{name: port})):
+                pass
         except ServerStartError as problem:
             findings.append(error("ports", str(problem), f"ss -ltnp 'sport = :{port}' names who listens"))
     return findings or [ok("ports", ", ".join(f"{name} {port or 'any'}" for name, port in vars(ports).items()))]
