@@ -53,7 +53,6 @@ def opened(chromium, tmp_path):
         file.write_text(html, encoding="utf-8")
         said, fetched = [], []
         page = chromium.new_page(**options)
-        page.set_default_timeout(5000)
         page.on("console", lambda message: said.append(message.text))
         page.on("pageerror", lambda error: said.append(str(error)))
         page.on("request", lambda request: fetched.append(request.url))

@@ -117,12 +117,12 @@ def test_all_a_process_said_has_been_handed_on_when_it_has_ended(tmp_path):
         time.sleep(0.001)
         records.append(record["message"])
 
-    command = Command(["/bin/sh", "-c", "seq 500; sleep 60"], {})
+    command = Command(["/bin/sh", "-c", "seq 100; sleep 60"], {})
     process = ServerProcess(command, shm_prefix=f"{SHM_PREFIX}test-", runtime=tmp_path / "runtime", on_log=slowly)
     assert begun.wait(10)
     time.sleep(0.1)  # until all is in the pipe
     process.end(0)
-    assert records == [str(i) for i in range(1, 501)]
+    assert records == [str(i) for i in range(1, 101)]
     assert process.poll() == -9
 
 

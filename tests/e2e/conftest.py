@@ -8,6 +8,7 @@ import signal
 import socket
 import time
 import urllib.request
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -134,6 +135,15 @@ def process_of(server, words):
         if words in " ".join(process.cmdline()):
             return process
     raise AssertionError(f"no process {words}")
+
+
+def still_running(processes):
+    """Those of some processes that have not ended; a zombie has, and waits for its parent to notice."""
+    left = []
+    for process in processes:
+        with suppress(psutil.NoSuchProcess):
+            left += [process] if process.is_running() and process.status() != psutil.STATUS_ZOMBIE else []
+    return left
 
 
 def metrics_at_rest(server: TritonServer) -> dict[str, float]:

@@ -184,8 +184,11 @@ def test_a_dead_model_of_the_baseline_is_noticed_and_the_server_restarted(server
 
 def ended(process):
     """Whether a process is gone, or waits for its parent to notice: its threads have ended too."""
-    threads = Path(f"/proc/{process.pid}/task")
-    return not process.is_running() or (process.status() == psutil.STATUS_ZOMBIE and len(list(threads.iterdir())) == 1)
+    try:
+        threads = list(Path(f"/proc/{process.pid}/task").iterdir())
+        return process.status() == psutil.STATUS_ZOMBIE and len(threads) == 1
+    except (psutil.NoSuchProcess, FileNotFoundError):
+        return True
 
 
 def test_a_decoder_that_died_is_replaced_without_the_server(server):

@@ -20,7 +20,7 @@ from m2ost_client.probe import pending_requests
 from m2ost_preprocess.contract import MODEL_TILER
 
 from .archives import MPP, make_slides, rescore, results, tiler_decoder
-from .conftest import by_pytorch, heed_ctrl_c
+from .conftest import by_pytorch, heed_ctrl_c, metrics_of, wait_for
 
 M2OST = Path(sys.executable).with_name("m2ost")
 
@@ -85,33 +85,42 @@ def test_ctrl_c_once_drains_and_twice_stops_and_the_same_command_ends_it(archive
     command = ["rescore", manifest, "--out", out, "--server", server.address, "--metrics-port", port, "--batch-rows", 4]
 
     def interrupt(times, due):
-        """Run the command until something is true, then press Ctrl-C."""
+        """Run the command until something is true and the tiler stands still, then press Ctrl-C."""
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
         process = subprocess.Popen([M2OST, *map(str, command)], text=True, preexec_fn=heed_ctrl_c, **pipes)
-        deadline = time.monotonic() + 60
-        while not due():
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
+        wait_for(due, "work that can be interrupted", 60)
         process.send_signal(signal.SIGINT)
+        assert any("once more stops at once" in line for line in process.stderr)
+        assert process.poll() is None, "it waits for what is under way"
         if times > 1:
-            time.sleep(0.3)
-            assert process.poll() is None, "it waits for what is under way"
             process.send_signal(signal.SIGINT)
+        else:
+            decoder.resume()
         output, errors = process.communicate(timeout=60)
         assert process.returncode == 130, errors
-        assert "once more stops at once" in errors
         assert "Traceback" not in errors
         return output
 
-    decoder = tiler_decoder(server)
-    assert "the same command goes on from here" in interrupt(1, lambda: spots_done(out) > 0)
-    status, output, _ = m2ost("status", out, "--json")
-    found = json.loads(output)
-    assert (status, found["running"], found["complete"]) == (0, False, False)
-    assert (found["last_run"]["ended"], found["last_run"]["spots"]) == ("drained", found["spots_done"])
-    decoder.suspend()  # what is sent from now on is something to wait for
+    def in_the_second_slide():
+        """Holds the tiler up once it has cut more spots than the first slide has."""
+        if metrics_of(server)[tiled] < before + 20:
+            return False
+        decoder.suspend()
+        return spots_done(out) > 0
+
+    def at_work():
+        return read_status(out).slides["running"] and pending_requests(server.metrics_url, [MODEL_TILER])
+
+    decoder, tiled = tiler_decoder(server), "m2ost_tiler_spots_total{slide_tiler}"
+    before = metrics_of(server)[tiled]
     try:
-        interrupt(2, lambda: read_status(out).slides["running"] and pending_requests(server.metrics_url, [MODEL_TILER]))
+        assert "the same command goes on from here" in interrupt(1, in_the_second_slide)
+        status, output, _ = m2ost("status", out, "--json")
+        found = json.loads(output)
+        assert (status, found["running"], found["complete"]) == (0, False, False)
+        assert (found["last_run"]["ended"], found["last_run"]["spots"]) == ("drained", found["spots_done"])
+        decoder.suspend()  # what is sent from now on is something to wait for
+        interrupt(2, lambda: at_work() and not time.sleep(0.3) and at_work())  # a probe may wait at the tiler as well
     finally:
         decoder.resume()
     assert read_status(out).last_run["ended"] == "stopped"

@@ -17,7 +17,7 @@ from m2ost_preprocess.slides import SlideRoots
 from tritonclient.utils import InferenceServerException
 
 from .archives import MPP, address_of, rescore, rescore_apart, rescore_async, results, tiler_decoder
-from .conftest import raw_request
+from .conftest import by_server, raw_request
 
 
 def serve(release, folder, **options):
@@ -69,6 +69,7 @@ def test_kill_9_of_tritonserver_and_its_restart(narrow_release, slides, expected
 def test_one_of_two_servers_gone(narrow_release, slides, server, expected, tmp_path):
     runs = []
     with serve(narrow_release, slides[0], max_restarts=0) as victim:
+        by_server(victim.address, "archive/large.png", [(800, 800)])  # its first answer is not to come when all is done
 
         def both_have_answered():
             return all(endpoint.spots for endpoint in runs[0].pool.endpoints)
@@ -99,30 +100,26 @@ def test_no_server_left_ends_the_run_which_another_takes_up(narrow_release, slid
 
 
 def test_requests_of_others_go_first(server, slides, expected, tmp_path):
-    progress = []
+    runs, progress = [], []
 
     async def beside_others():
-        async with SpotStream(server.address, StreamOptions(batch_rows=4, window=24)) as others:
-            # Three batches of the server's at a time: one is always waiting, until the last three.
-            flood = others.predict("archive/large.png", [(800, 800)] * 240)
+        async with SpotStream(server.address, StreamOptions(batch_rows=4, window=48)) as others:
+            # Six batches of the server's at a time: some are always waiting, as long as this goes on.
+            flood = others.predict("archive/large.png", [(800, 800)] * 8000)
             await anext(flood)
-            run = asyncio.ensure_future(
-                rescore_async(slides[1], tmp_path / "out", [address_of(server)], on_progress=progress.append)
-            )
-            left = 240 - 4
-            async for batch in flood:
-                left -= len(batch.rows)
-                if left <= 96:
+            options = {"control": runs.append, "on_progress": progress.append}
+            run = asyncio.ensure_future(rescore_async(slides[1], tmp_path / "out", [address_of(server)], **options))
+            async for _ in flood:
+                if runs and runs[0].pool.endpoints[0].waits >= 10:
                     break
             scored = progress[-1].spots if progress else 0
-            async for _ in flood:
-                pass
+            await flood.aclose()
             return await run, scored
 
     report, scored = asyncio.run(beside_others())
     (counts,) = report.summary["run"]["servers"]
     assert counts["sees_others_wait"]
-    assert counts["gave_way"] > 0
+    assert counts["gave_way"] >= 10
     assert scored <= 8, "no more than one window slipped in"
     assert results(tmp_path / "out") == expected
 
@@ -186,12 +183,24 @@ def test_bad_slides_are_named_and_cost_nobody_else_anything(
     ]
     decoder = tiler_decoder(server)
 
-    def harm():
-        decoder.suspend()  # the next request, of whichever slide, is under way when its reader dies
-        (folder / "going.png").unlink()
-        asyncio.get_running_loop().call_later(0.7, lambda: (decoder.send_signal(signal.SIGSEGV), decoder.resume()))
+    runs, tasks = [], []
 
-    report = rescore([*bad, *rows], tmp_path / "out", [server], on_progress=Once(1, harm), window=1)
+    def harm():
+        decoder.suspend()
+        (folder / "going.png").unlink()
+        tasks.append(asyncio.ensure_future(kill_at_work()))
+
+    async def kill_at_work():
+        """Kill the reader with a request, of whichever slide: what needs no reader is refused long before."""
+        polls = 0
+        while polls < 20:
+            polls = polls + 1 if runs[0].pool.endpoints[0].in_flight else 0
+            await asyncio.sleep(0.05)
+        decoder.send_signal(signal.SIGSEGV)
+        decoder.resume()
+
+    options = {"on_progress": Once(1, harm), "control": runs.append, "window": 1}
+    report = rescore([*bad, *rows], tmp_path / "out", [server], **options)
     assert not report.complete
     reasons = {failed["slide_id"]: failed["reason"] for failed in report.summary["failed"]}
     (hit,) = [slide_id for slide_id, reason in reasons.items() if "its reader crashed" in reason]

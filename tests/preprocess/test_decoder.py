@@ -1,12 +1,12 @@
 """A decoder process: the same bytes as in-process, and a crash costs only the slide that caused it."""
 
 import contextlib
+import gc
 import os
 import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
 
 import numpy as np
@@ -101,16 +101,21 @@ def test_errors_cross_the_pipe_whole(decoder, truncated_svs, text_svs, svs, tmp_
     assert decoder.describe(svs).reader == "cucim"
 
 
+def once_sent(decoder, act):
+    """Do something when the child has its next job and the parent begins to wait for the answer."""
+    pipe = decoder._child._pipe
+    poll = pipe.poll
+    pipe.poll = lambda timeout_s: (act(), poll(timeout_s))[1]
+
+
 @pytest.mark.parametrize("number", [signal.SIGSEGV, signal.SIGKILL])
 def test_a_reader_that_crashes_is_named_and_replaced(decoder, svs, number):
     decoder.describe(svs)
     first = decoder.pid
     os.kill(first, signal.SIGSTOP)  # the job is under way when the process dies
-    killer = threading.Timer(0.3, lambda: (os.kill(first, number), os.kill(first, signal.SIGCONT)))
-    killer.start()
+    once_sent(decoder, lambda: (os.kill(first, number), os.kill(first, signal.SIGCONT)))
     with pytest.raises(UnreadableSlide, match=rf"CMU-1-Small-Region\.svs: its reader crashed \({number.name}\)"):
         decoder.cut_views(svs, CENTERS, SCALES, buffers(3))
-    killer.join()
     assert decoder.cut_views(svs, CENTERS, SCALES, buffers(3)).tolist() == [0, 0, 0]
     assert decoder.pid != first
 
@@ -139,8 +144,8 @@ def test_after_an_interrupt_the_next_job_gets_its_own_answer(decoder, svs, pyram
     first = decoder.pid
     os.kill(first, signal.SIGSTOP)  # the job is under way when the interrupt comes
     before = signal.signal(signal.SIGALRM, interrupt)
+    once_sent(decoder, lambda: signal.raise_signal(signal.SIGALRM))
     try:
-        signal.setitimer(signal.ITIMER_REAL, 0.3)
         with pytest.raises(Interrupted):
             decoder.describe(svs)
     finally:
@@ -279,6 +284,7 @@ def test_more_spots_than_the_buffer_holds(decoder, svs):
 
 
 def test_a_closed_decoder_gives_its_memory_back():
+    gc.collect()  # what other tests left is not to go in between
     before = len(os.listdir("/proc/self/fd"))
     for _ in range(2):
         with Decoder(GEOMETRY) as decoder:
