@@ -36,7 +36,7 @@ def sweep_shared_memory() -> None:
 
 @contextlib.contextmanager
 def held_ports(host: str, wanted: Ports) -> Iterator[Ports]:
-    """Ports that are kept from others, also while the server that listens on them is yet to start; any free for 0.
+    """Ports for a server, any free one for 0; no program that asks for any is given them, before it starts or later.
 
     They are bound, and not listened on. Linux gives no bound port to a program that asks for any, and lets a server
     listen on one if both allow the reuse of addresses, as Triton's three services do.
@@ -44,14 +44,14 @@ def held_ports(host: str, wanted: Ports) -> Iterator[Ports]:
     Raises
     ------
     ServerStartError
-        If somebody listens on a port, or one is wanted twice.
+        If a port cannot be bound, as where somebody listens on it, or one is wanted twice.
     """
     named = [port for port in vars(wanted).values() if port]
     if len(set(named)) < len(named):
         raise ServerStartError(f"each service needs a port of its own, got {wanted}; choose others, or 0 for any")
     with contextlib.ExitStack() as held:
         ports = {}
-        for name, port in vars(wanted).items():
+        for name, port in sorted(vars(wanted).items(), key=lambda item: item[1] == 0):  # any is none of the named
             sock = held.enter_context(socket.socket())
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:

@@ -49,7 +49,7 @@ class TritonServer:
     baseline : BaselineInfo or None
         What is served beside the release.
     ports : Ports
-        The ports in use, chosen where 0 was asked for; kept from other programs until the server is stopped.
+        The ports in use, chosen where 0 was asked for; no other program is given them until the server is stopped.
     shm_prefix : str
         How the names of this server's regions in /dev/shm begin.
     restarts : int
@@ -60,7 +60,8 @@ class TritonServer:
     FileNotFoundError
         If the release or the baseline is none.
     ServerStartError
-        If there is no tritonserver, release or baseline has no such profile, or a requested port is taken.
+        If there is no tritonserver, release or baseline has no such profile, or a requested port is taken or
+        requested twice.
     """
 
     def __init__(
@@ -126,11 +127,11 @@ class TritonServer:
         """
         if self._thread is not None or self._stop.is_set():
             raise RuntimeError("a TritonServer starts once; make a new one")
-        check_start(self.options, self.manifest, self._installation)
-        sweep_shared_memory()
-        self._thread = threading.Thread(target=self._supervise, name="m2ost-supervisor", daemon=True)
-        self._thread.start()
         try:
+            check_start(self.options, self.manifest, self._installation)
+            sweep_shared_memory()
+            self._thread = threading.Thread(target=self._supervise, name="m2ost-supervisor", daemon=True)
+            self._thread.start()
             self._ready.wait()
         except BaseException:
             self.stop()

@@ -31,8 +31,8 @@ from .machine import describe_machine, write_report
 MIB = 1 << 20
 SAMPLES = 20
 # Heaps and shared memory keep what the largest burst took: it comes first, and what they gain after it is growth. Its
-# requests are larger too: a probe's row amid a batch leaves no room for the rest where there was just enough.
-BURST = 2
+# requests are larger, as those of several sizes leave gaps in shared memory that the next does not fit into.
+BURST_ROWS = 2
 BURST_REQUESTS = 16
 
 
@@ -102,7 +102,7 @@ def _sample(server: TritonServer, done: int) -> dict[str, float]:
 async def _stream(
     address: str, slide: str, centers: Any, options: StreamOptions, probe: Callable[[int], dict[str, float]]
 ) -> list[dict[str, float]]:
-    burst = replace(options, window=options.window * BURST, batch_rows=options.batch_rows * BURST)
+    burst = replace(options, batch_rows=options.batch_rows * BURST_ROWS)
     spots = centers[: BURST_REQUESTS * burst.batch_rows]
     async with SpotStream(address, burst) as stream, aclosing(stream.predict(slide, spots)) as batches:
         async for _ in batches:

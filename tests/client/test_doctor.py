@@ -20,6 +20,7 @@ from m2ost_client.doctor.collect import (
     read_nvidia_smi,
     server_facts,
 )
+from m2ost_client.doctor.examine import check_ports
 from m2ost_client.doctor.facts import Gpu, HostFacts, ServerFacts
 from m2ost_client.doctor.profile import read_profile
 from m2ost_client.doctor.release import check_files, extra_files, files_served
@@ -456,6 +457,13 @@ def test_ports_and_slide_roots(release, tmp_path):
     assert f"cannot listen on 127.0.0.1:{taken} for http" in ports.message
     assert str(taken) in ports.remedy
     assert all(f.remedy for f in findings if f.level is not Level.OK)
+
+
+def test_one_port_for_two_services():
+    (finding,) = check_ports("127.0.0.1", Ports(grpc=8001, http=8001))
+    assert finding.level is Level.ERROR
+    assert "a port of its own" in finding.message
+    assert "--http-port" in finding.remedy
 
 
 def test_a_folder_that_is_no_release_still_has_its_machine_examined(tmp_path):

@@ -114,7 +114,7 @@ def test_all_a_process_said_has_been_handed_on_when_it_has_ended(tmp_path):
 
     def slowly(record):
         begun.set()
-        time.sleep(0.001)
+        time.sleep(0.005)
         records.append(record["message"])
 
     command = Command(["/bin/sh", "-c", "seq 100; sleep 60"], {})

@@ -121,6 +121,7 @@ def metrics_of(server: TritonServer) -> dict[str, float]:
 
 
 def wait_for(condition, what, seconds=40):
+    """What a condition comes to, once that is true."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         value = condition()
@@ -131,6 +132,7 @@ def wait_for(condition, what, seconds=40):
 
 
 def process_of(server, words):
+    """The process below a server whose command has these words in it."""
     for process in psutil.Process(server.pid).children(recursive=True):
         if words in " ".join(process.cmdline()):
             return process
@@ -146,10 +148,16 @@ def still_running(processes):
     return left
 
 
+def waiting(server: TritonServer) -> float:
+    """Requests that wait in the tiler's queue."""
+    return metrics_of(server)["nv_inference_pending_request_count{slide_tiler}"]
+
+
 def metrics_at_rest(server: TritonServer) -> dict[str, float]:
     """Metrics between two runs of the engine, which runs once for each execution of Triton's.
 
-    Triton counts an execution a moment after it has answered it, and the supervisor's probe may come at any time.
+    Triton counts an execution a moment after it has answered it, and the supervisor's probe may come at any time. An
+    engine that has failed once never comes to rest: Triton has counted one more since.
     """
 
     def latest():

@@ -69,7 +69,7 @@ def test_kill_9_of_tritonserver_and_its_restart(narrow_release, slides, expected
 def test_one_of_two_servers_gone(narrow_release, slides, server, expected, tmp_path):
     runs = []
     with serve(narrow_release, slides[0], max_restarts=0) as victim:
-        by_server(victim.address, "archive/large.png", [(800, 800)])  # its first answer is not to come when all is done
+        by_server(victim.address, "archive/large.png", [(800, 800)])  # else its first answer may come when all is done
 
         def both_have_answered():
             return all(endpoint.spots for endpoint in runs[0].pool.endpoints)

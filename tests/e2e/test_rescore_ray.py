@@ -132,17 +132,18 @@ def test_a_worker_killed_in_mid_run_costs_nothing(head, cluster, archive_server,
     def kill_a_worker():
         """Hold the server up, so that tasks that are begun stay under way, and kill a worker at one."""
         decoder.suspend()
-        seen = sighted(lambda worker: True)
-        for worker in seen[:1]:
-            killed.append(worker)
-            worker.kill()
-        in_its_place.extend(sighted(lambda worker: worker not in seen))
-        decoder.resume()
+        try:
+            seen = at_work_once(lambda workers: len(workers) == PLACES)
+            killed.append(seen[0])
+            seen[0].kill()
+            in_its_place.extend(set(at_work_once(lambda workers: set(workers) - set(seen))) - set(seen))
+        finally:
+            decoder.resume()
 
-    def sighted(wanted, seconds=20):
-        """Workers that have a task, once there are any that are wanted."""
+    def at_work_once(due, seconds=25):
+        """Workers that have a task, once they are as wanted."""
         deadline = time.monotonic() + seconds
-        while not (found := [w for w in at_work(head[0]) if wanted(w)]) and time.monotonic() < deadline:
+        while not due(found := at_work(head[0])) and time.monotonic() < deadline:
             time.sleep(0.02)
         return found
 

@@ -105,7 +105,7 @@ def _check_engine(profile: Profile, manifest: Manifest | None, host: HostFacts, 
 
 
 def check_ports(host: str, ports: Ports) -> list[Finding]:
-    """The ports are free."""
+    """The ports are free, and as many as there are services."""
     findings = []
     for name, port in vars(ports).items():
         try:
@@ -113,6 +113,12 @@ def check_ports(host: str, ports: Ports) -> list[Finding]:
                 pass
         except ServerStartError as problem:
             findings.append(error("ports", str(problem), f"ss -ltnp 'sport = :{port}' names who listens"))
+    if not findings:
+        try:
+            with held_ports(host, ports):
+                pass
+        except ServerStartError as problem:
+            findings.append(error("ports", str(problem), "--grpc-port, --http-port and --metrics-port choose them"))
     return findings or [ok("ports", ", ".join(f"{name} {port or 'any'}" for name, port in vars(ports).items()))]
 
 
