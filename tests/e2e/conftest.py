@@ -134,8 +134,9 @@ def wait_for(condition, what, seconds=40):
 def process_of(server, words):
     """The process below a server whose command has these words in it."""
     for process in psutil.Process(server.pid).children(recursive=True):
-        if words in " ".join(process.cmdline()):
-            return process
+        with suppress(psutil.NoSuchProcess):
+            if words in " ".join(process.cmdline()):
+                return process
     raise AssertionError(f"no process {words}")
 
 

@@ -52,11 +52,15 @@ def stop(process):
     processes = [process, *process.children(recursive=True)]
     process.terminate()
     for left in psutil.wait_procs(processes, timeout=10)[1]:
-        left.kill()
+        with suppress(psutil.NoSuchProcess):
+            left.kill()
 
 
 def listens_at(process) -> set[str]:
-    found = {c.laddr.ip for c in process.net_connections("tcp") if c.status == psutil.CONN_LISTEN}
+    """Where a process listens; nowhere if it has ended since it was found."""
+    found = set()
+    with suppress(psutil.NoSuchProcess):
+        found = {c.laddr.ip for c in process.net_connections("tcp") if c.status == psutil.CONN_LISTEN}
     return {address.removeprefix("::ffff:") for address in found}
 
 
@@ -116,7 +120,7 @@ def test_the_same_bytes_as_from_one_process_with_slides_split_over_workers(
     assert report.complete
     assert results(out) == results(undisturbed)
     for process in (psutil.Process(), *head[0].children(recursive=True)):
-        assert listens_at(process) <= {"127.0.0.1"}, process.cmdline()
+        assert listens_at(process) <= {"127.0.0.1"}, process
     run, workers = report.summary["run"], made[0].workers
     assert 1 <= max(at_a_time) <= PLACES, "as many tasks at a time as the resource allows"
     assert len(workers) >= 2
