@@ -3,7 +3,6 @@
 import csv
 import re
 import shutil
-import socket
 import subprocess
 import sys
 import threading
@@ -15,6 +14,8 @@ from m2ost_client import ServerOptions, TritonServer
 from m2ost_loadtests.closed_load import LOCUSTFILE, run_closed_load
 from m2ost_loadtests.load_report import LoadReport
 from m2ost_loadtests.workload import Load
+
+from tests.conftest import kept_ports
 
 from .conftest import metrics_of, reseal
 
@@ -67,13 +68,14 @@ def test_two_workers_two_slides_and_two_classes_of_traffic(narrow_server, tmp_pa
 
 
 def test_users_who_send_pixels_from_a_worker_that_was_told_nothing_but_its_master(narrow_server, tmp_path):
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port = sock.getsockname()[1]
     worker = [sys.executable, "-m", "locust", "-f", LOCUSTFILE, "--worker", "--master-host", "127.0.0.1"]
-    master = ("--master", "--master-bind-host", "127.0.0.1", "--master-bind-port", port, "--expect-workers", 1)
-    with subprocess.Popen([*worker, "--master-port", str(port)], stderr=subprocess.PIPE) as process:
-        arguments = ("PatchesUser", "--spots", 3, "-u", 2, "-t", "2s", "--stop-timeout", 30, "--csv", tmp_path / "load")
+    with (
+        kept_ports(1) as (port,),
+        subprocess.Popen([*worker, "--master-port", str(port)], stderr=subprocess.PIPE) as process,
+    ):
+        master = ("--master", "--master-bind-host", "127.0.0.1", "--master-bind-port", port, "--expect-workers", 1)
+        # The time runs while this worker prepares: it is told its users only as they start.
+        arguments = ("PatchesUser", "--spots", 3, "-u", 2, "-t", "5s", "--stop-timeout", 30, "--csv", tmp_path / "load")
         status, output = locust(narrow_server.address, *master, *arguments)
         assert status == 0, output
         process.communicate(timeout=30)

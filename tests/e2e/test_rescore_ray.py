@@ -18,8 +18,9 @@ from m2ost_client import InputError
 from m2ost_client.archive import OnRay, SentByWorkers, SlideRow, connected
 from m2ost_preprocess.decoder import Decoder
 
+from tests.conftest import kept_ports
+
 from .archives import MPP, rescore, results, tiler_decoder
-from .conftest import free_ports
 
 LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 """Makes Ray listen at 127.0.0.1 alone, as it does on a laptop: whoever reaches a cluster can run code there."""
@@ -29,23 +30,23 @@ PLACES = 2
 
 def start(folder, **resources):
     """Start a cluster of one node below ``folder``; returns its process, whose children are all of it, and address."""
-    port, client_port = free_ports(2)
-    command = [
-        Path(sys.executable).with_name("ray"), "start", "--head", "--block", "--disable-usage-stats",
-        "--include-dashboard=false", "--log-style=record", "--log-color=false", "--num-cpus=2",
-        "--object-store-memory=100000000", "--node-ip-address=127.0.0.1", f"--port={port}",
-        f"--ray-client-server-port={client_port}", "--min-worker-port=0", "--max-worker-port=0",
-        f"--temp-dir={folder}", f"--resources={json.dumps(resources)}",
-    ]  # fmt: skip
-    log = Path(folder, "start.log")
-    with log.open("w") as stream:
-        process = psutil.Popen(command, stdout=stream, stderr=stream, env={**os.environ, **LOOPBACK})
-    deadline = time.monotonic() + 90
-    while "Ray runtime started" not in log.read_text():
-        assert process.is_running(), log.read_text()
-        assert time.monotonic() < deadline, log.read_text()
-        time.sleep(0.1)
-    return process, f"127.0.0.1:{port}"
+    with kept_ports(2) as (port, client_port):
+        command = [
+            Path(sys.executable).with_name("ray"), "start", "--head", "--block", "--disable-usage-stats",
+            "--include-dashboard=false", "--log-style=record", "--log-color=false", "--num-cpus=2",
+            "--object-store-memory=100000000", "--node-ip-address=127.0.0.1", f"--port={port}",
+            f"--ray-client-server-port={client_port}", "--min-worker-port=0", "--max-worker-port=0",
+            f"--temp-dir={folder}", f"--resources={json.dumps(resources)}",
+        ]  # fmt: skip
+        log = Path(folder, "start.log")
+        with log.open("w") as stream:
+            process = psutil.Popen(command, stdout=stream, stderr=stream, env={**os.environ, **LOOPBACK})
+        deadline = time.monotonic() + 90
+        while "Ray runtime started" not in log.read_text():
+            assert process.is_running(), log.read_text()
+            assert time.monotonic() < deadline, log.read_text()
+            time.sleep(0.1)
+        return process, f"127.0.0.1:{port}"
 
 
 def stop(process):
@@ -196,9 +197,8 @@ def test_workers_read_and_send_slides_and_say_which_are_bad(
 
 
 def test_a_cluster_that_cannot_be_used_is_told(monkeypatch):
-    address = f"127.0.0.1:{free_ports(1)[0]}"
-    with pytest.raises(InputError, match=f"{address}: no Ray cluster answers there"), connected(address):
-        pass
+    with kept_ports(1) as (port,), pytest.raises(InputError, match=f":{port}: no Ray cluster answers there"):
+        connected(f"127.0.0.1:{port}").__enter__()
     monkeypatch.setitem(sys.modules, "ray", None)
     with (
         pytest.raises(InputError, match=r"needs the extra 'ray' .* pip install 'm2ost-triton\[ray\]'"),

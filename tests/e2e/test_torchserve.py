@@ -18,7 +18,9 @@ from m2ost.checkpoint import initialise
 from m2ost_export.probes import slide_views
 from m2ost_export.torchserve import write_archive
 
-from .conftest import NARROW, free_ports
+from tests.conftest import kept_ports
+
+from .conftest import NARROW
 
 GENES = tuple(f"untrained_{i}" for i in range(NARROW.n_genes))
 ADDRESSES = ("inference_address", "management_address", "metrics_address")
@@ -58,7 +60,12 @@ def model_url(network, tmp_path_factory):
     """Where a TorchServe answers for the archive."""
     folder = tmp_path_factory.mktemp("torchserve")
     write_archive(*network, folder / "m2ost.mar")
-    ports = free_ports(len(ADDRESSES) + len(GRPC_PORTS))
+    with kept_ports(len(ADDRESSES) + len(GRPC_PORTS)) as ports:
+        yield from serving(folder, ports)
+
+
+def serving(folder, ports):
+    """Starts a TorchServe, and stops it when it is done with."""
     values = [f"http://127.0.0.1:{port}" for port in ports[: len(ADDRESSES)]] + ports[len(ADDRESSES) :]
     settings = dict(zip((*ADDRESSES, *GRPC_PORTS), values, strict=True))
     settings |= {"default_workers_per_model": 1, "disable_token_authorization": "true"}

@@ -209,8 +209,8 @@ def test_a_crash_between_two_strips_is_named_and_the_next_job_whole(svs):
 
     class Killer:
         def take(self, strip, pixels):
-            if decoder.pid is not None:  # two strips may have come before it dies
-                os.kill(decoder.pid, signal.SIGSEGV)
+            if (pid := decoder.pid) is not None:  # two strips may have come before it dies
+                os.kill(pid, signal.SIGSEGV)
 
     class Broken:
         def take(self, strip, pixels):

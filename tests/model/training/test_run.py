@@ -3,7 +3,6 @@
 import csv
 import json
 import os
-import socket
 import subprocess
 import sys
 from dataclasses import replace
@@ -20,7 +19,7 @@ from m2ost.training.loop import STATE, TrainingError, initialise
 from m2ost.training.run import train
 from m2ost.training.spots import project
 
-from tests.conftest import shared_file
+from tests.conftest import kept_ports, shared_file
 
 
 def weights_of(checkpoint: Path) -> dict[str, torch.Tensor]:
@@ -130,17 +129,16 @@ def test_two_processes_train_one_network(tiny_raw, tmp_path):
     )
     alone, pair = tmp_path / "alone", tmp_path / "pair"
     train(config_from(plain, "run"), alone, device="cpu")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    common = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
-    team = [
-        subprocess.Popen(
-            [sys.executable, "-c", script, str(config), str(pair)], env={**common, "RANK": rank, "LOCAL_RANK": rank}
-        )
-        for rank in ("0", "1")
-    ]
-    assert [process.wait(timeout=120) for process in team] == [0, 0]
+    common = {**os.environ, "MASTER_ADDR": "127.0.0.1", "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
+    with kept_ports(1) as (port,):
+        common["MASTER_PORT"] = str(port)
+        team = [
+            subprocess.Popen(
+                [sys.executable, "-c", script, str(config), str(pair)], env={**common, "RANK": rank, "LOCAL_RANK": rank}
+            )
+            for rank in ("0", "1")
+        ]
+        assert [process.wait(timeout=120) for process in team] == [0, 0]
     first, second = weights_of(alone / "checkpoint"), weights_of(pair / "checkpoint")
     for key in first:
         torch.testing.assert_close(first[key], second[key], atol=2e-4, rtol=1e-3)
