@@ -229,19 +229,21 @@ def predict(
 
 
 @contextmanager
-def _timeline(path: Path | None) -> Iterator[tuple[Timeline, Path | None]]:
+def _timeline(path: Path | None) -> Iterator[tuple[Timeline | None, Path | None]]:
     """A timeline, and where a server is to leave its trace; both are written to ``path`` once that server has ended."""
     from m2ost_client.timeline import Timeline
 
+    if path is None:
+        yield None, None
+        return
     timeline = Timeline()
     with tempfile.TemporaryDirectory(prefix="m2ost-trace-") as folder:
         server_trace = Path(folder) / "trace.json"
-        yield timeline, server_trace if path else None
-        if path is not None:
-            if server_trace.exists():
-                timeline.add_server(server_trace)
-            timeline.write(path)
-            print(f"timeline: {path}; open it in ui.perfetto.dev", file=sys.stderr)
+        yield timeline, server_trace
+        if server_trace.exists():
+            timeline.add_server(server_trace)
+        timeline.write(path)
+        print(f"timeline: {path}; open it in ui.perfetto.dev", file=sys.stderr)
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from tritonclient.utils import InferenceServerException
 
 from .errors import ReleaseChanged, RequestRejected, ServerUnavailable
 from .probe import is_dead_stub
-from .timeline import Timeline
+from .timeline import NoTimeline, Timeline
 
 _TRANSIENT = ("UNAVAILABLE", "DEADLINE_EXCEEDED", "CANCELLED")
 
@@ -66,7 +66,7 @@ class Connection:
     transport : callable
         Makes a client for an address: tritonclient's, or one that stands in for it.
     timeline : Timeline, optional
-        Where requests are noted.
+        Where requests are noted; nowhere without.
 
     Attributes
     ----------
@@ -89,7 +89,7 @@ class Connection:
         self._deadline_s, self._retry_for_s = deadline_s, retry_for_s
         self._window = window
         self._transport = transport
-        self._timeline = timeline or Timeline()
+        self._timeline = timeline or NoTimeline()
         self._client: Any = None
         self._info: EngineInfo | None = None
         self._run = secrets.token_hex(4)

@@ -23,7 +23,7 @@ from .metadata import SpotsScored, run_metadata, stage
 from .predict import PredictOptions, check_genes, check_same_slide, result_name, view_scale
 from .results import status_name
 from .stream import Expression, SpotBatch, SpotStream
-from .timeline import Timeline
+from .timeline import NoTimeline, Timeline
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,7 +132,7 @@ async def predict_dense(
     """
     name = check_new(options.out, options.source or options.slide)
     seconds: dict[str, float] = {}
-    timeline = timeline or Timeline()
+    timeline = timeline or NoTimeline()
     async with SpotStream(address, options.stream, timeline=timeline) as stream:
         engine = stream.info
         check_genes(dense.genes, engine)

@@ -22,7 +22,7 @@ from .metadata import SpotsScored, run_metadata, stage
 from .reports.exports import Exports
 from .results import SlideResult
 from .stream import SpotBatch, SpotStream, StreamOptions
-from .timeline import Timeline
+from .timeline import NoTimeline, Timeline
 
 DEFAULT_PITCH_UM = 100.0
 
@@ -134,7 +134,7 @@ async def predict_slide(
     SlideError, RequestRejected, ServerUnavailable, ReleaseChanged
         As their modules say.
     """
-    timeline = timeline or Timeline()
+    timeline = timeline or NoTimeline()
     options.exports.check_installed()
     check_writable(options.out)
     name = result_name(options.source or options.slide)

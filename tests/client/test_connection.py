@@ -1,6 +1,7 @@
 """Retries, the window and the release check, on a transport that is a script."""
 
 import asyncio
+import gc
 import pickle
 from types import SimpleNamespace
 
@@ -85,6 +86,28 @@ def test_a_request_names_its_release_its_deadline_and_itself():
     assert first["parameters"] == {"release": ENGINE.release_sha256}
     assert first["request_id"] != second["request_id"]
     assert script.closed
+
+
+def test_a_connection_keeps_nothing_of_its_requests():
+    class Forgetful(Script):
+        async def infer(self, model, inputs, **options):
+            return "answer"
+
+    async def run():
+        connection = Connection(
+            "host:1", deadline_s=5, retry_for_s=30, window=Window(8), transport=lambda address: Forgetful()
+        )
+        await connection.open()
+        kept = []
+        for _ in range(2):
+            for _ in range(1000):
+                await connection.infer("m2ost_slide", [])
+            gc.collect()
+            kept.append(len(gc.get_objects()))
+        return kept
+
+    first, second = asyncio.run(run())
+    assert second - first < 100, "an object of every request is kept"
 
 
 @pytest.mark.parametrize("trouble", [AWAY, LATE, DEAD])
