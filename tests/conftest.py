@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -30,12 +29,10 @@ def shared_file(relative: str) -> Path:
 @contextmanager
 def kept_ports(count: int) -> Iterator[list[int]]:
     """So many ports that nobody listens on, and that nobody is given but the programs that are told them."""
+    from m2ost_client.host import Ports, held_ports  # not in the server's environment
+
     with ExitStack() as kept:
-        sockets = [kept.enter_context(socket.socket()) for _ in range(count)]
-        for sock in sockets:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            sock.bind(("127.0.0.1", 0))
-        yield [sock.getsockname()[1] for sock in sockets]
+        yield [kept.enter_context(held_ports("127.0.0.1", Ports())).grpc for _ in range(count)]
 
 
 def engine_plan(**changes) -> EnginePlan:

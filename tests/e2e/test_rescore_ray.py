@@ -21,6 +21,7 @@ from m2ost_preprocess.decoder import Decoder
 from tests.conftest import kept_ports
 
 from .archives import MPP, rescore, results, tiler_decoder
+from .conftest import wait_for
 
 LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 """Makes Ray listen at 127.0.0.1 alone, as it does on a laptop: whoever reaches a cluster can run code there."""
@@ -138,19 +139,12 @@ def test_a_worker_killed_in_mid_run_costs_nothing(head, cluster, archive_server,
         """Hold the server up, so that tasks that are begun stay under way, and kill a worker at one."""
         decoder.suspend()
         try:
-            seen = at_work_once(lambda workers: len(workers) == PLACES)
+            seen = wait_for(lambda: found if len(found := at_work(head[0])) == PLACES else [], "tasks at work", 25)
             killed.append(seen[0])
             seen[0].kill()
-            in_its_place.extend(set(at_work_once(lambda workers: set(workers) - set(seen))) - set(seen))
+            in_its_place.extend(wait_for(lambda: set(at_work(head[0])) - set(seen), "another worker", 25))
         finally:
             decoder.resume()
-
-    def at_work_once(due, seconds=25):
-        """Workers that have a task, once they are as wanted."""
-        deadline = time.monotonic() + seconds
-        while not due(found := at_work(head[0])) and time.monotonic() < deadline:
-            time.sleep(0.02)
-        return found
 
     def once_something_is_scored(progress):
         # On a thread of its own: the run goes on to begin tasks, also where none is under way now.
