@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .common import UserError, needs
+from .common import Reader, UserError, needs, use_reader
 from .serving_commands import SERVER_IS_THERE, embedded
 
 if TYPE_CHECKING:
@@ -82,6 +82,7 @@ def rescore(
     rescore_changed: Annotated[
         bool, typer.Option("--rescore-changed", help="Make anew what was made from other content, release or settings.")
     ] = False,
+    reader: Reader = None,
     batch_rows: Annotated[int, typer.Option(help="Spots a request.")] = 32,
     window: Annotated[int, typer.Option(min=1, help="Most requests in flight at each server.")] = 2,
     spots_in_flight: Annotated[
@@ -109,6 +110,7 @@ def rescore(
         raise UserError("--ray has workers elsewhere ask servers; give --server ADDRESS, as workers see it")
     if server and (release or checkpoint or profile):
         raise UserError(SERVER_IS_THERE)
+    use_reader(reader, reads_here=not server or send_pixels)
     try:
         StreamOptions(batch_rows=batch_rows)
         settings = Settings(pitch_um=pitch_um, view_mpp=view_mpp if view_mpp in (None, "model") else float(view_mpp))

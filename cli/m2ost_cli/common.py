@@ -7,8 +7,10 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Annotated
 
-from m2ost_preprocess.contract import ManifestError
+import typer
+from m2ost_preprocess.contract import ENV_READER, READERS, ManifestError
 from m2ost_preprocess.errors import PreprocessError
 
 
@@ -25,6 +27,35 @@ def needs(extra: str) -> Iterator[None]:
         raise UserError(
             f"this command needs the extra '{extra}' ({error}): pip install 'm2ost-triton[{extra}]'"
         ) from error
+
+
+Reader = Annotated[
+    str | None,
+    typer.Option(
+        "--reader",
+        envvar=ENV_READER,
+        help="Who reads slides: cucim, openslide, image, or auto, the default: the first that gives a file's pixels.",
+    ),
+]
+
+
+def use_reader(reader: str | None, *, reads_here: bool) -> None:
+    """Have every decoder that this command starts, and those of a server that it starts, use one reader.
+
+    Parameters
+    ----------
+    reader : str or None
+        Of ``--reader``.
+    reads_here : bool
+        Whether slides are read by such a decoder at all.
+    """
+    if reader is None:
+        return
+    if reader not in READERS:
+        raise UserError(f"--reader must be one of {', '.join(READERS)}, not {reader!r}")
+    if not reads_here and reader != os.environ.get(ENV_READER):  # the variable may be meant for other commands
+        raise UserError(f"that server reads its slides in its own way; start it with --reader {reader}")
+    os.environ[ENV_READER] = reader
 
 
 def expected_errors() -> tuple[type[Exception], ...]:

@@ -19,7 +19,7 @@ from m2ost_preprocess.dense import parse_pitch
 from m2ost_preprocess.rectangle import Rectangle
 from m2ost_preprocess.slides import SlideRoots
 
-from .common import UserError, cache_folder, needs
+from .common import Reader, UserError, cache_folder, needs, use_reader
 
 if TYPE_CHECKING:
     from m2ost_client.dense import DenseReport
@@ -69,6 +69,7 @@ def serve(
     profile: Annotated[
         str, typer.Option(help="Triton's --model-config-name: cpu, onnxruntime, tensorrt, python-gpu …")
     ] = "cpu",
+    reader: Reader = None,
     start_timeout_s: Annotated[
         float, typer.Option(min=1, help="Longest time until ready; a profile that builds an engine needs minutes.")
     ] = 120,
@@ -82,6 +83,7 @@ def serve(
         from m2ost_client.supervisor import TritonServer
     if log_level not in _LEVELS:
         raise UserError(f"--log-level must be one of {', '.join(_LEVELS)}")
+    use_reader(reader, reads_here=True)
     options = ServerOptions(
         release=release,
         roots=parse_roots(slides),
@@ -149,6 +151,7 @@ def predict(
     send_pixels: Annotated[
         bool, typer.Option("--send-pixels", help="With --server: read the slide here and send its views.")
     ] = False,
+    reader: Reader = None,
     batch_rows: Annotated[int, typer.Option(help="Spots a request.")] = 32,
     window: Annotated[int, typer.Option(help="Most requests in flight.")] = 4,
     retry_for_s: Annotated[float, typer.Option(help="How long to wait for a server that is away, in seconds.")] = 60.0,
@@ -163,6 +166,7 @@ def predict(
         from m2ost_client.stream import StreamOptions
     if send_pixels and not server:
         raise UserError("--send-pixels is for a server elsewhere; give --server ADDRESS")
+    use_reader(reader, reads_here=server is None or send_pixels)
     if dense is None and (everywhere or gene):
         raise UserError("--everywhere and --gene are for a dense map; give --dense 16px")
     if dense is not None and (spots or genes or send_pixels):

@@ -6,12 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from m2ost_preprocess.contract import RowStatus, ViewGeometry, as_centers
+from m2ost_preprocess.contract import MAX_ROWS, RowStatus, ViewGeometry, as_centers
+from m2ost_preprocess.decoder import Decoder
 from m2ost_preprocess.errors import SpotError
-from m2ost_preprocess.readers import open_slide
 from m2ost_preprocess.spots import grid, read_spots
-from m2ost_preprocess.tissue import MASK_PX, tissue_mask
-from m2ost_preprocess.views import cut_views
+from m2ost_preprocess.tissue import tissue_mask
 
 Views = list[np.ndarray[Any, np.dtype[np.uint8]]]
 
@@ -87,19 +86,25 @@ def slide_views(slide: Path, geometry: ViewGeometry, *, spots: Path | None = Non
     SpotError
         If the spot file is unusable, fewer than two spots were found, or one cannot be cut.
     """
-    reader = open_slide(slide)
-    if spots is not None:
-        found = read_spots(spots)
-    else:
-        found = grid(reader.size, tissue_mask(reader.thumbnail(MASK_PX)), geometry.size_px)
-    if len(found) < 2:
-        raise SpotError(
-            f"{slide}: {len(found)} spots found, and r per gene needs two; give a spot file or another slide"
-        )
-    chosen = np.unique(np.linspace(0, len(found) - 1, min(most, len(found))).astype(int))
-    centers = as_centers(found.centers[chosen])
-    views = [np.empty((len(centers), *geometry.shape), np.uint8) for _ in geometry.names]
-    statuses = cut_views(reader, centers, np.ones(len(centers), np.float32), geometry, views)
+    with Decoder(geometry) as decoder:
+        path = slide.resolve()
+        if spots is not None:
+            found = read_spots(spots)
+        else:
+            info = decoder.describe(path)
+            found = grid(info.size, tissue_mask(info.thumbnail), geometry.size_px)
+        if len(found) < 2:
+            raise SpotError(
+                f"{slide}: {len(found)} spots found, and r per gene needs two; give a spot file or another slide"
+            )
+        chosen = np.unique(np.linspace(0, len(found) - 1, min(most, len(found))).astype(int))
+        centers = as_centers(found.centers[chosen])
+        views = [np.empty((len(centers), *geometry.shape), np.uint8) for _ in geometry.names]
+        statuses = np.zeros(len(centers), np.int32)
+        for first in range(0, len(centers), MAX_ROWS):
+            rows = slice(first, min(first + MAX_ROWS, len(centers)))
+            scales = np.ones(rows.stop - first, np.float32)
+            statuses[rows] = decoder.cut_views(path, centers[rows], scales, views, rows=rows)
     bad = np.flatnonzero(statuses != RowStatus.OK)
     if len(bad):
         name, reason = found.names[chosen[bad[0]]], RowStatus(int(statuses[bad[0]])).reason

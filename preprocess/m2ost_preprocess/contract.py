@@ -52,6 +52,13 @@ ENV_SLIDE_ROOTS = "M2OST_SLIDE_ROOTS"
 ENV_TILE_CACHE_MIB = "M2OST_TILE_CACHE_MIB"
 """Environment variable of the server: most MiB of decoded tiles that the tiler keeps; 512 where it is not set."""
 
+READERS = ("auto", "cucim", "openslide", "image")
+"""Who may be asked to read slides; ``auto`` takes the first that is found to give a file's pixels."""
+
+ENV_READER = "M2OST_READER"
+"""Environment variable of whoever decodes slides: the reader to use for all of them, in place of the one that is found
+to serve each."""
+
 ENV_DECODER_TRACE = "M2OST_DECODER_TRACE"
 """Environment variable of the server: file that decoders note in when they read and cut."""
 

@@ -5,16 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 
 from .contract import ENV_SLIDE_ROOTS
 from .errors import SlideNotFound
 from .readers import primary_file
-from .readers.dicom import series_uid
+from .readers.dicom import series_files
 
 MAX_NAME_BYTES = 1024
 _BLOCK = 1 << 16
@@ -189,29 +187,4 @@ def slide_files(path: Path) -> list[Path]:
     first = primary_file(path)
     if first.suffix.lower() == ".mrxs" and (companion := first.with_suffix("")).is_dir():
         return [first, *sorted(file for file in companion.iterdir() if file.is_file())]
-    series = _series(first)
-    if series is None:
-        return [first]
-    return sorted(file for file in first.parent.iterdir() if file == first or _series(file) in (series, b""))
-
-
-def _series(file: Path) -> bytes | None:
-    """The DICOM series of a file; None where it is no file, not DICOM, or unreadable."""
-    try:
-        now = file.stat()
-        return _read_series(file, now.st_mtime_ns, now.st_size) if stat.S_ISREG(now.st_mode) else None
-    except (OSError, _NotDicom):
-        return None
-
-
-class _NotDicom(Exception):
-    """Of the many slides of an archive, which no cache should remember."""
-
-
-@lru_cache(maxsize=1 << 14)
-def _read_series(file: Path, mtime_ns: int, size_bytes: int) -> bytes:
-    """The DICOM series of a file as it stood then: only a file that changes is read anew."""
-    series = series_uid(file)
-    if series is None:
-        raise _NotDicom
-    return series
+    return series_files(first)

@@ -144,7 +144,6 @@ class CachedReader(SlideReader):
         self._reader, self._cache, self._key = reader, cache, key
         self._helpers = helpers or Helpers()
         self.name, self.path, self.size = reader.name, reader.path, reader.size
-        self.resolution, self.note = reader.resolution, reader.note
         self._counts = TilingCounts()
         self._is_new = True
 
@@ -224,6 +223,11 @@ class CachedReader(SlideReader):
             Not to be closed.
         """
         return CachedReader(self._reader, TileCache(self._cache.capacity_bytes), self._key, self._helpers)
+
+    @property
+    def failed_readers(self) -> tuple[str, ...]:
+        """See :attr:`SlideReader.failed_readers`."""
+        return self._reader.failed_readers
 
     @property
     def uncached(self) -> SlideReader:

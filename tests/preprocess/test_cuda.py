@@ -129,9 +129,9 @@ def test_a_process_whose_cuda_failed_ends_and_no_other_does():
     theirs.close()
     os.close(buffer)
     with Connection(ours.detach()) as pipe:
-        pipe.send(Describe("a.svs"))
+        pipe.send(Describe(path="a.svs"))
         assert "of one slide" in str(pipe.recv())
-        pipe.send(Describe("a.svs"))
+        pipe.send(Describe(path="a.svs"))
         with pytest.raises(EOFError):
             pipe.recv()
         assert child.wait(10) == 1
@@ -164,7 +164,7 @@ def test_without_memory_to_share_the_cpu_decodes_unless_the_gpu_is_insisted_on(s
     ours, theirs = Pipe()
     streams = regions.RegionStreams(theirs, bytearray(64 << 20), Spans())
     reader = CachedReader(open_slide(svs), TileCache(), "a")
-    job = ReadRegions(str(svs), CENTERS, SCALES, GEOMETRY, mode, 0)
+    job = ReadRegions(path=str(svs), centers=CENTERS, scales=SCALES, geometry=GEOMETRY, decode=mode, gpu=0)
     for _ in range(9):
         ours.send("acknowledged")
     if mode == "auto":

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import tifffile
 from m2ost_preprocess.errors import SlideNotFound, UnreadableSlide
-from m2ost_preprocess.readers import Resolution, base, identify, open_slide
+from m2ost_preprocess.readers import Resolution, base, open_slide
 from m2ost_preprocess.readers import image as image_reader
 from PIL import Image, TiffImagePlugin
 
@@ -25,17 +25,17 @@ from PIL import Image, TiffImagePlugin
     ],
 )
 def test_the_content_decides_which_reader_serves(request, source, vendor, reader, size, resolution):
-    path = request.getfixturevalue(source)
-    found = identify(path)
-    assert (found.vendor, found.reader) == (vendor, reader)
-    slide = open_slide(path)
-    assert (slide.name, slide.size, slide.resolution) == (reader, size, resolution)
+    slide = open_slide(request.getfixturevalue(source))
+    assert (slide.vendor, slide.name, slide.size, slide.resolution) == (vendor, reader, size, resolution)
 
 
 def test_a_slide_under_a_foreign_name_is_still_what_it_is(svs, tmp_path):
     renamed = tmp_path / "slide.jpg"
     shutil.copy(svs, renamed)
-    assert identify(renamed).vendor == "aperio"
+    slide = open_slide(renamed)
+    assert (slide.vendor, slide.name) == ("aperio", "openslide")
+    assert "cuCIM opens names that end in .svs, .tif, .tiff alone" in slide.reason
+    np.testing.assert_array_equal(slide.read(700, 900, 300, 200), open_slide(svs).read(700, 900, 300, 200))
 
 
 @pytest.mark.parametrize("source", ["svs", "pyramid"])
@@ -51,7 +51,7 @@ def test_cucim_and_openslide_give_the_same_level_0_pixels(request, source):
 def test_dicom_frames_mislabelled_as_rgb_come_out_in_the_slides_colours(svs, dicom):
     # The DICOM pyramid was made from this SVS with JPEG anew: pixels differ by compression, mean colours do not.
     reference, converted = open_slide(svs), open_slide(dicom)
-    assert "YCbCr" in converted.note
+    assert any("YCbCr" in note for note in converted.notes)
     for left, top in ((1000, 1000), (700, 2300), (100, 100)):
         expected, found = (s.read(left, top, 400, 400).mean(axis=(0, 1)) for s in (reference, converted))
         np.testing.assert_allclose(found, expected, atol=2)
@@ -105,14 +105,11 @@ def test_readers_agree_on_the_resolution_of_a_tiled_tiff(tmp_path, unit, density
         ("P", (180, 90, 140)),
         ("L", (123, 123, 123)),
         ("LA", (123, 123, 123)),
-        ("1", (255, 255, 255)),
     ],
 )
 def test_plain_images_of_every_mode_become_rgb_of_the_same_colour(tmp_path, mode, expected):
     path = tmp_path / ("a.tif" if mode == "CMYK" else "a.png")
     image = Image.new("RGB", (32, 20), (180, 90, 140))
-    if mode == "1":
-        image = image.point(lambda value: 255)
     image.convert(mode, palette=Image.Palette.ADAPTIVE).save(path)
     with Image.open(path) as saved:
         assert saved.mode == mode
@@ -123,7 +120,7 @@ def test_plain_images_of_every_mode_become_rgb_of_the_same_colour(tmp_path, mode
 def test_sixteen_bit_images_are_refused_not_squeezed(tmp_path):
     path = tmp_path / "deep.png"
     Image.fromarray(np.full((20, 20), 40000, np.uint16)).save(path)
-    with pytest.raises(UnreadableSlide, match="8-bit"):
+    with pytest.raises(UnreadableSlide, match=r"samples of 16 bits.*vips linear 'deep\.png'"):
         open_slide(path)
 
 
@@ -139,7 +136,7 @@ def test_bad_files_are_named_with_what_to_do(truncated_svs, text_svs, tmp_path):
             open_slide(path)
     with pytest.raises(SlideNotFound, match=r"absent\.svs: no such file"):
         open_slide(tmp_path / "absent.svs")
-    with pytest.raises(SlideNotFound, match=r"without \.dcm"):
+    with pytest.raises(SlideNotFound, match="without DICOM files"):
         open_slide(tmp_path)
     empty = tmp_path / "empty.svs"
     empty.touch()
@@ -161,11 +158,6 @@ def test_an_explicit_reader_is_used_as_it_is(dicom, svs):
         open_slide(dicom, "cucim")
     with pytest.raises(ValueError, match="reader must be one of"):
         open_slide(svs, "vips")
-
-
-@pytest.mark.parametrize(("x", "y"), [(None, None), ("", "0.5"), (0.5, 0.6), (352.8, 352.8), (0, 0), ("nan", "nan")])
-def test_a_tag_that_cannot_be_true_is_no_resolution(x, y):
-    assert Resolution.from_tag(x, y, "tag") is None
 
 
 def test_most_of_a_slide_is_not_a_plain_tiff(svs, tmp_path):
@@ -190,7 +182,7 @@ def damaged_tile(svs, tmp_path, tiles=(0,)):
 
 def test_openslide_recovers_from_a_damaged_tile(svs, tmp_path):
     reader = open_slide(damaged_tile(svs, tmp_path), "openslide")
-    with pytest.raises(UnreadableSlide, match="cannot decode x 0, y 0"):
+    with pytest.raises(UnreadableSlide, match=r"damaged at x 0, y 0 of 2220×2967 px: .*JPEG"):
         reader.read(0, 0, 240, 240)
     np.testing.assert_array_equal(reader.read(1000, 1000, 50, 50), open_slide(svs).read(1000, 1000, 50, 50))
 

@@ -313,7 +313,7 @@ def test_strips_in_gpu_memory_become_the_same_views(svs, pillow, monkeypatch):
     # A megabyte a slot: every region comes in several strips.
     streams = regions.RegionStreams(theirs, mmap.mmap(-1, 2 << 20), Spans())
     out = [np.zeros((len(centers), *GEOMETRY.shape), np.uint8) for _ in GEOMETRY.names]
-    job = ReadRegions(str(svs), centers, scales, GEOMETRY, "gpu", 0)
+    job = ReadRegions(path=str(svs), centers=centers, scales=scales, geometry=GEOMETRY, decode="gpu", gpu=0)
     child = threading.Thread(target=lambda: theirs.send(streams.read(reader, job)))
     child.start()
 

@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 from m2ost_preprocess.contract import RowStatus, ViewGeometry, as_centers
-from m2ost_preprocess.readers import open_slide
+from m2ost_preprocess.decoder import Decoder
 from m2ost_preprocess.slides import fingerprint
-from m2ost_preprocess.views import cut_views, spatial_order
+from m2ost_preprocess.views import spatial_order
 
 from .errors import DataError
 from .section import Section
@@ -69,28 +69,31 @@ class ViewCache:
             shape = (len(centers), geometry.n_views, *geometry.shape)
             out = np.lib.format.open_memmap(scratch, "w+", np.uint8, shape)
             _reserve(Path(scratch))
-            reader = open_slide(section.image)
-            order = spatial_order(centers)
-            for first in range(0, len(order), CHUNK):
-                rows = order[first : first + CHUNK]
-                views = [np.empty((len(rows), *geometry.shape), np.uint8) for _ in range(geometry.n_views)]
-                statuses = cut_views(reader, centers[rows], np.ones(len(rows), np.float32), geometry, views)
-                bad = np.flatnonzero(statuses != RowStatus.OK)
-                if len(bad):
-                    spot = section.spot_names[int(rows[bad[0]])]
-                    x, y = centers[rows[bad[0]]]
-                    raise DataError(
-                        f"section {section.name}, spot {spot} at ({x}, {y}): {RowStatus(statuses[bad[0]]).name} on "
-                        f"{section.image} of {reader.size[0]}×{reader.size[1]} px; are positions and image of the "
-                        "same resolution?"
-                    )
-                for view, cut in enumerate(views):
-                    out[rows, view] = cut
+            with Decoder(geometry) as decoder:
+                self._fill(out, section, centers, geometry, decoder)
             out.flush()
             del out
             os.replace(scratch, path)
         finally:
             Path(scratch).unlink(missing_ok=True)
+
+    def _fill(self, out: Views, section: Section, centers: Any, geometry: ViewGeometry, decoder: Decoder) -> None:
+        order, image = spatial_order(centers), section.image.resolve()
+        for first in range(0, len(order), CHUNK):
+            rows = order[first : first + CHUNK]
+            views = [np.empty((len(rows), *geometry.shape), np.uint8) for _ in range(geometry.n_views)]
+            statuses = decoder.cut_views(image, centers[rows], np.ones(len(rows), np.float32), views)
+            bad = np.flatnonzero(statuses != RowStatus.OK)
+            if len(bad):
+                status = RowStatus(int(statuses[bad[0]]))
+                outside = status == RowStatus.OUTSIDE_SLIDE
+                raise DataError(
+                    f"section {section.name}, spot {section.spot_names[int(rows[bad[0]])]} at "
+                    f"{tuple(centers[rows[bad[0]]].tolist())} of {section.image}: {status.reason}"
+                    + ("; are positions and image of the same resolution?" if outside else "")
+                )
+            for view, cut in enumerate(views):
+                out[rows, view] = cut
 
 
 def _reserve(path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -18,6 +19,13 @@ _STOP_TIMEOUT_S = 2.0
 
 class ChildLost(UnreadableSlide):
     """The process died on a slide, or was killed because it gave no answer."""
+
+
+class ChildCrashed(ChildLost):
+    """A native library ended the process."""
+
+
+_CRASHES = (signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGILL, signal.SIGFPE)
 
 
 class Child:
@@ -80,7 +88,7 @@ class Child:
         Raises
         ------
         PreprocessError
-            What the process answered; or ``ChildLost``.
+            What the process answered; or ``ChildLost``, of which ``ChildCrashed`` is one.
         """
         assert self._pipe is not None, "start it first"
         try:
@@ -89,7 +97,11 @@ class Child:
                 raise ChildLost(path.name, f"its reader did not answer within {timeout_s:g} s and was stopped")
             answer = self._pipe.recv()
         except (EOFError, OSError) as error:
-            raise ChildLost(path.name, f"its reader crashed ({self.stop()}); the file is likely damaged") from error
+            code = self.stop()
+            if code is not None and -code in _CRASHES:
+                name = signal.Signals(-code).name
+                raise ChildCrashed(path.name, f"its reader crashed ({name}); the file is likely damaged") from error
+            raise ChildLost(path.name, f"its reader was lost ({_in_words(code)}); ask again") from error
         except BaseException:
             # The answer may still come, and the next job would take it for its own.
             self.stop()
@@ -98,25 +110,31 @@ class Child:
             raise answer
         return answer
 
-    def stop(self) -> str:
-        """End the process; in words, how it ended."""
+    def stop(self) -> int | None:
+        """End the process; its exit status, or None where there was none or it does not end."""
         if self._pipe is not None:
             self._pipe.close()
             self._pipe = None
         if self._process is None:
-            return "never started"
+            return None
         try:
             # It leaves once the pipe is closed; one that is stopped, or waits for a dead disk, does not.
-            code = self._process.wait(_STOP_TIMEOUT_S)
+            return self._process.wait(_STOP_TIMEOUT_S)
         except subprocess.TimeoutExpired:
             self._process.kill()
-            try:
-                code = self._process.wait(_STOP_TIMEOUT_S)
-            except subprocess.TimeoutExpired:
-                return "does not end"
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                return self._process.wait(_STOP_TIMEOUT_S)
+            return None
         finally:
             self._process = None
-        return signal.Signals(-code).name if code < 0 else f"exit status {code}"
+
+
+def _in_words(code: int | None) -> str:
+    if code is None:
+        return "it does not end"
+    if -code == signal.SIGKILL:
+        return "killed, by somebody or for want of memory"
+    return f"ended by {signal.Signals(-code).name}" if code < 0 else f"exit status {code}"
 
 
 def _python() -> str:

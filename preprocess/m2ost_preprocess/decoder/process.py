@@ -5,25 +5,26 @@ from __future__ import annotations
 import mmap
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
-from ..contract import MAX_ROWS, ViewGeometry
+from ..contract import ENV_READER, MAX_ROWS, READERS, ViewGeometry
 from ..helpers import default_threads
 from ..readers.base import Pixels
 from ..tiles import TilingCounts
 from ..views import Centers, Scales, Statuses
-from .child import Child, ChildLost
+from .child import Child, ChildCrashed, ChildLost
 from .protocol import (
     Acknowledged,
     CutViews,
     Decoding,
     Describe,
     GpuSlots,
+    Job,
     ReadRectangle,
     ReadRegions,
     RegionsRead,
@@ -44,6 +45,9 @@ DESCRIBE_TIMEOUT_S = 300.0
 """The same for describing a slide, which may decode a whole plain image."""
 
 
+Answer = TypeVar("Answer")
+
+
 class RegionReceiver(Protocol):
     """Takes the pixels of regions as they come out of a decoder."""
 
@@ -57,7 +61,8 @@ class RegionReceiver(Protocol):
 class Decoder:
     """Decodes slides in a child process; thread-safe, one job at a time.
 
-    A child that dies is an :class:`UnreadableSlide` for the slide it was reading; the next job starts a new one.
+    A child that dies is an :class:`UnreadableSlide` for the slide it was reading; the next job starts a new one. One
+    that a native library ends is replaced at once, and the slide read without cuCIM, now and from then on.
 
     Parameters
     ----------
@@ -70,12 +75,24 @@ class Decoder:
     threads : int, optional
         Threads of the child that read and cut along, beside the one that reads; by default one for each core. 0: that
         one does all.
+    reader : {"auto", "cucim", "openslide", "image"}, optional
+        Who is to read slides; by default what the environment variable ``M2OST_READER`` says, else ``auto``. See
+        :func:`m2ost_preprocess.readers.open_slide`.
+    without : tuple of str
+        Readers that ``auto`` passes over.
+
+    Raises
+    ------
+    ValueError
+        If there is no such reader.
     """
 
     def __init__(
         self,
         geometry: ViewGeometry | None = None,
         *,
+        reader: str | None = None,
+        without: tuple[str, ...] = (),
         timeout_s: float = CUT_TIMEOUT_S,
         describe_timeout_s: float = DESCRIBE_TIMEOUT_S,
         threads: int | None = None,
@@ -85,7 +102,12 @@ class Decoder:
         self._describe_timeout_s = describe_timeout_s
         self._lock = threading.Lock()
         self._closed = False
+        self._reader = os.environ.get(ENV_READER, "auto") if reader is None else reader
+        if self._reader not in READERS:
+            raise ValueError(f"the reader of slides must be one of {', '.join(READERS)}, not {self._reader!r}")
         self._lost: dict[Path, str] = {}
+        self._without = without
+        self._crashed: dict[Path, tuple[str, ...]] = {}
         size = buffer_bytes(self.geometry, MAX_ROWS)
         self._buffer_fd = os.memfd_create("m2ost-views")
         os.ftruncate(self._buffer_fd, size)
@@ -154,7 +176,9 @@ class Decoder:
             If the decoder is closed.
         """
         with self._lock:
-            info: SlideInfo = self._ask(Describe(str(path), pitch_um, mpp), path, self._describe_timeout_s)
+            info: SlideInfo = self._ask(
+                Describe(path=str(path), pitch_um=pitch_um, mpp=mpp), path, self._describe_timeout_s
+            )
         return info
 
     def cut_views(
@@ -204,7 +228,7 @@ class Decoder:
         if len(centers) > MAX_ROWS:
             raise ValueError(f"{len(centers)} spots in one job; at most {MAX_ROWS}")
         with self._lock:
-            job = CutViews(str(path), centers, scales, self.geometry, pyramid)
+            job = CutViews(path=str(path), centers=centers, scales=scales, geometry=self.geometry, pyramid=pyramid)
             answer: ViewsCut = self._ask(job, path, self._timeout_s)
             for target, source in zip(out, view_arrays(self._buffer, self.geometry, len(centers)), strict=True):
                 target[rows] = source
@@ -265,7 +289,9 @@ class Decoder:
         """
         if len(centers) > MAX_ROWS:
             raise ValueError(f"{len(centers)} spots in one job; at most {MAX_ROWS}")
-        job = ReadRegions(str(path), centers, scales, self.geometry, decode, gpu)
+        job = ReadRegions(
+            path=str(path), centers=centers, scales=scales, geometry=self.geometry, decode=decode, gpu=gpu
+        )
         with self._lock:
             answer = self._read_regions(job, path, receiver)
         if counts is not None:
@@ -273,19 +299,24 @@ class Decoder:
         return answer.statuses, answer.decoding
 
     def _read_regions(self, job: ReadRegions, path: Path, receiver: RegionReceiver) -> RegionsRead:
-        if job.decode != "auto" or job.gpu is None:
-            return self._receive(job, path, receiver)
+        def receive(decode: str) -> RegionsRead:
+            return self._receive(replace(job, decode=decode), path, receiver)
+
+        if job.decode == "cpu" or job.gpu is None:
+            return self._surviving(path, lambda: receive(job.decode))
+        if job.decode == "gpu":
+            return receive("gpu")
         if path not in self._lost:
             try:
-                return self._receive(job, path, receiver)
+                return receive("auto")
             except ChildLost as error:
                 remember(self._lost, path, f"where the GPU may decode, {error.message}")
-        answer = self._receive(replace(job, decode="cpu"), path, receiver)
+        answer = self._surviving(path, lambda: receive("cpu"))
         decoding = answer.decoding and replace(answer.decoding, reason=self._lost[path])
         return replace(answer, decoding=decoding)
 
     def _receive(self, job: ReadRegions, path: Path, receiver: RegionReceiver) -> RegionsRead:
-        answer: Strip | GpuSlots | RegionsRead = self._ask(job, path, self._timeout_s)
+        answer: Strip | GpuSlots | RegionsRead = self._ask_once(job, path, self._timeout_s)
         while not isinstance(answer, RegionsRead):
             try:
                 self._hand_over(answer, receiver)
@@ -326,7 +357,8 @@ class Decoder:
         for first in range(0, height, rows):
             count = min(rows, height - first)
             with self._lock:
-                self._ask(ReadRectangle(str(path), left, top + first, width, count), path, self._timeout_s)
+                job = ReadRectangle(path=str(path), left=left, top=top + first, width=width, height=count)
+                self._ask(job, path, self._timeout_s)
                 out[first : first + count] = rectangle_array(self._buffer, width, count)
         return out
 
@@ -347,10 +379,24 @@ class Decoder:
                 del self._buffer  # unmapped with the last view of it, which a traceback may hold
                 os.close(self._buffer_fd)
 
-    def _ask(self, job: CutViews | Describe | ReadRectangle | ReadRegions, path: Path, timeout_s: float) -> Any:
+    def _ask(self, job: Job, path: Path, timeout_s: float) -> Any:
+        return self._surviving(path, lambda: self._ask_once(job, path, timeout_s))
+
+    def _ask_once(self, job: Job, path: Path, timeout_s: float) -> Any:
         self._check_open()
         self._child.start()
+        job = replace(job, reader=self._reader, without=(*self._without, *self._crashed.get(path, ())))
         return self._child.ask(job, path, timeout_s)
+
+    def _surviving(self, path: Path, ask: Callable[[], Answer]) -> Answer:
+        """Ask once more, without cuCIM, where a native library ends the child."""
+        try:
+            return ask()
+        except ChildCrashed:
+            if self._reader != "auto" or path in self._crashed:
+                raise
+            remember(self._crashed, path, ("cucim",))
+            return ask()
 
     def _check_open(self) -> None:
         if self._closed:

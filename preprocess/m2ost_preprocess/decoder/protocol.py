@@ -22,14 +22,31 @@ MAX_REMEMBERED = 1024
 """Slides of which it is remembered where they are decoded."""
 
 
-@dataclass(frozen=True)
-class CutViews:
-    """Cut the views of spots into the shared buffer; answered by :class:`ViewsCut`.
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """What a decoder can be asked about a slide.
 
     Parameters
     ----------
     path : str
         The slide's file.
+    reader : {"auto", "cucim", "openslide", "image"}
+        Who is to read it; see :func:`m2ost_preprocess.readers.open_slide`.
+    without : tuple of str
+        Readers that ``auto`` passes over.
+    """
+
+    path: str
+    reader: str = "auto"
+    without: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class CutViews(Job):
+    """Cut the views of spots into the shared buffer; answered by :class:`ViewsCut`.
+
+    Parameters
+    ----------
     centers : ndarray of int32, shape (n, 2)
         x, y: floor of the spot's centre in level-0 pixels; n at most 256.
     scales : ndarray of float32, shape (n,)
@@ -40,7 +57,6 @@ class CutViews:
         Whether coarse views may come from the slide's own lower levels.
     """
 
-    path: str
     centers: Centers
     scales: Scales
     geometry: ViewGeometry
@@ -63,15 +79,15 @@ class ViewsCut:
     counts: TilingCounts
 
 
-@dataclass(frozen=True)
-class ReadRegions:
+@dataclass(frozen=True, kw_only=True)
+class ReadRegions(Job):
     """Read the regions around spots; answered by a :class:`Strip` after the other and, at last, :class:`RegionsRead`.
 
     Every answer but the last wants an :class:`Acknowledged`.
 
     Parameters
     ----------
-    path, centers, scales, geometry
+    centers, scales, geometry
         As of :class:`CutViews`.
     decode : {"auto", "cpu", "gpu"}
         Where the slide's tiles are decoded; ``auto``: where it was measured to be faster, for this slide.
@@ -79,7 +95,6 @@ class ReadRegions:
         The GPU that decodes; None where the parent works on the CPU.
     """
 
-    path: str
     centers: Centers
     scales: Scales
     geometry: ViewGeometry
@@ -178,38 +193,32 @@ class RegionsRead:
     decoding: Decoding | None
 
 
-@dataclass(frozen=True)
-class Describe:
+@dataclass(frozen=True, kw_only=True)
+class Describe(Job):
     """Describe a slide; answered by :class:`SlideInfo`.
 
     Parameters
     ----------
-    path : str
-        The slide's file.
     pitch_um : float, optional
         Asks for a spot grid with this distance between spots in µm.
     mpp : float, optional
         µm per level-0 pixel, in place of the slide's own.
     """
 
-    path: str
     pitch_um: float | None = None
     mpp: float | None = None
 
 
-@dataclass(frozen=True)
-class ReadRectangle:
+@dataclass(frozen=True, kw_only=True)
+class ReadRectangle(Job):
     """Read level-0 pixels into the shared buffer; answered by None.
 
     Parameters
     ----------
-    path : str
-        The slide's file.
     left, top, width, height : int
         The rectangle in level-0 pixels, inside the slide; 3·width·height bytes at most those of the buffer.
     """
 
-    path: str
     left: int
     top: int
     width: int
@@ -229,7 +238,8 @@ class SlideInfo:
     mpp_source : str or None
         Who says so; ``given`` where the request did.
     vendor, reader, reader_reason, note : str
-        The file's format, what reads it and why, and what the reader put right.
+        The file's format, what reads it and why, and what a user should know of it: what was put right, and what
+        contradicts itself in it.
     fingerprint : str
         sha256 that identifies the content.
     tissue_fraction : float

@@ -20,8 +20,8 @@ import numpy as np
 
 from ..errors import UnknownResolution, answered
 from ..helpers import Helpers
-from ..readers import Resolution, SlideFormat, identify, native_errors, open_slide
-from ..readers.base import MPP_PLAUSIBLE
+from ..readers import Resolution, native_errors, open_slide
+from ..readers.resolution import MPP_PLAUSIBLE
 from ..slides import fingerprint, slide_files
 from ..spans import Spans
 from ..tiles import CachedReader, TileCache, TilingCounts
@@ -30,12 +30,14 @@ from .gpu import is_cuda_error
 from .protocol import (
     CutViews,
     Describe,
+    Job,
     ReadRectangle,
     ReadRegions,
     RegionsRead,
     SlideInfo,
     ViewsCut,
     rectangle_array,
+    remember,
     view_arrays,
 )
 from .regions import RegionStreams
@@ -49,20 +51,19 @@ class OpenSlides:
 
     def __init__(self, cache: TileCache, helpers: Helpers) -> None:
         self._cache, self._helpers = cache, helpers
-        self._open: OrderedDict[tuple[object, ...], tuple[SlideFormat, CachedReader]] = OrderedDict()
+        self._open: OrderedDict[tuple[object, ...], CachedReader] = OrderedDict()
+        self._failed: dict[tuple[object, ...], tuple[str, ...]] = {}
 
-    def get(self, path: str) -> tuple[SlideFormat, CachedReader]:
-        """A slide, opened if it is not open as it now stands on disk.
+    def get(self, job: Job) -> CachedReader:
+        """A job's slide, opened if it is not open as it now stands on disk.
 
         Parameters
         ----------
-        path : str
-            The slide's file, or its folder of DICOM instances.
+        job : Job
+            Names the slide, who is to read it, and who is not.
 
         Returns
         -------
-        SlideFormat
-            What it is and why this reader.
         CachedReader
             Keeps its tiles in the cache that all slides share. Stays open until slides asked for later displace it.
 
@@ -70,19 +71,24 @@ class OpenSlides:
         ------
         SlideNotFound, UnreadableSlide
         """
-        stats = [file.stat() for file in slide_files(Path(path))]
-        key = (path, *((s.st_ino, s.st_mtime_ns, s.st_size) for s in stats))
+        stats = [file.stat() for file in slide_files(Path(job.path))]
+        key = (job.path, job.reader, job.without, *((s.st_ino, s.st_mtime_ns, s.st_ctime_ns, s.st_size) for s in stats))
         if key not in self._open:
-            kind = identify(Path(path))
-            reader = CachedReader(open_slide(Path(path), kind.reader), self._cache, key, self._helpers)
-            self._open[key] = kind, reader
+            without = (*job.without, *self._failed.get(key, ()))
+            reader = open_slide(Path(job.path), job.reader, without=without)
+            self._open[key] = CachedReader(reader, self._cache, key, self._helpers)
             while len(self._open) > 1 and (
                 len(self._open) > MAX_OPEN_SLIDES
-                or sum(reader.resident_bytes for _, reader in self._open.values()) > MAX_RESIDENT_BYTES
+                or sum(reader.resident_bytes for reader in self._open.values()) > MAX_RESIDENT_BYTES
             ):
-                self._open.popitem(last=False)[1][1].close()
+                self._displace(*self._open.popitem(last=False))
         self._open.move_to_end(key)
         return self._open[key]
+
+    def _displace(self, key: tuple[object, ...], reader: CachedReader) -> None:
+        if reader.failed_readers:
+            remember(self._failed, key, reader.failed_readers)
+        reader.close()
 
 
 def describe(slides: OpenSlides, job: Describe) -> SlideInfo:
@@ -112,31 +118,33 @@ def describe(slides: OpenSlides, job: Describe) -> SlideInfo:
     from ..tissue import MASK_PX, tissue_mask
 
     path = Path(job.path)
-    kind, reader = slides.get(job.path)
-    resolution = reader.resolution
+    reader = slides.get(job)
+    source = reader.uncached
+    resolution = source.resolution
     if job.mpp is not None:
         low, high = MPP_PLAUSIBLE
         if not low <= job.mpp <= high:
             raise UnknownResolution(path.name, f"{job.mpp:g} µm/px was given; it must lie in {low:g} to {high:g}")
         resolution = Resolution(job.mpp, "given")
-    overview = reader.uncached.thumbnail(MASK_PX)
+    overview = source.thumbnail(MASK_PX)
     mask = tissue_mask(overview)
     spots = Spots(np.zeros((0, 2)), (), 0.0, "none asked for")
     if job.pitch_um is not None:
         if resolution is None:
             raise UnknownResolution(
                 path.name,
-                f"a pitch of {job.pitch_um:g} µm needs µm/px and the file carries none; give it with --mpp",
+                f"a pitch of {job.pitch_um:g} µm needs µm/px and the file carries none"
+                f"{''.join(f' ({note})' for note in source.notes)}; give it with --mpp",
             )
         spots = grid(reader.size, mask, job.pitch_um / resolution.mpp)
     return SlideInfo(
         size=reader.size,
         mpp=resolution.mpp if resolution else None,
         mpp_source=resolution.source if resolution else None,
-        vendor=kind.vendor,
-        reader=reader.name,
-        reader_reason=kind.reason,
-        note=reader.note,
+        vendor=source.vendor,
+        reader=source.name,
+        reader_reason=source.reason,
+        note="; ".join(source.notes),
         fingerprint=fingerprint(path),
         tissue_fraction=float(mask.mean()),
         pitch_px=spots.pitch_px,
@@ -170,7 +178,7 @@ def cut(slides: OpenSlides, job: CutViews, buffer: mmap.mmap, helpers: Helpers) 
     """
     counts = TilingCounts()
     out = view_arrays(buffer, job.geometry, len(job.centers))
-    _, reader = slides.get(job.path)
+    reader = slides.get(job)
     statuses = cut_views(
         reader, job.centers, job.scales, job.geometry, out, counts, pyramid=job.pyramid, helpers=helpers
     )
@@ -194,7 +202,7 @@ def read_rectangle(slides: OpenSlides, job: ReadRectangle, buffer: mmap.mmap) ->
     ------
     SlideNotFound, UnreadableSlide
     """
-    _, reader = slides.get(job.path)
+    reader = slides.get(job)
     pixels = reader.uncached.read(job.left, job.top, job.width, job.height)
     rectangle_array(buffer, job.width, job.height)[...] = pixels
 
@@ -232,7 +240,7 @@ def answer_job(
         read_rectangle(slides, job, buffer)
         return None
     if isinstance(job, ReadRegions):
-        return streams.read(slides.get(job.path)[1], job)
+        return streams.read(slides.get(job), job)
     return cut(slides, job, buffer, helpers)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ..readers.base import MPP_PLAUSIBLE
+from ..readers.resolution import MPP_PLAUSIBLE
 from ..tissue import Mask, cell_tissue
 from .sizes import GRID, PATCH_PX, SUPERPIXEL_PX, TOKENS, Sizes
 

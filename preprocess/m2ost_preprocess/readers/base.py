@@ -3,63 +3,47 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from PIL import Image
 
 from ..errors import UnreadableSlide
+from .resolution import Resolution
 
 STRIP_PIXELS = 1 << 25
 """Most pixels that an overview decodes at once."""
 
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
 
-MPP_PLAUSIBLE = (0.02, 20.0)
-"""µm/px that a slide tag may carry; a 72-dpi tag would say 352.8 and is ignored."""
+Size = tuple[int, int]
+"""Width and height in pixels."""
 
 
-@dataclass(frozen=True)
-class Resolution:
-    """µm per level-0 pixel, and who says so.
+class Segments(Protocol):
+    """The compressed tiles of a file, which can be looked at without the library that reads it."""
 
-    Parameters
-    ----------
-    mpp : float
-        µm/px; the mean of x and y.
-    source : str
-        Where the figure was read, e.g. ``aperio.MPP``; ``given`` where the caller gave it.
-    """
-
-    mpp: float
-    source: str
-
-    @classmethod
-    def from_tag(cls, x: Any, y: Any, source: str) -> Resolution | None:
-        """A tag's µm/px.
+    def check(self, size: Size, left: int, top: int, width: int, height: int) -> None:
+        """Look whether what a rectangle of a level is decoded from is whole.
 
         Parameters
         ----------
-        x, y : float or str or None
-            µm per level-0 pixel across and down, as the tag has it.
-        source : str
-            The tag.
+        size : (int, int)
+            Of the level.
+        left, top, width, height : int
+            The rectangle in pixels of the level.
 
-        Returns
-        -------
-        Resolution or None
-            None where the figure is absent, implausible, or differs by over 2 % between x and y.
+        Raises
+        ------
+        UnreadableSlide
+            Names the first damaged tile, and what is wrong with it.
         """
-        try:
-            mpp_x, mpp_y = float(x), float(y)
-        except (TypeError, ValueError):
-            return None
-        low, high = MPP_PLAUSIBLE
-        if not (low <= mpp_x <= high and low <= mpp_y <= high) or abs(mpp_x / mpp_y - 1) > 0.02:
-            return None
-        return cls((mpp_x + mpp_y) / 2, source)
+
+
+def words_of(error: Exception, path: Path) -> str:
+    """What a library's error says, without the file's folder: it may go to whoever asked for the slide."""
+    return str(error).replace(f"{path.parent}/", "")
 
 
 class SlideReader(ABC):
@@ -75,15 +59,21 @@ class SlideReader(ABC):
         Width and height of level 0 in pixels.
     resolution : Resolution or None
         µm/px of level 0, where the file carries it.
-    note : str
-        What the reader had to put right about this file; empty for most.
+    vendor : str
+        OpenSlide's name of the format (``aperio``, ``dicom`` …), or ``jpeg``, ``png``, ``tiff`` for plain images.
+    reason : str
+        Why this reader.
+    notes : tuple of str
+        What a user should know about this file: what was put right, and what contradicts itself in it.
     """
 
     name: str
     path: Path
-    size: tuple[int, int]
-    resolution: Resolution | None
-    note: str = ""
+    size: Size
+    resolution: Resolution | None = None
+    vendor: str = ""
+    reason: str = ""
+    notes: tuple[str, ...] = ()
 
     @abstractmethod
     def read_at(self, level: int, left: int, top: int, width: int, height: int) -> Pixels:
@@ -111,6 +101,16 @@ class SlideReader(ABC):
     def read(self, left: int, top: int, width: int, height: int) -> Pixels:
         """Level-0 pixels of a rectangle that lies inside the slide; see :meth:`read_at`."""
         return self.read_at(0, left, top, width, height)
+
+    @property
+    def failed_readers(self) -> tuple[str, ...]:
+        """Names of readers that have failed on this file since it was opened, and are not asked again.
+
+        Returns
+        -------
+        tuple of str
+        """
+        return ()
 
     @property
     def uncached(self) -> SlideReader:

@@ -1,4 +1,4 @@
-"""cuCIM: Aperio SVS, Philips TIFF and generic tiled TIFF."""
+"""cuCIM: Aperio SVS, Philips TIFF and generic tiled TIFF, as far as it gives the pixels that are in the file."""
 
 from __future__ import annotations
 
@@ -13,55 +13,47 @@ from cucim.clara import CuImage
 
 from ..errors import UnreadableSlide
 from . import native_errors
-from .base import Pixels, Resolution, SlideReader
-
-_JPEG = 7
-"""TIFF's number of that compression."""
+from .base import Pixels, Size, SlideReader, words_of
+from .sound import JPEG
+from .tiff import TiffLayout
 
 
 class CuCimReader(SlideReader):
-    """A slide opened by cuCIM.
+    """A slide opened by cuCIM. Tiles that the file leaves out are white.
 
     Parameters
     ----------
     path : Path
         The file.
+    layout : TiffLayout
+        Its directories.
 
     Raises
     ------
     UnreadableSlide
-        If cuCIM cannot open the file or its pixels are not 8-bit RGB.
+        If cuCIM cannot open the file, has something to say about it, or its pixels are not 8-bit RGB.
     """
 
     name = "cucim"
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, layout: TiffLayout) -> None:
+        self.path, self._layout = path, layout
         self._one_at_a_time = threading.Lock()
         self._thread_safe_levels: set[int] = set()
+        began = native_errors.mark()
         try:
             self._image = CuImage(str(path))
         except (RuntimeError, ValueError, OSError) as error:
-            raise UnreadableSlide(path.name, f"cuCIM cannot open it: {error}") from error
+            raise UnreadableSlide(path.name, f"cuCIM cannot open it: {words_of(error, path)}") from error
+        complaint = native_errors.complaint(began)
+        if complaint is not None:
+            raise UnreadableSlide(path.name, f"cuCIM cannot be trusted with it: {complaint}")
         if self._image.channel_names[:3] != ["R", "G", "B"] or self._image.dtype.bits != 8:
-            raise UnreadableSlide(path.name, "pixels are not 8-bit RGB")
+            raise UnreadableSlide(path.name, "cuCIM does not find 8-bit RGB in it")
         resolutions = self._image.resolutions
-        self._levels: list[tuple[int, int]] = [(int(w), int(h)) for w, h in resolutions["level_dimensions"]]
-        self._tile_sizes: list[tuple[int, int]] = [(int(w), int(h)) for w, h in resolutions["level_tile_sizes"]]
+        self._levels: list[Size] = [(int(w), int(h)) for w, h in resolutions["level_dimensions"]]
+        self._tile_sizes: list[Size] = [(int(w), int(h)) for w, h in resolutions["level_tile_sizes"]]
         self.size = self._levels[0]
-        self.resolution = self._resolution()
-
-    def _resolution(self) -> Resolution | None:
-        # spacing() is (1, 1) for SVS whatever the slide: its figure stands in the Aperio header alone.
-        aperio = self._image.metadata.get("aperio")
-        if aperio is not None:
-            return Resolution.from_tag(aperio.get("MPP"), aperio.get("MPP"), "aperio.MPP")
-        spacing, units = self._image.spacing(), self._image.spacing_units()
-        if units[:2] != ["micrometer", "micrometer"]:
-            return None
-        # cuCIM holds the spacing as float32; what the tag said is the shortest decimal that rounds to it.
-        y, x = (float(str(np.float32(v))) for v in spacing[:2])
-        return Resolution.from_tag(x, y, "tiff.resolution")
 
     def _region(self, left: int, top: int, width: int, height: int, level: int, device: str = "cpu") -> Any:
         began = native_errors.mark()
@@ -73,11 +65,12 @@ class CuCimReader(SlideReader):
                 self._thread_safe_levels.add(level)
             pixels = region if device == "cuda" else np.ascontiguousarray(np.asarray(region)[..., :3])
         except (RuntimeError, ValueError, OSError) as error:
-            raise UnreadableSlide(self.path.name, f"cuCIM cannot decode x {left}, y {top}: {error}") from error
-        printed = native_errors.since(began).splitlines()
-        failure = next((line.strip() for line in printed if _tells_of_failure(line)), None)
-        if failure is not None:
-            raise UnreadableSlide(self.path.name, f"cuCIM cannot decode x {left}, y {top}: {failure}")
+            raise UnreadableSlide(
+                self.path.name, f"cuCIM cannot decode x {left}, y {top}: {words_of(error, self.path)}"
+            ) from error
+        complaint = native_errors.complaint(began)
+        if complaint is not None:
+            raise UnreadableSlide(self.path.name, f"cuCIM cannot decode x {left}, y {top}: {complaint}")
         return pixels
 
     def read_at(self, level: int, left: int, top: int, width: int, height: int) -> Pixels:
@@ -87,21 +80,22 @@ class CuCimReader(SlideReader):
             for at, full, own in zip((left, top), self.size, self._levels[level], strict=True)
         )
         pixels: Pixels = self._region(x, y, width, height, level)
-        return pixels
+        return self._layout.paint_missing(pixels, self._levels[level], left, top)
 
     @property
     def decodes_on_gpu(self) -> bool:
         # Of tiles that are no JPEG its decoder for GPUs ends the process.
-        return _compression(self.path) == _JPEG
+        main = self._layout.main
+        return main.compression == JPEG and not self._layout.has_missing(main)
 
-    def tile_size(self, level: int) -> tuple[int, int]:
+    def tile_size(self, level: int) -> Size:
         return self._tile_sizes[level]
 
     def read_on_gpu(self, left: int, top: int, width: int, height: int) -> Any:
         return self._region(left, top, width, height, 0, "cuda")
 
     @property
-    def levels(self) -> list[tuple[int, int]]:
+    def levels(self) -> list[Size]:
         return self._levels
 
     @property
@@ -110,19 +104,3 @@ class CuCimReader(SlideReader):
 
     def close(self) -> None:
         self._image.close()
-
-
-def _compression(path: Path) -> int:
-    """TIFF's number of how level 0 is compressed; 0 where that cannot be told."""
-    import tifffile  # slow to load, and asked for where there is a GPU
-
-    try:
-        with tifffile.TiffFile(path) as file:
-            return int(file.pages.first.compression)
-    except (tifffile.TiffFileError, ValueError, OSError):
-        return 0
-
-
-def _tells_of_failure(line: str) -> bool:
-    # With no GPUDirect Storage a file is read by other means, after a line that calls this an error.
-    return "ERROR" in line.upper() and "compatibility mode" not in line

@@ -1,38 +1,42 @@
-"""What DICOM slides need beside OpenSlide: which files belong together, and a known defect.
+"""What DICOM slides need beside OpenSlide: which files belong together, and what colours their frames are in.
 
-The files of one slide share a SeriesInstanceUID, whatever they are called.
+The files of one slide share a SeriesInstanceUID, whatever they are called. Those that hold the slide itself say VOLUME;
+labels and overviews lie beside them.
 
-The defect: JPEG frames that are YCbCr under a header that says RGB. Some converters write them, and OpenSlide takes the
-header at its word, so the slide comes out in false colours. The frames themselves tell: RGB JPEG has neither a JFIF
-marker nor subsampled chroma.
+OpenSlide takes JPEG frames for what the header says, and JPEG 2000 frames for RGB. Some converters write other frames
+than the header says. Where the frames themselves tell that they are YCbCr under a header that says RGB, the colours are
+corrected. Where header and frames contradict each other in a way that leaves open which is right, the slide is refused.
 """
 
 from __future__ import annotations
 
-import io
-import os
+import stat
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pydicom
+from pydicom.encaps import parse_basic_offsets, parse_fragments
 
-from .base import Pixels
+from ..errors import UnreadableSlide
+from .base import Pixels, Size
+from .sound import jpeg_2000_damage, jpeg_damage
 
-_HEADER_BYTES = 1 << 22
-_SERIES_BYTES = 1 << 16  # the groups up to 0020 hold neither frames nor profiles
-_PHOTOMETRIC_INTERPRETATION = b"\x28\x00\x04\x00CS"  # (0028,0004), explicit VR, little endian
-_JFIF, _FIRST_SOF, _LAST_SOF, _SCAN = 0xE0, 0xC0, 0xC3, 0xDA
+JPEG_BASELINE = "1.2.840.10008.1.2.4.50"
+JPEG_2000 = ("1.2.840.10008.1.2.4.90", "1.2.840.10008.1.2.4.91")
 
-_TRANSFER_SYNTAX, _SERIES, _ITEM_END, _SEQUENCE_END = 0x0002_0010, 0x0020_000E, 0xFFFE_E00D, 0xFFFE_E0DD
-_META_GROUP, _ITEM_GROUP = 0x0002, 0xFFFE
-_IMPLICIT_VR = b"1.2.840.10008.1.2"
-_LONG_VRS = (b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV")
-_UNDEFINED_LENGTH = 0xFFFF_FFFF
+_PREAMBLE_BYTES, _ELEMENT_BYTES, _ITEM_BYTES = 132, 12, 8
+_PIXEL_DATA = b"\xe0\x7f\x10\x00"
+_JFIF, _ADOBE, _FIRST_SOF, _LAST_SOF, _SCAN = 0xE0, 0xEE, 0xC0, 0xCF, 0xDA
+_NO_SOF = (0xC4, 0xC8, 0xCC)
+_J2K_CODING_STYLE = b"\xff\x52"
+_CONVERT = "convert the slide anew, with frames and header that agree"
 
 
 def series_uid(path: Path) -> bytes | None:
     """SeriesInstanceUID of a DICOM file, which the files of one slide share.
-
-    Source: DICOM PS3.5, section 7; PS3.10, section 7.
 
     Parameters
     ----------
@@ -49,76 +53,345 @@ def series_uid(path: Path) -> bytes | None:
     OSError
         If it cannot be read.
     """
-    with path.open("rb") as file:
-        if file.read(132)[128:] != b"DICM":
-            return None
-        stream = io.BytesIO(file.read(_SERIES_BYTES))
-    depth, implicit = 0, False
-    while len(head := stream.read(8)) == 8:
-        group = int.from_bytes(head[:2], "little")
-        tag = group << 16 | int.from_bytes(head[2:4], "little")
-        if group == _ITEM_GROUP or (implicit and group != _META_GROUP):
-            length = int.from_bytes(head[4:], "little")
-        elif head[4:6] in _LONG_VRS:
-            length = int.from_bytes(stream.read(4), "little")
-        else:
-            length = int.from_bytes(head[6:], "little")
-        if tag in (_ITEM_END, _SEQUENCE_END):
-            depth -= 1
-        elif length == _UNDEFINED_LENGTH:
-            depth += 1  # a sequence or item that ends with a mark; what it holds is not about this file
-        elif depth == 0 and tag >= _SERIES:
-            return stream.read(length).strip(b" \0") if tag == _SERIES else b""
-        elif tag == _TRANSFER_SYNTAX:
-            implicit = stream.read(length).strip(b" \0") == _IMPLICIT_VR
-        else:
-            stream.seek(length, os.SEEK_CUR)
-    return b""
+    header = _header(path, ["SeriesInstanceUID"])
+    return None if header is None else str(header.get("SeriesInstanceUID", "")).encode()
 
 
-def frames_contradict_header(path: Path) -> bool:
-    """Whether a DICOM file says RGB while its first JPEG frame is YCbCr.
+def is_volume(path: Path) -> bool:
+    """Whether a DICOM file holds pixels of the slide itself, not its label or an overview.
 
     Parameters
     ----------
     path : Path
-        A DICOM file.
+        A regular file.
 
     Returns
     -------
     bool
+        False for what is not DICOM.
 
     Raises
     ------
     OSError
         If it cannot be read.
     """
-    with path.open("rb") as stream:
-        head = stream.read(_HEADER_BYTES)
-    tag = head.find(_PHOTOMETRIC_INTERPRETATION)
-    if tag < 0:
-        return False
-    length = int.from_bytes(head[tag + 6 : tag + 8], "little")
-    says_rgb = head[tag + 8 : tag + 8 + length].strip(b" \0") == b"RGB"
-    return says_rgb and _first_frame_is_ycbcr(head)
+    header = _header(path, ["ImageType"])
+    return header is not None and "VOLUME" in header.get("ImageType", [])
 
 
-def _first_frame_is_ycbcr(head: bytes) -> bool:
-    at = head.find(b"\xff\xd8\xff") + 2
-    if at < 2:
-        return False  # not JPEG frames
-    while at + 4 <= len(head) and head[at] == 0xFF:
-        marker, length = head[at + 1], int.from_bytes(head[at + 2 : at + 4], "big")
-        body = head[at + 4 : at + 2 + length]
+def series_files(path: Path) -> list[Path]:
+    """The files of a slide.
+
+    Parameters
+    ----------
+    path : Path
+        One of them.
+
+    Returns
+    -------
+    list of Path
+        For DICOM every file of its folder, under whatever name, that is of the same series or does not say of which,
+        sorted; else the file alone.
+
+    Raises
+    ------
+    OSError
+        If its folder cannot be listed.
+    """
+    series = _series(path)
+    if series is None:
+        return [path]
+    return sorted(file for file in path.parent.iterdir() if file == path or _series(file) in (series, b""))
+
+
+def slides_of_folder(folder: Path) -> list[Path]:
+    """The DICOM slides of a folder, each by one of its files.
+
+    Parameters
+    ----------
+    folder : Path
+
+    Returns
+    -------
+    list of Path
+        Of every series the first file, by name, that says VOLUME, or the first of all where none does. Series without a
+        volume are left out where another has one; so are files that do not say of which series they are.
+
+    Raises
+    ------
+    OSError
+        If the folder cannot be listed.
+    """
+    series: dict[bytes, Path] = {}
+    volumes: dict[bytes, Path] = {}
+    for file in sorted(folder.iterdir()):
+        uid = _series(file)
+        if uid is not None:
+            series.setdefault(uid, file)
+            if uid not in volumes and is_volume(file):
+                volumes[uid] = file
+    found = volumes or series
+    return [file for uid, file in found.items() if uid] or list(found.values())
+
+
+def _series(file: Path) -> bytes | None:
+    """The DICOM series of a file; None where it is no file, not DICOM, or unreadable."""
+    try:
+        now = file.stat()
+        return _read_series(file, now.st_mtime_ns, now.st_size) if stat.S_ISREG(now.st_mode) else None
+    except (OSError, _NotDicom):
+        return None
+
+
+class _NotDicom(Exception):
+    """Of the many slides of an archive, which no cache should remember."""
+
+
+@lru_cache(maxsize=1 << 14)
+def _read_series(file: Path, mtime_ns: int, size_bytes: int) -> bytes:
+    """The DICOM series of a file as it stood then: only a file that changes is read anew."""
+    series = series_uid(file)
+    if series is None:
+        raise _NotDicom
+    return series
+
+
+@dataclass(frozen=True)
+class Instance:
+    """One DICOM file of a slide's volume: a level, or a part of one.
+
+    Parameters
+    ----------
+    path : Path
+    """
+
+    path: Path
+
+    @cached_property
+    def header(self) -> pydicom.Dataset:
+        """Everything but the pixels."""
+        return pydicom.dcmread(self.path, stop_before_pixels=True)
+
+    @property
+    def size(self) -> Size:
+        """Width and height of its level in pixels."""
+        return int(self.header.TotalPixelMatrixColumns), int(self.header.TotalPixelMatrixRows)
+
+    @property
+    def syntax(self) -> str:
+        """UID of its transfer syntax."""
+        return str(self.header.file_meta.TransferSyntaxUID)
+
+    @property
+    def is_compressed(self) -> bool:
+        """Whether its frames are JPEG or JPEG 2000."""
+        return self.syntax == JPEG_BASELINE or self.syntax in JPEG_2000
+
+    @cached_property
+    def frames(self) -> list[list[tuple[int, int]]]:
+        """Offset and length in bytes of the fragments of every frame.
+
+        Raises
+        ------
+        ValueError
+            If frames and fragments do not fit together.
+        """
+        count = int(self.header.get("NumberOfFrames", 1))
+        with self.path.open("rb") as stream:
+            pydicom.dcmread(stream, stop_before_pixels=True, specific_tags=[])
+            if stream.read(_ELEMENT_BYTES)[:4] != _PIXEL_DATA:
+                raise ValueError("no pixel data")
+            begins = parse_basic_offsets(stream)
+            first = stream.tell()
+            _, offsets = parse_fragments(stream)
+            fragments = []
+            for offset in offsets:
+                stream.seek(offset + 4)
+                fragments.append((offset + _ITEM_BYTES, int.from_bytes(stream.read(4), "little")))
+        if len(fragments) == count:
+            return [[fragment] for fragment in fragments]
+        if count == 1:
+            return [fragments]
+        if len(begins) != count:
+            raise ValueError(f"{len(fragments)} fragments for {count} frames")
+        number = np.searchsorted(begins, [offset - _ITEM_BYTES - first for offset, _ in fragments], side="right") - 1
+        return [[f for f, n in zip(fragments, number, strict=True) if n == i] for i in range(count)]
+
+    def frame(self, number: int) -> bytes:
+        """A frame, compressed."""
+        with self.path.open("rb") as stream:
+            parts = []
+            for offset, length in self.frames[number]:
+                stream.seek(offset)
+                parts.append(stream.read(length))
+        return b"".join(parts)
+
+    @cached_property
+    def places(self) -> np.ndarray[Any, np.dtype[np.int64]]:
+        """Left and top of every frame, in pixels of the level, shape (frames, 2)."""
+        header = self.header
+        if header.get("DimensionOrganizationType") != "TILED_FULL" and "PerFrameFunctionalGroupsSequence" in header:
+            positions = [group.PlanePositionSlideSequence[0] for group in header.PerFrameFunctionalGroupsSequence]
+            names = "ColumnPositionInTotalImagePixelMatrix", "RowPositionInTotalImagePixelMatrix"
+            return np.array([[int(position[name].value) - 1 for name in names] for position in positions])
+        first = int(header.get("ConcatenationFrameOffsetNumber", 0))
+        row, column = np.divmod(
+            first + np.arange(int(header.get("NumberOfFrames", 1))), -(-self.size[0] // self.tile[0])
+        )
+        return np.stack([column * self.tile[0], row * self.tile[1]], axis=1)
+
+    @property
+    def tile(self) -> Size:
+        """Width and height of a frame in pixels."""
+        return int(self.header.Columns), int(self.header.Rows)
+
+    @cached_property
+    def _verdicts(self) -> dict[int, str | None]:
+        return {}
+
+    def damage(self, number: int) -> str | None:
+        """What is wrong with a frame; looked at once."""
+        if number not in self._verdicts:
+            check = jpeg_damage if self.syntax == JPEG_BASELINE else jpeg_2000_damage
+            self._verdicts[number] = check(self.frame(number))
+        return self._verdicts[number]
+
+
+class DicomVolume:
+    """The instances that hold a slide's pixels.
+
+    Parameters
+    ----------
+    path : Path
+        A file of the slide.
+    files : list of Path
+        All files of the slide.
+
+    Attributes
+    ----------
+    instances : list of Instance
+
+    Raises
+    ------
+    UnreadableSlide
+        If none holds pixels of the slide, or what their colours are cannot be decided.
+    """
+
+    def __init__(self, path: Path, files: list[Path]) -> None:
+        self.path = path
+        try:
+            self.instances = [Instance(file) for file in files if is_volume(file)]
+            if not self.instances:
+                raise UnreadableSlide(path.name, "none of its DICOM files says VOLUME: labels and overviews alone")
+            self._sizes = {instance.size for instance in self.instances}
+            for instance in self.instances:
+                _check_paths(instance)
+            corrected = {_is_ycbcr_under_rgb(instance) for instance in self.instances}
+        except (AttributeError, ValueError, TypeError, KeyError, IndexError) as error:
+            raise UnreadableSlide(path.name, f"its DICOM header is damaged: {error}; fetch it anew") from error
+        if len(corrected) > 1:
+            raise UnreadableSlide(path.name, f"some of its levels are YCbCr under a header that says RGB; {_CONVERT}")
+        self.is_ycbcr = corrected.pop()
+
+    def check(self, size: Size, left: int, top: int, width: int, height: int) -> None:
+        """See :class:`~.base.Segments`."""
+        for instance in self.instances:
+            if instance.size != size or not instance.is_compressed:
+                continue
+            first, last = instance.places, instance.places + instance.tile
+            touched = (first < (left + width, top + height)).all(axis=1) & (last > (left, top)).all(axis=1)
+            for number in np.flatnonzero(touched).tolist():
+                words = instance.damage(number)
+                if words is not None:
+                    x, y = instance.places[number].tolist()
+                    raise UnreadableSlide(
+                        self.path.name,
+                        f"{instance.path.name}: damaged at x {x}, y {y} of {size[0]}×{size[1]} px: {words}",
+                    )
+
+
+def _header(path: Path, tags: list[str]) -> pydicom.Dataset | None:
+    """Some tags of a DICOM file; empty where it cannot be followed, None where it is none."""
+    with path.open("rb") as file:
+        if file.read(_PREAMBLE_BYTES)[128:] != b"DICM":
+            return None
+    try:
+        return pydicom.dcmread(path, stop_before_pixels=True, specific_tags=list(tags))
+    except OSError:
+        raise
+    except Exception:  # pydicom passes on whatever a damaged header leads to
+        return pydicom.Dataset()
+
+
+def _check_paths(instance: Instance) -> None:
+    """Refuse what has several pictures of one place."""
+    for tag, what in (("TotalPixelMatrixFocalPlanes", "focal planes"), ("NumberOfOpticalPaths", "optical paths")):
+        count = int(instance.header.get(tag) or 1)
+        if count > 1:
+            raise UnreadableSlide(
+                instance.path.name,
+                f"holds {count} {what}, and which is the slide cannot be told; write one of them alone",
+            )
+
+
+def _is_ycbcr_under_rgb(instance: Instance) -> bool:
+    """Whether a level's colours must be corrected; raises where that cannot be decided."""
+    says = str(instance.header.PhotometricInterpretation)
+    if instance.syntax == JPEG_BASELINE:
+        is_ycbcr = jpeg_is_ycbcr(instance.frame(0))
+        if is_ycbcr is False and says.startswith("YBR"):
+            raise UnreadableSlide(
+                instance.path.name, f"its header says {says}, its JPEG frames say that they are RGB; {_CONVERT}"
+            )
+        return says == "RGB" and is_ycbcr is True
+    if instance.syntax in JPEG_2000 and says in ("YBR_ICT", "YBR_RCT") and not _has_component_transform(instance):
+        raise UnreadableSlide(
+            instance.path.name,
+            f"its header says {says}, its JPEG 2000 frames lack that transform: they may be YCbCr or RGB; {_CONVERT}",
+        )
+    return False
+
+
+def jpeg_is_ycbcr(frame: bytes) -> bool | None:
+    """Whether a JPEG stream of three components says that they are YCbCr.
+
+    Source: ITU-T T.81 annex B, T.871 (JFIF), T.872 (Adobe's marker).
+
+    Parameters
+    ----------
+    frame : bytes
+        A JPEG stream.
+
+    Returns
+    -------
+    bool or None
+        True for JFIF, Adobe's transform 1 or subsampled chroma; False for Adobe's transform 0 or components called
+        R, G, B; None where it does not say.
+    """
+    at = 2
+    while at + 4 <= len(frame) and frame[at] == 0xFF:
+        marker, length = frame[at + 1], int.from_bytes(frame[at + 2 : at + 4], "big")
+        body = frame[at + 4 : at + 2 + length]
         if marker == _JFIF and body.startswith(b"JFIF"):
             return True
-        if _FIRST_SOF <= marker <= _LAST_SOF:
-            sampling = set(body[7::3])  # one byte a component, after 6 bytes of frame header
-            return len(sampling) > 1
+        if marker == _ADOBE and body.startswith(b"Adobe") and len(body) >= 12:
+            return body[11] != 0
+        if _FIRST_SOF <= marker <= _LAST_SOF and marker not in _NO_SOF:
+            # Of each component: its name, its sampling and its table, after 6 bytes of frame header.
+            if len(set(body[7::3])) > 1:
+                return True
+            return False if body[6::3][:3] == b"RGB" else None
         if marker == _SCAN:
             break
         at += 2 + length
-    return False
+    return None
+
+
+def _has_component_transform(instance: Instance) -> bool:
+    """Whether JPEG 2000 frames were transformed from RGB, which a decoder undoes (ISO/IEC 15444-1, A.6.1)."""
+    frame = instance.frame(0)
+    at = frame.find(_J2K_CODING_STYLE)
+    return at >= 0 and frame[at + 8] == 1
 
 
 def ycbcr_to_rgb(pixels: Pixels) -> Pixels:

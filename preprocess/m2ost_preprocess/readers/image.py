@@ -6,26 +6,43 @@ import threading
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, TiffImagePlugin, UnidentifiedImageError
+from PIL import Image, PngImagePlugin, TiffImagePlugin, UnidentifiedImageError
 
 from ..errors import UnreadableSlide
-from .base import Pixels, Resolution, SlideReader
+from . import native_errors
+from .base import Pixels, Size, SlideReader, words_of
+from .sound import jpeg_damage
+from .tiff import TiffLayout
 
 MAX_PIXELS = 2**30
 """Largest plain image in pixels (3 GiB decoded); larger ones belong into a tiled pyramid."""
 
 _FORMATS = ("JPEG", "PNG", "TIFF")
-_UM_PER_UNIT = {2: 25_400.0, 3: 10_000.0}  # TIFF ResolutionUnit: inch, centimetre
+_MODES = ("L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
 _PILLOW_LIMIT = threading.Lock()
+_PNG_DEPTH = slice(24, 25)
+_ORIENTATION = 274
+_UNDO = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_90,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_270,
+}
+"""What undoes the turn that Pillow gives a TIFF for its orientation."""
 
 
 class ImageReader(SlideReader):
-    """A plain image, held in memory as RGB. EXIF orientation is ignored: coordinates are those of the stored pixels.
+    """A plain image, held in memory as RGB. Coordinates are those of the stored pixels, whatever the orientation says.
 
     Parameters
     ----------
     path : Path
         The file.
+    layout : TiffLayout, optional
+        Its directories, where it is a TIFF.
 
     Raises
     ------
@@ -35,19 +52,33 @@ class ImageReader(SlideReader):
 
     name = "image"
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, layout: TiffLayout | None = None) -> None:
         self.path = path
+        began = native_errors.mark()
         try:
-            self._pixels, self.resolution = _decode(path)
+            if layout is not None:
+                layout.check(layout.main.size, 0, 0, *layout.main.size)
+            self._pixels, self._orientation = _decode(path, layout)
         except (OSError, SyntaxError, ValueError) as error:
-            raise UnreadableSlide(path.name, f"the image cannot be decoded: {error}") from error
+            words = words_of(error, path)
+            if layout is not None and layout.has_missing(layout.main):
+                words += " (parts of it were left out of the file, which Pillow fills in raw TIFFs alone)"
+            raise UnreadableSlide(path.name, f"the image cannot be decoded: {words}") from error
+        complaint = native_errors.complaint(began)
+        if complaint is not None:
+            raise UnreadableSlide(path.name, f"the image cannot be decoded: {complaint}")
         self.size = (self._pixels.shape[1], self._pixels.shape[0])
 
     def read_at(self, level: int, left: int, top: int, width: int, height: int) -> Pixels:
         return self._pixels[top : top + height, left : left + width]
 
     @property
-    def levels(self) -> list[tuple[int, int]]:
+    def orientation(self) -> int:
+        """EXIF's number of how a viewer would turn it; 1 where it would not."""
+        return self._orientation
+
+    @property
+    def levels(self) -> list[Size]:
         return [self.size]
 
     def tile_size(self, level: int) -> None:
@@ -72,12 +103,10 @@ def probe(path: Path) -> str | None:
     Returns
     -------
     str or None
-        ``JPEG``, ``PNG`` or ``TIFF``; None for anything else, and for a TIFF that lacks a directory.
+        ``JPEG``, ``PNG`` or ``TIFF``; None for anything else.
     """
     try:
         with _open(path) as image:
-            if isinstance(image, TiffImagePlugin.TiffImageFile):
-                _ = image.n_frames  # walks every directory: a truncated slide lacks one
             return image.format
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError, TypeError, KeyError):
         return None
@@ -94,22 +123,46 @@ def _open(path: Path) -> Image.Image:
             Image.MAX_IMAGE_PIXELS = limit
 
 
-def _decode(path: Path) -> tuple[Pixels, Resolution | None]:
+def _decode(path: Path, layout: TiffLayout | None) -> tuple[Pixels, int]:
+    _check_whole(path)
     with _open(path) as image:
+        if isinstance(image, TiffImagePlugin.TiffImageFile) and layout is not None:
+            image.seek(layout.main.index)
         if image.width * image.height > MAX_PIXELS:
             raise ValueError(f"{image.width}×{image.height} px is over {MAX_PIXELS} px; convert it to a tiled TIFF")
-        if image.mode not in ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr"):
-            raise ValueError(f"mode {image.mode} is not 8-bit grey or colour")
-        resolution = _tiff_resolution(image)
-        return np.asarray(image if image.mode == "RGB" else image.convert("RGB")), resolution
+        if image.mode not in _MODES:
+            raise ValueError(
+                f"mode {image.mode} is not 8-bit grey or colour; convert it: vips copy FILE out.tif --uchar"
+            )
+        orientation = int(image.getexif().get(_ORIENTATION, 1))
+        rgb = _on_white(image)
+        if isinstance(image, TiffImagePlugin.TiffImageFile) and orientation in _UNDO:
+            rgb = rgb.transpose(_UNDO[orientation])
+        pixels = np.asarray(rgb)
+    return (pixels if layout is None else layout.paint_missing(pixels, layout.main.size, 0, 0)), orientation
 
 
-def _tiff_resolution(image: Image.Image) -> Resolution | None:
-    if not isinstance(image, TiffImagePlugin.TiffImageFile):
-        return None  # JPEG and PNG densities describe printing, not a scanner
-    tags = image.tag_v2
-    unit = _UM_PER_UNIT.get(tags.get(TiffImagePlugin.RESOLUTION_UNIT, 0))
-    x, y = tags.get(TiffImagePlugin.X_RESOLUTION), tags.get(TiffImagePlugin.Y_RESOLUTION)
-    if unit is None or not x or not y:
-        return None
-    return Resolution.from_tag(unit / float(x), unit / float(y), "tiff.resolution")
+def _check_whole(path: Path) -> None:
+    """Raise where a JPEG or PNG is damaged: Pillow fills up what it lacks, and skips the checksums of PNG's pixels."""
+    with _open(path) as image:
+        if isinstance(image, PngImagePlugin.PngImageFile):
+            with path.open("rb") as stream:
+                depth = stream.read(_PNG_DEPTH.stop)[_PNG_DEPTH][0]
+            if depth > 8:
+                raise ValueError(
+                    f"samples of {depth} bits, and how they are to be made 8 is for you to say: vips linear "
+                    f"'{path.name}' out.png SCALE 0 --uchar (SCALE 0.00389 for 16 bits, 0.0625 for 12 bits kept in 16)"
+                )
+            image.verify()
+        elif image.format in ("JPEG", "MPO"):
+            damage = jpeg_damage(path.read_bytes())
+            if damage is not None:
+                raise ValueError(f"damaged: {damage}; fetch it anew")
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+    """As RGB, on white where it is transparent."""
+    if image.has_transparency_data:
+        layers = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", layers.size, (255, 255, 255, 255)), layers).convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")

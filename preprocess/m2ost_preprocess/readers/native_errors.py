@@ -1,8 +1,9 @@
 """What native decoders print instead of raising.
 
-cuCIM answers for a damaged tile with invented pixels and a line on stdout. A decoder process taps its own output to
-notice: whoever reads looks at what was printed meanwhile. With several threads that may be another's, so a read that
-sees an error can be innocent, but none that failed goes unnoticed.
+cuCIM answers for a damaged tile with invented pixels and a line on stdout or stderr, in words of the library that it
+decodes with. A decoder process taps its own output to notice: whoever reads looks at what was printed meanwhile. Some
+lines are known to be harmless; any other means that what was read cannot be trusted. With several threads a line may be
+another's, so a read that sees one can be innocent, but none that failed goes unnoticed.
 """
 
 from __future__ import annotations
@@ -11,7 +12,16 @@ import contextlib
 import ctypes
 import fcntl
 import os
+import re
 
+HARMLESS = (
+    r"cuFile|GDS|compatibility mode",  # no GPUDirect Storage: files are read by other means
+    r"TIFFReadDirectory: Warning, Unknown field with tag",
+    r"AdobeDeflate compression support is not configured",  # of its libtiff; cuCIM inflates tiles by itself
+)
+"""What native decoders may say: searched for in each line."""
+
+_HARMLESS = re.compile("|".join(HARMLESS))
 _LIBC = ctypes.CDLL(None)
 _tap: tuple[int, int] | None = None  # (the tapped file, the real stderr)
 
@@ -59,6 +69,23 @@ def since(start: int) -> str:
     if _tap is None or end == start:
         return ""
     return os.pread(_tap[0], end - start, start).decode(errors="replace")
+
+
+def complaint(start: int) -> str | None:
+    """The first line, printed by any thread, that is not known to be harmless.
+
+    Parameters
+    ----------
+    start : int
+        Since when: what :func:`mark` said.
+
+    Returns
+    -------
+    str or None
+        None where there is none, or where nothing is tapped.
+    """
+    lines = (line.strip() for line in since(start).splitlines())
+    return next((line for line in lines if line and not _HARMLESS.search(line)), None)
 
 
 def pass_on() -> None:

@@ -1,0 +1,141 @@
+"""Whether compressed pixels are whole, told from the compressed bytes themselves.
+
+OpenSlide and Pillow fill what a damaged JPEG lacks with grey, what a damaged Deflate stream lacks with what it begins
+with, and say nothing. So the tiles that they are asked for are looked at first, by decoders that say everything:
+libjpeg-turbo with its warnings as errors, zlib with its checksum. Where a format has no means to tell (raw pixels, bits
+that changed inside an LZW or JPEG 2000 stream), what the file says is what is served.
+"""
+
+from __future__ import annotations
+
+import zlib
+
+import simplejpeg
+
+RAW, LZW, JPEG, ADOBE_DEFLATE, DEFLATE = 1, 5, 7, 8, 32946
+APERIO_JP2K_YCBCR, APERIO_JP2K_RGB, JPEG_2000 = 33003, 33005, 34712
+PACKBITS, ZSTANDARD = 32773, 50000
+"""TIFF's numbers of compressions."""
+
+DECODABLE = (RAW, LZW, JPEG, ADOBE_DEFLATE, DEFLATE, PACKBITS, ZSTANDARD, APERIO_JP2K_YCBCR, APERIO_JP2K_RGB)
+"""Those that one of the readers decodes."""
+
+_J2K_START, _J2K_END, _J2K_TILE_PART = b"\xff\x4f\xff\x51", b"\xff\xd9", b"\xff\x90"
+_SMALLEST = 8
+"""The least of a JPEG that is transformed: each of its bits is decoded nevertheless."""
+
+
+def jpeg_damage(data: bytes) -> str | None:
+    """What libjpeg-turbo has to say of a JPEG stream.
+
+    Parameters
+    ----------
+    data : bytes
+        A whole stream, its tables included.
+
+    Returns
+    -------
+    str or None
+        Its error or warning; None where it has neither.
+    """
+    try:
+        simplejpeg.decode_jpeg(data, "GRAY", min_factor=_SMALLEST)
+    except (ValueError, MemoryError) as error:
+        return str(error) or type(error).__name__
+    return None
+
+
+def jpeg_2000_damage(data: bytes) -> str | None:
+    """Whether the parts of a JPEG 2000 codestream are all there.
+
+    Source: ISO/IEC 15444-1, annex A.
+
+    Parameters
+    ----------
+    data : bytes
+        A codestream; what follows its end does not count.
+
+    Returns
+    -------
+    str or None
+        What is wrong with it. None where each tile-part ends where the next begins and the last at the end's mark, and
+        for the file format around a codestream, whose decoder knows its lengths.
+    """
+    if data.startswith(b"\0\0\0\x0cjP  "):
+        return None
+    if not data.startswith(_J2K_START):
+        return "not a JPEG 2000 codestream"
+    at = 2
+    while data[at : at + 2] not in (_J2K_TILE_PART, b""):
+        at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+    while data[at : at + 2] == _J2K_TILE_PART:
+        length = int.from_bytes(data[at + 6 : at + 10], "big")
+        if length == 0:  # up to the end, wherever that is
+            return None if data.rstrip(b"\0").endswith(_J2K_END) else "the codestream has no end"
+        if length < len(_J2K_TILE_PART):
+            return "a tile-part has no length"
+        at += length
+    return None if data[at : at + 2] == _J2K_END else "the codestream has no end"
+
+
+def deflate_damage(data: bytes, expected_bytes: int) -> str | None:
+    """Whether a zlib stream is whole.
+
+    Parameters
+    ----------
+    data : bytes
+        The stream; what follows its end does not count.
+    expected_bytes : int
+        Length of what it holds.
+
+    Returns
+    -------
+    str or None
+        What is wrong: zlib's error, a checksum that does not fit, or too few bytes.
+    """
+    stream = zlib.decompressobj()
+    try:
+        found = len(stream.decompress(data, expected_bytes + 1))
+        found += 0 if stream.eof or found > expected_bytes else len(stream.flush())
+    except zlib.error as error:
+        return str(error)
+    if not stream.eof and found <= expected_bytes:
+        return "the Deflate stream has no end"
+    return None if found >= expected_bytes else f"{found} bytes of {expected_bytes}"
+
+
+def damage(data: bytes, compression: int, expected_bytes: int, tables: bytes | None = None) -> str | None:
+    """What is wrong with one tile or strip of a TIFF.
+
+    Parameters
+    ----------
+    data : bytes
+        It as the file has it.
+    compression : int
+        TIFF's number.
+    expected_bytes : int
+        Its length in bytes once it is decoded.
+    tables : bytes, optional
+        TIFF's JPEGTables.
+
+    Returns
+    -------
+    str or None
+        None where nothing is, or where nobody can tell.
+    """
+    if compression == JPEG:
+        return jpeg_damage(_with_tables(data, tables))
+    if compression in (ADOBE_DEFLATE, DEFLATE):
+        return deflate_damage(data, expected_bytes)
+    if compression in (APERIO_JP2K_YCBCR, APERIO_JP2K_RGB, JPEG_2000):
+        return jpeg_2000_damage(data)
+    if compression == RAW and len(data) < expected_bytes:
+        return f"{len(data)} bytes of {expected_bytes}"
+    return None
+
+
+def _with_tables(data: bytes, tables: bytes | None) -> bytes:
+    """An abbreviated stream with its tables, which lie between the marks for start and end of a stream of their own."""
+    if not tables or not data.startswith(b"\xff\xd8"):
+        return data
+    return tables.rstrip(b"\0")[:-2] + data[2:]
