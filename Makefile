@@ -15,10 +15,11 @@ PYTEST_OPTIONS := -q -n 2 --dist loadfile
 test: export OMP_NUM_THREADS := 1
 PYTEST := .venv/bin/python -m pytest $(PYTEST_OPTIONS)
 
-.PHONY: help demo test lint unit server-views e2e bench bench-tiler gate soak gpu-check gpu-carry clean
+.PHONY: help demo test lint unit server-views e2e formats fuzz bench bench-tiler gate soak gpu-check gpu-carry clean
 help:
 	@echo "make demo   a real slide in, an expression map out, through an embedded Triton"
 	@echo "make test   lint, types, unit tests in both environments, end-to-end tests"
+	@echo "make formats   write the README's table of formats anew; make fuzz   damage 1,200 files by chance"
 	@echo "make bench  served against bare inference and the authors' way, and M2OST against iStar, interleaved"
 	@echo "make bench-tiler   cutting spots out of a slide: ours against OpenSlide, cuCIM, tiatoolbox where installed"
 	@echo "make gate   the gate against getting slower, on the release that ships"
@@ -62,11 +63,18 @@ unit: .venv/.complete build/browser
 	$(PYTEST) -m 'not e2e'
 
 server-views: .triton/.complete
-	.triton/bin/python -m pytest $(PYTEST_OPTIONS) tests/preprocess
+	.triton/bin/python -m pytest $(PYTEST_OPTIONS) tests/preprocess tests/compat
 
 e2e: .venv/.complete .triton/.complete
 	$(PYTEST) -m 'e2e and not alone'
 	.venv/bin/python -m pytest -q -m alone
+
+formats: .venv/.complete $(DEMO_SLIDE)
+	.venv/bin/python -m tests.compat.table $(DEMO_SLIDE)
+
+fuzz: .venv/.complete $(DEMO_SLIDE)
+	mkdir -p build/fuzz
+	.venv/bin/python -m tests.compat.fuzz --slide $(DEMO_SLIDE) --count 1200 --out build/fuzz/fuzz.json
 
 # A release holds copies of the templates: it is made anew when a source is newer.
 SOURCES := $(shell find preprocess model export model_repository -name '*.py' -o -name '*.pbtxt' -o -name '*.safetensors')

@@ -1,10 +1,10 @@
-"""Files cut off and bits flipped, by chance: what is served of them is what they hold, or an error that names the slide.
+"""Files cut off and bits flipped, by chance: what is served of them is what they hold, or an error names the slide.
 
-``python -m tests.compat.fuzz --slide SLIDE --dicom FOLDER --out RECORD`` makes the long run.
+``make fuzz`` makes the long run.
 
-Of a damaged file every block of pixels is asked for. It may be refused. It may be what it was before the damage. If it is
-neither, the damage must be one that nobody can notice: another library decodes the same pixels from the damaged tile, and
-does so without a warning.
+Of a damaged file every block of pixels is asked for. It may be refused. It may be what it was before the damage. If it
+is neither, the damage must be one that nobody can notice: another library decodes the same pixels from the damaged
+tile, and does so without a warning.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
+import sys
 import tempfile
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -31,9 +31,6 @@ from m2ost_preprocess.errors import SlideError
 
 from tests.compat import cells
 from tests.compat.dicom_files import tiles_of, write_dicom
-
-LONGEST_S = 30.0
-"""A decoder that takes longer for one job counts as hung."""
 
 KINDS = ("truncated", "flipped", "flipped in pixels")
 
@@ -146,11 +143,11 @@ def damaged(source: Source, kind: str, random: np.random.Generator, path: Path) 
 
 def outcome(decoder: Decoder, source: Source, path: Path, whole: np.ndarray) -> str:
     """What became of a damaged file: one of the words below, of which the last two are faults."""
-    began, size = time.monotonic(), source.size
+    size = source.size
     try:
         size = decoder.describe(path).size
     except SlideError as error:
-        if time.monotonic() - began > LONGEST_S:
+        if "did not answer" in str(error):
             return "hung"
         if path.name not in str(error):
             return f"an error of no slide: {error}"
@@ -168,7 +165,9 @@ def outcome(decoder: Decoder, source: Source, path: Path, whole: np.ndarray) -> 
         expected = whole[top : top + height, left : left + width]
         try:
             found = decoder.read(path, left, top, width, height)
-        except SlideError:
+        except SlideError as error:
+            if "did not answer" in str(error):
+                return "hung"
             seen.add("refused")
             continue
         if np.array_equal(found, expected):
@@ -209,7 +208,7 @@ def run(slide: Path, count: int, seed: int) -> tuple[dict[str, Counter[str]], li
     random, counts, faults = np.random.default_rng(seed), {}, []
     folder = Path(tempfile.mkdtemp(prefix="fuzz-"))
     try:
-        with Decoder(threads=0, timeout_s=LONGEST_S, describe_timeout_s=2 * LONGEST_S) as decoder:
+        with Decoder(threads=0) as decoder:
             known = [(s, decoder.read(s.path.resolve(), 0, 0, *s.size)) for s in sources(folder, slide)]
             for number in range(count):
                 source, whole = known[number % len(known)]
@@ -254,8 +253,7 @@ def main() -> None:
         },
     }
     given.out.write_text(json.dumps(record, indent=2) + "\n")
-    print(json.dumps(record, indent=2))
-    raise SystemExit(1 if faults else 0)
+    sys.exit("\n".join(faults) or 0)
 
 
 if __name__ == "__main__":

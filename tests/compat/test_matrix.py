@@ -10,7 +10,7 @@ import pytest
 from m2ost_preprocess.decoder import Decoder
 from m2ost_preprocess.errors import UnreadableSlide
 
-from tests.compat import cells
+from tests.compat import cells, table
 
 GROUPS = (cells.tiff_cells, cells.single_cells, cells.plain_cells, cells.dicom_cells)
 
@@ -57,3 +57,7 @@ def test_what_is_served_is_what_the_file_holds(group, picture, decoders, tmp_pat
         elif made.shape != cell.truth.shape or np.abs(made.astype(float) - cell.truth).mean() > cell.loss:
             wrong.append(f"{cell.name}: not what the file holds")
     assert not wrong, "\n".join(wrong)
+
+
+def test_the_readmes_table_is_what_the_readers_do(svs):
+    assert table.table_of_readme() == table.make_table(svs), "run `make formats`"

@@ -245,7 +245,10 @@ def _finished(file: _File, reader: SlideReader, properties: Mapping[str, str], r
     if file.layout is not None:
         first, main = file.layout.images[0], file.layout.main
         stated = mpp.of_tiff((first.description, main.description), main.resolution)
-    found = mpp.choose([*stated, *mpp.of_properties(properties)])
+    # OpenSlide mostly repeats what the file's own headers say.
+    repeated = [(source.x, source.y) for source in stated]
+    stated += [source for source in mpp.of_properties(properties) if (source.x, source.y) not in repeated]
+    found = mpp.choose(stated)
     reader.vendor, reader.reason, reader.resolution = file.vendor, reason, found.resolution
     reader.notes = (*_notes(file, reader), *found.notes)
     return reader

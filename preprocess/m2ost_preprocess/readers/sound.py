@@ -91,17 +91,18 @@ def deflate_damage(data: bytes, expected_bytes: int) -> str | None:
     Returns
     -------
     str or None
-        What is wrong: zlib's error, a checksum that does not fit, or too few bytes.
+        What is wrong: zlib's error, a checksum that does not fit, or another length than expected.
     """
     stream = zlib.decompressobj()
     try:
         found = len(stream.decompress(data, expected_bytes + 1))
-        found += 0 if stream.eof or found > expected_bytes else len(stream.flush())
     except zlib.error as error:
         return str(error)
-    if not stream.eof and found <= expected_bytes:
+    if found > expected_bytes:
+        return f"more than the {expected_bytes} bytes that there should be"
+    if not stream.eof:
         return "the Deflate stream has no end"
-    return None if found >= expected_bytes else f"{found} bytes of {expected_bytes}"
+    return None if found == expected_bytes else f"{found} bytes of {expected_bytes}"
 
 
 def damage(data: bytes, compression: int, expected_bytes: int, tables: bytes | None = None) -> str | None:
