@@ -1,132 +1,181 @@
 """Positions of spots from files.
 
-==================================  ==========================================================  ======================
-form                                x, y in level-0 pixels                                      name
-==================================  ==========================================================  ======================
-selection of legacy ST              ``pixel_x, pixel_y``                                        ``{x}x{y}``
-Visium                              ``pxl_col_in_fullres, pxl_row_in_fullres``                  ``barcode``
-any other table with a header       ``pixel_x, pixel_y``, ``x_px, y_px``, ``x, y`` or ``X, Y``  see below
-``.h5ad``                           ``obsm["spatial"]``                                         ``obs_names``
-==================================  ==========================================================  ======================
+======================================  ======================================================  ======================
+form                                    x, y in level-0 pixels                                  name
+======================================  ======================================================  ======================
+selection of legacy ST                  ``pixel_x, pixel_y``                                    ``{x}x{y}``
+Visium and Visium HD                    ``pxl_col_in_fullres, pxl_row_in_fullres``              ``barcode``
+any other table, or Parquet             the columns of :mod:`m2ost_preprocess.spot_columns`     see there
+AnnData (``.h5ad``)                     ``obsm["spatial"]``                                     ``obs_names``
+======================================  ======================================================  ======================
 
-Tables are UTF-8, tab- or comma-separated, also gzipped. Visium's ``tissue_positions_list.csv`` has no header, its
-``tissue_positions.csv`` has. Rows whose ``selected`` or ``in_tissue`` is 0 are left out. In other tables a column
-``name``, ``barcode`` or ``id``, or a first column without a name, names the spots, else their row does.
+The content tells the form, never the file's name; any of them may be packed by gzip. Tables of text are UTF-8, or
+UTF-16 with a byte order mark, with a header, and separated by tabs, commas, semicolons or blanks; Visium's
+``tissue_positions_list.csv`` has no header. Where every row has one field more than the header, as R's ``write.table``
+writes it, the first field is the row's name. Spots whose ``selected`` or ``in_tissue`` is false are left out.
+
+Parquet needs pyarrow and AnnData needs anndata. Tables of text need the standard library alone, so that a gate of
+``export`` reads them too.
 """
 
 from __future__ import annotations
 
+import codecs
 import csv
 import gzip
+import io
 import math
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from .errors import SpotError
+from .spot_columns import LABELS, Positions, SpotTable, find_pair
 
-Centers = np.ndarray[Any, np.dtype[np.float64]]
+GZIP, HDF5, PARQUET, ZIP = b"\x1f\x8b", b"\x89HDF\r\n\x1a\n", b"PAR1", b"PK\x03\x04"
+"""What a file of each kind begins with."""
 
-_COLUMNS = (
-    ("pixel_x", "pixel_y"),
-    ("pxl_col_in_fullres", "pxl_row_in_fullres"),
-    ("x_px", "y_px"),
-    ("x", "y"),
-    ("X", "Y"),
+_DELIMITERS = ("\t", ",", ";", " ")
+_VISIUM: tuple[str, ...] = (
+    "barcode",
+    "in_tissue",
+    "array_row",
+    "array_col",
+    "pxl_row_in_fullres",
+    "pxl_col_in_fullres",
 )
-_LABELS = ("name", "barcode", "id", "")
-_VISIUM = ("barcode", "in_tissue", "array_row", "array_col", "pxl_row_in_fullres", "pxl_col_in_fullres")
 
 
-def read_positions(path: Path) -> tuple[Centers, tuple[str, ...]]:
+def read_positions(path: Path) -> Positions:
     """Read centres and names.
 
     Parameters
     ----------
     path : Path
-        A table or ``.h5ad``, in one of the forms above.
+        A file in one of the forms above.
 
     Returns
     -------
-    centers : ndarray of float64, shape (n, 2)
-        x, y in level-0 pixels.
-    names : tuple of str
-        As the file has them, unique or not.
+    Positions
+        One spot at least.
 
     Raises
     ------
     SpotError
-        If the file cannot be read, holds no positions, or a coordinate is not a finite number (names the line).
+        If the file cannot be read, holds no spot, has no columns of pixels or two that might be, or a row is no spot:
+        it does not fit the header, or a position, a flag or a name in it is none. Names the file, line and column.
     """
-    if path.suffix == ".h5ad":
-        return _read_h5ad(path)
     try:
-        raw = path.read_bytes()
-        text = gzip.decompress(raw) if raw.startswith(b"\x1f\x8b") else raw
-        return _parse(path, text.decode("utf-8-sig").splitlines())
-    except (OSError, EOFError, zlib.error, UnicodeDecodeError, csv.Error) as error:
+        with path.open("rb") as file:
+            head = file.read(len(HDF5))
+        raw = None
+        if head.startswith(GZIP):
+            raw = gzip.decompress(path.read_bytes())
+            head = raw[: len(HDF5)]
+        if head.startswith(HDF5):
+            from .spot_h5ad import h5ad_positions
+
+            return h5ad_positions(path, path if raw is None else io.BytesIO(raw))
+        if head.startswith(PARQUET):
+            return _parquet(path, path if raw is None else io.BytesIO(raw)).positions()
+        if head.startswith(ZIP):
+            raise SpotError(f"{path}: an archive or a workbook, and no table; save the table as CSV (UTF-8)")
+        return _text(path, path.read_bytes() if raw is None else raw).positions()
+    except (OSError, EOFError, zlib.error, csv.Error) as error:
         raise SpotError(f"{path}: cannot read the spot file: {error}") from error
+    except UnicodeError as error:
+        raise SpotError(f"{path}: cannot read the spot file: {error}; save the table as CSV (UTF-8)") from error
 
 
-def _parse(path: Path, lines: list[str]) -> tuple[Centers, tuple[str, ...]]:
-    if not lines:
+def _text(path: Path, raw: bytes) -> SpotTable:
+    has_utf16_mark = raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    text = raw.decode("utf-16" if has_utf16_mark else "utf-8-sig")
+    if not text.strip():
         raise SpotError(f"{path}: the spot file is empty; it needs a header with pixel_x and pixel_y")
-    delimiter = "\t" if "\t" in lines[0] else ","
-    table = csv.DictReader(lines, _VISIUM if _is_visium_list(lines[0]) else None, delimiter=delimiter)
-    header = set(table.fieldnames or ())
-    pair = next((pair for pair in _COLUMNS if header.issuperset(pair)), None)
-    if pair is None:
-        raise SpotError(
-            f"{path}: no pixel columns among {', '.join(sorted(header))}; the header must hold pixel_x and pixel_y"
-        )
-    is_selection = {"x", "y", "pixel_x", "pixel_y"} <= header
-    label = next((column for column in _LABELS if column in header), None)
-    centers: list[list[float]] = []
-    names: list[str] = []
-    for row in table:
-        if any(
-            (row.get(column) or "1").strip() in ("0", "0.0", "False", "false") for column in ("selected", "in_tissue")
-        ):
-            continue
+    header, delimiter = _header(text)
+    reader = csv.reader(io.StringIO(text, newline=None), delimiter=delimiter, strict=True)
+    rows = [(reader.line_num, row) for row in reader if any(field.strip() for field in row) or len(row) > 1]
+    columns = _VISIUM if header is None else header
+    if header is not None:
+        rows = rows[1:]
+        if _have_names_of_their_own([row for _, row in rows], columns, delimiter):
+            columns = ("", *columns)
+    for line, row in rows:
+        if len(row) != len(columns):
+            raise SpotError(
+                f"{path}, line {line}: {len(row)} fields, where the header has {len(columns)}; every row needs a field "
+                "for each column, and decimals a point"
+            )
+    return SpotTable(path, columns, lambda i: [row[i] for _, row in rows], [line for line, _ in rows], "line")
+
+
+def _header(text: str) -> tuple[tuple[str, ...] | None, str]:
+    """Columns, None for Visium's list without a header, and the delimiter: the first by which positions are found."""
+    found: list[tuple[tuple[str, ...], str]] = []
+    for delimiter in _DELIMITERS:
+        reader = csv.reader(io.StringIO(text, newline=None), delimiter=delimiter, strict=True)
         try:
-            center = [float(row[column]) for column in pair]
-        except (TypeError, ValueError):
-            center = [math.nan]
-        if not all(abs(v) < 2**31 - 1 for v in center):  # false for NaN too
-            found = ", ".join(f"{column}={row[column]!r}" for column in pair)
-            raise SpotError(f"{path}, line {table.line_num}: {found} is not a finite pixel position")
-        centers.append(center)
-        names.append(f"{row['x']}x{row['y']}" if is_selection else row[label] if label is not None else str(len(names)))
-    return np.asarray(centers, np.float64).reshape(-1, 2), tuple(names)
+            fields: list[str] = next((row for row in reader if any(field.strip() for field in row)), [])
+        except csv.Error:
+            if delimiter == _DELIMITERS[-1] and not found:
+                raise
+            continue
+        if _is_visium_row(fields):
+            return None, delimiter
+        header = tuple(field.strip() for field in fields)
+        if find_pair(header):
+            return header, delimiter
+        found.append((header, delimiter))
+    return max(found, key=lambda one: len(one[0]))
 
 
-def _is_visium_list(line: str) -> bool:
-    fields = line.split(",")
+def _have_names_of_their_own(rows: Sequence[Sequence[str]], header: Sequence[str], delimiter: str) -> bool:
+    """Whether rows begin with a name that the header has no column for."""
+    if not rows or any(len(row) != len(header) + 1 for row in rows) or not any(row[-1] for row in rows):
+        return False
+    names = [row[0] for row in rows]
+    if len(set(names)) < len(names):
+        return False
+    if delimiter != "," or names == [str(row) for row in range(1, len(rows) + 1)]:
+        return True
+    # A comma of decimals makes a field more, too: 812,5 is no name and a 5.
+    return not any(map(_is_number, names)) and not any(name.casefold() in LABELS for name in header)
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _is_visium_row(fields: list[str]) -> bool:
     try:
         return len(fields) == len(_VISIUM) and all(math.isfinite(float(field)) for field in fields[1:])
     except ValueError:
         return False
 
 
-def _read_h5ad(path: Path) -> tuple[Centers, tuple[str, ...]]:
+def _parquet(path: Path, source: Path | io.BytesIO) -> SpotTable:
     try:
-        import h5py
+        import pyarrow as pa
+        import pyarrow.parquet as pq
     except ImportError as error:
-        raise SpotError(f"{path}: .h5ad needs h5py ({error}): pip install 'm2ost-triton[client]'") from error
+        raise SpotError(f"{path}: Parquet needs pyarrow ({error}): pip install 'm2ost-triton[client]'") from error
     try:
-        with h5py.File(path) as file:
-            index = file["obs"][file["obs"].attrs["_index"]]
-            # A nullable array of strings is a group of values and a mask.
-            names = (index["values"] if isinstance(index, h5py.Group) else index).asstr()[:]
-            centers = np.asarray(file["obsm/spatial"][()], np.float64)
-    except (OSError, KeyError, ValueError, TypeError, AttributeError) as error:
-        raise SpotError(f"{path}: cannot read obs_names and obsm['spatial']: {error}") from error
-    if centers.shape != (len(names), 2):
-        raise SpotError(f"{path}: obsm['spatial'] has shape {centers.shape}, not (spots, 2) for {len(names)} spots")
-    bad = np.flatnonzero(~(np.abs(centers) < 2**31 - 1).all(axis=1))
-    if len(bad):
-        found = centers[bad[0]].tolist()
-        raise SpotError(f"{path}, spot {names[bad[0]]}: {found} is not a finite pixel position")
-    return centers, tuple(names)
+        with pq.ParquetFile(source) as file:
+            table = file.read()
+    except pa.ArrowException as error:
+        raise SpotError(f"{path}: cannot read the Parquet file: {error}") from error
+    # pandas keeps an index without a name under this one, behind the columns.
+    order = sorted(range(table.num_columns), key=lambda i: table.column_names[i] != "__index_level_0__")
+    header = tuple("" if table.column_names[i] == "__index_level_0__" else table.column_names[i] for i in order)
+
+    def values(i: int) -> Any:
+        column = table.column(order[i])
+        is_number = pa.types.is_integer(column.type) or pa.types.is_floating(column.type)
+        return column.to_numpy() if is_number else column.to_pylist()
+
+    return SpotTable(path, header, values, range(1, table.num_rows + 1), "row")

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +11,8 @@ from scipy.spatial import cKDTree
 
 from .errors import SpotError
 from .rectangle import Rectangle
-from .spot_files import Centers, read_positions
+from .spot_columns import Centers
+from .spot_files import read_positions
 from .tissue import Mask, cell_tissue
 
 
@@ -31,12 +31,15 @@ class Spots:
         other spot (0 for fewer than two).
     source : str
         Where the spots come from, in words.
+    columns : tuple of str
+        Where a file has x and y; empty for a grid.
     """
 
     centers: Centers
     names: tuple[str, ...]
     pitch_px: float
     source: str
+    columns: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.names)
@@ -45,7 +48,7 @@ class Spots:
         """Those whose centres lie in a region; the source says so."""
         rows = np.flatnonzero(region.holds(self.centers))
         names = tuple(self.names[row] for row in rows)
-        return Spots(self.centers[rows], names, self.pitch_px, f"{self.source}, region {region}")
+        return replace(self, centers=self.centers[rows], names=names, source=f"{self.source}, region {region}")
 
 
 def grid(size: tuple[int, int], mask: Mask, pitch_px: float) -> Spots:
@@ -88,26 +91,25 @@ def grid(size: tuple[int, int], mask: Mask, pitch_px: float) -> Spots:
 def read_spots(path: Path) -> Spots:
     """Read spots from a file; see :mod:`m2ost_preprocess.spot_files` for the forms.
 
+    Once a slide's size is known, :func:`m2ost_preprocess.spot_places.check_places` tells whether they can be its spots.
+
     Parameters
     ----------
     path : Path
-        A table, also gzipped, or ``.h5ad``.
+        A table of text, Parquet or AnnData, also packed by gzip.
 
     Returns
     -------
     Spots
+        One at least.
 
     Raises
     ------
     SpotError
-        If the file cannot be read, holds no positions, a coordinate is not a finite number (names the line), or two
-        spots share a name.
+        As :func:`m2ost_preprocess.spot_files.read_positions` says.
     """
-    centers, names = read_positions(path)
-    if len(set(names)) < len(names):
-        twice, _ = Counter(names).most_common(1)[0]
-        raise SpotError(f"{path}: spot {twice!r} appears twice; names must be unique")
-    return Spots(centers, names, median_pitch_px(centers), f"file {path.name}")
+    found = read_positions(path)
+    return Spots(found.centers, found.names, median_pitch_px(found.centers), f"file {path.name}", columns=found.columns)
 
 
 def median_pitch_px(centers: Centers) -> float:
