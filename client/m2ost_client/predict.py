@@ -14,6 +14,7 @@ import numpy as np
 from m2ost_preprocess.contract import SCALE_MAX, SCALE_MIN, EngineInfo
 from m2ost_preprocess.decoder import Decoder, SlideInfo
 from m2ost_preprocess.rectangle import Rectangle
+from m2ost_preprocess.spot_places import check_places
 from m2ost_preprocess.spots import Spots, read_spots
 
 from .errors import InputError, OutputError
@@ -130,7 +131,7 @@ async def predict_slide(
     OutputError
         If a result cannot be written. Checked before work begins; nothing half-written is left.
     SpotError
-        If the spot file cannot be used, or the region lies outside the slide.
+        If the spot file cannot be used, its positions cannot be pixels of the slide, or the region lies outside it.
     SlideError, RequestRejected, ServerUnavailable, ReleaseChanged
         As their modules say.
     """
@@ -157,6 +158,10 @@ async def predict_slide(
             if spots is None:
                 source = f"grid, pitch {options.pitch_um:g} µm"
                 spots = Spots(slide.centers, slide.names, slide.pitch_px, source)
+            else:
+                check_places(
+                    spots.centers, slide.size, lambda: slide.thumbnail, source=spots.source, columns=spots.columns
+                )
             if options.region:
                 spots = spots.within(options.region.within(slide.size))
             with timeline.span("stages", "score"), stage(seconds, "score_s"):

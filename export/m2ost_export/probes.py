@@ -9,6 +9,7 @@ import numpy as np
 from m2ost_preprocess.contract import MAX_ROWS, RowStatus, ViewGeometry, as_centers
 from m2ost_preprocess.decoder import Decoder
 from m2ost_preprocess.errors import SpotError
+from m2ost_preprocess.spot_places import check_places
 from m2ost_preprocess.spots import grid, read_spots
 from m2ost_preprocess.tissue import tissue_mask
 
@@ -84,14 +85,17 @@ def slide_views(slide: Path, geometry: ViewGeometry, *, spots: Path | None = Non
     SlideError
         If the slide cannot be opened.
     SpotError
-        If the spot file is unusable, fewer than two spots were found, or one cannot be cut.
+        If the spot file is unusable for the slide, fewer than two spots were found, or one cannot be cut.
     """
     with Decoder(geometry) as decoder:
         path = slide.resolve()
+        info = decoder.describe(path)
         if spots is not None:
             found = read_spots(spots)
+            check_places(
+                found.centers, info.size, lambda: info.thumbnail, source=str(spots), columns=found.columns
+            )
         else:
-            info = decoder.describe(path)
             found = grid(info.size, tissue_mask(info.thumbnail), geometry.size_px)
         if len(found) < 2:
             raise SpotError(

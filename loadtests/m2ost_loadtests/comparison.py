@@ -18,6 +18,7 @@ from m2ost_preprocess.istar.manifest import BaselineManifest
 from m2ost_preprocess.istar.timing import VariantTiming
 from m2ost_preprocess.readers import SlideReader, open_slide
 from m2ost_preprocess.slides import SlideRoots
+from m2ost_preprocess.spot_places import check_places
 from m2ost_preprocess.spots import read_spots
 from m2ost_preprocess.tissue import MASK_PX, tissue_mask
 from m2ost_preprocess.views import spatial_order
@@ -136,7 +137,7 @@ def survey(options: ComparisonOptions, reader: SlideReader) -> Site:
     LoadTestError
         If the slide carries no µm/px and none was given, or there are no spots.
     SpotError
-        If the spots' file cannot be used.
+        If the spots' file cannot be used for the slide.
     """
     mpp = options.mpp or (reader.resolution.mpp if reader.resolution else None)
     if mpp is None:
@@ -144,7 +145,15 @@ def survey(options: ComparisonOptions, reader: SlideReader) -> Site:
     if options.spots_file is None:
         centers = spots_to_score(options.slide, options.pitch_um, mpp=mpp)
     else:
-        centers = as_centers(read_spots(options.spots_file).centers)
+        spots = read_spots(options.spots_file)
+        check_places(
+            spots.centers,
+            reader.size,
+            lambda: reader.thumbnail(MASK_PX),
+            source=str(options.spots_file),
+            columns=spots.columns,
+        )
+        centers = as_centers(spots.centers)
         centers = centers[spatial_order(centers)]
     mask = tissue_mask(reader.thumbnail(MASK_PX))
     sizes = BaselineManifest.read(options.baseline).info.sizes

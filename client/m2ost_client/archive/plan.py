@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from m2ost_preprocess.contract import EngineInfo, as_centers
 from m2ost_preprocess.decoder import SlideInfo
+from m2ost_preprocess.spot_places import check_places
 from m2ost_preprocess.spots import Spots, grid, read_spots
 from m2ost_preprocess.views import spatial_order
 from PIL import Image
@@ -129,7 +130,7 @@ async def plan_slide(row: SlideRow, describe: Describe, settings: Settings, engi
     slide = await describe(pitch_um if own_grid else None, row.mpp)
     scale = view_scale(settings.view_mpp, slide, engine)
     if row.spots is not None:
-        spots = await asyncio.to_thread(read_spots, Path(row.spots))
+        spots = await asyncio.to_thread(_spots_of_file, Path(row.spots), slide)
     elif row.mask is not None:
         spots = await asyncio.to_thread(_grid_on_mask, row, slide, pitch_um)
     else:
@@ -138,6 +139,12 @@ async def plan_slide(row: SlideRow, describe: Describe, settings: Settings, engi
     key = await asyncio.to_thread(result_key, row, slide.fingerprint, settings, engine)
     widest_px = engine.views.window_px(engine.views.n_views - 1, scale)
     return SlidePlan(row, slide, spots, spatial_order(centers, window_px=widest_px), scale, key)
+
+
+def _spots_of_file(path: Path, slide: SlideInfo) -> Spots:
+    spots = read_spots(path)
+    check_places(spots.centers, slide.size, lambda: slide.thumbnail, source=str(path), columns=spots.columns)
+    return spots
 
 
 def _grid_on_mask(row: SlideRow, slide: SlideInfo, pitch_um: float) -> Spots:

@@ -43,6 +43,8 @@ class Section:
         Raw counts, not negative.
     mpp : float or None
         µm/px of the image, where the data set says so.
+    columns : tuple of str
+        Where the file of positions has x and y.
     left_out : mapping of str to int
         Spots of the files that are not here, by reason.
     """
@@ -55,6 +57,7 @@ class Section:
     genes: tuple[str, ...]
     counts: sparse.csr_matrix
     mpp: float | None = None
+    columns: tuple[str, ...] = ()
     left_out: Mapping[str, int] = field(default_factory=dict)
 
     def __len__(self) -> int:
@@ -153,6 +156,7 @@ def join(*, name: str, patient: str, image: Path, spots: Spots, table: CountTabl
         genes=table.genes,
         counts=table.counts[[row_of[spots.names[i]] for i in both]],
         mpp=mpp,
+        columns=spots.columns,
         left_out={reason: n for reason, n in left_out.items() if n},
     )
 

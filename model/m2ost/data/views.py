@@ -12,6 +12,7 @@ import numpy as np
 from m2ost_preprocess.contract import RowStatus, ViewGeometry, as_centers
 from m2ost_preprocess.decoder import Decoder
 from m2ost_preprocess.slides import fingerprint
+from m2ost_preprocess.spot_places import check_places
 from m2ost_preprocess.views import spatial_order
 
 from .errors import DataError
@@ -19,6 +20,9 @@ from .section import Section
 
 CHUNK = 64
 """Spots cut at a time; their views take 28 MiB."""
+
+CHECKED = "places 1"
+"""By which rules positions were checked when views were cut; part of the key, as kept views are not checked again."""
 
 Views = np.ndarray[Any, np.dtype[np.uint8]]
 
@@ -49,9 +53,12 @@ class ViewCache:
             If a spot lies outside the image or cannot be decoded, or the folder cannot be written.
         SlideError
             If the image cannot be opened.
+        SpotError
+            If the positions cannot be pixels of the image.
         """
         centers = as_centers(section.centers)
-        key = hashlib.sha256(repr((fingerprint(section.image), geometry)).encode() + centers.tobytes()).hexdigest()
+        facts = repr((CHECKED, fingerprint(section.image), geometry))
+        key = hashlib.sha256(facts.encode() + centers.tobytes()).hexdigest()
         path = self.folder / f"{section.name}-{key[:16]}.npy"
         if not path.is_file():
             self._cut(section, centers, geometry, path)
@@ -70,6 +77,14 @@ class ViewCache:
             out = np.lib.format.open_memmap(scratch, "w+", np.uint8, shape)
             _reserve(Path(scratch))
             with Decoder(geometry) as decoder:
+                slide = decoder.describe(section.image.resolve())
+                check_places(
+                    section.centers,
+                    slide.size,
+                    lambda: slide.thumbnail,
+                    source=f"section {section.name}",
+                    columns=section.columns,
+                )
                 self._fill(out, section, centers, geometry, decoder)
             out.flush()
             del out
