@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import gzip
+import warnings
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import anndata
 import h5py
 import numpy as np
 from anndata.io import read_elem
@@ -82,16 +84,14 @@ def read_h5ad(path: Path) -> CountTable:
     """
     try:
         with h5py.File(path) as file:
-            spots = read_elem(file["obs"]).index
-            for matrix, var in (("X", "var"), ("layers/counts", "var"), ("raw/X", "raw/var")):
-                if matrix in file and _are_whole(counts := read_elem(file[matrix])):
-                    table = read_elem(file[var])
-                    break
-            else:
+            spots, matrices = _elements(file, path)
+            found = next((place for place in matrices if _are_whole(place[1])), None)
+            if found is None:
                 raise DataError(
                     f'{path}: none of X, layers["counts"] and raw.X holds whole numbers; store the raw counts in '
                     'layers["counts"]'
                 )
+            matrix, counts, table = found
             genes = list(map(str, table.index))
             if "gene_ids" in table:
                 genes = gene_names(genes, list(map(str, table["gene_ids"])))
@@ -102,6 +102,20 @@ def read_h5ad(path: Path) -> CountTable:
     except UNUSABLE as error:
         raise DataError(f"{path}: cannot read the counts: {error}") from error
     return from_matrix(spots, genes, counts, path)
+
+
+def _elements(file: Any, path: Path) -> tuple[Any, Iterator[tuple[str, Any, Any]]]:
+    """Names of the spots; and what may be counts, with the table of its genes."""
+    if isinstance(file["obs"], h5py.Dataset):  # anndata 0.6
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            old = anndata.read_h5ad(path)
+        places = [("X", old.X, old.var), ("layers/counts", old.layers.get("counts"), old.var)]
+        places += [("raw/X", old.raw.X, old.raw.var)] if old.raw is not None else []
+        return old.obs.index, (place for place in places if place[1] is not None)
+    names = (("X", "var"), ("layers/counts", "var"), ("raw/X", "raw/var"))
+    found = ((matrix, read_elem(file[matrix]), read_elem(file[var])) for matrix, var in names if matrix in file)
+    return read_elem(file["obs"]).index, found
 
 
 def _genes_only(barcodes: Sequence[str], features: Sequence[Sequence[str]], counts: Any, source: Path) -> CountTable:

@@ -1,23 +1,27 @@
 """10x Visium: folders that Space Ranger wrote, and ``.h5ad`` files with their image beside them.
 
-A section's folder holds ``filtered_feature_bc_matrix.h5`` (or the folder ``filtered_feature_bc_matrix``),
-``spatial/tissue_positions.csv`` (Space Ranger 2 and later) or ``spatial/tissue_positions_list.csv``,
-``spatial/scalefactors_json.json``, and one image: the full-resolution one that Space Ranger was given, put there by the
-user, as Space Ranger does not copy it. The root is such a folder, or holds such folders, or holds their ``outs``.
+A section's folder holds ``filtered_feature_bc_matrix.h5`` (or the folder ``filtered_feature_bc_matrix``);
+``spatial/tissue_positions.csv`` (Space Ranger 2 and later), ``spatial/tissue_positions_list.csv`` or, for Visium HD,
+``spatial/tissue_positions.parquet``; ``spatial/scalefactors_json.json``; and one image: the full-resolution one that
+Space Ranger was given, put there by the user, as Space Ranger does not copy it. The root is such a folder, or holds
+such folders, or holds their ``outs``. Visium HD has one for each size of its bins: ``binned_outputs/square_008um`` and
+the like.
 Else ``<name>.h5ad`` with ``obsm["spatial"]`` in full-resolution pixels and ``<name>.tif`` (or ``.svs``, ``.jpg`` …).
 
 Genes have their symbol where it is unique; a gene whose symbol is not has its Ensembl id.
-The files do not say whose tissue it is: every section counts as a patient of its own.
+The files do not say whose tissue it is: every section counts as a patient of its own, but bins of one folder as one.
 
 ``spot_diameter_fullres`` is *not* the 55 µm of a printed spot: 10x defines it as the pixels across a theoretical spot
 of 65 µm, hence µm/px = 65 / spot_diameter_fullres. Neighbours on the array are 100 µm apart, which gives the same
 figure from the positions; where the two differ by over 5 %, one of them is wrong, and the section's µm/px is None.
+For Visium HD the file says ``microns_per_pixel`` itself, and neighbours are ``bin_size_um`` apart.
 """
 
 from __future__ import annotations
 
 import glob
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -30,7 +34,10 @@ from .matrices import read_10x_h5, read_10x_mtx, read_h5ad
 from .section import Section, join
 
 DIAMETER_UM, PITCH_UM = 65.0, 100.0
-POSITIONS = ("spatial/tissue_positions.csv", "spatial/tissue_positions_list.csv")
+POSITIONS = tuple(
+    f"spatial/tissue_positions{end}{gz}" for end in (".csv", "_list.csv", ".parquet") for gz in ("", ".gz")
+)
+BINS = re.compile(r"square_\d+um")
 MATRIX = "filtered_feature_bc_matrix"
 IMAGES = (".tif", ".tiff", ".btf", ".svs", ".ndpi", ".mrxs", ".scn", ".bif", ".jpg", ".jpeg", ".png")
 
@@ -62,7 +69,7 @@ def _read_folder(name: str, folder: Path) -> Section:
     spots = read_spots(find_one(folder, name, "positions", POSITIONS))
     return join(
         name=name,
-        patient=name,
+        patient=folder.parent.name if BINS.fullmatch(folder.name) else name,
         image=_image(
             folder, name, "*", "put the full-resolution image that Space Ranger was given there, and no other"
         ),
@@ -94,7 +101,12 @@ def _counts(folder: Path, name: str) -> CountTable:
 
 def _mpp(path: Path, spots: Spots) -> float | None:
     try:
-        mpp = DIAMETER_UM / float(json.loads(path.read_text(encoding="utf-8"))["spot_diameter_fullres"])
+        factors = json.loads(path.read_text(encoding="utf-8"))
+        if "bin_size_um" in factors:
+            mpp, pitch_um = float(factors["microns_per_pixel"]), float(factors["bin_size_um"])
+        else:
+            mpp, pitch_um = DIAMETER_UM / float(factors["spot_diameter_fullres"]), PITCH_UM
+        agrees = abs(mpp * spots.pitch_px / pitch_um - 1) <= 0.05
     except (OSError, ValueError, KeyError, TypeError, ZeroDivisionError) as error:
-        raise DataError(f"{path}: cannot read spot_diameter_fullres: {error!r}; copy the file anew") from error
-    return mpp if abs(mpp * spots.pitch_px / PITCH_UM - 1) <= 0.05 else None
+        raise DataError(f"{path}: cannot read the scale of the image: {error!r}; copy the file anew") from error
+    return mpp if agrees else None

@@ -54,6 +54,17 @@ def her2(root, name="A1", **counts):
     return root
 
 
+def visium_hd_spatial(folder, *, mpp=8 / PITCH_PX):
+    """Positions and scale factors of bins of 8 µm; of one bin more, which is not under tissue."""
+    rows = [(b, 1, y, x, cy, cx) for b, (x, y), (cx, cy) in zip(NAMES, ARRAY, CENTERS, strict=True)]
+    rows.append(("OUTSIDE-1", 0, 0, 0, 5, 5))
+    columns = ["barcode", "in_tissue", "array_row", "array_col", "pxl_row_in_fullres", "pxl_col_in_fullres"]
+    (folder / "spatial").mkdir(parents=True)
+    pd.DataFrame(rows, columns=columns).to_parquet(folder / "spatial" / "tissue_positions.parquet", index=False)
+    factors = {"spot_diameter_fullres": 8 / mpp, "bin_size_um": 8.0, "microns_per_pixel": mpp}
+    text(folder / "spatial" / "scalefactors_json.json", json.dumps(factors))
+
+
 def visium_spatial(folder, *, header=True, diameter_px=65 * PITCH_PX / 100, barcodes=NAMES):
     """Positions and scale factors; of one spot more, which is not under tissue."""
     rows = [f"{b},1,{y},{x},{cy},{cx}" for b, (x, y), (cx, cy) in zip(barcodes, ARRAY, CENTERS, strict=True)]
@@ -110,6 +121,16 @@ def h5ad(path, x=COUNTS, *, counts=None, raw=None, genes=GENES, ids=None, spatia
         if raw is not None:
             write_elem(file, "raw/X", sparse.csr_matrix(np.asarray(raw, np.float32)))
             write_elem(file, "raw/var", var)
+    return path
+
+
+def old_h5ad(path, x=COUNTS):
+    """As anndata 0.6 wrote it: tables are compound datasets."""
+    with h5py.File(path, "w") as file:
+        file["X"] = np.asarray(x, np.float32)
+        file["obs"] = np.array([(name,) for name in NAMES], [("index", "S8")])
+        file["var"] = np.array([(gene,) for gene in GENES], [("index", "S8")])
+        file["obsm"] = np.array([(center,) for center in CENTERS], [("spatial", "f8", (2,))])
     return path
 
 

@@ -108,6 +108,22 @@ def test_visium_resolution_is_none_where_diameter_and_pitch_disagree(tmp_path):
     assert section.mpp is None
 
 
+@pytest.mark.parametrize("mpp", [0.2, 0.3])
+def test_bins_of_visium_hd_are_one_patients(tmp_path, mpp):
+    for bins in ("square_008um", "square_016um"):
+        folder = tmp_path / "S1" / "binned_outputs" / bins
+        files.visium_hd_spatial(folder, mpp=mpp)
+        files.visium_h5(folder / "filtered_feature_bc_matrix.h5")
+        files.image(folder / "he.tif")
+    sections = read_sections(tmp_path / "S1" / "binned_outputs")
+    assert [section.name for section in sections] == ["square_008um", "square_016um"]
+    assert {section.patient for section in sections} == {"binned_outputs"}
+    for section in sections:
+        # 8 µm in 40 px: a file that says 0.3 contradicts its own positions.
+        assert section.mpp == (0.2 if mpp == 0.2 else None)
+        assert_is_the_sample(section, genes=VISIUM_GENES)
+
+
 def test_visium_needs_one_image(tmp_path):
     folder = visium(tmp_path / "V1")
     files.image(folder / "other.png")
@@ -140,6 +156,15 @@ def test_visium_h5ad_with_its_image_beside(tmp_path):
     [section] = read_sections(tmp_path)
     assert (section.name, section.mpp) == ("a[1]", None)
     assert_is_the_sample(section, genes=VISIUM_GENES)
+
+
+def test_an_h5ad_of_anndata_0_6(tmp_path):
+    files.old_h5ad(tmp_path / "a.h5ad")
+    files.image(tmp_path / "a.tif")
+    assert_is_the_sample(read_sections(tmp_path)[0])
+    files.old_h5ad(tmp_path / "a.h5ad", LOGGED)
+    with pytest.raises(DataError, match="none of X"):
+        read_sections(tmp_path)
 
 
 LOGGED = np.log1p(COUNTS)
