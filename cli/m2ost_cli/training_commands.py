@@ -95,6 +95,10 @@ def evaluate(
     ] = [],
     layout: Layout = "auto",
     genes: Annotated[Path | None, typer.Option("--genes", help="Gene panel of a bare .onnx file.")] = None,
+    target: Annotated[
+        str | None,
+        typer.Option(help="What its values are, where it does not say so: log1p_cpm_panel or log1p_cpm_total."),
+    ] = None,
     map_gene: Annotated[list[str], typer.Option("--map", help="Gene to draw; may be repeated.")] = ["DDX5"],
     cache: Annotated[Path, typer.Option(help="Folder for the views, 441 KiB a spot.")] = Path("build/views"),
 ) -> None:
@@ -107,7 +111,7 @@ def evaluate(
         from m2ost.evaluation.judge import evaluate as judge_all
         from m2ost.evaluation.report import to_json, to_markdown
         from m2ost.evaluation.subjects import open_subject
-    one = open_subject(subject, ViewCache(cache), read_panel(genes) if genes else None)
+    one = open_subject(subject, ViewCache(cache), read_panel(genes) if genes else None, target)
     known = one.facts.split
     trained_on = train_section or list(known.train if known else ())
     judged = section or list(known.validation + known.test if known else ())

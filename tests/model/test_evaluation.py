@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import anndata
@@ -29,9 +30,10 @@ from m2ost.evaluation.subjects import open_subject
 from m2ost.training.config import config_from
 from m2ost.training.run import train
 from m2ost_export.release import build_release
+from scipy import sparse
 
 PANEL = ("RED", "BLUE", "BOTH", "HOUSE")
-TARGET = "log1p_cpm_panel"
+TARGET, TOTAL = "log1p_cpm_panel", "log1p_cpm_total"
 
 
 @pytest.fixture(scope="module")
@@ -86,12 +88,19 @@ def test_spots_without_prediction_are_left_out_and_counted(sections):
         judge(section, Prediction(PANEL, values), TARGET, {}, rounds=10)
 
 
-def test_checkpoint_and_release_score_alike(checkpoint, sections, cache, tmp_path):
-    release = tmp_path / "release"
-    build_release(*load(checkpoint), release)
+@pytest.fixture(scope="module")
+def release(checkpoint, tmp_path_factory):
+    """Of the checkpoint, its values said to be of the other target."""
+    out = tmp_path_factory.mktemp("releases") / "release"
+    model, card = load(checkpoint)
+    build_release(model, replace(card, target=TOTAL), out)
+    return out
+
+
+def test_checkpoint_and_release_predict_alike(checkpoint, release, sections, cache):
     by_torch = open_subject(checkpoint, cache).predict(sections["B2"])
     for path in (release, release / "m2ost" / "1" / "model.onnx"):
-        by_onnx = open_subject(path, cache, PANEL).predict(sections["B2"])
+        by_onnx = open_subject(path, cache, PANEL, TOTAL).predict(sections["B2"])
         assert by_onnx.genes == by_torch.genes == PANEL
         np.testing.assert_allclose(by_onnx.values, by_torch.values, atol=1e-4)
 
@@ -101,6 +110,7 @@ def test_a_result_is_matched_by_spot_name(sections, cache, tmp_path):
     truth = section.targets(PANEL)
     table = anndata.AnnData(truth[::-1][:-1].copy())
     table.obs_names, table.var_names = section.spot_names[::-1][:-1], PANEL
+    table.uns["m2ost"] = {"target": TARGET}
     table.write_h5ad(tmp_path / "B2.h5ad")
     prediction = open_subject(tmp_path / "B2.h5ad", cache).predict(section)
     np.testing.assert_array_equal(prediction.values[1:], truth[1:])
@@ -111,6 +121,56 @@ def test_a_result_is_matched_by_spot_name(sections, cache, tmp_path):
         open_subject(tmp_path / "other.h5ad", cache).predict(section)
 
 
+@pytest.fixture(scope="module")
+def wide_sections(sections):
+    """With a gene more than the panel has, so that the two targets differ."""
+    more = np.arange(5, 21)[:, None] * 100
+    return [
+        replace(
+            section, genes=(*section.genes, "MORE"), counts=sparse.csr_matrix(sparse.hstack([section.counts, more]))
+        )
+        for section in sections.values()
+    ]
+
+
+def scores_on_b2(subject, sections):
+    [(_, _, report)] = evaluate(subject, sections, ["B2"], [], rounds=1)
+    return report.scores
+
+
+def test_a_release_is_judged_against_its_own_target(checkpoint, release, wide_sections, cache):
+    b2 = next(section for section in wide_sections if section.name == "B2")
+    predicted = open_subject(checkpoint, cache).predict(b2).values
+    expected = {kind: metrics.score(b2.targets(PANEL, kind), predicted) for kind in (TARGET, TOTAL)}
+    assert expected[TARGET]["rmse"] != pytest.approx(expected[TOTAL]["rmse"], abs=0.1)
+    assert scores_on_b2(open_subject(release, cache), wide_sections) == pytest.approx(expected[TOTAL], abs=1e-3)
+    onnx = release / "m2ost" / "1" / "model.onnx"
+    for kind in (TARGET, TOTAL):
+        subject = open_subject(onnx, cache, PANEL, kind)
+        assert scores_on_b2(subject, wide_sections) == pytest.approx(expected[kind], abs=1e-3)
+    with pytest.raises(DataError, match="its values are log1p_cpm_total, not log1p_cpm_panel; leave --target out"):
+        open_subject(release, cache, target=TARGET)
+
+
+@pytest.mark.parametrize("target", [TARGET, TOTAL])
+def test_a_result_is_judged_against_the_target_that_it_records(wide_sections, cache, tmp_path, target):
+    b2 = next(section for section in wide_sections if section.name == "B2")
+    path = tmp_path / "B2.h5ad"
+    table = anndata.AnnData(b2.targets(PANEL, target))
+    table.obs_names, table.var_names = b2.spot_names, PANEL
+    table.write_h5ad(path)
+    with pytest.raises(DataError, match=r"B2.h5ad: does not say what its values are; give it with --target, log1p"):
+        open_subject(path, cache)
+    assert scores_on_b2(open_subject(path, cache, target=target), wide_sections)["rmse"] == 0
+    table.uns["m2ost"] = {"target": target}
+    table.write_h5ad(path)
+    assert scores_on_b2(open_subject(path, cache), wide_sections)["rmse"] == 0
+    table.uns["m2ost"] = {"target": "counts"}
+    table.write_h5ad(path)
+    with pytest.raises(DataError, match=r"B2.h5ad: unknown target 'counts'"):
+        open_subject(path, cache)
+
+
 @pytest.mark.parametrize("name", ["missing.onnx", "text.onnx", "text.h5ad", "folder", "notes.txt"])
 def test_what_cannot_be_judged_is_named(name, cache, tmp_path):
     path = tmp_path / name
@@ -119,13 +179,15 @@ def test_what_cannot_be_judged_is_named(name, cache, tmp_path):
     elif name != "missing.onnx":
         path.write_text("no such thing")
     with pytest.raises(Exception, match=name) as caught:
-        open_subject(path, cache, PANEL)
+        open_subject(path, cache, PANEL, TARGET)
     assert type(caught.value).__name__ in ("DataError", "FileNotFoundError")
 
 
-def test_a_bare_onnx_file_needs_its_panel(cache, tmp_path):
+def test_a_bare_onnx_file_needs_its_panel_and_its_target(cache, tmp_path):
     with pytest.raises(DataError, match="--genes"):
         open_subject(tmp_path / "x.onnx", cache)
+    with pytest.raises(DataError, match=r"x.onnx: does not say what its values are; give it with --target"):
+        open_subject(tmp_path / "x.onnx", cache, PANEL)
 
 
 def test_what_was_trained_on_is_not_judged_on(checkpoint, sections, cache):

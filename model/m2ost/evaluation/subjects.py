@@ -37,7 +37,7 @@ class Facts:
 
     name: str
     genes: tuple[str, ...]
-    target: str = TARGETS[0]
+    target: str
     split: Split | None = None
 
 
@@ -50,7 +50,9 @@ class Subject(Protocol):
         """Predict every spot of ``section``, or raise a ``DataError``."""
 
 
-def open_subject(path: Path, cache: ViewCache, genes: Sequence[str] | None = None) -> Subject:
+def open_subject(
+    path: Path, cache: ViewCache, genes: Sequence[str] | None = None, target: str | None = None
+) -> Subject:
     """Open whatever ``path`` is.
 
     Parameters
@@ -61,33 +63,53 @@ def open_subject(path: Path, cache: ViewCache, genes: Sequence[str] | None = Non
         For the views of sections.
     genes : sequence of str, optional
         The panel of a bare ``.onnx`` file.
+    target : str, optional
+        What its values are, one of :data:`m2ost.data.section.TARGETS`, where it does not say so itself: a bare
+        ``.onnx`` file, or an ``.h5ad`` that another program wrote.
 
     Raises
     ------
     DataError
-        If it is none of these, or does not fit the panel.
+        If it is none of these, does not fit the panel, or its target is unknown, not given, or another than is given.
     CheckpointError, ManifestError
         If the folder is damaged.
     """
     if (path / "model.json").is_file():
-        return CheckpointSubject(path, cache)
+        return CheckpointSubject(path, cache, target)
     if path.is_dir():
         manifest = Manifest.read(path)
-        facts = Facts(name=f"{path.name} ({manifest.engine.release_sha256[:12]})", genes=manifest.engine.genes)
+        facts = Facts(
+            name=f"{path.name} ({manifest.engine.release_sha256[:12]})",
+            genes=manifest.engine.genes,
+            target=_target(path, manifest.engine.target, target),
+        )
         return OnnxSubject(path / MODEL_ENGINE / "1" / "model.onnx", facts, cache)
     if path.suffix == ".onnx":
         if genes is None:
             raise DataError(f"{path}: an .onnx file has no gene names; give its panel with --genes")
-        return OnnxSubject(path, Facts(name=path.name, genes=tuple(genes)), cache)
+        facts = Facts(name=path.name, genes=tuple(genes), target=_target(path, None, target))
+        return OnnxSubject(path, facts, cache)
     if path.suffix == ".h5ad":
-        return ResultSubject(path)
+        return ResultSubject(path, target)
     raise DataError(f"{path}: not a checkpoint or release folder, an .onnx file or an .h5ad")
+
+
+def _target(path: Path, stated: str | None, given: str | None) -> str:
+    """What the values are: as stated, or as given where nothing is."""
+    if stated is None and given is None:
+        raise DataError(f"{path}: does not say what its values are; give it with --target, {' or '.join(TARGETS)}")
+    if stated is not None and given not in (None, stated):
+        raise DataError(f"{path}: its values are {stated}, not {given}; leave --target out")
+    target = stated or given or ""
+    if target not in TARGETS:
+        raise DataError(f"{path}: unknown target {target!r}; there are {' and '.join(TARGETS)}")
+    return target
 
 
 class CheckpointSubject:
     """A checkpoint, run by PyTorch in float32."""
 
-    def __init__(self, folder: Path, cache: ViewCache) -> None:
+    def __init__(self, folder: Path, cache: ViewCache, target: str | None = None) -> None:
         from ..checkpoint import load
 
         self._model, card = load(folder)
@@ -95,7 +117,7 @@ class CheckpointSubject:
         self.facts = Facts(
             name=f"{folder.name} ({card.sha256[:12]})",
             genes=card.genes,
-            target=card.target,
+            target=_target(folder, card.target, target),
             split=Split(**{part: tuple(names) for part, names in split.items()}) if split else None,
         )
         self._cache = cache
@@ -141,14 +163,19 @@ class OnnxSubject:
 class ResultSubject:
     """What ``m2ost predict`` wrote for one section; spots are matched by name."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, target: str | None = None) -> None:
         import anndata
 
         try:
             self._table = anndata.read_h5ad(path)
         except (OSError, KeyError, ValueError) as error:
             raise DataError(f"{path}: cannot read the prediction: {error}") from error
-        self.facts = Facts(name=path.name, genes=tuple(str(gene) for gene in self._table.var_names))
+        stated = self._table.uns.get("m2ost", {}).get("target")
+        self.facts = Facts(
+            name=path.name,
+            genes=tuple(str(gene) for gene in self._table.var_names),
+            target=_target(path, None if stated is None else str(stated), target),
+        )
         self._path = path
 
     def predict(self, section: Section) -> Prediction:
