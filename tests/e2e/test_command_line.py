@@ -114,12 +114,20 @@ def test_a_full_disk_under_the_servers_log_costs_the_log_alone(narrow_release, t
     assert leftovers(tmp_path / "out") == ["blank.h5ad", "blank.json"]
 
 
-def test_an_empty_spot_file_is_zero_spots_not_a_grid(narrow_server, tmp_path):
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("x,y\n", "holds no spot"),
+        ("name,x,y\na\0b,400,300\n", "line 2: name 'a\\x00b' holds a control character"),
+        ("x,y\n" + "".join(f"{x},{y}\n" for x in range(33) for y in range(35)), "look like places on an array"),
+    ],
+)
+def test_a_spot_file_that_cannot_be_used_is_told_before_anything_is_scored(narrow_server, tmp_path, text, words):
     spots = tmp_path / "spots.csv"
-    spots.write_text("x,y\n")
+    spots.write_text(text)
     arguments = ("wsi/CMU-1-Small-Region.svs", "--server", narrow_server.address, "--spots", spots)
-    assert m2ost("predict", *arguments, "--out", tmp_path / "out")[0] == 0
-    assert anndata.read_h5ad(tmp_path / "out" / "CMU-1-Small-Region.h5ad").n_obs == 0
+    assert words in error_of("predict", *arguments, "--out", tmp_path / "out")
+    assert leftovers(tmp_path / "out") == []
 
 
 def test_a_slide_and_a_folder_with_names_beyond_ascii(narrow_release, svs, tmp_path):

@@ -114,6 +114,15 @@ def test_real_views_come_from_any_slide(svs, section, selection):
     assert all(view.std() > 5 for view in [*from_grid, *from_file])
 
 
-def test_spots_of_another_slide_are_named(svs, selection):
-    with pytest.raises(SpotError, match=r"CMU-1.*spot \d+x\d+ at \[\d+, \d+\]: .*outside"):
+def test_spots_of_another_slide_are_named(svs, selection, tmp_path):
+    with pytest.raises(SpotError, match=r"C2_selection.tsv: pixel_x, pixel_y .* of 2220×2967 px: \d+ of 187 spots"):
         slide_views(svs, ViewGeometry(), spots=selection)
+    (tmp_path / "spots.csv").write_text("name,x,y\nin,800,900\nout,-5,900\n")
+    with pytest.raises(SpotError, match=r"CMU-1.*spot out at \[-5, 900\]: .*outside"):
+        slide_views(svs, ViewGeometry(), spots=tmp_path / "spots.csv")
+
+
+def test_places_on_an_array_are_no_spots_of_a_gate(svs, tmp_path):
+    (tmp_path / "spots.csv").write_text("x,y\n" + "".join(f"{x},{y}\n" for x in range(1, 34) for y in range(1, 36)))
+    with pytest.raises(SpotError, match=r"spots.csv: x, y .*places on an array"):
+        slide_views(svs, ViewGeometry(), spots=tmp_path / "spots.csv")

@@ -1,10 +1,14 @@
 """Ratios of the comparison with iStar, on timings that are given."""
 
+from pathlib import Path
+
 import pytest
-from m2ost_loadtests.comparison import interleave
+from m2ost_loadtests.comparison import ComparisonOptions, interleave, survey
 from m2ost_loadtests.comparison_report import draw, to_markdown
 from m2ost_loadtests.speedups import summarise
+from m2ost_preprocess.errors import SpotError
 from m2ost_preprocess.istar.timing import StageTiming, VariantTiming
+from m2ost_preprocess.readers import open_slide
 
 SUPERPIXELS = {"stock": 1000, "no_shift": 1000, "tissue": 200}
 
@@ -115,3 +119,13 @@ def test_the_report_says_what_every_figure_depends_on(timings, tmp_path):
     assert "| istar stock | 1,000 | 256 |" in text
     draw(report, tmp_path / "chart.png")
     assert (tmp_path / "chart.png").stat().st_size > 5000
+
+
+def test_spots_that_are_places_on_an_array_are_not_measured(svs, tmp_path):
+    spots = tmp_path / "spots.csv"
+    spots.write_text("x,y\n" + "".join(f"{x},{y}\n" for x in range(1, 34) for y in range(1, 36)))
+    options = ComparisonOptions(
+        slide=svs, release=Path(), baseline=Path(), flop_per_spot=1, memory_cap_bytes=1, spots_file=spots
+    )
+    with pytest.raises(SpotError, match=r"spots.csv: x, y .*places on an array"):
+        survey(options, open_slide(svs))

@@ -103,6 +103,7 @@ def test_a_flag_that_is_none_is_named(tmp_path, flag):
         # A field more than the header has, and not for R's sake.
         ("x,y\n1,2\n3,4,5\n", "line 3: 3 fields, where the header has 2"),
         ("x,y\n1,2,\n3,4,\n", "line 2: 3 fields"),
+        ("x\ty\tnote\n1\t2\t3\t\n4\t5\t6\t\n", "line 2: 4 fields"),
         ("x,y\n812,5,40\n900,5,40\n", "line 2: 3 fields"),
         ("name,x,y\na,812,5,40\nb,900,5,40\n", "line 2: 4 fields"),
         ("x\ty\na\t1\t2\na\t3\t4\n", "line 2: 3 fields"),
@@ -233,6 +234,7 @@ def test_spots_of_an_h5ad_of_anndata_0_6(tmp_path):
     assert (spots.names, spots.centers.tolist()) == (("b",), [[3, 4]])
 
 
+@pytest.mark.filterwarnings("ignore:Observation names are not unique")
 @pytest.mark.parametrize(
     ("content", "message"),
     [

@@ -71,8 +71,9 @@ def test_an_overview_is_made_only_where_it_may_tell():
         [[column, row] for row in range(78) for column in range(row % 2, 128, 2)],
         lattice(5, 11, 40, 60, 1)[::3],
         lattice(0, 0, 200, 200, 1),
+        np.repeat(lattice(1, 1, 33, 35, 1), 2, axis=0),
     ],
-    ids=["ST", "two of ST", "Visium", "a third of an array", "Visium HD"],
+    ids=["ST", "two of ST", "Visium", "a third of an array", "Visium HD", "each place twice"],
 )
 def test_places_on_an_array_are_refused(places, size):
     with pytest.raises(SpotError, match=r"places on an array; give them in level-0 pixels; if they are, name the") as e:

@@ -1,0 +1,57 @@
+"""What a slide of an archive is to be scored as."""
+
+import asyncio
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from m2ost_client.archive import SlideRow
+from m2ost_client.archive.plan import Settings, plan_slide
+from m2ost_preprocess.errors import SpotError
+
+
+def plan(result, spots):
+    async def describe(pitch_um, mpp):
+        return result.slide
+
+    return asyncio.run(plan_slide(SlideRow("a", "a.svs", spots=str(spots)), describe, Settings(), result.engine))
+
+
+def test_spots_of_a_file_are_those_scored(result, tmp_path):
+    path = tmp_path / "spots.csv"
+    path.write_text("name,x,y,in_tissue\na,400.5,300,TRUE\nb,900,300,FALSE\nc,1400,1200.5,TRUE\n")
+    made = plan(result, path)
+    assert made.spots.names == ("a", "c")
+    assert made.centers[np.argsort(made.order)].tolist() == [[400, 300], [1400, 1200]]
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([], "holds no spot"),
+        (
+            [(x, y) for x in range(1, 34) for y in range(1, 36)],
+            r"x, y from \(1, 1\) to \(33, 35\) .*on an array",
+        ),
+        ([(x, 100) for x in range(2001, 2100, 7)], "15 of 15 spots lie outside"),
+    ],
+)
+def test_spots_that_cannot_be_the_slides_are_refused_before_it_is_scored(result, tmp_path, rows, message):
+    path = tmp_path / "spots.csv"
+    path.write_text("x,y\n" + "".join(f"{x},{y}\n" for x, y in rows))
+    with pytest.raises(SpotError, match=message) as error:
+        plan(result, path)
+    assert str(path) in str(error.value)
+
+
+def test_pixels_of_a_smaller_image_are_refused_by_the_slides_own_overview(result, tmp_path):
+    pixels = result.slide.thumbnail.copy()
+    pixels[100:220, 120:320] = (180, 80, 150)  # tissue: 600 to 1600, 500 to 1100 px of 2000 × 1500
+    result = replace(result, slide=replace(result.slide, thumbnail=pixels))
+    path = tmp_path / "spots.csv"
+    rows = [(x, y) for x in range(620, 1580, 60) for y in range(520, 1080, 60)]
+    path.write_text("x,y\n" + "".join(f"{x},{y}\n" for x, y in rows))
+    assert len(plan(result, path).spots) == len(rows)
+    path.write_text("x,y\n" + "".join(f"{x / 4},{y / 4}\n" for x, y in rows))
+    with pytest.raises(SpotError, match="on it when multiplied by 4: these look like pixels of a smaller image"):
+        plan(result, path)
