@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +11,7 @@ from typing import Annotated
 import typer
 from m2ost_preprocess.contract import ENV_READER, READERS, ManifestError
 from m2ost_preprocess.errors import PreprocessError
+from m2ost_preprocess.home import user_cache
 
 
 class UserError(Exception):
@@ -77,7 +77,7 @@ def expected_errors() -> tuple[type[Exception], ...]:
 
 def cache_folder() -> Path:
     """Where exports that are made once are kept."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "m2ost-triton"
+    return user_cache() / "m2ost-triton"
 
 
 def read_genes(panel: Path | None, outputs: int) -> tuple[str, ...]:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from m2ost_preprocess.contract import RowStatus
 from m2ost_preprocess.dense import parse_pitch
+from m2ost_preprocess.home import expanded
 from m2ost_preprocess.rectangle import Rectangle
 from m2ost_preprocess.slides import SlideRoots
 
@@ -38,7 +39,7 @@ def split_roots(specifications: list[str]) -> dict[str, Path]:
     roots: dict[str, Path] = {}
     for specification in specifications:
         name, separator, folder = specification.partition("=")
-        path = Path(folder if separator else specification).expanduser().resolve()
+        path = expanded(folder if separator else specification).resolve()
         key = name if separator else path.name
         if key in roots:
             raise UserError(f"two slide roots are called {key!r}; name them: --slides NAME=FOLDER")
@@ -195,7 +196,7 @@ def predict(
         timeline, server_trace = stack.enter_context(_timeline(trace))
         name = slide
         if server is None:
-            path = Path(slide).expanduser().resolve()
+            path = expanded(slide).resolve()
             if not path.exists():
                 raise UserError(f"{slide}: no such file")
             name = f"{EMBEDDED_ROOT}/{path.name}"
@@ -355,7 +356,7 @@ def _summarise(report: PredictReport | DenseReport) -> None:
     metadata = report.metadata
     spots, facts = metadata["spots"], metadata["slide_facts"]
     resolution = f"{facts['mpp']:g} µm/px ({facts['mpp_source']})" if facts["mpp"] else "µm/px unknown"
-    rate = f", {metadata['spots_per_s']:.1f} spots/s" if spots["count"] else ": no tissue found"
+    rate = f", {metadata['spots_per_s']:.1f} spots/s" if spots["count"] else f": {_why_none(facts)}"
     if not metadata["trained"]:
         print("UNTRAINED network: the map shows how the path works, not expression")
     print(f"{report.files[-1].stem}: {spots['count']} spots{rate}; read by {facts['reader']}, {resolution}")
@@ -366,6 +367,14 @@ def _summarise(report: PredictReport | DenseReport) -> None:
             print(f"  {count} spots without a value: {status}, {reason}")
     for file in report.files:
         print(f"  {shlex.quote(str(file))}")
+
+
+def _why_none(facts: dict[str, Any]) -> str:
+    """Why nothing was scored of a slide on which nobody asked for certain spots."""
+    tissue = facts["tissue_fraction"]
+    if not tissue:
+        return "nothing was scored, for no tissue was found on the slide"
+    return f"nothing was scored, for no cell of the grid is at least half tissue ({100 * tissue:.2g} % of the slide is)"
 
 
 def register(app: typer.Typer) -> None:

@@ -14,10 +14,11 @@ import numpy as np
 from m2ost_preprocess.contract import EngineInfo
 from m2ost_preprocess.decoder import SlideInfo
 from m2ost_preprocess.dense import Block, DenseGrid
+from m2ost_preprocess.rectangle import Rectangle
 from m2ost_preprocess.tissue import Mask, tissue_mask
 
 from .dense_store import DenseStore, empty_block, new_store_path
-from .errors import OutputError
+from .errors import InputError, OutputError
 from .files import check_writable
 from .metadata import SpotsScored, run_metadata, stage
 from .predict import PredictOptions, check_genes, check_same_slide, result_name, view_scale
@@ -122,7 +123,8 @@ async def predict_dense(
     Raises
     ------
     InputError
-        If a gene is not in the panel, or views cannot be cut as asked. Told before anything is scored.
+        If a gene is not in the panel, views cannot be cut as asked, or the tissue lies outside the region. Told before
+        anything is scored.
     SpotError
         If the region lies outside the slide, or holds no position.
     OutputError
@@ -142,9 +144,12 @@ async def predict_dense(
         scale = view_scale(options.view_mpp, slide, engine)
         check_same_slide(options.out, name, slide)
         grid = DenseGrid.over(slide.size, dense.pitch_px, options.region)
+        mask = tissue_mask(slide.thumbnail)
+        if options.region and not dense.everywhere:
+            await asyncio.to_thread(_check_tissue, grid, mask, options.region)
         attributes = _attributes(options, dense, slide, engine, grid, scale)
         with DenseStore(options.out, name, grid, genes, attributes) as store:
-            mapping = _Mapping(grid, tissue_mask(slide.thumbnail), dense, store, [engine.genes.index(g) for g in genes])
+            mapping = _Mapping(grid, mask, dense, store, [engine.genes.index(g) for g in genes])
             with timeline.span("stages", "score"), stage(seconds, "score_s"):
                 total = await asyncio.to_thread(mapping.count) if on_progress else 0
                 batches = stream.predict_blocks(options.slide, mapping.take(), scale=scale, pyramid=options.pyramid)
@@ -170,6 +175,19 @@ async def predict_dense(
             metadata["dense"] = {"rows": grid.shape[0], "columns": grid.shape[1], **attributes["grid"]}
             files = await asyncio.to_thread(store.finish, metadata)
     return DenseReport(metadata, files, mapping.most_open)
+
+
+def _check_tissue(grid: DenseGrid, mask: Mask, region: Rectangle) -> None:
+    """Refuse a region without a cell to score on a slide that has tissue."""
+    if not mask.any() or any(len(block.cells) for block in grid.blocks(mask)):
+        return
+    rows, columns = (np.flatnonzero(mask.any(axis=axis)) for axis in (1, 0))
+    x = np.array([columns[0], columns[-1] + 1]) * grid.size[0] / mask.shape[1]
+    y = np.array([rows[0], rows[-1] + 1]) * grid.size[1] / mask.shape[0]
+    raise InputError(
+        f"region {region}: no cell of the map, {grid.pitch_px} px wide, is at least half tissue in it; tissue was "
+        f"found in x {x[0]:.0f} to {x[1]:.0f}, y {y[0]:.0f} to {y[1]:.0f}; choose another region, or give --everywhere"
+    )
 
 
 def _attributes(

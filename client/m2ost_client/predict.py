@@ -126,8 +126,8 @@ async def predict_slide(
     Raises
     ------
     InputError
-        If a gene is not in the panel, views cannot be cut as asked, or an export needs what is not installed. Told
-        before anything is scored.
+        If a gene is not in the panel, views cannot be cut as asked, an export needs what is not installed, the spot
+        file holds no spot, or the region none of those that there are. Told before anything is scored.
     OutputError
         If a result cannot be written. Checked before work begins; nothing half-written is left.
     SpotError
@@ -140,7 +140,7 @@ async def predict_slide(
     check_writable(options.out)
     name = result_name(options.source or options.slide)
     seconds: dict[str, float] = {}
-    spots = read_spots(options.spots_file) if options.spots_file else None
+    spots = read_spots_to_score(options.spots_file) if options.spots_file else None
     async with SpotStream(address, options.stream, timeline=timeline) as stream:
         check_genes(options.genes, stream.info)
         local = Decoder(stream.info.views) if options.send_pixels else None
@@ -163,7 +163,7 @@ async def predict_slide(
                     spots.centers, slide.size, lambda: slide.thumbnail, source=spots.source, columns=spots.columns
                 )
             if options.region:
-                spots = spots.within(options.region.within(slide.size))
+                spots = _within(spots, options.region.within(slide.size))
             with timeline.span("stages", "score"), stage(seconds, "score_s"):
                 cutting: dict[str, Any] = {"scale": scale, "pyramid": options.pyramid}
                 batches = (
@@ -190,6 +190,35 @@ async def predict_slide(
     with timeline.span("stages", "write"):
         files = await asyncio.to_thread(write_result, result, metadata, options.genes, options.out, exports)
     return PredictReport(result, metadata, files)
+
+
+def read_spots_to_score(path: Path) -> Spots:
+    """Read a file of spots that holds some.
+
+    Raises
+    ------
+    SpotError
+        If it cannot be read.
+    InputError
+        If it holds none.
+    """
+    spots = read_spots(path)
+    if not len(spots):
+        raise InputError(
+            f"{path}: no spot to score: it has no rows, or all have 0 in their column selected or in_tissue"
+        )
+    return spots
+
+
+def _within(spots: Spots, region: Rectangle) -> Spots:
+    found = spots.within(region)
+    if len(spots) and not len(found):
+        (left, top), (right, bottom) = spots.centers.min(axis=0), spots.centers.max(axis=0)
+        raise InputError(
+            f"region {region}: none of the {len(spots):,} spots ({spots.source}) lies in it; they lie in x {left:.0f} "
+            f"to {right:.0f}, y {top:.0f} to {bottom:.0f}; choose another region"
+        )
+    return found
 
 
 def result_name(slide: str) -> str:

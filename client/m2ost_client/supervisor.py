@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from m2ost_preprocess.contract import Manifest
+from m2ost_preprocess.home import user_cache
 from m2ost_preprocess.istar.manifest import MODEL_PATCH, BaselineManifest
 
 from . import logs
@@ -110,7 +111,7 @@ class TritonServer:
 
     def print_command(self) -> str:
         """The command as one line for a shell."""
-        runtime = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "m2ost" / "runtime"
+        runtime = user_cache() / "m2ost" / "runtime"
         # Named after no process, so that no sweep takes the regions of a server that runs on without this one.
         return self._command(runtime, f"{SHM_PREFIX}printed-{secrets.token_hex(4)}-").for_shell()
 

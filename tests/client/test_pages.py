@@ -191,7 +191,7 @@ def test_without_scripts_and_without_spots_there_is_still_a_page(result, opened)
         assert page.locator("#static").is_visible()
         assert page.locator("noscript p").is_visible()
     with opened(slide_page(empty(result), {})) as page:
-        assert page.get_by_text("No spots: no tissue was found.").is_visible()
+        assert page.get_by_text("No spots: nothing was scored.").is_visible()
     with opened(archive_page("nothing", [])) as page:
         assert page.locator("#page").inner_text() == "none found"
 

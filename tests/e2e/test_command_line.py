@@ -99,7 +99,7 @@ def test_zero_tissue_is_a_recorded_success(narrow_release, tmp_path):
     Image.new("RGB", (1500, 1200), (243, 242, 243)).save(blank)
     status, output, errors = predict(blank, narrow_release, tmp_path / "out", "--mpp", 0.5)
     assert status == 0, errors
-    assert "0 spots: no tissue found" in output
+    assert "0 spots: nothing was scored, for no tissue was found on the slide" in output
     assert leftovers(tmp_path / "out") == ["blank.h5ad", "blank.json"]
     assert anndata.read_h5ad(tmp_path / "out" / "blank.h5ad").shape == (0, 6)
 
@@ -127,6 +127,27 @@ def test_a_spot_file_that_cannot_be_used_is_told_before_anything_is_scored(narro
     spots.write_text(text)
     arguments = ("wsi/CMU-1-Small-Region.svs", "--server", narrow_server.address, "--spots", spots)
     assert words in error_of("predict", *arguments, "--out", tmp_path / "out")
+    assert leftovers(tmp_path / "out") == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--region", "0,0,60,60"), "region 0,0,60,60: none of the "),
+        (
+            ("--spots", "one.csv", "--region", "0,0,60,60"),
+            "none of the 1 spots (file one.csv) lies in it; they lie in x 7",
+        ),
+        (("--dense", "16px", "--region", "0,0,60,60"), "is at least half tissue in it; tissue was found in x "),
+    ],
+)
+def test_where_the_user_asks_for_no_spot_nothing_is_scored_and_the_error_says_why(
+    narrow_server, tmp_path, monkeypatch, arguments, words
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "one.csv").write_text("x,y\n700,900\n")
+    slide = ("wsi/CMU-1-Small-Region.svs", "--server", narrow_server.address)
+    assert words in error_of("predict", *slide, *arguments, "--out", "out")
     assert leftovers(tmp_path / "out") == []
 
 
