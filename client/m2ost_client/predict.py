@@ -140,7 +140,7 @@ async def predict_slide(
     check_writable(options.out)
     name = result_name(options.source or options.slide)
     seconds: dict[str, float] = {}
-    spots = read_spots_to_score(options.spots_file) if options.spots_file else None
+    spots = read_spots(options.spots_file) if options.spots_file else None
     async with SpotStream(address, options.stream, timeline=timeline) as stream:
         check_genes(options.genes, stream.info)
         local = Decoder(stream.info.views) if options.send_pixels else None
@@ -190,24 +190,6 @@ async def predict_slide(
     with timeline.span("stages", "write"):
         files = await asyncio.to_thread(write_result, result, metadata, options.genes, options.out, exports)
     return PredictReport(result, metadata, files)
-
-
-def read_spots_to_score(path: Path) -> Spots:
-    """Read a file of spots that holds some.
-
-    Raises
-    ------
-    SpotError
-        If it cannot be read.
-    InputError
-        If it holds none.
-    """
-    spots = read_spots(path)
-    if not len(spots):
-        raise InputError(
-            f"{path}: no spot to score: it has no rows, or all have 0 in their column selected or in_tissue"
-        )
-    return spots
 
 
 def _within(spots: Spots, region: Rectangle) -> Spots:

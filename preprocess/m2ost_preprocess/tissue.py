@@ -56,8 +56,11 @@ class TissueShares:
 
     def __init__(self, mask: Mask) -> None:
         self._height, self._width = mask.shape
-        self._table = np.zeros((self._height + 1, self._width + 1))
-        self._table[1:, 1:] = mask.cumsum(0, dtype=np.float64).cumsum(1)
+        # Sums wrap around, and their differences do not: 4 bytes a pixel do for a mask of any size that fits.
+        self._table = np.zeros((self._height + 1, self._width + 1), np.uint32)
+        inner = self._table[1:, 1:]
+        np.cumsum(mask, 1, np.uint32, inner)
+        np.cumsum(inner, 0, np.uint32, inner)
 
     def between(self, x: Any, y: Any) -> np.ndarray[Any, Any]:
         """Share of tissue in the cells of a grid.

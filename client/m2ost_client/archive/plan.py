@@ -16,11 +16,11 @@ from m2ost_preprocess.decoder import SlideInfo
 from m2ost_preprocess.spot_places import check_places
 from m2ost_preprocess.spots import Spots, grid, read_spots
 from m2ost_preprocess.views import spatial_order
-from PIL import Image
 
 from ..errors import InputError
 from ..predict import DEFAULT_PITCH_UM, view_scale
 from .manifest import SlideRow
+from .masks import read_mask
 from .score import Centers, SpotRange
 
 Describe = Callable[[float | None, float | None], Awaitable[SlideInfo]]
@@ -151,18 +151,13 @@ def _grid_on_mask(row: SlideRow, slide: SlideInfo, pitch_um: float) -> Spots:
     if slide.mpp is None:
         raise InputError(f"{row.path}: a grid in µm needs the slide's µm/px and it has none; give mpp in the manifest")
     assert row.mask is not None
-    try:
-        with Image.open(row.mask) as image:
-            mask = np.asarray(image.convert("L")) > 0
-    except (OSError, ValueError) as error:
-        raise InputError(f"{row.mask}: cannot read the mask: {error}") from error
-    wide, high = slide.size[0] / slide.size[1], mask.shape[1] / mask.shape[0]
-    if not 0.98 < wide / high < 1.02:
-        raise InputError(
-            f"{row.mask}: {mask.shape[1]} × {mask.shape[0]} px is not the shape of the slide, {slide.size[0]} × "
-            f"{slide.size[1]}; a mask covers the whole slide"
-        )
+    mask = read_mask(Path(row.mask), slide.size)
     spots = grid(slide.size, mask, pitch_um / slide.mpp)
+    if not len(spots):
+        raise InputError(
+            f"{row.mask}: of no cell of the grid, {pitch_um:g} µm wide, is at least half in the mask, so that no "
+            "spot is scored; choose a smaller pitch_um or a larger mask"
+        )
     floored = as_centers(spots.centers).astype(np.float64)
     return Spots(floored, spots.names, spots.pitch_px, f"grid on a mask, pitch {pitch_um:g} µm")
 
@@ -171,6 +166,7 @@ def _sha256(file: str | None) -> str | None:
     if file is None:
         return None
     try:
-        return hashlib.sha256(Path(file).read_bytes()).hexdigest()
+        with open(file, "rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
     except OSError as error:
         raise InputError(f"{file}: cannot be read: {error.strerror}") from error
