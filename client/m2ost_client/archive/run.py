@@ -35,8 +35,9 @@ from .plan import SlidePlan, plan_slide, result_key
 from .pool import Drained, Pool
 from .runner import InProcess, Runner
 from .score import join, missing
+from .staging import Staging
 from .state import CHANGED, DONE, Part, SlideRecord, State
-from .storage import SIZE_ONLY, Staging, is_url, source_version
+from .storage import SIZE_ONLY, is_url, source_version
 
 KEEP_SPOTS, KEEP_S = 1024, 1.0
 """Parts of a slide are kept after so many spots, or so many seconds."""
@@ -112,6 +113,12 @@ class Rescore:
         OutputError, ServerUnavailable, ServerStartError
             If the run cannot go on; what was scored is kept, and the same command goes on from there.
         """
+        try:
+            return await self._run()
+        finally:
+            self._staging.close()
+
+    async def _run(self) -> ArchiveReport:
         self._options.exports.check_installed()
         check_genes(self._options.genes or (), self.pool.info)
         self._prepare()
@@ -135,7 +142,7 @@ class Rescore:
         for leftover in results.glob(".m2ost-*"):
             shutil.rmtree(leftover, ignore_errors=True)
         if any(is_url(row.path) for row in self._rows):
-            self._staging.sweep()
+            self._staging.open()
         state.begin_run()
         state.list_slides(self._rows)
         self._agree_on_settings()

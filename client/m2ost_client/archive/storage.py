@@ -1,13 +1,9 @@
-"""Slides elsewhere: whatever fsspec reads, staged through a local folder of bounded size."""
+"""Slides elsewhere: whatever fsspec reads."""
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import re
-import shutil
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -72,98 +68,6 @@ def source_version(location: str) -> str:
     return digest if told else f"{SIZE_ONLY}{digest}"
 
 
-class Staging:
-    """Local copies of remote slides, no more bytes of them at a time than a limit.
-
-    A copy under its final name is complete. It stays while someone uses it; a run that was killed finds it again.
-
-    Parameters
-    ----------
-    folder : Path
-        Where copies lie; what is in it from an earlier run counts.
-    limit_bytes : int
-        Most bytes of copies. A slide that is larger alone is refused; one that does not fit now waits.
-    """
-
-    def __init__(self, folder: Path, limit_bytes: int) -> None:
-        self.folder = folder
-        self.peak_bytes = 0
-        self._limit_bytes = limit_bytes
-        self._bytes: dict[Path, int] = {}
-        self._users: dict[Path, int] = {}
-        self._room = asyncio.Condition()
-        self._fetching: dict[Path, asyncio.Lock] = {}
-
-    def sweep(self) -> None:
-        """Note what an earlier run left: complete copies are kept, others go, and those that may be of another file."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        for entry in self.folder.iterdir():
-            whole = [file for file in entry.iterdir() if not file.name.endswith(".part")] if entry.is_dir() else []
-            certain = not entry.name.startswith(SIZE_ONLY)
-            if certain and len(whole) == 1 and len(list(entry.iterdir())) == 1:
-                self._bytes[whole[0]] = whole[0].stat().st_size
-            else:
-                shutil.rmtree(entry, ignore_errors=True)
-
-    @asynccontextmanager
-    async def stage(self, location: str) -> AsyncIterator[tuple[Path, str]]:
-        """A local copy of a remote slide, for as long as the block runs, and its version (:func:`source_version`).
-
-        Raises
-        ------
-        StorageError
-            If it cannot be fetched, or is larger than the cache.
-        OutputError
-            If the copy cannot be written.
-        """
-        version = await asyncio.to_thread(source_version, location)
-        name = re.sub(r"[^\w.+ -]", "_", location.rsplit("/", 1)[-1].partition("?")[0]) or "slide"
-        copy = self.folder / version[:32] / name
-        self._users[copy] = self._users.get(copy, 0) + 1
-        try:
-            async with self._fetching.setdefault(copy, asyncio.Lock()):
-                if copy not in self._bytes:
-                    await self._fetch(location, copy)
-            yield copy, version
-        finally:
-            self._users[copy] -= 1
-            if not self._users[copy]:
-                del self._users[copy]
-                self._fetching.pop(copy, None)
-                await self._remove(copy)
-
-    async def _fetch(self, location: str, copy: Path) -> None:
-        size = await asyncio.to_thread(_size_bytes, location)
-        if size > self._limit_bytes:
-            raise StorageError(
-                f"{location}: {size:,} bytes, and the cache holds {self._limit_bytes:,}; give a larger --cache-gib"
-            )
-        async with self._room:
-            await self._room.wait_for(lambda: self._make_room(size))
-            self._bytes[copy] = size
-            self.peak_bytes = max(self.peak_bytes, sum(self._bytes.values()))
-        try:
-            await asyncio.to_thread(_download, location, copy)
-        except BaseException:
-            await self._remove(copy)
-            raise
-
-    def _make_room(self, size: int) -> bool:
-        """Whether a copy of that size fits; those that nobody uses make way."""
-        for idle in [copy for copy in self._bytes if copy not in self._users]:
-            if sum(self._bytes.values()) + size <= self._limit_bytes:
-                break
-            self._bytes.pop(idle)
-            shutil.rmtree(idle.parent, ignore_errors=True)
-        return sum(self._bytes.values()) + size <= self._limit_bytes
-
-    async def _remove(self, copy: Path) -> None:
-        await asyncio.to_thread(shutil.rmtree, copy.parent, True)
-        async with self._room:
-            self._bytes.pop(copy, None)
-            self._room.notify_all()
-
-
 def _filesystem(location: str) -> tuple[Any, str]:
     try:
         import fsspec
@@ -178,7 +82,14 @@ def _filesystem(location: str) -> tuple[Any, str]:
     return filesystem, str(path)
 
 
-def _size_bytes(location: str) -> int:
+def size_bytes(location: str) -> int:
+    """The size of the file behind a URL.
+
+    Raises
+    ------
+    StorageError
+        If it cannot be told.
+    """
     filesystem, path = _filesystem(location)
     try:
         size = filesystem.size(path)
@@ -189,7 +100,16 @@ def _size_bytes(location: str) -> int:
     return int(size)
 
 
-def _download(location: str, copy: Path) -> None:
+def download(location: str, copy: Path) -> None:
+    """Fetch the file behind a URL; the copy under its final name is whole.
+
+    Raises
+    ------
+    StorageError
+        If it cannot be fetched.
+    OutputError
+        If the copy cannot be written.
+    """
     filesystem, path = _filesystem(location)
     part = copy.with_name(copy.name + ".part")
     try:
@@ -209,7 +129,7 @@ def _download(location: str, copy: Path) -> None:
                 target.write(block)
             except OSError as error:
                 raise OutputError(f"{part}: {error.strerror}; free space, or choose another --cache") from error
-    expected = _size_bytes(location)
+    expected = size_bytes(location)
     if part.stat().st_size != expected:
         raise StorageError(
             f"{location}: {part.stat().st_size:,} of {expected:,} bytes came; run the same command again"

@@ -3,16 +3,19 @@
 import asyncio
 import functools
 import http.server
+import multiprocessing
 import os
+import shutil
 import threading
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import fsspec
 import pytest
 from m2ost_client import InputError
 from m2ost_client.archive import read_slides
-from m2ost_client.archive.storage import SIZE_ONLY, Staging, StorageError, matches, source_version
+from m2ost_client.archive.staging import Staging
+from m2ost_client.archive.storage import SIZE_ONLY, StorageError, matches, source_version
 
 
 @pytest.fixture
@@ -55,10 +58,11 @@ def test_from_http_memory_and_files(served, tmp_path):
     with fsspec.open("memory://bucket/c.svs", "wb") as stream:
         stream.write(data[:999])
     staging = Staging(tmp_path / "cache", 1 << 20)
-    staging.sweep()
+    staging.open()
     found = stage(staging, f"{url}/a%20b.svs", "memory://bucket/c.svs", f"file://{folder}/a b.svs")
     assert [content for _, content in found] == [data, data[:999], data]
     assert [name for name, _ in found] == ["a_20b.svs", "c.svs", "a b.svs"]
+    staging.close()
     assert list((tmp_path / "cache").iterdir()) == [], "nobody uses them any more"
     assert len(data) <= staging.peak_bytes <= 2 * len(data) + 999
 
@@ -68,7 +72,7 @@ def test_no_more_bytes_than_the_limit_and_each_file_once(served, tmp_path):
     for i in range(6):
         (folder / f"{i}.svs").write_bytes(bytes([i]) * 1000)
     staging = Staging(tmp_path / "cache", 2500)
-    staging.sweep()
+    staging.open()
     most = 0
 
     def measure(_):
@@ -89,28 +93,114 @@ def test_no_more_bytes_than_the_limit_and_each_file_once(served, tmp_path):
         stage(staging, f"{url}/big.svs")
 
 
-def test_a_killed_run_leaves_whole_copies_and_no_halves(served, tmp_path):
+fork = multiprocessing.get_context("fork")
+"""A child that has imported everything already; it touches no thread of this process."""
+
+
+def hold_a_copy(cache, location, answers, go_on):
+    """A run that says where its copy lies, and once it may go on, what is in it."""
+
+    async def hold():
+        staging = Staging(cache, 1 << 20)
+        staging.open()
+        async with staging.stage(location) as (copy, _):
+            answers.put(copy)
+            go_on.wait(30)
+            answers.put(copy.read_bytes())
+        staging.close()
+
+    asyncio.run(hold())
+
+
+@pytest.fixture
+def other_run():
+    """Starts a run in a process of its own that keeps a copy until it is told to go on; (process, answers, go on)."""
+    with ExitStack() as stack:
+
+        def start(cache, location):
+            answers, go_on = fork.Queue(), fork.Event()
+            process = fork.Process(target=hold_a_copy, args=(cache, location, answers, go_on))
+            process.start()
+            stack.callback(process.kill)
+            return process, answers, go_on
+
+        yield start
+
+
+def test_a_run_that_ends_leaves_the_copies_of_one_that_lives(other_run, tmp_path):
+    (tmp_path / "a.svs").write_bytes(b"slide")
+    location, cache = f"file://{tmp_path}/a.svs", tmp_path / "cache"
+    process, answers, go_on = other_run(cache, location)
+    copy = answers.get(timeout=30)
+    staging = Staging(cache, 1 << 20)
+    staging.open()
+    assert [data for _, data in stage(staging, location)] == [b"slide"]
+    staging.close()
+    assert copy.exists()
+    go_on.set()
+    assert answers.get(timeout=30) == b"slide"
+    process.join(30)
+    assert (process.exitcode, list(cache.iterdir())) == (0, [])
+
+
+def test_a_killed_run_leaves_whole_copies_to_the_next_and_no_halves(served, other_run, tmp_path):
     folder, url = served
     (folder / "a.svs").write_bytes(b"slide")
     locations = f"file://{folder}/a.svs", f"{url}/a.svs"
-    versions = [source_version(location) for location in locations]
-    assert [version.startswith(SIZE_ONLY) for version in versions] == [False, True], "that server tells no etag"
+    certain, unsure = (source_version(location) for location in locations)
+    assert (certain.startswith(SIZE_ONLY), unsure.startswith(SIZE_ONLY)) == (False, True), "that server tells no etag"
     cache = tmp_path / "cache"
-    copies = [cache / version[:32] / "a.svs" for version in versions]
-    half = cache / "feed" / "b.svs.part"
-    for path in (*copies, half):
+    killed, answers, _ = other_run(cache, locations[0])
+    copy = answers.get(timeout=30)
+    killed.kill()
+    killed.join()
+    own = copy.parents[1]
+    copy.write_bytes(b"SLIDE")
+    for path in (own / unsure[:32] / "a.svs", own / "feed" / "b.svs.part", cache / "mine" / "notes.txt"):
         path.parent.mkdir(parents=True)
         path.write_bytes(b"SLIDE")
     staging = Staging(cache, 1 << 20)
-    staging.sweep()
-    assert [path.exists() for path in (*copies, half)] == [True, False, False]
+    staging.open()
     assert [data for _, data in stage(staging, *locations)] == [b"SLIDE", b"slide"], "one is not fetched again"
+    staging.close()
+    assert [path.name for path in cache.iterdir()] == ["mine"], "what is not of a run is nobody's to remove"
+
+
+def test_a_copy_that_is_asked_for_while_it_goes_is_fetched_anew(tmp_path, monkeypatch):
+    (tmp_path / "a.svs").write_bytes(b"slide")
+    location = f"file://{tmp_path}/a.svs"
+    staging = Staging(tmp_path / "cache", 1 << 20)
+    staging.open()
+    going, asked = threading.Event(), threading.Event()
+    remove = shutil.rmtree
+
+    def slow(path, *arguments):
+        going.set()
+        asked.wait(0.2)
+        remove(path, *arguments)
+
+    async def second():
+        await asyncio.to_thread(going.wait)
+        async with staging.stage(location) as (copy, _):
+            asked.set()
+            await asyncio.sleep(0.05)
+            return copy.read_bytes()
+
+    async def first():
+        async with staging.stage(location):
+            pass
+
+    async def both():
+        return (await asyncio.gather(first(), second()))[1]
+
+    monkeypatch.setattr(shutil, "rmtree", slow)
+    assert asyncio.run(both()) == b"slide"
 
 
 def test_what_cannot_be_fetched_is_named(served, tmp_path):
     _, url = served
     staging = Staging(tmp_path / "cache", 1 << 20)
-    staging.sweep()
+    staging.open()
     for location, words in (
         (f"{url}/absent.svs", "absent.svs: cannot be fetched: FileNotFoundError"),
         ("http://127.0.0.1:9/a.svs", "cannot be fetched"),
@@ -118,6 +208,7 @@ def test_what_cannot_be_fetched_is_named(served, tmp_path):
     ):
         with pytest.raises(InputError, match=words):
             stage(staging, location)
+    staging.close()
     assert list((tmp_path / "cache").iterdir()) == []
 
 
