@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -40,7 +40,9 @@ _SHOWN = 20
 def rescore(
     manifest: Annotated[
         str,
-        typer.Argument(help="A .csv, .tsv or .parquet with slide_id and path; a folder; or a pattern, in quotes."),
+        typer.Argument(
+            help="A .csv, .tsv or .parquet with slide_id and path; a folder; a slide; or a pattern, in quotes."
+        ),
     ],
     out: Annotated[Path, typer.Option("--out", help="The archive's folder: results, state, table and summary.")],
     server: Annotated[
@@ -79,6 +81,9 @@ def rescore(
         str | None,
         typer.Option("--ray", help="Score on the Ray cluster at this address, as many tasks as its 'triton' resource."),
     ] = None,
+    follow_links: Annotated[
+        bool, typer.Option("--follow-links", help="Search linked folders of a folder too; linked files always count.")
+    ] = False,
     rescore_changed: Annotated[
         bool, typer.Option("--rescore-changed", help="Make anew what was made from other content, release or settings.")
     ] = False,
@@ -90,9 +95,10 @@ def rescore(
     ] = 4096,
     retry_for_s: Annotated[float, typer.Option(help="How long to wait while no server is well, in seconds.")] = 300.0,
     cache: Annotated[
-        Path | None, typer.Option(help="Folder for copies of remote slides; by default OUT/cache.")
+        Path | None,
+        typer.Option(help="Folder for copies of remote slides; runs may share it; by default OUT/cache."),
     ] = None,
-    cache_gib: Annotated[float, typer.Option(help="Most GiB of such copies at a time.")] = 32.0,
+    cache_gib: Annotated[float, typer.Option(help="Most GiB of this run's copies at a time.")] = 32.0,
     server_log: Annotated[Path | None, typer.Option(help="Write the embedded server's JSON log here.")] = None,
 ) -> None:
     """Score an archive of slides; the same command goes on where an earlier run ended, whatever ended it.
@@ -116,7 +122,7 @@ def rescore(
         settings = Settings(pitch_um=pitch_um, view_mpp=view_mpp if view_mpp in (None, "model") else float(view_mpp))
     except ValueError as error:
         raise UserError(str(error)) from error
-    slides = read_slides(manifest, names_on_server=bool(server) and not send_pixels)
+    slides = read_slides(manifest, names_on_server=bool(server) and not send_pixels, follow_links=follow_links)
     if slides.unused:
         print(f"{manifest}: nothing reads the columns {', '.join(slides.unused)}", file=sys.stderr)
     if ray and cache is None and any(is_url(row.path) for row in slides.rows):
@@ -228,7 +234,14 @@ async def _run(
                 else None
             )
             run = Rescore(
-                slides.rows, options, state, pool, access(pool, workers), runner=workers, on_progress=on_progress
+                slides.rows,
+                options,
+                state,
+                pool,
+                access(pool, workers),
+                runner=workers,
+                left_out=slides.left_out,
+                on_progress=on_progress,
             )
             with _heed_signals(run):
                 return await run.run()
@@ -300,6 +313,12 @@ def _print_report(report: ArchiveReport, out: Path) -> None:
         print(f"  … {len(summary['failed']) - _SHOWN} more in {out / 'summary.json'}")
     if summary["spots_without_value"]:
         print(f"  {summary['spots_without_value']:,} spots have no value; the status in each result says why")
+    if summary["without_spots"]:
+        print(
+            f"  nothing was scored of {len(summary['without_spots']):,} slides, for no cell of the grid is at "
+            f"least half tissue: {_some(summary['without_spots'])}"
+        )
+    _print_left_out(summary["left_out"]["files"], "in summary.json")
     if summary["left"]:
         print("  the same command goes on from here")
     print(f"  {out / 'archive.parquet'}")
@@ -307,11 +326,26 @@ def _print_report(report: ArchiveReport, out: Path) -> None:
         print(f"  {out / 'index.html'}")
 
 
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:_SHOWN]) + (" …" if len(names) > _SHOWN else "")
+
+
+def _print_left_out(files: list[dict[str, Any]], where: str) -> None:
+    """What lies among the slides and is not scored, by reason; what may be a slide first."""
+    by_reason: dict[tuple[bool, str], list[str]] = {}
+    for left in files:
+        by_reason.setdefault((not left["problem"], left["reason"]), []).append(left["path"])
+    for (harmless, reason), paths in sorted(by_reason.items()):
+        print(f"  left out{'' if harmless else ', and may be a slide'}: {len(paths):,} {reason}: {_some(paths)}")
+    if any(len(paths) > _SHOWN for paths in by_reason.values()):
+        print(f"  all of them are {where}")
+
+
 def status(
     out: Annotated[Path, typer.Argument(help="An archive's folder.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """How far an archive is: slides by state, spots, and what failed. Works beside a run."""
+    """How far an archive is: slides by state, spots, what failed and what was left out. Works beside a run."""
     with needs("client"):
         from m2ost_client.archive import read_status
     found = read_status(out)
@@ -337,6 +371,7 @@ def status(
         print(f"  {slide_id}: {reason}")
     if len(found.problems) > _SHOWN:
         print(f"  … {len(found.problems) - _SHOWN} more with --json")
+    _print_left_out(found.left_out, "told with --json")
 
 
 def register(app: typer.Typer) -> None:

@@ -15,6 +15,7 @@ from m2ost_client import InputError
 from m2ost_client.archive import Sent, Settings, SlideRow, read_status
 from m2ost_client.reports import Exports
 from m2ost_preprocess.decoder import Decoder
+from PIL import Image
 
 from .archives import MPP, address_of, rescore, rescore_apart, results
 from .conftest import by_pytorch
@@ -172,6 +173,22 @@ def test_what_has_changed_is_refused_or_made_anew_and_never_mixed(slides, server
     assert (report.complete, report.summary["of_them_skipped"]) == (True, 0)
     table = pd.read_parquet(out / "archive.parquet")
     assert table.mpp.tolist() == [MPP, 0.6]
+
+
+def test_a_mask_says_where_spots_lie_and_one_that_says_it_twice_costs_its_slide_alone(slides, server, tmp_path):
+    half = np.zeros((65, 65), np.uint8)
+    half[:, :36] = 255  # 720 px
+    Image.fromarray(half).save(tmp_path / "left.png")
+    Image.fromarray(np.dstack([np.full_like(half, 255)] * 3 + [half])).save(tmp_path / "alpha.png")
+    large = slides[1][0]
+    rows = [replace(large, slide_id=name, mask=str(tmp_path / f"{name}.png")) for name in ("left", "alpha")]
+    report = rescore(rows, tmp_path / "out", [server])
+    (failed,) = report.summary["failed"]
+    assert failed["slide_id"] == "alpha"
+    assert "transparency over what is not black" in failed["reason"]
+    centers = adata_of(tmp_path / "out", "left").obsm["spatial"]
+    cells = [60 + 120 * i for i in range(11) if 60 + 120 * i < 1300]  # 60 µm of 0.5 µm/px
+    assert {tuple(center) for center in centers.tolist()} == {(x, y) for x in cells if x < 720 for y in cells}
 
 
 def test_an_archive_of_another_release_is_refused(slides, server, tmp_path):

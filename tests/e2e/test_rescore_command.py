@@ -14,8 +14,10 @@ from pathlib import Path
 import anndata
 import numpy as np
 import pandas as pd
+import tifffile
 from m2ost_client import InputError
 from m2ost_client.archive import read_status
+from m2ost_preprocess.readers import open_slide
 
 from .archives import MPP, make_slides, rescore, results, tiler_decoder
 from .conftest import by_pytorch, heed_ctrl_c, metrics_of, wait_for, waiting
@@ -66,6 +68,34 @@ def test_a_manifest_with_slides_here_and_elsewhere_and_a_bad_one(narrow_release,
     assert status == 0, errors
     assert "not running; the last run done" in output
     assert "notes: notes.svs: no reader" in output
+
+
+def test_what_a_folder_holds_beside_slides_is_named(archive_server, svs, tmp_path):
+    folder, out = tmp_path / "slides", tmp_path / "out"
+    (folder / "sub").mkdir(parents=True)
+    pixels = open_slide(svs).read(200, 300, 520, 520)
+    for name in ("one.tif", "sub/deep.tif"):
+        tifffile.imwrite(
+            folder / name, pixels, tile=(256, 256), resolution=(1e4 / MPP, 1e4 / MPP), resolutionunit="CENTIMETER"
+        )
+    (folder / "notes.txt").touch()
+    command = ("--out", out, "--server", archive_server.address, "--send-pixels")
+    status, output, errors = m2ost("rescore", folder, *command)
+    assert status == 0, errors
+    assert "2 of 2 slides done" in output
+    assert f"left out: 1 not a slide by content: {folder}/notes.txt" in output
+    (folder / "linked").symlink_to(svs.parent)
+    status, output, _ = m2ost("rescore", folder, *command)
+    assert status == 3
+    assert "2 of 2 slides done (2 before this run), 0 failed, 0 left" in output
+    assert "left out, and may be a slide: 1 a link to a folder elsewhere; --follow-links searches it: " in output
+    left_out = json.loads((out / "summary.json").read_text())["left_out"]
+    assert set(left_out["by_reason"].values()) == {1}
+    assert [(Path(left["path"]).name, left["problem"]) for left in left_out["files"]] == [
+        ("linked", True),
+        ("notes.txt", False),
+    ]
+    assert read_status(out).left_out == left_out["files"]
 
 
 def spots_done(out):

@@ -19,6 +19,7 @@ from .pool import Pool
 from .ray_runner import Cluster, OnRay, SentByWorkers, connected
 from .run import Rescore
 from .runner import Runner
+from .scan import LeftOut
 from .state import State, exclusive
 from .status import ArchiveStatus, read_status
 from .storage import is_url
@@ -30,6 +31,7 @@ __all__ = [
     "ArchiveStatus",
     "Cluster",
     "EndpointOptions",
+    "LeftOut",
     "OnRay",
     "OnServer",
     "Pool",

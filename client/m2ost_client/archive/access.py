@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Protocol
@@ -178,5 +179,7 @@ async def _fingerprint_here(path: str) -> str:
 def existing(path: str) -> Path:
     """The file behind a path, without symbolic links."""
     if not Path(path).exists():
+        if Path(path).is_symlink():
+            raise SlideNotFound(path, f"links to {os.readlink(path)}, which is not there; mend the link")
         raise SlideNotFound(path, "no such file; mend the manifest or put it back")
     return Path(path).resolve()

@@ -5,30 +5,31 @@ from __future__ import annotations
 import csv
 import glob
 import math
+import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from m2ost_preprocess.home import NoHomeFolder, expanded
+
 from ..errors import InputError
-from .storage import is_url, matches
+from .scan import Found, LeftOut, search_folder, search_pattern, single
+from .storage import is_url, sort_out_urls
 
 COLUMNS = ("slide_id", "path", "mpp", "spots", "mask", "pitch_um")
 """Columns that are used; a table may have others."""
 
 _REQUIRED = ("slide_id", "path")
+_MANIFESTS = (".csv", ".tsv", ".parquet")
 _MAX_ID_BYTES = 150  # what a file name may have, less the longest ending of a map
 _BAD_ID = re.compile(r"[/\\\x00-\x1f\x7f]|^[.\s]|\s$|^$")
 _NAN = {"", "nan", "na", "none", "null"}
 
 Records = list[tuple[str, Mapping[Any, Any]]]
 """Where a record stands, for errors; and its cells by column."""
-
-SLIDE_SUFFIXES = frozenset(
-    ("svs", "tif", "tiff", "ndpi", "mrxs", "scn", "bif", "vms", "vmu", "svslide", "jpg", "jpeg", "png"),
-)
-"""Endings of the files that a folder is searched for; a folder with ``.dcm`` files is one slide."""
 
 
 @dataclass(frozen=True)
@@ -73,13 +74,16 @@ class SlideList:
         In the manifest's order.
     unused : tuple of str
         Columns of the manifest that nothing reads.
+    left_out : tuple of LeftOut
+        What a folder or a pattern holds beside them.
     """
 
     rows: tuple[SlideRow, ...]
     unused: tuple[str, ...] = ()
+    left_out: tuple[LeftOut, ...] = ()
 
 
-def read_slides(source: str, *, names_on_server: bool = False) -> SlideList:
+def read_slides(source: str, *, names_on_server: bool = False, follow_links: bool = False) -> SlideList:
     """The slides that a manifest, a folder or a pattern names.
 
     Parameters
@@ -87,20 +91,28 @@ def read_slides(source: str, *, names_on_server: bool = False) -> SlideList:
     source : str
         A ``.csv``, ``.tsv`` or ``.parquet`` with the columns ``slide_id`` and ``path`` and, where wanted, ``mpp``,
         ``spots``, ``mask`` and ``pitch_um``, paths relative to it; or a folder, searched to the bottom; or a pattern
-        (``slides/**/*.svs``, ``s3://bucket/*.svs``). In the last two a slide is called by its path below the folder or
-        the pattern's fixed part, without the ending, ``/`` as ``__``.
+        (``slides/**/*.svs``, ``s3://bucket/*.svs``); or one slide. In a folder and a pattern a slide is called by its
+        path below the folder or the pattern's fixed part, without the ending, ``/`` as ``__``. A DICOM series is one
+        slide, called by its folder where it is the only one there, else by its first file.
     names_on_server : bool
         ``path`` of a manifest is a name under a server's roots (``root/relative/path``): it is taken as it is.
+    follow_links : bool
+        Search linked folders too; links to files are followed in any case.
 
     Raises
     ------
     InputError
         If there is nothing, a column is missing, a value cannot be used, or two slides have one id. Names file, row,
         column, and what to do.
+    NoHomeFolder
+        If ``source`` begins with a ``~`` that this machine does not know.
     """
-    path = Path(source).expanduser()
-    suffix = path.suffix.lower()
-    if not is_url(source) and suffix in (".csv", ".tsv", ".parquet") and not path.is_dir():
+    if is_url(source):
+        path, suffix = Path(source), ""
+    else:
+        path = expanded(source)
+        suffix = path.suffix.lower()
+    if suffix in _MANIFESTS and not path.is_dir():
         records, header = _read_parquet(path) if suffix == ".parquet" else _read_text(path)
         found = SlideList(
             tuple(_row(path, place, record, names_on_server) for place, record in records),
@@ -111,15 +123,32 @@ def read_slides(source: str, *, names_on_server: bool = False) -> SlideList:
             f"{source}: slides on a server are named by a manifest (.csv, .tsv or .parquet with slide_id and "
             "path=root/relative/path); a folder or pattern needs --send-pixels"
         )
+    elif is_url(source):
+        found = _listed(sort_out_urls(source))
     elif path.is_dir():
         root = path.resolve()
-        found = SlideList(tuple(_named(root.as_posix(), (p.as_posix() for p in _slides_below(root)))))
+        found = _listed(search_folder(root, follow_links=follow_links), root.as_posix())
+    elif path.exists():
+        found = _listed(_single(path))
     else:
-        found = SlideList(tuple(_match(source)))
+        pattern = path if path.is_absolute() else Path(glob.escape(os.getcwd()), path)
+        matched = search_pattern(pattern, follow_links=follow_links) if glob.has_magic(source) else Found()
+        if not (matched.slides or matched.left_out):
+            raise InputError(f"{source}: no such manifest, folder or slide, and no file matches it")
+        found = _listed(matched)
     if not found.rows:
-        raise InputError(f"{source}: no slides; give a manifest, a folder of slides, or a pattern in quotes")
+        raise InputError(
+            f"{source}: no slides{_told_left_out(found.left_out)}; give a manifest, a folder of slides, or a "
+            "pattern in quotes"
+        )
     _check_unique(source, found.rows)
     return found
+
+
+def _told_left_out(left_out: Sequence[LeftOut]) -> str:
+    """How many were left out, by reason, to be put behind something; empty for none."""
+    counts = Counter(left.reason for left in left_out).most_common()
+    return f" (left out: {', '.join(f'{count:,} {reason}' for reason, count in counts)})" if counts else ""
 
 
 def _read_text(path: Path) -> tuple[Records, list[str]]:
@@ -178,13 +207,13 @@ def _row(path: Path, place: str, record: Mapping[str, Any], names_on_server: boo
         raise InputError(
             f"{path}, {place}, column 'spots': with a file of spots there is no grid; leave mask and pitch_um empty"
         )
-    files = {column: _beside(path, text[column]) for column in ("spots", "mask")}
+    files = {column: _beside(path, place, column, text[column]) for column in ("spots", "mask")}
     for column, file in files.items():
         if file is not None and not Path(file).is_file():
             raise InputError(
                 f"{path}, {place}, column {column!r}: {file}: no such file; mend the path or leave it empty"
             )
-    resolved = location if names_on_server else _beside(path, location)
+    resolved = location if names_on_server else _beside(path, place, "path", location)
     assert resolved is not None
     return SlideRow(slide_id, resolved, mpp, files["spots"], files["mask"], pitch_um)
 
@@ -211,11 +240,14 @@ def _positive(path: Path, place: str, column: str, text: str | None) -> float | 
     return value
 
 
-def _beside(path: Path, location: str | None) -> str | None:
+def _beside(path: Path, place: str, column: str, location: str | None) -> str | None:
     """A location of a manifest, relative to where that lies."""
     if location is None or is_url(location):
         return location
-    return str(path.resolve().parent / Path(location).expanduser())
+    try:
+        return str(path.resolve().parent / expanded(location))
+    except NoHomeFolder as error:
+        raise InputError(f"{path}, {place}, column {column!r}: {error}") from error
 
 
 def _problem_of_id(slide_id: str) -> str | None:
@@ -226,34 +258,16 @@ def _problem_of_id(slide_id: str) -> str | None:
     return None
 
 
-def _slides_below(root: Path) -> Iterator[Path]:
-    """Files that are slides by their ending, and folders of DICOM instances, sorted."""
-    try:
-        entries = sorted(root.iterdir())
-    except OSError as error:
-        raise InputError(f"{root}: cannot list the folder: {error.strerror}") from error
-    if any(entry.suffix.lower() == ".dcm" and entry.is_file() for entry in entries):
-        yield root
-        return
-    companions = {entry.with_suffix("") for entry in entries if entry.suffix.lower() == ".mrxs"}
-    for entry in entries:
-        if entry.name.startswith("."):
-            continue
-        if entry.is_dir() and entry not in companions and not entry.is_symlink():
-            yield from _slides_below(entry)
-        elif entry.suffix.lower().lstrip(".") in SLIDE_SUFFIXES and entry.is_file():
-            yield entry
-
-
-def _match(pattern: str) -> Iterator[SlideRow]:
-    if is_url(pattern):
-        paths = sorted(matches(pattern))
-    else:
-        absolute = str(Path(pattern).expanduser().absolute())
-        paths = sorted(glob.glob(absolute, recursive=True)) if glob.has_magic(pattern) else []
-        if not paths:
-            raise InputError(f"{pattern}: no such manifest or folder, and no file matches it")
-    return _named(_fixed_part(paths), paths)
+def _single(path: Path) -> Found:
+    """An archive of one slide."""
+    found = single(path.absolute())
+    if found.left_out:
+        raise InputError(
+            f"{path}: it is there, but neither a manifest (.csv, .tsv or .parquet) nor a slide: "
+            f"{found.left_out[0].reason}; if it is a table with slide_id and path, call it .csv; a list of paths needs "
+            "that header too"
+        )
+    return found
 
 
 def _fixed_part(paths: list[str]) -> str:
@@ -267,12 +281,16 @@ def _fixed_part(paths: list[str]) -> str:
     return "/".join(shared)
 
 
-def _named(root: str, paths: Iterable[str]) -> Iterator[SlideRow]:
-    for path in paths:
-        relative = path.removeprefix(root).strip("/") or root.rsplit("/", 1)[-1]
-        folder, separator, name = relative.rpartition("/")
-        stem = name.rpartition(".")[0] or name
-        slide_id = f"{folder}{separator}{stem}".replace("/", "__")
+def _listed(found: Found, root: str | None = None) -> SlideList:
+    """What was found, under ids made of paths below ``root`` or below the folder that all lie in."""
+    root = _fixed_part([name for _, name in found.slides]) if root is None else root
+    return SlideList(tuple(_named(root, found)), left_out=tuple(found.left_out))
+
+
+def _named(root: str, found: Found) -> Iterator[SlideRow]:
+    for path, name in found.slides:
+        relative = name.removeprefix(root).strip("/") or root.rsplit("/", 1)[-1]
+        slide_id = relative.replace("/", "__")
         problem = _problem_of_id(slide_id)
         if problem:
             raise InputError(f"{path}: its id {slide_id!r} {problem}; write a manifest with ids of your own")

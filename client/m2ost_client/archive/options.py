@@ -31,9 +31,9 @@ class RescoreOptions:
     rescore_changed : bool
         Score again what was scored from another content, release, or other settings; otherwise that is refused.
     cache : Path
-        Folder that remote slides are staged in.
+        Folder that remote slides are staged in; runs may share it.
     cache_bytes : int
-        Most bytes of them.
+        Most bytes of them, of this run.
     """
 
     out: Path
@@ -78,5 +78,7 @@ class ArchiveReport:
 
     @property
     def complete(self) -> bool:
-        """Whether every slide has its result and every spot its value."""
-        return not (self.summary["failed"] or self.summary["left"] or self.summary["spots_without_value"])
+        """Whether every slide has its result and every spot its value, and nothing was left out that may be a slide."""
+        summary = self.summary
+        hidden = any(left["problem"] for left in summary["left_out"]["files"])
+        return not (summary["failed"] or summary["left"] or summary["spots_without_value"] or hidden)

@@ -12,6 +12,7 @@ import os
 import shutil
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from ..metadata import SpotsScored, result_metadata
 from ..reports import Exports, Failure, write_index
 from ..results import SlideResult
 from .plan import SlidePlan
+from .scan import LeftOut
 from .state import CHANGED, DONE, FAILED, Part, SlideRecord
 
 RESULTS = "results"
@@ -181,7 +183,9 @@ def write_table(records: Iterable[SlideRecord], out: Path) -> None:
     _replace(out / TABLE, lambda part: table.to_parquet(part, index=False))
 
 
-def summarise(records: Sequence[SlideRecord], *, skipped: int, run: dict[str, Any]) -> dict[str, Any]:
+def summarise(
+    records: Sequence[SlideRecord], *, skipped: int, run: dict[str, Any], left_out: Sequence[LeftOut] = ()
+) -> dict[str, Any]:
     """The content of ``summary.json``.
 
     Parameters
@@ -191,6 +195,8 @@ def summarise(records: Sequence[SlideRecord], *, skipped: int, run: dict[str, An
         Slides whose result was there and of what they are.
     run : dict
         What is told of the run: ``spots`` scored in it, ``seconds``, servers, settings.
+    left_out : sequence of LeftOut
+        What lies among the slides and is not scored.
     """
     finished = [r.facts for r in records if r.state == DONE and r.facts is not None]
     seconds = run["seconds"]
@@ -206,6 +212,13 @@ def summarise(records: Sequence[SlideRecord], *, skipped: int, run: dict[str, An
         "left": sum(r.state not in (DONE, FAILED, CHANGED) for r in records),
         "spots": sum(f["spots"] for f in finished),
         "spots_without_value": sum(f["spots_without_value"] for f in finished),
+        "without_spots": [
+            r.slide_id for r in records if r.state == DONE and r.facts is not None and not r.facts["spots"]
+        ],
+        "left_out": {
+            "by_reason": dict(Counter(left.reason for left in left_out)),
+            "files": [asdict(left) for left in left_out],
+        },
         "mpp_sources": dict(Counter(f["mpp_source"] or "unknown" for f in finished)),
         "run": {**run, "spots_per_s": run["spots"] / seconds if seconds and run["spots"] else None},
     }

@@ -34,9 +34,10 @@ from .output import (
 from .plan import SlidePlan, plan_slide, result_key
 from .pool import Drained, Pool
 from .runner import InProcess, Runner
+from .scan import LeftOut
 from .score import join, missing
 from .staging import Staging
-from .state import CHANGED, DONE, Part, SlideRecord, State
+from .state import CHANGED, DONE, LEFT_OUT, Part, SlideRecord, State
 from .storage import SIZE_ONLY, is_url, source_version
 
 KEEP_SPOTS, KEEP_S = 1024, 1.0
@@ -60,6 +61,8 @@ class Rescore:
     access : Access
     runner : Runner, optional
         Where spots are scored; by default in this process, through the pool.
+    left_out : sequence of LeftOut
+        What lies among the slides and is not scored, for the summary and the state.
     on_progress : callable, optional
         Receives a :class:`Progress` whenever something came to an end.
 
@@ -78,9 +81,10 @@ class Rescore:
         access: Access,
         *,
         runner: Runner | None = None,
+        left_out: Sequence[LeftOut] = (),
         on_progress: Callable[[Progress], None] | None = None,
     ) -> None:
-        self._rows, self._options, self._state = rows, options, state
+        self._rows, self._left_out, self._options, self._state = rows, left_out, options, state
         self.pool, self._access = pool, access
         self._runner = runner or InProcess(pool, access.scorer, options.batch_rows)
         self._on_progress = on_progress or (lambda progress: None)
@@ -145,6 +149,7 @@ class Rescore:
             self._staging.open()
         state.begin_run()
         state.list_slides(self._rows)
+        state.set(LEFT_OUT, [asdict(left) for left in self._left_out])
         self._agree_on_settings()
         # Where they are, no run was cut off since.
         for name in (TABLE, SUMMARY, INDEX):
@@ -348,7 +353,7 @@ class Rescore:
             **asdict(self._options.settings),
             "release_sha256": self.pool.info.release_sha256,
         }
-        summary = summarise(records, skipped=self._skipped, run=run)
+        summary = summarise(records, skipped=self._skipped, run=run, left_out=self._left_out)
         write_table(records, self._options.out)
         write_summary(summary, self._options.out)
         if self._options.exports.report and ended in ("done", "drained"):

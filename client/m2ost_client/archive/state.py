@@ -29,6 +29,9 @@ LOCK = "state.lock"
 FORMAT = 1
 
 PENDING, RUNNING, DONE, FAILED, CHANGED = "pending", "running", "done", "failed", "changed"
+LEFT_OUT = "left_out"
+"""Name of the value that holds what lies among the slides and is not scored."""
+
 _LOCK_TRIES, _LOCK_PAUSE_S = 10, 0.05
 """`m2ost status` holds the lock for a moment to see whether it is free."""
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
-from .state import CHANGED, DONE, FAILED, FILENAME, STATES, is_locked, read_records
+from .state import CHANGED, DONE, FAILED, FILENAME, LEFT_OUT, STATES, is_locked, read_records
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,9 @@ class ArchiveStatus:
         ``pid``, ``host``, ``spots`` scored, ``seconds``, ``ended`` (how; None where it runs, or was killed).
     settings : dict
         What all results have in common.
+    left_out : list of dict
+        What lies among the slides and is not scored: ``path``, ``reason``, and ``problem``, whether it may be or hide a
+        slide.
     """
 
     folder: Path
@@ -44,6 +47,7 @@ class ArchiveStatus:
     problems: dict[str, str]
     last_run: dict[str, Any]
     settings: dict[str, Any]
+    left_out: list[dict[str, Any]]
 
     @property
     def complete(self) -> bool:
@@ -72,7 +76,7 @@ def read_status(folder: Path) -> ArchiveStatus:
             records = read_records(db)
             parts = dict(db.execute("SELECT slide_id, SUM(spots) FROM parts GROUP BY slide_id").fetchall())
             run = db.execute("SELECT pid, host, spots, seconds, ended FROM runs ORDER BY run DESC LIMIT 1").fetchone()
-            settings = db.execute("SELECT value FROM archive WHERE name = 'settings'").fetchone()
+            values = dict(db.execute("SELECT name, value FROM archive").fetchall())
     except sqlite3.Error as error:
         raise InputError(f"{path}: cannot be read: {error}") from error
     counts = {state: sum(record.state == state for record in records) for state in STATES}
@@ -85,5 +89,6 @@ def read_status(folder: Path) -> ArchiveStatus:
         spots_known=sum(record.spots or 0 for record in records),
         problems={r.slide_id: r.reason or "" for r in records if r.state in (FAILED, CHANGED)},
         last_run=dict(zip(("pid", "host", "spots", "seconds", "ended"), run, strict=True)) if run else {},
-        settings=json.loads(settings[0]) if settings else {},
+        settings=json.loads(values.get("settings", "{}")),
+        left_out=json.loads(values.get(LEFT_OUT, "[]")),
     )

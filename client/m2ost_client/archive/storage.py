@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 from ..errors import InputError, OutputError
+from .content import DICOM_SUFFIX, HEAD_BYTES, SEVERAL_FILES, SLIDE_SUFFIXES, is_slide, suffix_of, without_ending
+from .scan import FOLDER_WITHOUT_SLIDES, NOT_A_SLIDE, Found, LeftOut
 
 _URL = re.compile(r"^[a-zA-Z][a-zA-Z0-9+.-]*(::|://)")
 _BLOCK_BYTES = 4 << 20
@@ -15,6 +18,8 @@ _VERSION_FACTS = (
     "ETag", "etag", "md5Hash", "Content-MD5", "Digest", "checksum", "mtime", "LastModified", "last_modified", "updated",
     "created",
 )  # fmt: skip
+
+SLIDE_OF_SEVERAL_FILES = "part of a slide of several files, and one file alone is fetched; copy its folder here"
 
 SIZE_ONLY = "size-"
 """How a version begins that may be the same though the file is another."""
@@ -29,23 +34,48 @@ def is_url(location: str) -> bool:
     return _URL.match(location) is not None
 
 
-def matches(pattern: str) -> list[str]:
-    """URLs that match a pattern.
+def sort_out_urls(pattern: str) -> Found:
+    """The slides among the URLs that a pattern matches.
 
     Raises
     ------
     InputError
-        If none does, or the storage cannot be reached.
+        If none matches, or the storage cannot be reached.
     """
     filesystem, path = _filesystem(pattern)
     protocol = pattern.partition("://")[0]
     try:
-        found = [str(match) for match in filesystem.glob(path)]
+        matches = dict(filesystem.glob(path, detail=True))
     except Exception as error:  # every backend has its own kinds
         raise InputError(f"{pattern}: cannot be listed: {error}") from error
-    if not found:
+    if not matches:
         raise InputError(f"{pattern}: nothing matches it")
-    return [match if is_url(match) else f"{protocol}://{match}" for match in found]
+    found = Found()
+    folders = [match for match, facts in matches.items() if facts.get("type") == "directory"]
+    dicom = Counter(match.rpartition("/")[0] for match in matches if suffix_of(match) == DICOM_SUFFIX)
+    for match in sorted(matches):
+        url = match if is_url(match) else f"{protocol}://{match}"
+        suffix = suffix_of(match)
+        if match in folders:
+            if not any(other.startswith(f"{match.rstrip('/')}/") for other in matches):
+                found.left_out.append(LeftOut(url, FOLDER_WITHOUT_SLIDES, problem=True))
+        elif suffix in SEVERAL_FILES and (suffix != DICOM_SUFFIX or dicom[match.rpartition("/")[0]] > 1):
+            found.left_out.append(LeftOut(url, SLIDE_OF_SEVERAL_FILES, problem=True))
+        elif suffix in SLIDE_SUFFIXES or _is_slide(filesystem, match):
+            folder, separator, name = url.rpartition("/")
+            found.slides.append((url, f"{folder}{separator}{without_ending(name)}"))
+        else:
+            found.left_out.append(LeftOut(url, NOT_A_SLIDE))
+    return found
+
+
+def _is_slide(filesystem: Any, path: str) -> bool:
+    """Whether it is a slide by content; one that cannot be looked at is an error once it is to be scored."""
+    try:
+        with filesystem.open(path, "rb") as stream:
+            return is_slide(stream.read(HEAD_BYTES))
+    except Exception:  # every backend has its own kinds
+        return True
 
 
 def source_version(location: str) -> str:

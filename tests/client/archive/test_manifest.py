@@ -4,6 +4,7 @@ import pandas as pd
 import pytest
 from m2ost_client import InputError
 from m2ost_client.archive import read_slides, roots_of
+from m2ost_preprocess.home import NoHomeFolder
 
 
 def write(path, text):
@@ -59,26 +60,12 @@ def test_what_cannot_be_used_is_told_with_its_place(tmp_path, text, words):
     assert "slides.csv" in str(error.value)
 
 
-def test_a_folder_and_a_pattern(tmp_path):
-    for name in ("a.svs", "b/a.svs", "b/notes.txt", ".hidden/c.svs", "d/x.dcm", "d/y.dcm", "e.mrxs", "e/f.jpg"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).touch()
-    rows = {row.slide_id: row.path for row in read_slides(str(tmp_path)).rows}
-    assert rows == {
-        "a": f"{tmp_path}/a.svs",
-        "b__a": f"{tmp_path}/b/a.svs",
-        "d": f"{tmp_path}/d",
-        "e": f"{tmp_path}/e.mrxs",
-    }
-    assert [row.slide_id for row in read_slides(f"{tmp_path}/**/a.svs").rows] == ["a", "b__a"]
-    for nothing in ("*.ndpi", "absent"):
-        with pytest.raises(InputError, match="no such manifest or folder, and no file matches it"):
-            read_slides(f"{tmp_path}/{nothing}")
-    with pytest.raises(InputError, match="named by a manifest"):
-        read_slides(str(tmp_path), names_on_server=True)
-    (tmp_path / "a.tif").touch()
-    with pytest.raises(InputError, match="'a' is the id of"):
-        read_slides(str(tmp_path))
+def test_a_home_folder_that_this_machine_does_not_know(tmp_path):
+    for column, cells in (("path", "~nosuchuser/a.svs,"), ("mask", "a.svs,~nosuchuser/m.png")):
+        with pytest.raises(InputError, match=f"row 2, column '{column}': ~nosuchuser/.*no home folder ~nosuchuser"):
+            read_slides(write(tmp_path / "slides.csv", f"slide_id,path,mask\na,{cells}\n"))
+    with pytest.raises(NoHomeFolder, match="write the folder in full"):
+        read_slides("~nosuchuser/slides")
 
 
 def test_an_embedded_server_gets_few_roots_that_hold_all_slides(tmp_path):

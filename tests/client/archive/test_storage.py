@@ -15,7 +15,7 @@ import pytest
 from m2ost_client import InputError
 from m2ost_client.archive import read_slides
 from m2ost_client.archive.staging import Staging
-from m2ost_client.archive.storage import SIZE_ONLY, StorageError, matches, source_version
+from m2ost_client.archive.storage import SIZE_ONLY, StorageError, source_version
 
 
 @pytest.fixture
@@ -227,4 +227,31 @@ def test_a_pattern_of_urls(tmp_path):
             stream.write(b"slide")
     assert [row.slide_id for row in read_slides("memory://archive/*.svs").rows] == ["x", "y"]
     with pytest.raises(InputError, match="nothing matches"):
-        matches("memory://archive/*.ndpi")
+        read_slides("memory://archive/*.ndpi")
+
+
+def test_a_pattern_of_urls_names_what_it_leaves_out(tmp_path):
+    tiff, text = b"II*\0" + bytes(200), b"slide_id,path\n"
+    (tmp_path / "dir").mkdir()
+    for name, data in (
+        ("a.svs", b""),
+        ("bare", tiff),
+        ("notes.csv", text),
+        ("m.mrxs", b"\xff\xd8\xff"),
+        ("dir/one.dcm", b""),
+        ("dir/two.dcm", b""),
+    ):
+        (tmp_path / name).write_bytes(data)
+    found = read_slides(f"file://{tmp_path}/**")
+    assert [(row.slide_id, row.path) for row in found.rows] == [
+        ("a", f"file://{tmp_path}/a.svs"),
+        ("bare", f"file://{tmp_path}/bare"),
+    ]
+    assert {(Path(left.path).name, left.problem) for left in found.left_out} == {
+        ("notes.csv", False),
+        ("m.mrxs", True),
+        ("one.dcm", True),
+        ("two.dcm", True),
+    }
+    (dir_alone,) = read_slides(f"file://{tmp_path}/*").left_out[:1]
+    assert (Path(dir_alone.path).name, dir_alone.problem) == ("dir", True), "its slides are not in the pattern"
