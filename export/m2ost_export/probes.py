@@ -92,9 +92,7 @@ def slide_views(slide: Path, geometry: ViewGeometry, *, spots: Path | None = Non
         info = decoder.describe(path)
         if spots is not None:
             found = read_spots(spots)
-            check_places(
-                found.centers, info.size, lambda: info.thumbnail, source=str(spots), columns=found.columns
-            )
+            check_places(found.centers, info.size, lambda: info.thumbnail, source=str(spots), columns=found.columns)
         else:
             found = grid(info.size, tissue_mask(info.thumbnail), geometry.size_px)
         if len(found) < 2:

@@ -100,11 +100,11 @@ class ViewCache:
             statuses = decoder.cut_views(image, centers[rows], np.ones(len(rows), np.float32), views)
             bad = np.flatnonzero(statuses != RowStatus.OK)
             if len(bad):
-                status = RowStatus(int(statuses[bad[0]]))
+                status, spot = RowStatus(int(statuses[bad[0]])), int(rows[bad[0]])
                 outside = status == RowStatus.OUTSIDE_SLIDE
                 raise DataError(
-                    f"section {section.name}, spot {section.spot_names[int(rows[bad[0]])]} at "
-                    f"{tuple(centers[rows[bad[0]]].tolist())} of {section.image}: {status.reason}"
+                    f"section {section.name}, spot {section.spot_names[spot]} at {tuple(centers[spot].tolist())} on "
+                    f"{section.image}: {status.reason}"
                     + ("; are positions and image of the same resolution?" if outside else "")
                 )
             for view, cut in enumerate(views):

@@ -14,15 +14,18 @@ import stat
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pydicom
-from pydicom.encaps import parse_basic_offsets, parse_fragments
 
 from ..errors import UnreadableSlide
 from .base import Pixels, Size
 from .sound import jpeg_2000_damage, jpeg_damage
+
+if TYPE_CHECKING:
+    from pydicom import Dataset
+
+# pydicom loads much, OpenSSL among it, which Locust wants to load first: it is imported where a DICOM file is read.
 
 JPEG_BASELINE = "1.2.840.10008.1.2.4.50"
 JPEG_2000 = ("1.2.840.10008.1.2.4.90", "1.2.840.10008.1.2.4.91")
@@ -168,8 +171,10 @@ class Instance:
     path: Path
 
     @cached_property
-    def header(self) -> pydicom.Dataset:
+    def header(self) -> Dataset:
         """Everything but the pixels."""
+        import pydicom
+
         return pydicom.dcmread(self.path, stop_before_pixels=True)
 
     @property
@@ -196,6 +201,9 @@ class Instance:
         ValueError
             If frames and fragments do not fit together.
         """
+        import pydicom
+        from pydicom.encaps import parse_basic_offsets, parse_fragments
+
         count = int(self.header.get("NumberOfFrames", 1))
         with self.path.open("rb") as stream:
             pydicom.dcmread(stream, stop_before_pixels=True, specific_tags=[])
@@ -310,11 +318,13 @@ class DicomVolume:
                     )
 
 
-def _header(path: Path, tags: list[str]) -> pydicom.Dataset | None:
+def _header(path: Path, tags: list[str]) -> Dataset | None:
     """Some tags of a DICOM file; empty where it cannot be followed, None where it is none."""
     with path.open("rb") as file:
         if file.read(_PREAMBLE_BYTES)[128:] != b"DICM":
             return None
+    import pydicom
+
     try:
         return pydicom.dcmread(path, stop_before_pixels=True, specific_tags=list(tags))
     except OSError:

@@ -4,10 +4,10 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from m2ost.data import views as module
 from m2ost.data.errors import DataError
 from m2ost.data.views import CHUNK, ViewCache
 from m2ost_preprocess.contract import ViewGeometry, as_centers
+from m2ost_preprocess.decoder import Decoder
 from m2ost_preprocess.readers import open_slide
 from m2ost_preprocess.views import cut_views
 
@@ -25,9 +25,9 @@ def section(tmp_path):
 
 @pytest.fixture
 def cuts(monkeypatch):
-    """Calls of ``cut_views``."""
-    calls = []
-    monkeypatch.setattr(module, "cut_views", lambda *args: calls.append(1) or cut_views(*args))
+    """Calls of a decoder's ``cut_views``."""
+    calls, cut = [], Decoder.cut_views
+    monkeypatch.setattr(Decoder, "cut_views", lambda *args: calls.append(1) or cut(*args))
     return calls
 
 
