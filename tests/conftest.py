@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -33,6 +34,15 @@ def kept_ports(count: int) -> Iterator[list[int]]:
 
     with ExitStack() as kept:
         yield [kept.enter_context(held_ports("127.0.0.1", Ports())).grpc for _ in range(count)]
+
+
+def need_address(host: str) -> None:
+    """Skip the test where this machine has no such address, as one without IPv6."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        socket.create_server((host, 0), family=family).close()
+    except OSError as error:
+        pytest.skip(f"this machine has no {host}: {error}")
 
 
 def engine_plan(**changes) -> EnginePlan:

@@ -64,3 +64,19 @@ def test_a_client_a_server_and_a_builder_of_engines_need_no_torch(modules):
 def test_the_contract_needs_the_standard_library_and_numpy_only():
     used = imports_of(REPOSITORY / "preprocess" / "m2ost_preprocess" / "contract.py")
     assert used <= {*sys.stdlib_module_names, "numpy"}
+
+
+def calls_of(path: Path) -> list[ast.Call]:
+    return [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_all_requests_go_the_way_that_one_module_says(room):
+    for path in sorted((REPOSITORY / room).rglob("*.py")):
+        if path.name == "network.py":
+            continue
+        assert "urllib.request" not in path.read_text(), f"{path}: m2ost_preprocess.network.read_url asks no proxy here"
+        for call in calls_of(path):
+            name = ast.unparse(call.func).rpartition(".")[2]
+            if name in ("InferenceServerClient", "insecure_channel", "secure_channel"):
+                assert "channel_options(" in ast.unparse(call), f"{path}:{call.lineno}"

@@ -13,6 +13,7 @@ from typing import Any
 import tritonclient.grpc.aio as triton_aio
 from m2ost_preprocess import contract
 from m2ost_preprocess.contract import EngineInfo
+from m2ost_preprocess.network import channel_options, through_proxy
 from tritonclient.utils import InferenceServerException
 
 from .errors import ReleaseChanged, RequestRejected, ServerUnavailable
@@ -20,6 +21,17 @@ from .probe import is_dead_stub
 from .timeline import NoTimeline, Timeline
 
 _TRANSIENT = ("UNAVAILABLE", "DEADLINE_EXCEEDED", "CANCELLED")
+
+
+def open_client(address: str) -> Any:
+    """A client of tritonclient's for asyncio, which reaches this machine without a proxy.
+
+    Parameters
+    ----------
+    address : str
+        ``host:port`` of the gRPC service.
+    """
+    return triton_aio.InferenceServerClient(address, channel_args=channel_options(address))
 
 
 class Window:
@@ -81,7 +93,7 @@ class Connection:
         deadline_s: float,
         retry_for_s: float,
         window: Window,
-        transport: Callable[[str], Any] = triton_aio.InferenceServerClient,
+        transport: Callable[[str], Any] = open_client,
         timeline: Timeline | None = None,
     ) -> None:
         self.address = address
@@ -214,9 +226,10 @@ class Connection:
                 now = time.monotonic()
                 failing_since = failing_since or now
                 if now - failing_since >= self._retry_for_s:
+                    waited = f"{now - failing_since:.0f} s{through_proxy(self.address)}"
                     raise ServerUnavailable(
-                        f"{self.address}: no answer for {now - failing_since:.0f} s ({status}: {message}); check that "
-                        "the server runs (`m2ost serve`) and that the address is its gRPC port"
+                        f"{self.address}: no answer for {waited} ({status}: {message}); check that the server runs "
+                        "(`m2ost serve`) and that the address is its gRPC port"
                     ) from error
             self.retries += 1
             self._window.shrink()

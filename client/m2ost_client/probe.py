@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import http.client
 import queue
 import re
-import urllib.request
 from collections.abc import Collection
 from dataclasses import dataclass
 from functools import partial
@@ -18,6 +16,7 @@ from m2ost_preprocess.contract import EngineInfo
 from m2ost_preprocess.istar import manifest as istar
 from m2ost_preprocess.istar.manifest import BaselineInfo
 from m2ost_preprocess.istar.sizes import PATCH_PX
+from m2ost_preprocess.network import channel_options, read_url
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
 PROBE_TIMEOUT_S = 5.0
@@ -41,10 +40,13 @@ class Health:
         Models that do not answer yet, or are too busy to.
     dead : tuple of str
         Models whose process has died.
+    words : str
+        What was heard in place of the silent models' answers.
     """
 
     silent: tuple[str, ...] = ()
     dead: tuple[str, ...] = ()
+    words: str = ""
 
     @property
     def ready(self) -> bool:
@@ -72,9 +74,8 @@ def tensor(name: str, array: np.ndarray[Any, Any]) -> Any:
 def executions_so_far(metrics_url: str) -> dict[str, float]:
     """Executions by model since the server started, by its own metrics; empty where it does not answer."""
     try:
-        with urllib.request.urlopen(metrics_url, timeout=PROBE_TIMEOUT_S) as answer:
-            text = answer.read().decode(errors="replace")
-    except (OSError, http.client.HTTPException):
+        text = read_url(metrics_url, PROBE_TIMEOUT_S)
+    except OSError:
         return {}
     executions: dict[str, float] = {}
     for model, count in _EXECUTIONS.findall(text):
@@ -90,11 +91,7 @@ def pending_requests(metrics_url: str, models: Collection[str]) -> int:
     OSError
         If the metrics do not answer within a second.
     """
-    try:
-        with urllib.request.urlopen(metrics_url, timeout=METRICS_TIMEOUT_S) as answer:
-            text = answer.read().decode(errors="replace")
-    except http.client.HTTPException as error:
-        raise OSError(f"{metrics_url}: {error}") from error
+    text = read_url(metrics_url, METRICS_TIMEOUT_S)
     return sum(int(float(count)) for model, count in _PENDING.findall(text) if model in models)
 
 
@@ -115,7 +112,7 @@ def probe(address: str, engine: EngineInfo, baseline: BaselineInfo | None = None
     """
     requests = _engine_requests(engine) | (_baseline_requests(baseline) if baseline else {})
     answers: queue.SimpleQueue[tuple[str, str]] = queue.SimpleQueue()
-    with triton.InferenceServerClient(address) as client:
+    with triton.InferenceServerClient(address, channel_args=channel_options(address)) as client:
         for model, (asked, inputs) in requests.items():
             client.async_infer(
                 asked,
@@ -126,8 +123,8 @@ def probe(address: str, engine: EngineInfo, baseline: BaselineInfo | None = None
             )
         words = dict(answers.get() for _ in requests)
     dead = tuple(model for model in requests if is_dead_stub(words[model]))
-    silent = (m for m in requests if words[m] and PROBE_SLIDE not in words[m] and m not in dead)
-    return Health(tuple(silent), dead)
+    silent = tuple(m for m in requests if words[m] and PROBE_SLIDE not in words[m] and m not in dead)
+    return Health(silent, dead, "; ".join(dict.fromkeys(words[model] for model in silent)))
 
 
 Requests = dict[str, tuple[str, list[Any]]]

@@ -16,13 +16,13 @@ import grpc.experimental.gevent
 import numpy as np
 from m2ost_preprocess import contract
 from m2ost_preprocess.contract import EngineInfo
+from m2ost_preprocess.network import channel_options, through_proxy
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from .doors import infer_request, output
 from .errors import TargetError
 from .workload import SlideSpots
 
-_UNLIMITED = [("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", -1)]
 PREPARATION_DEADLINE_S = 60.0
 
 
@@ -48,7 +48,7 @@ class Channel:
 
     def __init__(self, address: str) -> None:
         self.address = address
-        self._channel = grpc.insecure_channel(address, options=_UNLIMITED)
+        self._channel = grpc.insecure_channel(address, options=channel_options(address))
         self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
 
     def close(self) -> None:
@@ -82,8 +82,8 @@ class Channel:
         except grpc.RpcError as error:
             if error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
                 raise TargetError(
-                    f"{self.address}: no server answers ({describe_failure(error)}); check that it runs "
-                    "(`m2ost serve`) and that --host is the address of its gRPC port, host:port"
+                    f"{self.address}: no server answers{through_proxy(self.address)} ({describe_failure(error)}); "
+                    "check that it runs (`m2ost serve`) and that --host is the address of its gRPC port, host:port"
                 ) from error
             raise TargetError(f"{self.address}: {describe_failure(error)}") from error
 

@@ -16,6 +16,7 @@ from m2ost_preprocess.contract import Manifest, as_centers
 from m2ost_preprocess.istar.geometry import VARIANTS, plan
 from m2ost_preprocess.istar.manifest import BaselineManifest
 from m2ost_preprocess.istar.timing import VariantTiming
+from m2ost_preprocess.network import channel_options
 from m2ost_preprocess.readers import SlideReader, open_slide
 from m2ost_preprocess.slides import SlideRoots
 from m2ost_preprocess.spot_places import check_places
@@ -303,7 +304,10 @@ def _served(options: ComparisonOptions, site: Site) -> Iterator[dict[str, Callab
         probe_interval_s=600.0,  # a probe runs the networks, and would be timed with them
     )
     name = f"{ROOT}/{slide.name}"
-    with TritonServer(server_options) as server, triton.InferenceServerClient(server.address) as client:
+    with (
+        TritonServer(server_options) as server,
+        triton.InferenceServerClient(server.address, channel_args=channel_options(server.address)) as client,
+    ):
         yield {
             "m2ost, served": lambda: served_m2ost(server.address, name, site.centers),
             "istar tissue, served": lambda: served_istar(

@@ -5,12 +5,12 @@ The same counts as those of Triton's statistics API, which `m2ost serve` closes 
 
 from __future__ import annotations
 
-import http.client
 import re
 import time
-import urllib.request
 from collections.abc import Mapping
 from typing import Any
+
+from m2ost_preprocess.network import read_url
 
 from .errors import TargetError
 
@@ -33,11 +33,10 @@ def read_metrics(url: str) -> Counts:
         If nothing answers at ``url``.
     """
     try:
-        with urllib.request.urlopen(url, timeout=METRICS_TIMEOUT_S) as answer:
-            return parse_metrics(answer.read().decode(errors="replace"))
-    except (OSError, ValueError, http.client.HTTPException) as error:
+        return parse_metrics(read_url(url, METRICS_TIMEOUT_S))
+    except OSError as error:
         raise TargetError(
-            f"{url}: no metrics ({error}); give the address that the server prints, such as "
+            f"{error}; give the address that the server prints, such as "
             "http://localhost:8002/metrics, with --metrics-url"
         ) from error
 

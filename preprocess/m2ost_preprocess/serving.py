@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import http.client
 import json
 import os
 import re
-import urllib.request
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,6 +12,7 @@ import numpy as np
 
 from .contract import FINGERPRINT_PARAMETER, PYRAMID_PARAMETER, RELEASE_PARAMETER, EngineInfo
 from .errors import PreprocessError, SlideNotFound
+from .network import read_url
 
 
 def check_environment() -> None:
@@ -59,10 +58,9 @@ def waiting_requests(models: Sequence[str]) -> int:
     """
     url = os.environ.get(METRICS_URL_ENV, "http://localhost:8002/metrics")
     try:
-        with urllib.request.urlopen(url, timeout=1.0) as answer:
-            page = answer.read().decode()
-    except (OSError, http.client.HTTPException) as error:
-        raise OSError(f"{url}: {error}; set {METRICS_URL_ENV} to this server's metrics") from error
+        page = read_url(url, 1.0)
+    except OSError as error:
+        raise OSError(f"{error}; set {METRICS_URL_ENV} to this server's metrics") from error
     return sum(int(count) for model, count in _PENDING.findall(page) if model in models)
 
 

@@ -1,14 +1,20 @@
-"""Retries, the window and the release check, on a transport that is a script."""
+"""Retries, the window and the release check, on a transport that is a script; proxies, on a server of gRPC's own."""
 
 import asyncio
 import gc
 import pickle
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
+import grpc
 import pytest
-from m2ost_client.connection import Connection, Window
+from m2ost_client.connection import Connection, Window, open_client
 from m2ost_client.errors import ReleaseChanged, RequestRejected, ServerUnavailable
+from m2ost_client.probe import probe
+from tritonclient.grpc import service_pb2, service_pb2_grpc
 from tritonclient.utils import InferenceServerException
+
+from tests.conftest import need_address
 
 from .conftest import ENGINE
 
@@ -164,3 +170,57 @@ def test_a_connection_that_was_never_opened_says_so():
 def test_a_refusal_travels_between_processes():
     error = pickle.loads(pickle.dumps(RequestRejected("no such slide", "NOT_FOUND")))
     assert (str(error), error.status) == ("no such slide", "NOT_FOUND")
+
+
+class Live(service_pb2_grpc.GRPCInferenceServiceServicer):
+    """A server that is alive and serves nothing."""
+
+    def ServerLive(self, request, context):
+        return service_pb2.ServerLiveResponse(live=True)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "[::1]"])
+@pytest.mark.parametrize("variable", ["http_proxy", "grpc_proxy"])
+def test_a_server_on_this_machine_is_reached_whatever_proxy_the_environment_names(monkeypatch, variable, host):
+    need_address(host.strip("[]"))
+    monkeypatch.setenv(variable, "http://127.0.0.1:9")
+    for exceptions in ("no_proxy", "no_grpc_proxy"):
+        monkeypatch.delenv(exceptions, raising=False)
+
+    async def is_live(address):
+        client = open_client(address)
+        try:
+            return await client.is_server_live(client_timeout=10)
+        finally:
+            await client.close()
+
+    with ThreadPoolExecutor(2) as pool:
+        server = grpc.server(pool)
+        service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(Live(), server)
+        address = f"{host}:{server.add_insecure_port(f'{host}:0')}"
+        server.start()
+        try:
+            assert asyncio.run(is_live(address))
+            assert probe(address, ENGINE).words == "Method not implemented!"
+        finally:
+            server.stop(None).wait()
+
+
+def test_a_server_that_stays_away_behind_a_proxy_names_it(monkeypatch):
+    monkeypatch.setenv("http_proxy", "http://somebody:secret@proxy:3128")
+    monkeypatch.delenv("no_proxy", raising=False)
+
+    async def run():
+        connection = Connection(
+            "triton.example.org:8001", deadline_s=5, retry_for_s=0, window=Window(1), transport=lambda _: Away()
+        )
+        await connection.open()
+
+    class Away(Script):
+        async def get_model_config(self, model, client_timeout):
+            raise AWAY
+
+    with pytest.raises(
+        ServerUnavailable, match=r"no answer for 0 s through the proxy of http_proxy, http://proxy:3128"
+    ):
+        asyncio.run(run())

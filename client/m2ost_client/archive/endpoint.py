@@ -9,10 +9,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-import tritonclient.grpc.aio as triton_aio
 from m2ost_preprocess.contract import MODEL_ENGINE, MODEL_TILER, EngineInfo
 
-from ..connection import Connection, Window
+from ..connection import Connection, Window, open_client
 from ..errors import ClientError, ReleaseChanged, ServerUnavailable
 from ..probe import is_dead_stub, pending_requests, probe
 
@@ -249,7 +248,7 @@ class Endpoint:
 
     async def _is_live(self) -> bool:
         # On a connection of its own: one that has lost its server waits before it tries again.
-        client: Any = triton_aio.InferenceServerClient(self.address.grpc)
+        client = open_client(self.address.grpc)
         try:
             return bool(await client.is_server_live(client_timeout=LIVE_TIMEOUT_S))
         except Exception:  # whatever it is, it is no answer
