@@ -77,13 +77,18 @@ def engine_info(config_json: str) -> EngineInfo:
 
 def log_line(event: str, **fields: Any) -> str:
     """One JSON object for Triton's log, which the supervisor unwraps."""
-    return json.dumps({"event": event, **fields}, ensure_ascii=False, default=str)
+    return _sendable(json.dumps({"event": event, **fields}, ensure_ascii=False, default=str))
+
+
+def _sendable(words: str) -> str:
+    """Inside the stub the system's own errors have a file's name as bytes, which Triton takes for no text."""
+    return words.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
 def triton_error(pb_utils: Any, error: PreprocessError) -> Any:
     """A ``TritonError`` for a whole request, its code telling a missing slide from a bad one."""
     code = pb_utils.TritonError.NOT_FOUND if isinstance(error, SlideNotFound) else pb_utils.TritonError.INVALID_ARG
-    return pb_utils.TritonError(str(error), code)
+    return pb_utils.TritonError(_sendable(str(error)), code)
 
 
 def wrong_release(pb_utils: Any, request: Any, release_sha256: str) -> Any | None:

@@ -108,7 +108,7 @@ class SlideRoots:
         try:
             path = os.path.realpath(inside + "/".join(parts[1:]).encode(), strict=True)
             # A slide may be several files: none of them may lead out either.
-            files = slide_files(Path(os.fsdecode(path))) if path.startswith(inside) else []
+            files = slide_files(_for_this_interpreter(Path(_as_text(path)))) if path.startswith(inside) else []
             real = [os.path.realpath(os.fsencode(file), strict=True) for file in files]
         except SlideNotFound as error:
             raise SlideNotFound(shown, error.message) from error
@@ -126,6 +126,11 @@ def _as_bytes(path: str) -> bytes:
 
 def _as_text(path: bytes) -> str:
     return path.decode("utf-8", "surrogateescape")
+
+
+def _for_this_interpreter(path: Path) -> Path:
+    """A path in the spelling that this interpreter finds it by, which inside Triton's stub is not its own text."""
+    return Path(os.fsdecode(_as_bytes(str(path))))
 
 
 def fingerprint(path: Path) -> str:
@@ -152,7 +157,7 @@ def fingerprint(path: Path) -> str:
         If one of its files cannot be read.
     """
     digests = []
-    for file in slide_files(path):
+    for file in slide_files(_for_this_interpreter(path)):
         size = file.stat().st_size
         digest = hashlib.sha256(size.to_bytes(8, "little"))
         with file.open("rb") as stream:

@@ -227,15 +227,17 @@ def test_names_beyond_ascii_are_found_where_python_takes_file_names_for_ascii(ro
     for name in ("é.dcm", "è.dcm"):
         (folder / name).write_bytes(instance(b"1.2"))
     code = (
-        "import os, sys; from m2ost_preprocess.slides import SlideRoots; assert sys.getfilesystemencoding() == 'ascii';"
-        "roots = SlideRoots.from_environment(); names = ['wsi/Gewebe ü', 'wsi/Gewebe ü/é.dcm'];"
-        "sys.stdout.buffer.write('\\n'.join(str(roots.resolve(name)) for name in names).encode())"
+        "import sys; from m2ost_preprocess.slides import SlideRoots, fingerprint; names = ['wsi/Gewebe ü', "
+        "'wsi/Gewebe ü/é.dcm']; assert sys.getfilesystemencoding() == 'ascii'; roots = SlideRoots.from_environment();"
+        "paths = [roots.resolve(name) for name in names];"
+        "sys.stdout.buffer.write('\\n'.join([*map(str, paths), *map(fingerprint, paths)]).encode())"
     ).encode("ascii", "backslashreplace")
     environment = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", **roots.to_environment()}
     found = subprocess.run(
         [sys.executable, "-c", code], env=os.environ | environment, stdout=subprocess.PIPE, check=True
     )
-    assert found.stdout.decode().splitlines() == [str(folder), str(folder / "é.dcm")]
+    paths = [folder, folder / "é.dcm"]
+    assert found.stdout.decode().splitlines() == [*map(str, paths), *map(fingerprint, paths)]
 
 
 def test_a_companion_folder_may_not_lead_out(roots):
