@@ -80,3 +80,12 @@ def test_all_requests_go_the_way_that_one_module_says(room):
             name = ast.unparse(call.func).rpartition(".")[2]
             if name in ("InferenceServerClient", "insecure_channel", "secure_channel"):
                 assert "channel_options(" in ast.unparse(call), f"{path}:{call.lineno}"
+
+
+def test_a_package_with_a_library_that_reports_to_its_maker_imports_the_one_that_keeps_it_from_that():
+    for room, (package, _) in ROOMS.items():
+        if package not in (None, "m2ost_preprocess") and any(
+            "onnxruntime" in imports_of(path) for path in (REPOSITORY / room).rglob("*.py")
+        ):
+            first = REPOSITORY / room / package / "__init__.py"
+            assert "m2ost_preprocess" in imports_of(first), first

@@ -7,6 +7,7 @@ import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from m2ost_preprocess import NO_TELEMETRY
 from m2ost_preprocess.contract import ENV_DECODER_TRACE, MODEL_ENGINE
 from m2ost_preprocess.serving import METRICS_URL_ENV
 from m2ost_preprocess.slides import SlideRoots
@@ -149,6 +150,7 @@ def build_command(
     if backends is not None:
         arguments.append(f"--backend-directory={backends}")
     environment = {
+        **{name: os.environ.get(name, value) for name, value in NO_TELEMETRY.items()},
         **installation.environment,
         **options.roots.to_environment(),
         METRICS_URL_ENV: metrics_url(options.host, ports),

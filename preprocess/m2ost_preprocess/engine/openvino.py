@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -81,13 +82,14 @@ def compile_graph(onnx: Path, threads: CpuThreads, *, precision: str = "f32") ->
 
 
 def import_openvino() -> Any:
-    """The ``openvino`` module.
+    """The ``openvino`` module, without the one by which it reports to its maker, which no variable turns off.
 
     Raises
     ------
     EngineError
         If it is not installed.
     """
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # to an import, it is not there
     try:
         import openvino
     except ImportError as error:
