@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -43,6 +45,22 @@ def need_address(host: str) -> None:
         socket.create_server((host, 0), family=family).close()
     except OSError as error:
         pytest.skip(f"this machine has no {host}: {error}")
+
+
+def in_namespaces(script: str, *arguments: object, **variables: str) -> list[str]:
+    """Lines that a Python script prints with a /dev/shm of its own, which no server of this machine uses."""
+    for command in (["unshare", "--mount"], ["unshare", "--user", "--map-root-user", "--mount"]):
+        if subprocess.run([*command, "true"], capture_output=True).returncode == 0:
+            break
+    else:
+        pytest.skip("this user may make no namespaces: unshare --mount is refused, with --user too")
+    shell = 'mount -t tmpfs -o size=64m tmpfs /dev/shm && exec "$@"'
+    command += ["sh", "-c", shell, "sh", sys.executable, "-c", script, *map(str, arguments)]
+    path = os.pathsep.join([str(REPOSITORY), os.environ.get("PYTHONPATH", "")])
+    environment = {**os.environ, "PYTHONPATH": path, **variables}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
 
 
 def engine_plan(**changes) -> EnginePlan:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
+import os
+import secrets
 import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,7 +15,8 @@ from .errors import ServerStartError
 
 SHM = Path("/dev/shm")
 SHM_PREFIX = "m2ost-"
-"""Regions of a server are named after this and the process id of its supervisor."""
+"""All that servers of this project leave in /dev/shm is named after this."""
+_OWNER = ".owner"
 CONNECT_TIMEOUT_S = 1.0
 
 
@@ -25,13 +29,70 @@ class Ports:
     metrics: int = 0
 
 
+def new_shm_prefix(owner: str) -> str:
+    """How the names of one server's regions in /dev/shm begin; ``owner``, a word, is for whoever looks there."""
+    return f"{SHM_PREFIX}{owner}-{secrets.token_hex(4)}-"
+
+
+@contextlib.contextmanager
+def owned_shared_memory(prefix: str) -> Iterator[None]:
+    """Own the regions whose names begin with ``prefix``: a sweep leaves them alone until the block or the process ends.
+
+    The owner holds a lock on a file beside them. Unlike a process id, a lock tells owners in other containers too.
+
+    Raises
+    ------
+    ServerStartError
+        If nothing can be written to /dev/shm.
+    """
+    path = owner_file(prefix)
+    try:
+        while True:
+            held = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+            fcntl.flock(held, fcntl.LOCK_EX)
+            if _is_at(held, path):
+                break
+            os.close(held)  # a sweep has come between the two calls, and removed it
+    except OSError as error:
+        raise ServerStartError(
+            f"cannot write to {SHM}, through which Triton's models hand on tensors: {error}; mount it so that this "
+            "user can, or give a container --shm-size 512m"
+        ) from error
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+        os.close(held)
+
+
 def sweep_shared_memory() -> None:
-    """Remove shared memory of servers whose supervisor is gone: what a ``kill -9`` leaves behind."""
-    for region in SHM.glob(f"{SHM_PREFIX}*"):
-        owner = region.name.removeprefix(SHM_PREFIX).partition("-")[0]
-        if owner.isdigit() and not Path(f"/proc/{owner}").exists():
-            with contextlib.suppress(OSError):  # another user's
-                region.unlink(missing_ok=True)
+    """Remove shared memory of servers whose supervisor is gone: what is left where its guard was killed with it.
+
+    Who owns regions is told by the lock of :func:`owned_shared_memory`. Regions without its file are left alone.
+    """
+    for path in SHM.glob(f"{SHM_PREFIX}*{_OWNER}"):
+        with contextlib.suppress(OSError), path.open("rb") as owner:  # another user's cannot be opened
+            fcntl.flock(owner, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            remove_shared_memory(path.name.removesuffix(_OWNER) + "-")
+            path.unlink()
+
+
+def remove_shared_memory(prefix: str) -> None:
+    """Remove all regions whose names begin with ``prefix``."""
+    for region in SHM.glob(f"{prefix}*"):
+        region.unlink(missing_ok=True)
+
+
+def owner_file(prefix: str) -> Path:
+    """The file whose lock says that the regions named after ``prefix`` are in use; its own name is none of them."""
+    return SHM / f"{prefix.removesuffix('-')}{_OWNER}"
+
+
+def _is_at(descriptor: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 @contextlib.contextmanager

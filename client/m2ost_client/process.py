@@ -13,9 +13,9 @@ from typing import Any
 
 from . import logs
 from .command import Command
-from .host import SHM
+from .host import SHM, owner_file, remove_shared_memory
 
-_GUARD = 'read -r group || exit; read -r done || { kill -s KILL -- "-$group"; rm -rf "$1"* "$2"; }'
+_GUARD = 'read -r group || exit; read -r done || { kill -s KILL -- "-$group"; rm -rf "$1"* "$2" "$3"; }'
 """A shell that outlives this process by a moment. Told the server's process group, it waits; if its input ends without
 a last word, this process was killed, and it ends the whole group: a Python model that is busy when tritonserver dies
 would otherwise wait for it for ever."""
@@ -49,7 +49,7 @@ class ServerProcess:
     ) -> None:
         self._shm_prefix = shm_prefix
         self._guard = subprocess.Popen(
-            ["/bin/sh", "-c", _GUARD, "m2ost-guard", str(SHM / shm_prefix), str(runtime)],
+            ["/bin/sh", "-c", _GUARD, "m2ost-guard", *map(str, (SHM / shm_prefix, owner_file(shm_prefix), runtime))],
             stdin=subprocess.PIPE,
             start_new_session=True,
             text=True,
@@ -99,8 +99,7 @@ class ServerProcess:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.pid, signal.SIGKILL)
         self._process.wait()
-        for leftover in SHM.glob(f"{self._shm_prefix}*"):
-            leftover.unlink(missing_ok=True)
+        remove_shared_memory(self._shm_prefix)
         self._guard.communicate("all done\n")
         self._log.join(_LOG_END_S)
 

@@ -21,7 +21,7 @@ from . import logs
 from .command import Command, ServerOptions, build_command, check_profile, metrics_url
 from .doctor import check_start
 from .errors import ServerStartError
-from .host import SHM_PREFIX, all_listen, held_ports, sweep_shared_memory
+from .host import all_listen, held_ports, new_shm_prefix, owned_shared_memory, sweep_shared_memory
 from .installation import Installation, find_installation
 from .policy import HangWatch, RestartBudget
 from .probe import executions_so_far, probe
@@ -88,7 +88,7 @@ class TritonServer:
         self._ready, self._stop, self._ended = threading.Event(), threading.Event(), threading.Event()
         self._failure: ServerStartError | None = None
         self._thread: threading.Thread | None = None
-        self.shm_prefix = f"{SHM_PREFIX}{os.getpid()}-{secrets.token_hex(4)}-"
+        self.shm_prefix = new_shm_prefix(str(os.getpid()))
         self._restricted = f"{','.join(RESTRICTED_APIS)}:m2ost-admin={secrets.token_urlsafe(16)}"
         self._held = contextlib.ExitStack()
         self.ports = self._held.enter_context(held_ports(options.host, options.ports))
@@ -112,8 +112,8 @@ class TritonServer:
     def print_command(self) -> str:
         """The command as one line for a shell."""
         runtime = user_cache() / "m2ost" / "runtime"
-        # Named after no process, so that no sweep takes the regions of a server that runs on without this one.
-        return self._command(runtime, f"{SHM_PREFIX}printed-{secrets.token_hex(4)}-").for_shell()
+        # Owned by nobody, so that no sweep takes the regions of a server that runs on without this one.
+        return self._command(runtime, new_shm_prefix("printed")).for_shell()
 
     def start(self) -> None:
         """Start and wait until the server has answered real inferences, and listens on all its ports.
@@ -131,6 +131,7 @@ class TritonServer:
         try:
             check_start(self.options, self.manifest, self._installation)
             sweep_shared_memory()
+            self._held.enter_context(owned_shared_memory(self.shm_prefix))
             self._thread = threading.Thread(target=self._supervise, name="m2ost-supervisor", daemon=True)
             self._thread.start()
             self._ready.wait()

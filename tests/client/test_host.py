@@ -7,6 +7,8 @@ import pytest
 from m2ost_client import ServerStartError
 from m2ost_client.host import Ports, all_listen, held_ports
 
+from tests.conftest import in_namespaces
+
 LOCALHOST = "127.0.0.1"
 
 
@@ -39,3 +41,63 @@ def test_no_other_program_is_given_a_held_port():
 def test_a_port_for_two_services_is_refused():
     with pytest.raises(ServerStartError, match="a port of its own"):
         held_ports(LOCALHOST, Ports(grpc=8001, http=8001)).__enter__()
+
+
+SWEEPS = """
+import subprocess, sys
+from m2ost_client.host import SHM, new_shm_prefix, owned_shared_memory, sweep_shared_memory
+
+def left():
+    return " ".join(sorted(path.name.rpartition("-")[2] for path in SHM.iterdir()))
+
+if sys.argv[1:] == ["own"]:
+    prefix = new_shm_prefix("4194304")  # a process id that no process has
+    with owned_shared_memory(prefix):
+        (SHM / f"{prefix}region").touch()
+        print(left(), flush=True)
+        sys.stdin.read()
+else:
+    owner = subprocess.Popen(
+        [sys.executable, "-c", sys.argv[1], "own"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    owner.stdout.readline()
+    (SHM / "m2ost-4194304-of_nobody").touch()
+    sweep_shared_memory()
+    print(left())
+    owner.kill()
+    owner.wait()
+    print(left())
+    sweep_shared_memory()
+    print(left())
+    with owned_shared_memory("m2ost-1-ab-"):
+        sweep_shared_memory()
+        print(left())
+    print(left())
+"""
+
+
+def test_shared_memory_is_swept_once_nobody_holds_its_lock_whatever_its_name_says():
+    lines = [[word.rpartition(".")[2] for word in line.split()] for line in in_namespaces(SWEEPS, SWEEPS)]
+    kept = ["of_nobody"]
+    assert [sorted(line) for line in lines] == [
+        ["of_nobody", "owner", "region"],
+        ["of_nobody", "owner", "region"],
+        kept,
+        ["of_nobody", "owner"],
+        kept,
+    ]
+
+
+def test_a_dev_shm_that_cannot_be_written_to_is_an_error_in_words():
+    script = """
+import subprocess
+from m2ost_client.errors import ServerStartError
+from m2ost_client.host import owned_shared_memory
+subprocess.run(["mount", "-o", "remount,ro", "/dev/shm"], check=True)
+try:
+    owned_shared_memory("m2ost-1-ab-").__enter__()
+except ServerStartError as error:
+    print(error)
+"""
+    (line,) = in_namespaces(script)
+    assert line.startswith("cannot write to /dev/shm, through which Triton's models hand on tensors: ")

@@ -3,20 +3,20 @@
 import http.server
 import json
 import queue
+import re
 import socket
 import subprocess
 import sys
 import threading
 import time
 from dataclasses import replace
-from pathlib import Path
 
 import psutil
 import pytest
 from m2ost_client import ServerOptions, TritonServer, supervisor
 from m2ost_client.command import Command
 from m2ost_client.errors import ServerStartError
-from m2ost_client.host import SHM, SHM_PREFIX, sweep_shared_memory
+from m2ost_client.host import SHM_PREFIX
 from m2ost_client.installation import Installation
 from m2ost_client.policy import RESTART_WINDOW_S, HangWatch, RestartBudget
 from m2ost_client.probe import Health, executions_so_far
@@ -25,6 +25,8 @@ from m2ost_export.repository import write_repository
 from m2ost_preprocess.contract import Manifest
 from m2ost_preprocess.istar.manifest import BaselineInfo, BaselineManifest
 from m2ost_preprocess.istar.sizes import Sizes
+
+from tests.conftest import in_namespaces
 
 from .conftest import ENGINE
 
@@ -205,25 +207,22 @@ def test_a_server_starts_once(tmp_path):
         server.start()
 
 
-def test_regions_of_a_printed_commands_server_are_never_swept(tmp_path):
-    # Printed by a process that has ended since, as `m2ost serve --print-command` has.
-    script = f"""
+PRINTED = """
 import sys
-sys.path.insert(0, {str(Path(__file__).parents[2])!r})
 from pathlib import Path
+from m2ost_client.host import SHM, sweep_shared_memory
 from tests.client.test_supervisor import fake_server
-print(fake_server(Path({str(tmp_path)!r}), "exit 1").print_command())
+command = fake_server(Path(sys.argv[1]), "exit 1").print_command()
+region = SHM / (command.partition("shm-region-prefix-name=")[2].split()[0] + "region")
+region.touch()
+sweep_shared_memory()
+print(region.name, region.exists())
 """
-    printed = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
-    prefix = printed.partition("shm-region-prefix-name=")[2].split()[0]
-    assert prefix.startswith(SHM_PREFIX)
-    region = SHM / f"{prefix}region"
-    try:
-        region.touch()
-        sweep_shared_memory()
-        assert region.exists()
-    finally:
-        region.unlink(missing_ok=True)
+
+
+def test_regions_of_a_printed_commands_server_are_never_swept(tmp_path):
+    (line,) = in_namespaces(PRINTED, tmp_path)
+    assert re.fullmatch(r"m2ost-printed-[0-9a-f]{8}-region True", line)
 
 
 @pytest.mark.parametrize(("given", "arenas"), [(None, "1"), ("4", "4")])

@@ -16,7 +16,7 @@ import psutil
 import pytest
 import tritonclient.grpc as triton
 from m2ost_client import ServerOptions, ServerStartError, SpotStream, StreamOptions, TritonServer
-from m2ost_client.host import SHM, sweep_shared_memory
+from m2ost_client.host import SHM
 from m2ost_client.probe import tensor
 from m2ost_loadtests import soak
 from m2ost_preprocess.contract import RowStatus, ViewGeometry
@@ -180,19 +180,6 @@ def test_kill_9_of_the_parent_leaves_no_server(narrow_release, svs):
     process.wait()
     wait_for(lambda: not still_running(family), "an end of all")
     assert not list(SHM.glob(f"m2ost-{process.pid}-*"))
-
-
-def test_shared_memory_of_a_dead_owner_is_swept_and_of_a_living_one_kept():
-    gone = subprocess.run(["sh", "-c", "echo $$"], capture_output=True, text=True, check=True).stdout.strip()
-    dead, living = SHM / f"m2ost-{gone}-test-region", SHM / f"m2ost-{os.getpid()}-test-region"
-    try:
-        dead.touch()
-        living.touch()
-        sweep_shared_memory()
-        assert (dead.exists(), living.exists()) == (False, True)
-    finally:
-        dead.unlink(missing_ok=True)
-        living.unlink(missing_ok=True)
 
 
 def test_the_printed_command_starts_the_same_server(narrow_release, svs):
