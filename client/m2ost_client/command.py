@@ -13,8 +13,9 @@ from m2ost_preprocess.serving import METRICS_URL_ENV
 from m2ost_preprocess.slides import SlideRoots
 
 from .errors import ServerStartError
-from .host import Ports
+from .host import Ports, host_port
 from .installation import Installation
+from .plain_paths import plain_path
 
 DEFAULT_PROFILE = "cpu"
 DENSE_PROFILE = "cpu-dense"
@@ -41,7 +42,8 @@ class ServerOptions:
     baseline : Path, optional
         A folder of `m2ost export-istar`, served beside the release.
     host : str
-        Address to listen on. The embedded tritonserver has known advisories: keep it on loopback.
+        Address to listen on, or a name of this machine. The embedded tritonserver has known advisories: keep it on
+        loopback.
     ports : Ports
         Ports to listen on.
     profile : str
@@ -108,6 +110,7 @@ def build_command(
     Parameters
     ----------
     options : ServerOptions
+        With the host as digits.
     installation : Installation
     ports : Ports
         The ports in use: none is 0.
@@ -116,11 +119,15 @@ def build_command(
     restricted : str
         APIs that need a header, and the header: ``api,api:name=value``.
     runtime : Path
-        Folder for what is laid out for this server.
+        Folder for what is laid out for this server; its path is plain.
     """
+    repositories = [folder.resolve() for folder in (options.release, options.baseline) if folder]
+    # The HTTP server takes an IPv6 address for such by this prefix, and else binds another one without a word.
+    http_host = f"ipv6:{options.host}" if ":" in options.host else options.host
+    grpc_host = host_port(options.host, 0).removesuffix(":0")
     arguments = [
         str(installation.executable),
-        *(f"--model-repository={folder.resolve()}" for folder in (options.release, options.baseline) if folder),
+        *(f"--model-repository={plain_path(folder, runtime)}" for folder in repositories),
         f"--model-config-name={options.profile}",
         "--model-control-mode=none",
         "--disable-auto-complete-config",
@@ -128,11 +135,11 @@ def build_command(
         "--exit-on-error=true",
         "--exit-timeout-secs=10",
         f"--backend-config=python,shm-region-prefix-name={shm_prefix}",
-        f"--grpc-address={options.host}",
+        f"--grpc-address={grpc_host}",
         f"--grpc-port={ports.grpc}",
-        f"--http-address={options.host}",
+        f"--http-address={http_host}",
         f"--http-port={ports.http}",
-        f"--metrics-address={options.host}",
+        f"--metrics-address={http_host}",
         f"--metrics-port={ports.metrics}",
         f"--grpc-restricted-protocol={restricted}",
         f"--http-restricted-api={restricted}",
@@ -173,7 +180,7 @@ def decoder_trace(trace: Path) -> Path:
 
 def metrics_url(host: str, ports: Ports) -> str:
     """Address of a server's Prometheus metrics."""
-    return f"http://{host}:{ports.metrics}/metrics"
+    return f"http://{host_port(host, ports.metrics)}/metrics"
 
 
 def check_profile(folder: Path, profile: str, model: str = MODEL_ENGINE) -> None:

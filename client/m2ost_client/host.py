@@ -1,4 +1,4 @@
-"""What a server takes from its host: ports, and shared memory that must not outlive it."""
+"""What a server takes from its host: an address, ports, and shared memory that must not outlive it."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+
+from m2ost_preprocess.network import is_here
 
 from .errors import ServerStartError
 
@@ -95,12 +97,52 @@ def _is_at(descriptor: int, path: Path) -> bool:
         return False
 
 
+def numeric_host(host: str) -> str:
+    """The address behind ``--host``, as digits: of names, Triton's HTTP service understands none.
+
+    Parameters
+    ----------
+    host : str
+        An address, also in brackets, or a name of this machine. Of several, the first of IPv4 is taken.
+
+    Raises
+    ------
+    ServerStartError
+        If there is no such host, or it is not this machine.
+    """
+    wanted = host.removeprefix("[").removesuffix("]")
+    try:
+        if not wanted:
+            raise OSError("it is empty")
+        found = socket.getaddrinfo(wanted, None, type=socket.SOCK_STREAM)
+        address = str(min(found, key=lambda entry: entry[0] != socket.AF_INET)[4][0])
+        if not is_here(address):
+            raise OSError(f"{address} is not an address of this machine")
+    except (OSError, UnicodeError) as error:
+        words = getattr(error, "strerror", None) or error
+        raise ServerStartError(
+            f"cannot listen on the host {host!r}: {words}; give --host an address of this machine, such as 127.0.0.1"
+        ) from error
+    return address
+
+
+def host_port(host: str, port: int) -> str:
+    """``host:port``, with the brackets that an IPv6 address needs."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
 @contextlib.contextmanager
 def held_ports(host: str, wanted: Ports) -> Iterator[Ports]:
     """Ports for a server, any free one for 0; no program that asks for any is given them, before it starts or later.
 
     They are bound, and not listened on. Linux gives no bound port to a program that asks for any, and lets a server
     listen on one if both allow the reuse of addresses, as Triton's three services do.
+
+    Parameters
+    ----------
+    host : str
+        An address of this machine, as :func:`numeric_host` gives it.
+    wanted : Ports
 
     Raises
     ------
@@ -110,16 +152,18 @@ def held_ports(host: str, wanted: Ports) -> Iterator[Ports]:
     named = [port for port in vars(wanted).values() if port]
     if len(set(named)) < len(named):
         raise ServerStartError(f"each service needs a port of its own, got {wanted}; choose others, or 0 for any")
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with contextlib.ExitStack() as held:
         ports = {}
         for name, port in sorted(vars(wanted).items(), key=lambda item: item[1] == 0):  # any is none of the named
-            sock = held.enter_context(socket.socket())
+            sock = held.enter_context(socket.socket(family))
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
                 sock.bind((host, port))
             except OSError as error:
                 raise ServerStartError(
-                    f"cannot listen on {host}:{port} for {name}: {error.strerror}; choose another port, or 0 for any"
+                    f"cannot listen on {host_port(host, port)} for {name}: {error.strerror}; "
+                    "choose another port, or 0 for any"
                 ) from error
             ports[name] = sock.getsockname()[1]
         yield Ports(**ports)

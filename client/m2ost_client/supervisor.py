@@ -10,6 +10,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,17 @@ from . import logs
 from .command import Command, ServerOptions, build_command, check_profile, metrics_url
 from .doctor import check_start
 from .errors import ServerStartError
-from .host import all_listen, held_ports, new_shm_prefix, owned_shared_memory, sweep_shared_memory
+from .host import (
+    all_listen,
+    held_ports,
+    host_port,
+    new_shm_prefix,
+    numeric_host,
+    owned_shared_memory,
+    sweep_shared_memory,
+)
 from .installation import Installation, find_installation
+from .plain_paths import is_plain, temporary_parent
 from .policy import HangWatch, RestartBudget
 from .probe import executions_so_far, probe
 from .process import ServerProcess
@@ -72,7 +82,7 @@ class TritonServer:
         on_log: Callable[[dict[str, Any]], None] | None = None,
         installation: Installation | None = None,
     ) -> None:
-        self.options = options
+        self.options = replace(options, host=numeric_host(options.host))
         self.manifest = Manifest.read(options.release)
         check_profile(options.release, options.profile)
         self.baseline = None
@@ -91,12 +101,12 @@ class TritonServer:
         self.shm_prefix = new_shm_prefix(str(os.getpid()))
         self._restricted = f"{','.join(RESTRICTED_APIS)}:m2ost-admin={secrets.token_urlsafe(16)}"
         self._held = contextlib.ExitStack()
-        self.ports = self._held.enter_context(held_ports(options.host, options.ports))
+        self.ports = self._held.enter_context(held_ports(self.options.host, options.ports))
 
     @property
     def address(self) -> str:
         """``host:port`` of the gRPC service."""
-        return f"{self.options.host}:{self.ports.grpc}"
+        return host_port(self.options.host, self.ports.grpc)
 
     @property
     def metrics_url(self) -> str:
@@ -112,6 +122,8 @@ class TritonServer:
     def print_command(self) -> str:
         """The command as one line for a shell."""
         runtime = user_cache() / "m2ost" / "runtime"
+        if not is_plain(runtime):
+            runtime = Path(tempfile.mkdtemp(prefix="m2ost-runtime-", dir=temporary_parent()))
         # Owned by nobody, so that no sweep takes the regions of a server that runs on without this one.
         return self._command(runtime, new_shm_prefix("printed")).for_shell()
 
@@ -182,7 +194,10 @@ class TritonServer:
 
     def _supervise(self) -> None:
         try:
-            with tempfile.TemporaryDirectory(prefix="m2ost-server-", ignore_cleanup_errors=True) as runtime:
+            folder = tempfile.TemporaryDirectory(
+                prefix="m2ost-server-", dir=temporary_parent(), ignore_cleanup_errors=True
+            )
+            with folder as runtime:
                 self._keep_running(Path(runtime))
         except Exception as error:
             self._fail(f"the supervisor failed: {error!r}")

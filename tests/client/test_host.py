@@ -5,9 +5,9 @@ import socket
 
 import pytest
 from m2ost_client import ServerStartError
-from m2ost_client.host import Ports, all_listen, held_ports
+from m2ost_client.host import Ports, all_listen, held_ports, host_port, numeric_host
 
-from tests.conftest import in_namespaces
+from tests.conftest import in_namespaces, need_address
 
 LOCALHOST = "127.0.0.1"
 
@@ -41,6 +41,43 @@ def test_no_other_program_is_given_a_held_port():
 def test_a_port_for_two_services_is_refused():
     with pytest.raises(ServerStartError, match="a port of its own"):
         held_ports(LOCALHOST, Ports(grpc=8001, http=8001)).__enter__()
+
+
+@pytest.mark.parametrize(
+    ("given", "address", "listens_at"),
+    [
+        ("127.0.0.1", "127.0.0.1", "127.0.0.1:"),
+        ("localhost", "127.0.0.1", "127.0.0.1:"),
+        ("0.0.0.0", "0.0.0.0", "0.0.0.0:"),
+        ("::1", "::1", "[::1]:"),
+        ("[::1]", "::1", "[::1]:"),
+    ],
+)
+def test_a_host_becomes_the_address_that_is_listened_at(given, address, listens_at):
+    need_address(address)
+    assert numeric_host(given) == address
+    with held_ports(address, Ports()) as ports:
+        assert not all_listen(address, ports)
+        assert host_port(address, ports.grpc) == f"{listens_at}{ports.grpc}"
+        family = socket.AF_INET6 if ":" in address else socket.AF_INET
+        servers = [socket.create_server((address, port), family=family) for port in vars(ports).values()]
+        assert all_listen(address, ports)
+        for server in servers:
+            server.close()
+
+
+@pytest.mark.parametrize(
+    ("host", "words"),
+    [
+        ("", "it is empty"),
+        ("192.0.2.7", "192.0.2.7 is not an address of this machine"),
+        ("no such host", "[Nn]ame"),
+        ("a" * 300, "label"),
+    ],
+)
+def test_a_host_that_is_not_this_machine_is_refused_in_true_words(host, words):
+    with pytest.raises(ServerStartError, match=f"{words}.*; give --host an address of this machine"):
+        numeric_host(host)
 
 
 SWEEPS = """

@@ -26,7 +26,7 @@ from m2ost_preprocess.contract import Manifest
 from m2ost_preprocess.istar.manifest import BaselineInfo, BaselineManifest
 from m2ost_preprocess.istar.sizes import Sizes
 
-from tests.conftest import in_namespaces
+from tests.conftest import in_namespaces, need_address
 
 from .conftest import ENGINE
 
@@ -157,6 +157,24 @@ exit 3"""
 def test_the_last_words_of_a_server_that_cannot_start_are_quoted(tmp_path):
     with pytest.raises(ServerStartError, match=r"ended with status 3\n  the last word$"):
         fake_server(tmp_path, ENDS_BADLY).start()
+
+
+@pytest.mark.parametrize(
+    ("host", "arguments"),
+    [
+        ("localhost", ("grpc-address=127.0.0.1", "http-address=127.0.0.1", "metrics-address=127.0.0.1")),
+        ("::1", ("grpc-address=[::1]", "http-address=ipv6:::1", "metrics-address=ipv6:::1")),
+    ],
+)
+def test_each_service_is_given_its_host_in_the_form_that_it_takes(tmp_path, host, arguments):
+    need_address("::1" if ":" in host else "127.0.0.1")
+    server = fake_server(tmp_path, 'for a; do echo "$a"; done; echo "$M2OST_METRICS_URL"', host=host)
+    done = subprocess.run(server.print_command(), shell=True, capture_output=True, text=True, check=True)
+    lines = done.stdout.splitlines()
+    assert {f"--{argument}" for argument in arguments} <= set(lines)
+    shown = "[::1]" if ":" in host else "127.0.0.1"
+    assert server.address == f"{shown}:{server.ports.grpc}"
+    assert lines[-1] == server.metrics_url == f"http://{shown}:{server.ports.metrics}/metrics"
 
 
 def test_a_receiver_of_the_log_that_fails_ends_nothing(tmp_path):

@@ -3,6 +3,7 @@
 import json
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -151,13 +152,27 @@ def test_where_the_user_asks_for_no_spot_nothing_is_scored_and_the_error_says_wh
     assert leftovers(tmp_path / "out") == []
 
 
-def test_a_slide_and_a_folder_with_names_beyond_ascii(narrow_release, svs, tmp_path):
-    slide = tmp_path / "Mü nchen" / "Präparat 7.svs"
-    slide.parent.mkdir()
+def test_folders_of_any_name_and_a_proxy_that_is_none(narrow_release, svs, tmp_path):
+    # All that a server is given lies below a name that a shell would take apart.
+    odd = tmp_path / "Mü nchen; (R&D) $HOME 'x'"
+    slide, release, home = odd / "Präparat 7.svs", odd / "release", odd / "home"
+    home.mkdir(parents=True)
     slide.write_bytes(svs.read_bytes())
-    status, output, errors = predict(slide, narrow_release, tmp_path / "out", "--pitch-um", 300)
+    shutil.copytree(narrow_release, release)
+    left_out = ("no_proxy", "no_grpc_proxy", "NO_PROXY", "CI", "XDG_CACHE_HOME")
+    environment = {name: value for name, value in os.environ.items() if name not in left_out}
+    environment |= {"TMPDIR": str(home), "HOME": str(home)}
+    environment |= dict.fromkeys(("http_proxy", "HTTP_PROXY", "grpc_proxy"), "http://127.0.0.1:9")
+    arguments = ("--pitch-um", 300, "--server-log", tmp_path / "log", "--trace", tmp_path / "trace.json")
+    status, output, errors = predict(slide, release, odd / "out", *arguments, env=environment)
     assert status == 0, errors
     assert "Präparat 7.h5ad" in output
+    adata = anndata.read_h5ad(odd / "out" / "Präparat 7.h5ad")
+    np.testing.assert_allclose(adata.X, by_pytorch(narrow_release, svs, adata.obsm["spatial"]), rtol=0, atol=1e-4)
+    assert "backlog_unknown" not in (tmp_path / "log").read_text()
+    assert "slide_tiler" in (tmp_path / "trace.json").read_text()
+    # ONNX Runtime's marks of a report to its maker.
+    assert not [path for path in home.rglob("*") if path.name in ("Microsoft", ".ses")]
     other = tmp_path / "Präparat 7.png"
     Image.new("RGB", (300, 300), (150, 60, 120)).save(other)
     status, _, errors = predict(other, narrow_release, tmp_path / "out", "--mpp", 0.5)

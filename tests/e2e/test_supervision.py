@@ -20,6 +20,9 @@ from m2ost_client.host import SHM
 from m2ost_client.probe import tensor
 from m2ost_loadtests import soak
 from m2ost_preprocess.contract import RowStatus, ViewGeometry
+from m2ost_preprocess.network import read_url
+
+from tests.conftest import need_address
 
 from .conftest import by_pytorch, by_server, heed_ctrl_c, process_of, raw_request, still_running, wait_for, waiting
 
@@ -142,10 +145,16 @@ def ready_record(process):
     raise AssertionError(process.stderr.read())
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_m2ost_serve_says_when_it_is_ready_and_stops_cleanly(narrow_release, svs, number):
-    process = serve(narrow_release, svs.parent, *FREE)
-    address = ready_record(process)["address"]
+@pytest.mark.parametrize(
+    ("number", "host", "listens_at"), [(signal.SIGTERM, "localhost", "127.0.0.1:"), (signal.SIGINT, "::1", "[::1]:")]
+)
+def test_m2ost_serve_says_when_it_is_ready_and_stops_cleanly(narrow_release, svs, number, host, listens_at):
+    need_address("::1" if ":" in host else "127.0.0.1")
+    process = serve(narrow_release, svs.parent, *FREE, "--host", host)
+    record = ready_record(process)
+    address = record["address"]
+    assert address.startswith(listens_at)
+    assert "nv_inference" in read_url(record["metrics"], 5)
     family = psutil.Process(process.pid).children(recursive=True)
     assert by_server(address, SLIDE, [(800, 800)])[1].tolist() == [0]
     process.send_signal(number)
