@@ -22,9 +22,19 @@ MIN_GLIBC = (2, 35)
 
 _DEFAULT_BACKENDS = Path("/opt/tritonserver/backends")
 
+AS_A_MODEL = ("-I", "-X", "utf8=0")
+"""Options, beside LC_ALL=C, that give an interpreter what Triton's Python backend gives that of a model: nothing of the
+environment's ``PYTHON…`` variables, and ASCII for the names of files."""
+
 _FACTS = """
 import json, sys, sysconfig
+try:
+    import m2ost_preprocess
+    error = ""
+except Exception as problem:
+    error = f"{type(problem).__name__}: {problem}"
 print(json.dumps({
+    "error": error,
     "version": "%d.%d" % sys.version_info[:2],
     "libdir": sysconfig.get_config_var("LIBDIR"),
     "library": sysconfig.get_config_var("INSTSONAME"),
@@ -133,10 +143,24 @@ def from_environment(folder: Path) -> Installation:
     python = folder / "bin" / "python"
     try:
         # ServerStartError messages below name the environment; a broken interpreter shows here first.
-        answer = subprocess.run([python, "-c", _FACTS], capture_output=True, encoding="utf-8", check=True, timeout=60)
+        answer = subprocess.run(
+            [python, *AS_A_MODEL, "-c", _FACTS],
+            capture_output=True,
+            encoding="utf-8",
+            check=True,
+            timeout=60,
+            env={**os.environ, "LC_ALL": "C"},
+        )
     except (OSError, subprocess.SubprocessError) as error:
         raise ServerStartError(f"{folder}: its Python does not run ({error}); create the environment anew") from error
-    facts = json.loads(answer.stdout)
+    # A name that is not ASCII comes as its bytes.
+    facts = {k: os.fsdecode(os.fsencode(v)) if isinstance(v, str) else v for k, v in json.loads(answer.stdout).items()}
+    if facts.get("error"):
+        raise ServerStartError(
+            f"{folder}: a model's process cannot import m2ost_preprocess there ({facts['error']}): it sees no "
+            "PYTHONPATH, and no checkout below a folder with letters beyond ASCII in its name; install m2ost-triton "
+            "there, as the README's Install by role says"
+        )
     check_glibc(platform.libc_ver()[1])
     root = Path(facts["purelib"]) / "pytriton" / "tritonserver"
     stub = root / "python_backend_stubs" / facts["version"] / "triton_python_backend_stub"

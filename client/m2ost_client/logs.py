@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import json
 import logging
 import re
@@ -14,6 +15,12 @@ from .probe import PROBE_REQUEST_ID
 _LINE = re.compile(r"([VIWE])(\d{4} \d\d:\d\d:\d\d\.\d+) \d+ ([\w.]+:\d+)\] ?(.*)$")
 _LEVELS = {"V": "debug", "I": "info", "W": "warning", "E": "error"}
 _TABLE = ("+-", "| ")
+
+_BEGUN, _LOADED = re.compile(r"loading: ([^:]+):\d+$"), re.compile(r"successfully loaded '([^']+)'")
+_REFUSAL = re.compile(r"failed to load '([^']+)' version")
+_TRACEBACK = "\n\nAt:\n"
+"""How the Python backend goes on after an exception's words."""
+_LAST_WORDS = 8
 
 _EXPECTED_WITHOUT_GPU = (
     "CUDA driver version is insufficient",
@@ -59,6 +66,44 @@ def parse_line(line: str) -> dict[str, Any] | None:
     if fields.get("request_id") == PROBE_REQUEST_ID:
         record["level"] = "debug"
     return {**record, **fields}
+
+
+class LastWords:
+    """What a server said last that tells why it failed.
+
+    Attributes
+    ----------
+    refusals : tuple of str
+        The models that failed to load, in words.
+    loading : tuple of str
+        The models that have begun to load and neither failed nor come to an end.
+    """
+
+    def __init__(self) -> None:
+        self.refusals: tuple[str, ...] = ()
+        self.loading: tuple[str, ...] = ()
+        self._errors: collections.deque[str] = collections.deque(maxlen=_LAST_WORDS)
+        self._others: collections.deque[str] = collections.deque(maxlen=_LAST_WORDS)
+
+    def add(self, record: dict[str, Any]) -> None:
+        """Take a record in."""
+        fields = (str(record[name]) for name in ("message", "event", "error") if name in record)
+        words = ": ".join(fields).partition(_TRACEBACK)[0].strip()
+        if match := _BEGUN.match(words):
+            self.loading = (*self.loading, match[1])
+        elif match := _LOADED.match(words):
+            self.loading = tuple(model for model in self.loading if model != match[1])
+        if record["level"] == "error":
+            self._errors.append(words)
+            if match := _REFUSAL.match(words):
+                self.refusals = (*self.refusals, f"model {match[1]} failed to load")
+        elif record["level"] == "warning" or (record["source"] == "tritonserver" and record["level"] == "info"):
+            # The latter is what a process says outside Triton's log: a shell, a loader, a library that gives up.
+            self._others.append(words)
+
+    def lines(self) -> list[str]:
+        """The last errors, each once; where there are none, the last lines that are no part of Triton's log."""
+        return list(dict.fromkeys(list(self._errors or self._others)))
 
 
 class Sink:

@@ -1,4 +1,4 @@
-"""When a server is hung, and when it has died too often. Pure: the caller brings the time and the counts."""
+"""When a server will not start, is hung, or has died too often. Pure: the caller brings the time and the counts."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ from collections.abc import Iterable, Mapping
 
 RESTART_WINDOW_S = 600.0
 """Restarts longer ago than this no longer count, in seconds."""
+
+START_GRACE_S = 3.0
+"""Time for a server to end by itself once a part of it has failed to start, in seconds: it says why meanwhile."""
 
 
 class RestartBudget:
@@ -66,3 +69,30 @@ class HangWatch:
             latest = executions.get(model, count)
             self._quiet[model] = (latest, now if latest != count else since)
         return next((m for m, (_, since) in self._quiet.items() if now - since > self._timeout_s), None)
+
+
+class StartWatch:
+    """Whether a server that runs on will never be ready: Triton waits for a model's process that has ended for ever.
+
+    Parameters
+    ----------
+    grace_s : float
+        How long a sign may be seen before it counts, in seconds.
+    """
+
+    def __init__(self, grace_s: float) -> None:
+        self._grace_s = grace_s
+        self._since: dict[str, float] = {}
+
+    def failed(self, signs: Iterable[str], now: float) -> str | None:
+        """The first sign that has been there for too long, or None.
+
+        Parameters
+        ----------
+        signs : iterable of str
+            What is seen now that does not belong to a start.
+        now : float
+            Time in seconds, any origin.
+        """
+        self._since = {sign: self._since.get(sign, now) for sign in signs}
+        return next((sign for sign, since in self._since.items() if now - since >= self._grace_s), None)

@@ -82,6 +82,16 @@ class ServerProcess:
         """Its exit status, or None while it runs."""
         return self._process.poll()
 
+    def ended_children(self) -> tuple[int, ...]:
+        """Process ids of children of the server that have ended, of which it has taken no notice yet."""
+        found = []
+        for stat in Path("/proc").glob("[0-9]*/stat"):
+            with contextlib.suppress(OSError):  # one that ends meanwhile
+                state, parent = stat.read_text(errors="replace").rpartition(")")[2].split()[:2]
+                if state == "Z" and int(parent) == self.pid:
+                    found.append(int(stat.parent.name))
+        return tuple(found)
+
     def end(self, grace_s: float) -> None:
         """End the server and its models: SIGTERM and time for running requests, then SIGKILL for the group.
 

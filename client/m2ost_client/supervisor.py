@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import collections
 import contextlib
 import os
 import secrets
@@ -33,8 +32,8 @@ from .host import (
 )
 from .installation import Installation, find_installation
 from .plain_paths import is_plain, temporary_parent
-from .policy import HangWatch, RestartBudget
-from .probe import executions_so_far, probe
+from .policy import START_GRACE_S, HangWatch, RestartBudget, StartWatch
+from .probe import Health, executions_so_far, probe
 from .process import ServerProcess
 
 RESTRICTED_APIS = ("model-repository", "shared-memory", "statistics", "trace", "logging")
@@ -92,7 +91,7 @@ class TritonServer:
         self.restarts = 0
         self._installation = installation or find_installation()
         self._sink = logs.Sink(on_log)
-        self._tail: collections.deque[str] = collections.deque(maxlen=8)
+        self._said = logs.LastWords()
         self._process: ServerProcess | None = None
         # Events, because a join() that a signal interrupts takes the thread for ended (CPython 3.11).
         self._ready, self._stop, self._ended = threading.Event(), threading.Event(), threading.Event()
@@ -133,8 +132,8 @@ class TritonServer:
         Raises
         ------
         ServerStartError
-            If the release does not fit this machine, in the words of ``m2ost doctor``; or if the server is not ready
-            within ``start_timeout_s``: quotes its last errors.
+            If the release does not fit this machine, in the words of ``m2ost doctor``; or if the server ends, a model
+            of it does not start, or it is not ready within ``start_timeout_s``: quotes its last errors.
         RuntimeError
             If it was started before: a server that was stopped stays so.
         """
@@ -220,7 +219,8 @@ class TritonServer:
     def _run_once(self, runtime: Path) -> tuple[str, bool]:
         """Run one server until it must be replaced or stopped; returns why, and whether it was ever ready."""
         deadline = time.monotonic() + self.options.start_timeout_s
-        ready, watch = False, HangWatch(self.options.hang_timeout_s)
+        ready, start, watch = False, StartWatch(START_GRACE_S), HangWatch(self.options.hang_timeout_s)
+        self._said = logs.LastWords()
         grace_s = 0.0  # a server that must be replaced has lost a part, and would wait for it in vain
         process = ServerProcess(
             self._command(runtime, self.shm_prefix),
@@ -243,8 +243,11 @@ class TritonServer:
                     ready = True
                     self._sink(logs.event("info", "server_ready", address=self.address, metrics=self.metrics_url))
                     self._ready.set()
-                elif not ready and now > deadline:
-                    return f"not ready within {self.options.start_timeout_s:g} s", False
+                elif not ready:
+                    ended = (f"the process {pid} of a model ended as it started" for pid in process.ended_children())
+                    failure = start.failed((*self._said.refusals, *ended), now)
+                    if failure is not None or now > deadline:
+                        return failure or self._too_late(health), False
                 if ready:
                     executions = executions_so_far(self.metrics_url) if health.overdue else {}
                     hung = watch.hung(health.overdue, executions, now)
@@ -257,6 +260,11 @@ class TritonServer:
             self._process = None
             process.end(grace_s)
 
+    def _too_late(self, health: Health) -> str:
+        heard = health.words or "its models answer, and not all of its ports do"
+        loading = f"; still loading: {', '.join(self._said.loading)}" if self._said.loading else ""
+        return f"not ready within {self.options.start_timeout_s:g} s ({heard}{loading})"
+
     def _pause(self, process: ServerProcess, seconds: float) -> None:
         """Sleep, but wake at once when the server ends or a stop is asked for."""
         until = time.monotonic() + seconds
@@ -265,11 +273,10 @@ class TritonServer:
                 return
 
     def _on_record(self, record: dict[str, Any]) -> None:
-        if record["level"] in ("warning", "error"):
-            self._tail.append(str(record.get("message", record)))
+        self._said.add(record)
         self._sink(record)
 
     def _fail(self, reason: str) -> None:
-        quoted = "".join(f"\n  {line}" for line in list(self._tail))
+        quoted = "".join(f"\n  {line}" for line in self._said.lines())
         self._failure = ServerStartError(f"the server on {self.address} was given up: {reason}{quoted}")
         self._sink(logs.event("error", "server_given_up", reason=reason))

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import m2ost_preprocess
 import numpy as np
 import pytest
 from m2ost_client import installation, logs, maps
@@ -90,6 +91,16 @@ def test_an_environment_of_another_python_is_a_clear_error(tmp_path):
     folder = fake_environment(tmp_path / ".triton", facts)
     with pytest.raises(ServerStartError, match=r"Python 3\.13; the embedded server needs Python 3\.11"):
         installation.from_environment(folder)
+
+
+def test_an_environment_whose_models_could_not_import_ours_is_a_clear_error(tmp_path, monkeypatch):
+    python = tmp_path / "bin" / "python"
+    python.parent.mkdir()
+    python.write_text(f'#!/bin/sh\nexec {sys.executable} -S "$@"\n')  # an interpreter without installed packages
+    python.chmod(0o755)
+    monkeypatch.setenv("PYTHONPATH", str(Path(m2ost_preprocess.__file__).parents[1]))  # which no model's process sees
+    with pytest.raises(ServerStartError, match=r"cannot import m2ost_preprocess there .*ModuleNotFoundError"):
+        installation.from_environment(tmp_path)
 
 
 def test_no_server_anywhere_says_how_to_get_one(tmp_path, monkeypatch):

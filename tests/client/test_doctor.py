@@ -20,7 +20,7 @@ from m2ost_client.doctor.collect import (
     read_nvidia_smi,
     server_facts,
 )
-from m2ost_client.doctor.examine import check_ports
+from m2ost_client.doctor.examine import check_folders, check_ports
 from m2ost_client.doctor.facts import Gpu, HostFacts, ServerFacts
 from m2ost_client.doctor.profile import read_profile
 from m2ost_client.doctor.release import check_files, extra_files, files_served
@@ -290,6 +290,41 @@ def test_shared_memory_that_is_too_small(served, mib, level):
         assert "--shm-size 384M" in shm.remedy
 
 
+@pytest.mark.parametrize(
+    ("limit", "few", "words"),
+    [
+        ("open_files", 255, "may have 255 of open files, a server needs 256 → ulimit -n"),
+        ("threads_left", 100, "may have 100 of threads, a server needs 256 → ulimit -u"),
+        ("address_space_bytes", 1 << 30, "may have 1,073,741,824 bytes of address space, a server needs 4,294,967,296"),
+    ],
+)
+def test_limits_that_are_too_low(limit, few, words):
+    assert words in only_error(doctor.check_limits(replace(ROOM, **{limit: few})))
+    fits(doctor.check_limits(replace(ROOM, **{limit: 4 << 30})))
+    fits(doctor.check_limits(ROOM))
+
+
+LIMITED = """
+import resource
+from m2ost_client.doctor.collect import host_facts
+for kind, value in ((resource.RLIMIT_NOFILE, 64), (resource.RLIMIT_AS, 3 << 30)):
+    resource.setrlimit(kind, (value, value))
+host = host_facts(ask_driver=False)
+print(host.open_files, host.address_space_bytes)
+"""
+
+
+def test_the_limits_of_a_process_are_read():
+    done = subprocess.run([sys.executable, "-c", LIMITED], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["64", str(3 << 30)]
+
+
+def test_a_server_is_not_started_under_limits_that_are_too_low(release, monkeypatch):
+    monkeypatch.setattr(doctor, "OPEN_FILES", 1 << 40)
+    with pytest.raises(ServerStartError, match="of open files, a server needs"):
+        check_start(ServerOptions(release=release), Manifest.read(release), Installation(release, {}, (release,)))
+
+
 def test_little_memory_for_what_may_wait(served):
     _, memory = doctor.check_memory(served["cpu"], replace(ROOM, memory_bytes=500 << 20))
     assert memory.level is Level.WARNING
@@ -457,6 +492,19 @@ def test_ports_and_slide_roots(release, tmp_path):
     assert f"cannot listen on 127.0.0.1:{taken} for http" in ports.message
     assert str(taken) in ports.remedy
     assert all(f.remedy for f in findings if f.level is not Level.OK)
+
+
+def test_a_host_that_is_not_this_machine():
+    assert "192.0.2.7 is not an address of this machine" in only_error(check_ports("192.0.2.7", Ports()))
+    fits(check_ports("localhost", Ports()))
+
+
+def test_no_folder_that_a_server_could_write_to(monkeypatch):
+    fits(check_folders())
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    shm, temporary = errors(check_folders())
+    assert "/dev/shm cannot be written to by this user" in shm.message
+    assert "set TMPDIR" in temporary.message
 
 
 def test_one_port_for_two_services():

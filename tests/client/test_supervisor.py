@@ -18,7 +18,8 @@ from m2ost_client.command import Command
 from m2ost_client.errors import ServerStartError
 from m2ost_client.host import SHM_PREFIX
 from m2ost_client.installation import Installation
-from m2ost_client.policy import RESTART_WINDOW_S, HangWatch, RestartBudget
+from m2ost_client.logs import LastWords, parse_line
+from m2ost_client.policy import RESTART_WINDOW_S, HangWatch, RestartBudget, StartWatch
 from m2ost_client.probe import Health, executions_so_far
 from m2ost_client.process import ServerProcess
 from m2ost_export.repository import write_repository
@@ -157,6 +158,64 @@ exit 3"""
 def test_the_last_words_of_a_server_that_cannot_start_are_quoted(tmp_path):
     with pytest.raises(ServerStartError, match=r"ended with status 3\n  the last word$"):
         fake_server(tmp_path, ENDS_BADLY).start()
+
+
+LOSES_A_CHILD = f"""exec {sys.executable} -c '
+import subprocess, time
+child = subprocess.Popen(["sh", "-c", "echo what: stol; kill -9 $$"])
+time.sleep(60)
+' """
+REFUSES_A_MODEL = r"""cat <<'END'
+E1123 19:32:05.023168 1 x.cc:1] "failed to load 'm2ost' version 1: Internal: no\n\nAt:\n  model.py(3): f"
+END
+exec sleep 60"""
+
+
+@pytest.mark.parametrize(
+    ("script", "words"),
+    [
+        (LOSES_A_CHILD, r"given up: the process \d+ of a model ended as it started\n  what: stol$"),
+        (REFUSES_A_MODEL, r"given up: model m2ost failed to load\n  failed to load 'm2ost' version 1: Internal: no$"),
+    ],
+)
+def test_a_server_that_runs_on_without_a_model_is_not_waited_for(tmp_path, monkeypatch, script, words):
+    monkeypatch.setattr(supervisor, "START_GRACE_S", 0.3)
+    with pytest.raises(ServerStartError, match=words):
+        fake_server(tmp_path, script, start_timeout_s=50).start()
+
+
+def test_a_server_that_is_not_ready_in_time_says_what_was_heard(tmp_path):
+    with pytest.raises(ServerStartError, match=r"not ready within 0.2 s \(.*Connection refused"):
+        fake_server(tmp_path, "exec sleep 60", start_timeout_s=0.2).start()
+
+
+def test_the_last_words_are_the_errors_and_else_what_is_no_part_of_tritons_log():
+    words = LastWords()
+    for line in (
+        'I1123 19:32:05.023168 1 x.cc:1] "loading: m2ost:1"',
+        'I1123 19:32:05.023168 1 x.cc:1] "loading: row_guard:1"',
+        """I1123 19:32:05.023168 1 x.cc:1] "successfully loaded 'row_guard'\"""",
+        "libgomp: Thread creation failed",
+        'W1123 19:32:05.023168 1 x.cc:1] "{\\"event\\": \\"backlog_unknown\\", \\"error\\": \\"refused\\"}"',
+    ):
+        words.add(parse_line(line))
+    assert (words.loading, words.refusals) == (("m2ost",), ())
+    assert words.lines() == ["libgomp: Thread creation failed", "backlog_unknown: refused"]
+    for _ in range(2):
+        words.add(
+            parse_line("""E1123 19:32:05.023168 1 x.cc:1] "failed to load 'm2ost' version 1: no\\n\\nAt:\\n  f\"""")
+        )
+    assert words.refusals == ("model m2ost failed to load",) * 2
+    assert words.lines() == ["failed to load 'm2ost' version 1: no"]
+
+
+def test_signs_count_once_they_have_been_there_for_a_while():
+    watch = StartWatch(3)
+    assert watch.failed(["a"], 0) is None
+    assert watch.failed([], 2) is None
+    assert watch.failed(["a", "b"], 4) is None
+    assert watch.failed(["b"], 6) is None
+    assert watch.failed(["b"], 7) == "b"
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Run by the server's interpreter, as a file: what its environment has. Standard library, and what is asked about.
 
-Usage: ask_server.py [--probe]. Writes one JSON object, the arguments of ``ServerFacts``, as the last line.
+Usage: ask_server.py [--probe]. Writes one JSON object as the last line: the arguments of ``ServerFacts``, but for the
+interpreter's name.
 """
 
 from __future__ import annotations
@@ -32,7 +33,6 @@ def main(probe: bool) -> None:
     """Write the facts."""
     installed = {str(d.metadata["Name"]).lower().replace("_", "-"): d.version for d in distributions()}
     facts: dict[str, Any] = {
-        "python": sys.executable,
         "version": f"{sys.version_info[0]}.{sys.version_info[1]}",
         "packages": {name: version for name, version in sorted(installed.items()) if name.startswith(NAMES)},
         "probed": probe,

@@ -19,6 +19,11 @@ _DRIVER_FOR_CUDA = {11: "450.80.02", 12: "525.60.13", 13: "580.65.06"}
 NOT_ON_CPU = ("bf16",)
 """Precisions that no engine here runs on a CPU: ONNX Runtime has no kernels for them."""
 
+OPEN_FILES, THREADS, ADDRESS_SPACE_BYTES = 256, 256, 4 << 30
+"""Least limits under which a server is started. On two cores one that is idle holds 70 files, and one more for every
+connection; it and its models run 200 threads; and each of its processes maps 1.5 GB. Short of them Triton waits for
+itself for ever, without a word."""
+
 _ONNXRUNTIME_GPU = "onnxruntime-gpu[cuda,cudnn]==1.24.4"
 """The last that is built for CUDA 12, as is the CuPy of the server's environment."""
 
@@ -217,6 +222,22 @@ def check_engine(profile: Profile, manifest: Manifest, gpus: Sequence[Gpu], serv
             unseen = "" if plan.inspected else "; its layers were never read on a GPU"
             findings.append(ok("engine", f"{plan.file}, {runtime} {plan.version}, {plan.precision}{unseen}"))
     return findings
+
+
+def check_limits(host: HostFacts) -> list[Finding]:
+    """What this user's processes are allowed is enough for a server."""
+    limits = (
+        ("open files", host.open_files, OPEN_FILES, "ulimit -n 4096; for a container docker run --ulimit nofile=4096"),
+        ("threads", host.threads_left, THREADS, "ulimit -u 4096, or end other programs; docker run --pids-limit 4096"),
+        ("address space", host.address_space_bytes, ADDRESS_SPACE_BYTES, "ulimit -v unlimited"),
+    )
+    findings = []
+    for name, allowed, needed, remedy in limits:
+        if allowed is not None and allowed < needed:
+            unit = " bytes" if needed == ADDRESS_SPACE_BYTES else ""
+            message = f"a process started here may have {allowed:,}{unit} of {name}, a server needs {needed:,}"
+            findings.append(error("limits", message, remedy))
+    return findings or [ok("limits", ", ".join(f"{name} {allowed or 'any'}" for name, allowed, *_ in limits))]
 
 
 def check_memory(profile: Profile, host: HostFacts) -> list[Finding]:

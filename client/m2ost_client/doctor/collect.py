@@ -5,12 +5,13 @@ from __future__ import annotations
 import csv
 import json
 import os
+import resource
 import subprocess
 from pathlib import Path
 from typing import Any
 
 from ..host import SHM
-from ..installation import Installation
+from ..installation import AS_A_MODEL, Installation
 from .facts import Gpu, HostFacts, ServerFacts
 
 _NVIDIA_SMI = (
@@ -43,6 +44,9 @@ def host_facts(*, ask_driver: bool) -> HostFacts:
         "shm_bytes": shm.f_bavail * shm.f_frsize,
         "memory_bytes": available_memory(),
         "visible_devices": os.environ.get("CUDA_VISIBLE_DEVICES"),
+        "open_files": _limit(resource.RLIMIT_NOFILE),
+        "threads_left": threads_left(),
+        "address_space_bytes": _limit(resource.RLIMIT_AS),
     }
     if not ask_driver:
         return HostFacts(**facts)
@@ -86,6 +90,39 @@ def available_memory() -> int:
     return kib << 10 if limit == "max" else min(kib << 10, max(0, int(limit) - used))
 
 
+def threads_left() -> int | None:
+    """Threads that this user or its control group may start beside those that run; None without a limit."""
+    left = []
+    limit = _limit(resource.RLIMIT_NPROC)
+    if limit is not None and os.getuid() != 0:  # root's are not counted
+        left.append(limit - _threads_of(os.getuid()))
+    group = Path("/sys/fs/cgroup")
+    try:
+        most = (group / "pids.max").read_text(encoding="ascii").strip()
+        left.append(int(most) - int((group / "pids.current").read_text(encoding="ascii")))
+    except (OSError, ValueError):  # no such group, or "max"
+        pass
+    return max(0, min(left)) if left else None
+
+
+def _threads_of(user: int) -> int:
+    threads = 0
+    for status in Path("/proc").glob("[0-9]*/status"):
+        try:
+            lines = status.read_text(encoding="utf-8", errors="replace").splitlines()
+        except OSError:  # it ended meanwhile
+            continue
+        fields = {name: value.split() for name, _, value in (line.partition(":") for line in lines)}
+        if fields["Uid"][0] == str(user):
+            threads += int(fields["Threads"][0])
+    return threads
+
+
+def _limit(kind: int) -> int | None:
+    soft = resource.getrlimit(kind)[0]
+    return None if soft == resource.RLIM_INFINITY else soft
+
+
 def server_facts(installation: Installation, *, probe: bool) -> ServerFacts:
     """The facts of the server's environment.
 
@@ -104,7 +141,8 @@ def server_facts(installation: Installation, *, probe: bool) -> ServerFacts:
     python = installation.interpreter()
     if python is None:
         raise CannotAsk("there is no python3 on PATH, which Triton's Python backend runs its models in")
-    command = [str(python), str(Path(__file__).with_name("ask_server.py")), *(["--probe"] if probe else [])]
+    script = str(Path(__file__).with_name("ask_server.py"))
+    command = [str(python), *AS_A_MODEL, script, *(["--probe"] if probe else [])]
     try:
         answer = subprocess.run(
             command,
@@ -112,7 +150,7 @@ def server_facts(installation: Installation, *, probe: bool) -> ServerFacts:
             encoding="utf-8",
             errors="replace",
             timeout=PROBE_TIMEOUT_S,
-            env={**os.environ, **installation.environment},
+            env={**os.environ, **installation.environment, "LC_ALL": "C"},
         )
         raw = json.loads(answer.stdout.splitlines()[-1])
     except (OSError, subprocess.TimeoutExpired) as error:
@@ -120,6 +158,7 @@ def server_facts(installation: Installation, *, probe: bool) -> ServerFacts:
     except (IndexError, ValueError) as error:
         words = answer.stderr.strip().splitlines()
         raise CannotAsk(f"{python} ended with status {answer.returncode}: {words[-1] if words else ''}") from error
+    raw["python"] = str(python)
     raw["providers"] = tuple(raw.get("providers", ()))
     raw["gpus"] = tuple(Gpu(**gpu) for gpu in raw.get("gpus", ()))
     return ServerFacts(**raw)

@@ -12,8 +12,9 @@ from m2ost_preprocess.contract import Manifest, ManifestError
 
 from ..command import ServerOptions, check_profile
 from ..errors import ServerStartError
-from ..host import Ports, held_ports
+from ..host import SHM, Ports, held_ports, numeric_host
 from ..installation import Installation, find_installation
+from ..plain_paths import temporary_parent
 from . import checks
 from .collect import CannotAsk, host_facts, server_facts
 from .facts import HostFacts, Profile, ServerFacts
@@ -71,7 +72,7 @@ def examine(
     if manifest is not None and release is not None:
         findings += check_files(release, manifest, manifest.files) + extra_files(release, manifest)
     findings += _check_server(wanted, manifest)
-    findings += check_ports(host, ports) + check_roots(roots)
+    findings += check_folders() + check_ports(host, ports) + check_roots(roots)
     return findings
 
 
@@ -86,6 +87,7 @@ def _check_server(profile: Profile | None, manifest: Manifest | None) -> list[Fi
         return findings
     findings += checks.check_backends(profile, installation.backends())
     host = host_facts(ask_driver=True)
+    findings += checks.check_limits(host)
     try:
         server = server_facts(installation, probe=True)
     except CannotAsk as problem:
@@ -104,8 +106,25 @@ def _check_engine(profile: Profile, manifest: Manifest | None, host: HostFacts, 
     return findings
 
 
+def check_folders() -> list[Finding]:
+    """There is a folder for what is laid out for a server, and /dev/shm can be written to."""
+    findings = []
+    if not os.access(SHM, os.W_OK | os.X_OK):
+        message = f"{SHM} cannot be written to by this user; Triton's models hand on tensors through it"
+        findings.append(error("/dev/shm", message, "mount -o remount,rw,mode=1777 /dev/shm"))
+    try:
+        findings.append(ok("temporary files", str(temporary_parent())))
+    except ServerStartError as problem:
+        findings.append(error("temporary files", str(problem), "export TMPDIR=/a/folder/of/your/own"))
+    return findings
+
+
 def check_ports(host: str, ports: Ports) -> list[Finding]:
-    """The ports are free, and as many as there are services."""
+    """The host is this machine, the ports are free, and as many as there are services."""
+    try:
+        host = numeric_host(host)
+    except ServerStartError as problem:
+        return [error("host", str(problem), "--host 127.0.0.1")]
     findings = []
     for name, port in vars(ports).items():
         try:
@@ -142,8 +161,8 @@ def check_start(options: ServerOptions, manifest: Manifest, installation: Instal
     """Refuse to start what cannot run, before it is tried.
 
     The part of :func:`examine` that decides, and no more than that: the files that the profile serves, its backends,
-    /dev/shm; OpenVINO where the profile runs on it; GPU, driver and runtimes, which take a second or two to ask, only
-    where the profile is for a GPU.
+    /dev/shm, the user's limits, a folder for temporary files; OpenVINO where the profile runs on it; GPU, driver and
+    runtimes, which take a second or two to ask, only where the profile is for a GPU.
 
     Parameters
     ----------
@@ -167,7 +186,7 @@ def check_start(options: ServerOptions, manifest: Manifest, installation: Instal
     findings += checks.check_precision(manifest, profile)
     findings += checks.check_backends(profile, installation.backends())
     host = host_facts(ask_driver=profile.needs_gpu)
-    findings += checks.check_memory(profile, host)
+    findings += checks.check_memory(profile, host) + checks.check_limits(host) + check_folders()
     gpus = host.gpus
     if profile.needs_gpu:
         try:

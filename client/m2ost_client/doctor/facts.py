@@ -40,6 +40,9 @@ class HostFacts:
         Why the driver named none.
     visible_devices : str or None
         ``CUDA_VISIBLE_DEVICES``, which the server inherits.
+    open_files, threads_left, address_space_bytes : int or None
+        What a process that is started here may open, what this user or container may start beside what runs, and what
+        a process may map; None where there is no limit.
     """
 
     shm_bytes: int
@@ -48,6 +51,9 @@ class HostFacts:
     gpus: tuple[Gpu, ...] = ()
     gpu_error: str = ""
     visible_devices: str | None = None
+    open_files: int | None = None
+    threads_left: int | None = None
+    address_space_bytes: int | None = None
 
 
 @dataclass(frozen=True)
