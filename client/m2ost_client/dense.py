@@ -15,7 +15,7 @@ from m2ost_preprocess.contract import EngineInfo
 from m2ost_preprocess.decoder import SlideInfo
 from m2ost_preprocess.dense import Block, DenseGrid
 from m2ost_preprocess.rectangle import Rectangle
-from m2ost_preprocess.tissue import Mask, tissue_mask
+from m2ost_preprocess.tissue import Mask, find_tissue
 
 from .dense_store import DenseStore, empty_block, new_store_path
 from .errors import InputError, OutputError
@@ -129,6 +129,8 @@ async def predict_dense(
         If the region lies outside the slide, or holds no position.
     OutputError
         If the map exists, is being made by another run, or cannot be written.
+    UnknownTissue
+        If nobody can tell where the tissue is, and not every cell is asked for.
     SlideError, RequestRejected, ServerUnavailable, ReleaseChanged
         As their modules say.
     """
@@ -144,7 +146,8 @@ async def predict_dense(
         scale = view_scale(options.view_mpp, slide, engine)
         check_same_slide(options.out, name, slide)
         grid = DenseGrid.over(slide.size, dense.pitch_px, options.region)
-        mask = tissue_mask(slide.thumbnail)
+        tissue = find_tissue(slide.thumbnail)
+        mask = tissue.mask if dense.everywhere else tissue.known(options.source or options.slide)
         if options.region and not dense.everywhere:
             await asyncio.to_thread(_check_tissue, grid, mask, options.region)
         attributes = _attributes(options, dense, slide, engine, grid, scale)

@@ -6,7 +6,8 @@
     ├── SlideError              about one slide; carries its name
     │   ├── SlideNotFound       no such file, or not under an allowed root
     │   ├── UnreadableSlide     not a slide, truncated, corrupt, or its reader died
-    │   └── UnknownResolution   a physical unit was asked for and there is no plausible µm/px
+    │   ├── UnknownResolution   a physical unit was asked for and there is no plausible µm/px
+    │   └── UnknownTissue       a grid over the tissue was asked for and nobody can tell where that is
     ├── SpotError               a spot file or spot coordinates cannot be used
     └── UnsupportedRequest      this kind of server cannot do what is asked
 """
@@ -48,6 +49,10 @@ class UnreadableSlide(SlideError):
 
 class UnknownResolution(SlideError):
     """µm/px is needed, and neither the slide nor the caller gives a plausible one."""
+
+
+class UnknownTissue(SlideError):
+    """Tissue is sought and the slide is not one on which it can be told."""
 
 
 class SpotError(PreprocessError):

@@ -204,9 +204,13 @@ def test_spots_outside_the_slide_have_no_value_and_the_exit_status_tells(narrow_
     assert np.isfinite(adata["in"].X).all()
 
 
-def test_bad_slides_and_spots_are_errors_that_say_what_to_do(narrow_server, truncated_svs, text_svs, svs, tmp_path):
+def test_bad_slides_and_spots_are_errors_that_say_what_to_do(
+    narrow_server, truncated_svs, text_svs, svs, section, tmp_path
+):
     bad_spots = tmp_path / "spots.csv"
     bad_spots.write_text("x,y\nnan,2\n")
+    grey = tmp_path / "grey.png"
+    Image.open(section).reduce(16).convert("L").save(grey)
     server = ("--server", narrow_server.address)
     for arguments, words in (
         (("half/truncated.svs", *server), "truncated.svs: "),
@@ -225,6 +229,7 @@ def test_bad_slides_and_spots_are_errors_that_say_what_to_do(narrow_server, trun
         ((svs, "--release", tmp_path), "not a release"),
         ((svs, "--send-pixels"), "give --server"),
         ((truncated_svs, "--send-pixels", *server), "truncated.svs"),
+        ((grey, "--send-pixels", *server, "--mpp", 11), "grey.png: the picture has no colour"),
     ):
         assert words in error_of("predict", *arguments, "--out", tmp_path / "out")
         assert leftovers(tmp_path / "out") == []

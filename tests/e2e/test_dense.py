@@ -16,8 +16,9 @@ from m2ost_client.dense import DenseOptions, predict_dense
 from m2ost_client.errors import InputError, OutputError
 from m2ost_client.predict import PredictOptions
 from m2ost_client.stream import StreamOptions
-from m2ost_preprocess.errors import SpotError
+from m2ost_preprocess.errors import SpotError, UnknownTissue
 from m2ost_preprocess.rectangle import Rectangle
+from PIL import Image
 from typer.testing import CliRunner
 
 from .conftest import NARROW, by_pytorch, make_release, metrics_of
@@ -109,6 +110,7 @@ from m2ost_client.predict import PredictOptions
 from m2ost_client.stream import StreamOptions
 from m2ost_preprocess import dense
 from m2ost_preprocess.rectangle import Rectangle
+from PIL import Image
 
 address, slide, out, region = sys.argv[1:]
 dense.BLOCK_CELLS = dense_store.BLOCK_CELLS = 4
@@ -169,6 +171,19 @@ def test_maps_that_cannot_be(narrow_server, tmp_path, more, kind, words):
     with pytest.raises(kind, match=words):
         run(narrow_server, tmp_path, **more)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_map_of_a_slide_whose_tissue_nobody_can_tell_is_refused_unless_of_all_of_it(
+    narrow_server, section, text_svs, tmp_path
+):
+    Image.open(section).reduce(64).convert("L").save(text_svs.parent / "grey.png")
+    all_of_it = {"slide": "text/grey.png", "region": None, "pitch_px": 48}
+    with pytest.raises(UnknownTissue, match=r"^text/grey\.png: the picture has no colour"):
+        run(narrow_server, tmp_path, **all_of_it)
+    assert list(tmp_path.iterdir()) == []
+    report = run(narrow_server, tmp_path, everywhere=True, **all_of_it)
+    assert report.complete
+    assert "no colour" in report.metadata["slide_facts"]["note"]
 
 
 def test_a_server_that_answers_short_is_an_error(narrow_server, tmp_path, monkeypatch):

@@ -169,7 +169,7 @@ class Decoder:
         Raises
         ------
         SlideError
-            If the slide cannot be read, or a pitch in µm is asked for without µm/px.
+            If the slide cannot be read, or a pitch in µm is asked for and µm/px or the tissue cannot be told.
         SpotError
             If the pitch gives no usable grid.
         RuntimeError

@@ -238,12 +238,12 @@ class SlideInfo:
     mpp_source : str or None
         Who says so; ``given`` where the request did.
     vendor, reader, reader_reason, note : str
-        The file's format, what reads it and why, and what a user should know of it: what was put right, and what
-        contradicts itself in it.
+        The file's format, what reads it and why, and what a user should know of it: what was put right, what
+        contradicts itself in it, and what could not be told of its tissue.
     fingerprint : str
         sha256 that identifies the content.
     tissue_fraction : float
-        Share of the slide that is tissue.
+        Share of the slide that is tissue; 0 where nobody can tell, as ``note`` says then.
     pitch_px : float
         Distance between grid spots in level-0 pixels; 0 where no grid was asked for.
     centers : ndarray of float64, shape (n, 2)

@@ -110,12 +110,14 @@ def describe(slides: OpenSlides, job: Describe) -> SlideInfo:
     SlideNotFound, UnreadableSlide
     UnknownResolution
         If ``job.mpp`` is implausible, or a pitch is asked for and nobody gives µm/px.
+    UnknownTissue
+        If a pitch is asked for and nobody can tell where the tissue is.
     SpotError
         If the pitch gives no usable grid.
     """
     # Only descriptions need SciPy and scikit-image, which take long to load.
     from ..spots import Spots, grid
-    from ..tissue import MASK_PX, tissue_mask
+    from ..tissue import MASK_PX, find_tissue
 
     path = Path(job.path)
     reader = slides.get(job)
@@ -127,7 +129,7 @@ def describe(slides: OpenSlides, job: Describe) -> SlideInfo:
             raise UnknownResolution(path.name, f"{job.mpp:g} µm/px was given; it must lie in {low:g} to {high:g}")
         resolution = Resolution(job.mpp, "given")
     overview = source.thumbnail(MASK_PX)
-    mask = tissue_mask(overview)
+    tissue = find_tissue(overview)
     spots = Spots(np.zeros((0, 2)), (), 0.0, "none asked for")
     if job.pitch_um is not None:
         if resolution is None:
@@ -136,7 +138,7 @@ def describe(slides: OpenSlides, job: Describe) -> SlideInfo:
                 f"a pitch of {job.pitch_um:g} µm needs µm/px and the file carries none"
                 f"{''.join(f' ({note})' for note in source.notes)}; give it with --mpp",
             )
-        spots = grid(reader.size, mask, job.pitch_um / resolution.mpp)
+        spots = grid(reader.size, tissue.known(path.name), job.pitch_um / resolution.mpp)
     return SlideInfo(
         size=reader.size,
         mpp=resolution.mpp if resolution else None,
@@ -144,9 +146,9 @@ def describe(slides: OpenSlides, job: Describe) -> SlideInfo:
         vendor=source.vendor,
         reader=source.name,
         reader_reason=source.reason,
-        note="; ".join(source.notes),
+        note="; ".join(filter(None, (*source.notes, tissue.note, tissue.refusal))),
         fingerprint=fingerprint(path),
-        tissue_fraction=float(mask.mean()),
+        tissue_fraction=float(tissue.mask.mean()),
         pitch_px=spots.pitch_px,
         centers=np.floor(spots.centers),
         names=spots.names,
