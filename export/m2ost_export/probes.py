@@ -94,7 +94,7 @@ def slide_views(slide: Path, geometry: ViewGeometry, *, spots: Path | None = Non
             found = read_spots(spots)
             check_places(found.centers, info.size, lambda: info.thumbnail, source=str(spots), columns=found.columns)
         else:
-            found = grid(info.size, tissue_mask(info.thumbnail), geometry.size_px)
+            found = grid(info.size, tissue_mask(info.thumbnail, slide=str(slide)), geometry.size_px)
         if len(found) < 2:
             raise SpotError(
                 f"{slide}: {len(found)} spots found, and r per gene needs two; give a spot file or another slide"

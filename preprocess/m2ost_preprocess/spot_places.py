@@ -10,7 +10,7 @@ from .errors import SpotError
 from .readers.base import Pixels
 from .spot_columns import LEVEL0, Centers
 from .spots import median_pitch_px
-from .tissue import Mask, tissue_mask
+from .tissue import Mask, find_tissue
 
 FEW = 10
 """Fewer spots may lie anywhere: they say nothing of how a table was made."""
@@ -94,7 +94,7 @@ def check_places(
     if 0 < pitch_px < LEAST_PITCH_PX and (len(distinct) >= MANY or high.max() < MOST_ARRAY):
         raise SpotError(f"{found}, {pitch_px:.2g} px apart: these look like places on an array; {remedy}")
     if len(distinct) >= FEW:
-        factor = _reduction(distinct, size, tissue_mask(overview()))
+        factor = _reduction(distinct, size, find_tissue(overview()).mask)
         if factor is not None:
             raise SpotError(
                 f"{found}: they lie off the tissue, and on it when multiplied by {factor:.4g}: these look like pixels "
