@@ -63,7 +63,7 @@ unit: .venv/.complete build/browser
 	$(PYTEST) -m 'not e2e'
 
 server-views: .triton/.complete
-	.triton/bin/python -m pytest $(PYTEST_OPTIONS) tests/preprocess tests/compat
+	.triton/bin/python -m pytest $(PYTEST_OPTIONS) tests/preprocess tests/compat/test_matrix.py
 
 e2e: .venv/.complete .triton/.complete
 	$(PYTEST) -m 'e2e and not alone'
@@ -72,9 +72,11 @@ e2e: .venv/.complete .triton/.complete
 formats: .venv/.complete $(DEMO_SLIDE)
 	.venv/bin/python -m tests.compat.table $(DEMO_SLIDE)
 
+# FUZZ_DICOM: one file of a DICOM slide.
+FUZZ_DICOM ?= ../shared/data/wsi/dicom_cmu1_small_region/level-0-frames-0-30.dcm
 fuzz: .venv/.complete $(DEMO_SLIDE)
 	mkdir -p build/fuzz
-	.venv/bin/python -m tests.compat.fuzz --slide $(DEMO_SLIDE) --count 1200 --out build/fuzz/fuzz.json
+	.venv/bin/python -m tests.compat.fuzz --slide $(DEMO_SLIDE) --dicom $(FUZZ_DICOM) --count 1200 --out build/fuzz/fuzz.json
 
 # A release holds copies of the templates: it is made anew when a source is newer.
 SOURCES := $(shell find preprocess model export model_repository -name '*.py' -o -name '*.pbtxt' -o -name '*.safetensors')

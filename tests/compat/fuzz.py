@@ -25,12 +25,20 @@ import openslide
 import pydicom
 import simplejpeg
 import tifffile
+from m2ost.data.errors import DataError
+from m2ost.data.section import Section
+from m2ost.data.views import ViewCache
+from m2ost_export.probes import slide_views
 from m2ost_preprocess.contract import RowStatus
 from m2ost_preprocess.decoder import Decoder
-from m2ost_preprocess.errors import SlideError
+from m2ost_preprocess.errors import SlideError, SpotError
+from scipy.sparse import csr_matrix
 
 from tests.compat import cells
 from tests.compat.dicom_files import tiles_of, write_dicom
+
+EVERY = 10
+"""Of so many files one goes through every door: some of them start a process each."""
 
 KINDS = ("truncated", "flipped", "flipped in pixels")
 
@@ -61,9 +69,10 @@ class Source:
     decode: Callable[[Path, int], np.ndarray]
 
 
-def sources(folder: Path, slide: Path) -> Iterator[Source]:
-    """A real slide, tiled TIFFs of several compressions and DICOM slides made of it."""
+def sources(folder: Path, slide: Path, dicom: Path) -> Iterator[Source]:
+    """Two real slides, and tiled TIFFs of several compressions and DICOM slides made of one of them."""
     yield tiff_source("Aperio SVS, real", slide)
+    yield dicom_source("DICOM, real", dicom)
     picture = np.asarray(openslide.OpenSlide(slide).read_region((900, 1100), 0, cells.SIZE).convert("RGB"))
     for compression in ("none", "LZW", "Deflate", "JPEG"):
         for cell in cells.tiff_cells(folder, picture):
@@ -183,19 +192,42 @@ def outcome(decoder: Decoder, source: Source, path: Path, whole: np.ndarray) -> 
     return next(word for word in ("refused", "served as the damaged file says", "served as it was") if word in seen)
 
 
-def statuses_agree(decoder: Decoder, path: Path, size: tuple[int, int]) -> bool:
-    """Whether spots whose pixels cannot be read have a status, and the others views."""
-    centers = np.array([[size[0] // 2, size[1] // 2]], np.int32)
-    views = [np.ones((1, 224, 224, 3), np.uint8) for _ in range(3)]
+def check_doors(decoder: Decoder, path: Path, size: tuple[int, int]) -> str | None:
+    """Ask for one spot by every way that leads to pixels; what is wrong, or None.
+
+    The server, one slide and archives ask a decoder for views, as here; training and evaluation keep them in a cache;
+    the export's gate takes them from a slide and a file of spots.
+    """
+    center, geometry = (size[0] // 2, size[1] // 2), decoder.geometry
+    views = [np.ones((1, *geometry.shape), np.uint8) for _ in geometry.names]
     try:
-        status = decoder.cut_views(path, centers, np.ones(1, np.float32), views)[0]
+        status = decoder.cut_views(path, np.array([center], np.int32), np.ones(1, np.float32), views)[0]
     except SlideError:
-        return True
-    blank = not any(view.any() for view in views)
-    return status in (RowStatus.OK, RowStatus.OUTSIDE_SLIDE) or (status == RowStatus.DECODE_FAILED and blank)
+        status = RowStatus.SLIDE_UNAVAILABLE
+    if status == RowStatus.DECODE_FAILED and any(view.any() for view in views):
+        return "pixels under a status"
+    spots = path.parent / "spots.csv"
+    spots.write_text("pixel_x,pixel_y\n" + "{},{}\n".format(*center) * 2)
+    section = Section(
+        name="a", patient="a", image=path, spot_names=("a",), centers=np.array([center], float), genes=("a",),
+        counts=csr_matrix(np.ones((1, 1))),
+    )  # fmt: skip
+    found = []
+    try:
+        found.append(np.asarray(ViewCache(path.parent / "cache").views(section, geometry))[0])
+    except (SlideError, DataError):
+        found.append(None)
+    try:
+        found.append(np.stack([view[0] for view in slide_views(path, geometry, spots=spots)]))
+    except (SlideError, SpotError):
+        found.append(None)
+    for made in found:
+        if made is not None and (status != RowStatus.OK or not np.array_equal(made, np.stack(views)[:, 0])):
+            return "training or the gate sees what is not served"
+    return None
 
 
-def run(slide: Path, count: int, seed: int) -> tuple[dict[str, Counter[str]], list[str]]:
+def run(slide: Path, dicom: Path, count: int, seed: int) -> tuple[dict[str, Counter[str]], list[str]]:
     """Damage files ``count`` times, in turn.
 
     Returns
@@ -209,7 +241,7 @@ def run(slide: Path, count: int, seed: int) -> tuple[dict[str, Counter[str]], li
     folder = Path(tempfile.mkdtemp(prefix="fuzz-"))
     try:
         with Decoder(threads=0) as decoder:
-            known = [(s, decoder.read(s.path.resolve(), 0, 0, *s.size)) for s in sources(folder, slide)]
+            known = [(s, decoder.read(s.path.resolve(), 0, 0, *s.size)) for s in sources(folder, slide, dicom)]
             for number in range(count):
                 source, whole = known[number % len(known)]
                 kind = KINDS[number // len(known) % len(KINDS)]
@@ -218,10 +250,11 @@ def run(slide: Path, count: int, seed: int) -> tuple[dict[str, Counter[str]], li
                 damaged(source, kind, random, path)
                 ended = outcome(decoder, source, path, whole)
                 counts.setdefault(f"{source.name}, {kind}", Counter())[ended.split(" at ")[0].split(": ")[0]] += 1
-                if ended.startswith(("INVENTED", "hung", "an error of no slide")) or not statuses_agree(
-                    decoder, path, source.size
-                ):
+                if ended.startswith(("INVENTED", "hung", "an error of no slide")):
                     faults.append(f"seed {seed}, number {number}: {source.name}, {kind}: {ended}")
+                wrong = check_doors(decoder, path, source.size) if number % EVERY == 0 else None
+                if wrong:
+                    faults.append(f"seed {seed}, number {number}: {source.name}, {kind}: {wrong}")
                 shutil.rmtree(path.parent)
     finally:
         shutil.rmtree(folder)
@@ -231,11 +264,12 @@ def run(slide: Path, count: int, seed: int) -> tuple[dict[str, Counter[str]], li
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--slide", type=Path, required=True)
+    parser.add_argument("--dicom", type=Path, required=True, help="one DICOM file of a slide")
     parser.add_argument("--count", type=int, default=1200)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--out", type=Path, required=True)
     given = parser.parse_args()
-    counts, faults = run(given.slide.resolve(), given.count, given.seed)
+    counts, faults = run(given.slide.resolve(), given.dicom.resolve(), given.count, given.seed)
     record = {
         "what": "files damaged by chance, and what became of them",
         "seed": given.seed,

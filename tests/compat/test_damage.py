@@ -174,8 +174,8 @@ def test_a_damaged_strip_of_a_tiff_is_refused(decoders, picture, tmp_path, compr
         decoders[0].read(path, 0, 0, 10, 10)
 
 
-def test_files_damaged_by_chance_are_served_as_what_they_hold_or_refused(svs):
-    counts, faults = fuzz.run(svs, 48, seed=7)
+def test_files_damaged_by_chance_are_served_as_what_they_hold_or_refused(svs, dicom):
+    counts, faults = fuzz.run(svs, dicom / "level-0-frames-0-30.dcm", 48, seed=7)
     assert not faults, "\n".join(faults)
     assert sum(sum(counter.values()) for counter in counts.values()) == 48
     # It looks at files of both kinds: some that must be refused, some that are served.
