@@ -17,13 +17,14 @@ from m2ost_preprocess.dense import Block, DenseGrid
 from m2ost_preprocess.rectangle import Rectangle
 from m2ost_preprocess.tissue import Mask, find_tissue
 
+from .answers import Expression
 from .dense_store import DenseStore, empty_block, new_store_path
 from .errors import InputError, OutputError
 from .files import check_writable
 from .metadata import SpotsScored, run_metadata, stage
 from .predict import PredictOptions, check_genes, check_same_slide, result_name, view_scale
 from .results import status_name
-from .stream import Expression, SpotBatch, SpotStream
+from .stream import SpotBatch, SpotStream
 from .timeline import NoTimeline, Timeline
 
 

@@ -29,9 +29,9 @@ import zarr
 from m2ost_preprocess.contract import RowStatus
 from m2ost_preprocess.dense import BLOCK_CELLS, NOT_ASKED, Block, DenseGrid
 
+from .answers import Expression
 from .errors import OutputError
 from .files import metadata_path, write_synced
-from .stream import Expression
 
 
 def new_store_path(folder: Path, name: str) -> Path:

@@ -6,6 +6,7 @@
     ├── InputError          what was asked for cannot be, told before the server is asked
     ├── ServerUnavailable   no answer within the time for retries
     ├── RequestRejected     the server refused a request; its words, with its status code
+    ├── BadAnswer           the server answered what no answer to the request can be
     ├── ReleaseChanged      the server came back with another release in the middle of a slide
     ├── ServerStartError    an embedded server did not become ready
     └── OutputError         a result could not be written
@@ -43,6 +44,23 @@ class RequestRejected(ClientError):
 
     def __reduce__(self) -> tuple[type[RequestRejected], tuple[str, str]]:
         return type(self), (str(self), self.status)
+
+
+class BadAnswer(ClientError):
+    """The server answered what no answer to the request can be.
+
+    Parameters
+    ----------
+    what : str
+        What is wrong with it.
+    """
+
+    def __init__(self, what: str) -> None:
+        super().__init__(f"the server's answer cannot be used: {what}; check that it serves a release of this version")
+        self.what = what
+
+    def __reduce__(self) -> tuple[type[BadAnswer], tuple[str]]:
+        return type(self), (self.what,)
 
 
 class ReleaseChanged(ClientError):

@@ -12,7 +12,7 @@ from m2ost_preprocess.contract import EngineInfo, RowStatus
 from m2ost_preprocess.decoder import SlideInfo
 from m2ost_preprocess.spots import Spots
 
-from .stream import Expression, Statuses
+from .answers import Expression, Statuses
 
 DEFAULT_SPOT_UM = 100.0
 """Diameter at which a lone spot is drawn, in µm, where no pitch tells."""

@@ -10,7 +10,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import math
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import aclosing
@@ -25,13 +24,12 @@ from m2ost_preprocess.contract import EngineInfo, RowStatus
 from m2ost_preprocess.decoder import DESCRIBE_TIMEOUT_S, Decoder, SlideInfo
 from m2ost_preprocess.views import spatial_order
 
+from .answers import Expression, Statuses, read_expression, read_scored, read_slide_info
 from .connection import Connection, Window
 from .probe import tensor
 from .timeline import Timeline
 
 Rows = np.ndarray[Any, np.dtype[np.intp]]
-Expression = np.ndarray[Any, np.dtype[np.float32]]
-Statuses = np.ndarray[Any, np.dtype[np.int32]]
 Positions = np.ndarray[Any, np.dtype[np.int32]]
 
 _Part = TypeVar("_Part")
@@ -304,11 +302,15 @@ class SpotStream:
         Returns
         -------
         ndarray of float32, shape (n, G)
+
+        Raises
+        ------
+        BadAnswer
+            If the server answers anything else. Otherwise as :meth:`predict`.
         """
         inputs = [tensor(name, view) for name, view in zip(self.info.views.names, views, strict=True)]
         answer = await self._connection.infer(contract.MODEL_PATCHES, inputs)
-        expression: Expression = answer.as_numpy(contract.EXPRESSION)
-        return expression
+        return read_expression(answer, len(views[0]), self.info)
 
     async def _score_positions(
         self, slide: str, positions: Positions, scale: float, pyramid: bool
@@ -321,7 +323,7 @@ class SpotStream:
         ]
         parameters = {contract.PYRAMID_PARAMETER: True} if pyramid else {}
         answer = await self._connection.infer(contract.MODEL_SLIDE, inputs, parameters=parameters)
-        return answer.as_numpy(contract.EXPRESSION), answer.as_numpy(contract.STATUS).reshape(-1)
+        return read_scored(answer, n, self.info)
 
     def _order(self, positions: Positions, scale: float) -> Rows:
         views = self.info.views
@@ -366,20 +368,3 @@ def describe_inputs(slide: str, *, pitch_um: float | None, mpp: float | None) ->
         if value is not None
     ]
     return inputs
-
-
-def read_fingerprint(answer: Any) -> str:
-    """The fingerprint in an answer of ``slide_info``: alone, or among the facts of a server that tells only all."""
-    return str(json.loads(answer.as_numpy("INFO")[0])["fingerprint"])
-
-
-def read_slide_info(answer: Any) -> SlideInfo:
-    """The answer of ``slide_info``; a newer server's further facts are left out."""
-    facts = {k: v for k, v in json.loads(answer.as_numpy("INFO")[0]).items() if k in SlideInfo.__dataclass_fields__}
-    facts["size"] = tuple(facts["size"])
-    return SlideInfo(
-        **facts,
-        centers=answer.as_numpy(contract.CENTER).astype(np.float64).reshape(-1, 2),
-        names=tuple(name.decode() for name in answer.as_numpy("SPOT_NAME")),
-        thumbnail=answer.as_numpy("THUMBNAIL"),
-    )

@@ -13,7 +13,8 @@ from m2ost_preprocess.decoder import Decoder, SlideInfo
 from m2ost_preprocess.errors import SlideNotFound, UnreadableSlide
 from m2ost_preprocess.slides import fingerprint
 
-from ..stream import DESCRIBE_DEADLINE_S, describe_inputs, read_fingerprint, read_slide_info
+from ..answers import read_fingerprint, read_slide_info
+from ..stream import DESCRIBE_DEADLINE_S, describe_inputs
 from .pool import Pool
 from .score import ByName, BySending, Scorer
 

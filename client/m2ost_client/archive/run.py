@@ -11,7 +11,15 @@ from dataclasses import asdict
 
 from m2ost_preprocess.errors import PreprocessError, SlideNotFound
 
-from ..errors import InputError, OutputError, ReleaseChanged, RequestRejected, ServerStartError, ServerUnavailable
+from ..errors import (
+    BadAnswer,
+    InputError,
+    OutputError,
+    ReleaseChanged,
+    RequestRejected,
+    ServerStartError,
+    ServerUnavailable,
+)
 from ..predict import check_genes
 from ..reports import INDEX
 from .access import Access
@@ -43,7 +51,7 @@ from .storage import SIZE_ONLY, is_url, source_version
 KEEP_SPOTS, KEEP_S = 1024, 1.0
 """Parts of a slide are kept after so many spots, or so many seconds."""
 
-_SLIDES_OWN = (RequestRejected, PreprocessError, InputError)
+_SLIDES_OWN = (RequestRejected, BadAnswer, PreprocessError, InputError)
 _RUNS_OWN = (OutputError, ServerUnavailable, ReleaseChanged, ServerStartError)
 
 

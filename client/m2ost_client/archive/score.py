@@ -18,6 +18,7 @@ from m2ost_preprocess import contract
 from m2ost_preprocess.contract import RowStatus
 from m2ost_preprocess.decoder import Decoder
 
+from ..answers import read_expression, read_scored
 from ..probe import tensor
 from .pool import Drained, Pool
 from .state import Part
@@ -79,8 +80,8 @@ class ByName:
             ]
 
         answer = await self._pool.infer(contract.MODEL_SLIDE, inputs, spots=n, priority=priority)
-        status = answer.as_numpy(contract.STATUS).reshape(-1)[:n]
-        return Part(request.first, answer.as_numpy(contract.EXPRESSION)[:n], status)
+        expression, status = read_scored(answer, len(centers), self._pool.info)
+        return Part(request.first, expression[:n], status[:n])
 
 
 class BySending:
@@ -105,9 +106,8 @@ class BySending:
             return [tensor(name, view) for name, view in zip(geometry.names, views, strict=True)]
 
         answer = await self._pool.infer(contract.MODEL_PATCHES, inputs, spots=n, priority=priority)
-        expression = np.where(
-            status[:, None] == RowStatus.OK, answer.as_numpy(contract.EXPRESSION)[:n], np.float32(np.nan)
-        )
+        found = read_expression(answer, len(centers), self._pool.info)[:n]
+        expression = np.where(status[:, None] == RowStatus.OK, found, np.float32(np.nan))
         return Part(request.first, expression, status)
 
 

@@ -20,8 +20,8 @@ from typing import Any
 
 import numpy as np
 
+from ..answers import Expression, Statuses
 from ..errors import InputError, OutputError
-from ..stream import Expression, Statuses
 from .manifest import SlideRow
 
 FILENAME = "state.sqlite"
