@@ -59,7 +59,7 @@ class ServerOptions:
         A model that neither answers a probe nor executes anything for this long is hung, and the server replaced. A
         slide's reader that hangs has long been stopped by its own limit then, at the cost of that slide alone.
     max_restarts : int
-        Restarts within ten minutes after which the server is given up; one that is not ready again is at once.
+        Restarts within ten minutes after which the server is given up; one whose first start fails is at once.
     """
 
     release: Path

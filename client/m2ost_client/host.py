@@ -79,6 +79,13 @@ def sweep_shared_memory() -> None:
             path.unlink()
 
 
+def protect_shared_memory(prefix: str) -> None:
+    """Leave regions whose names begin with ``prefix`` to this user alone: they hold pixels; Triton lets all read."""
+    for region in SHM.glob(f"{prefix}*"):
+        with contextlib.suppress(FileNotFoundError):
+            region.chmod(0o600)
+
+
 def remove_shared_memory(prefix: str) -> None:
     """Remove all regions whose names begin with ``prefix``."""
     for region in SHM.glob(f"{prefix}*"):

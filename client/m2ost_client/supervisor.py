@@ -28,6 +28,7 @@ from .host import (
     new_shm_prefix,
     numeric_host,
     owned_shared_memory,
+    protect_shared_memory,
     sweep_shared_memory,
 )
 from .installation import Installation, find_installation
@@ -210,7 +211,8 @@ class TritonServer:
             reason, was_ready = self._run_once(runtime)
             if self._stop.is_set():
                 return
-            if not was_ready or not budget.spend(time.monotonic()):
+            # One that was ready before is worth another try, whenever it ends: only the first start tells of a mistake.
+            if not (was_ready or self.restarts) or not budget.spend(time.monotonic()):
                 self._fail(reason)
                 return
             self.restarts += 1
@@ -234,6 +236,7 @@ class TritonServer:
                 status = process.poll()
                 if status is not None:
                     return f"tritonserver ended with status {status}", ready
+                protect_shared_memory(self.shm_prefix)
                 health = probe(self.address, self.manifest.engine, self.baseline)
                 now = time.monotonic()
                 if health.dead:

@@ -6,12 +6,13 @@ import json
 import os
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from .contract import FINGERPRINT_PARAMETER, PYRAMID_PARAMETER, RELEASE_PARAMETER, EngineInfo
-from .errors import PreprocessError, SlideNotFound
+from .errors import PreprocessError, SlideNotFound, UnsupportedRequest
 from .network import read_url
 
 
@@ -91,26 +92,74 @@ def triton_error(pb_utils: Any, error: PreprocessError) -> Any:
     return pb_utils.TritonError(_sendable(str(error)), code)
 
 
-def wrong_release(pb_utils: Any, request: Any, release_sha256: str) -> Any | None:
-    """A ``TritonError`` for a request that was meant for another release (parameter ``release``), or None.
+@dataclass(frozen=True)
+class Asked:
+    """What a request says beside its tensors.
+
+    Parameters
+    ----------
+    request_id : str
+        Empty where it has none.
+    release : str or None
+        The release that it is meant for; None where it does not care.
+    pyramid : bool
+        Whether views may come from the slide's own lower levels.
+    fingerprint : bool
+        Of ``slide_info``: whether the content's identity alone is asked for.
+    """
+
+    request_id: str
+    release: str | None = None
+    pyramid: bool = False
+    fingerprint: bool = False
+
+
+def read_request(request: Any) -> Asked:
+    """What a request says beside its tensors.
+
+    Parameters
+    ----------
+    request : InferenceRequest
+        Of the Python backend's.
+
+    Raises
+    ------
+    UnsupportedRequest
+        If its id or a parameter is not UTF-8, or a parameter of ours is of another type than it should be.
+    """
+    try:
+        request_id = str(request.request_id())
+        told = json.loads(request.parameters() or "{}")
+    except ValueError as error:  # a UnicodeDecodeError is one
+        raise UnsupportedRequest(f"the request's id or a parameter cannot be read: {error}") from error
+    for name, kind in ((RELEASE_PARAMETER, str), (PYRAMID_PARAMETER, bool), (FINGERPRINT_PARAMETER, bool)):
+        if not isinstance(told.get(name, kind()), kind):
+            raise UnsupportedRequest(f"the request's parameter {name} must be a {kind.__name__}, not {told[name]!r}")
+    return Asked(
+        request_id,
+        told.get(RELEASE_PARAMETER),
+        told.get(PYRAMID_PARAMETER, False),
+        told.get(FINGERPRINT_PARAMETER, False),
+    )
+
+
+def request_id(request: Any) -> str:
+    """The id of a request, for the log; empty where it is no text."""
+    try:
+        return str(request.request_id())
+    except ValueError:
+        return ""
+
+
+def wrong_release(pb_utils: Any, asked: Asked, release_sha256: str) -> Any | None:
+    """A ``TritonError`` for a request that was meant for another release, or None.
 
     A client that reconnects to a server with a new release is told so, and mixes no two within one slide.
     """
-    expected = json.loads(request.parameters() or "{}").get(RELEASE_PARAMETER, release_sha256)
-    if expected == release_sha256:
+    if asked.release in (None, release_sha256):
         return None
-    message = f"this server serves release {release_sha256}, the request is for {expected}"
+    message = f"this server serves release {release_sha256}, the request is for {asked.release}"
     return pb_utils.TritonError(message, pb_utils.TritonError.INVALID_ARG)
-
-
-def wants_pyramid(request: Any) -> bool:
-    """Whether a request allows views from lower levels (parameter ``pyramid``)."""
-    return bool(json.loads(request.parameters() or "{}").get(PYRAMID_PARAMETER, False))
-
-
-def wants_fingerprint(request: Any) -> bool:
-    """Whether a request of ``slide_info`` asks for the fingerprint alone."""
-    return bool(json.loads(request.parameters() or "{}").get(FINGERPRINT_PARAMETER, False))
 
 
 def text(value: Any) -> str:

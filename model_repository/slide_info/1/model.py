@@ -30,7 +30,7 @@ class TritonPythonModel:
             return pb_utils.InferenceResponse(error=pb_utils.TritonError("cancelled", pb_utils.TritonError.CANCELLED))
         slide = serving.text(pb_utils.get_input_tensor_by_name(request, contract.SLIDE).as_numpy().reshape(-1)[0])
         try:
-            if serving.wants_fingerprint(request):
+            if serving.read_request(request).fingerprint:
                 return _response({"fingerprint": fingerprint(self._roots.resolve(slide))}, slide, request)
             info = self._decoder.describe(
                 self._roots.resolve(slide), pitch_um=_number(request, "PITCH_UM"), mpp=_number(request, "MPP")
@@ -38,7 +38,7 @@ class TritonPythonModel:
         except Exception as surprise:
             error = answered(slide, surprise)
             pb_utils.Logger.log_warn(
-                serving.log_line("slide_refused", request_id=request.request_id(), slide=slide, error=str(error))
+                serving.log_line("slide_refused", request_id=serving.request_id(request), slide=slide, error=str(error))
             )
             return pb_utils.InferenceResponse(error=serving.triton_error(pb_utils, error))
         return _response(info.facts(), slide, request, info.centers, info.names, info.thumbnail)
@@ -49,7 +49,7 @@ class TritonPythonModel:
 
 def _response(facts, slide, request, centers=(), names=(), thumbnail=None):
     event = "slide_info" if thumbnail is not None else "slide_fingerprint"
-    pb_utils.Logger.log_info(serving.log_line(event, request_id=request.request_id(), slide=slide))
+    pb_utils.Logger.log_info(serving.log_line(event, request_id=serving.request_id(request), slide=slide))
     thumbnail = np.zeros((0, 0, 3), np.uint8) if thumbnail is None else np.ascontiguousarray(thumbnail)
     return pb_utils.InferenceResponse(
         [

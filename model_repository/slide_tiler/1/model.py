@@ -8,7 +8,7 @@ import time
 import numpy as np
 import triton_python_backend_utils as pb_utils
 from m2ost_preprocess import contract, serving
-from m2ost_preprocess.errors import answered
+from m2ost_preprocess.errors import PreprocessError, answered
 from m2ost_preprocess.slides import SlideRoots
 from m2ost_preprocess.tiler import make_tiler
 from m2ost_preprocess.tiles import TilingCounts
@@ -46,8 +46,10 @@ class TritonPythonModel:
     def execute(self, requests):
         started = time.monotonic()
         waiting = _waiting_requests()
-        refusals = [_overload(waiting) or serving.wrong_release(pb_utils, r, self._release) for r in requests]
-        answers = iter(self._tile([r for r, refusal in zip(requests, refusals, strict=True) if refusal is None]))
+        understood = [self._understand(request, waiting) for request in requests]
+        refusals = [refusal for _, refusal in understood]
+        accepted = [(r, asked) for r, (asked, refusal) in zip(requests, understood, strict=True) if refusal is None]
+        answers = iter(self._tile(accepted))
         responses = []
         for request, refusal in zip(requests, refusals, strict=True):
             if refusal is None:
@@ -59,14 +61,25 @@ class TritonPythonModel:
             responses.append(response)
         return responses
 
-    def _tile(self, requests):
+    def _understand(self, request, waiting):
+        """What a request says beside its tensors, and why it is refused: one of the two is None."""
+        if request.is_cancelled():  # its client is gone: others wait for what it would cost
+            return None, pb_utils.TritonError("cancelled", pb_utils.TritonError.CANCELLED)
+        try:
+            asked = serving.read_request(request)
+        except PreprocessError as error:  # its own: the others of the batch are served
+            return None, serving.triton_error(pb_utils, error)
+        return asked, _overload(waiting) or serving.wrong_release(pb_utils, asked, self._release)
+
+    def _tile(self, accepted):
         """(response, facts for the log) of each request."""
-        if not requests:
+        if not accepted:
             return []
+        requests = [request for request, _ in accepted]
         # What rows have in common: the slide, and whether its lower levels may serve.
         sources = [
-            [(serving.text(v), serving.wants_pyramid(r)) for v in _array(r, contract.SLIDE).reshape(-1)]
-            for r in requests
+            [(serving.text(v), asked.pyramid) for v in _array(request, contract.SLIDE).reshape(-1)]
+            for request, asked in accepted
         ]
         centers = np.concatenate([_array(r, contract.CENTER) for r in requests])
         scales = np.concatenate([_array(r, contract.SCALE).reshape(-1) for r in requests])
@@ -132,7 +145,7 @@ def _overload(waiting):
 
 
 def _log(request, event, **facts):
-    line = serving.log_line(event, request_id=request.request_id(), **facts)
+    line = serving.log_line(event, request_id=serving.request_id(request), **facts)
     (pb_utils.Logger.log_warn if facts["errors"] or facts.get("rows_without_value") else pb_utils.Logger.log_info)(line)
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from ..contract import CENTER, EXPRESSION, SLIDE, STATUS
 from ..decoder import DecodedSlide, Decoder, SlideInfo
 from ..errors import PreprocessError, SpotError, UnknownResolution
-from ..serving import check_environment, log_line, parameters, text, triton_error
+from ..serving import check_environment, log_line, parameters, request_id, text, triton_error
 from ..slides import SlideRoots
 from .geometry import VARIANTS
 from .manifest import INFO, MPP, NETWORK_MODELS, SPOT_DIAMETER_UM, BaselineInfo
@@ -137,10 +137,10 @@ class SlideModel:
             tensors, facts = self._predict(request, slide)
         except Exception as surprise:
             error = self._error(slide, surprise)
-            line = log_line("slide_refused", request_id=request.request_id(), slide=slide, error=error.message())
+            line = log_line("slide_refused", request_id=request_id(request), slide=slide, error=error.message())
             self._pb_utils.Logger.log_warn(line)
             return self._pb_utils.InferenceResponse(error=error)
-        line = log_line("slide_scored", request_id=request.request_id(), slide=slide, **facts)
+        line = log_line("slide_scored", request_id=request_id(request), slide=slide, **facts)
         self._pb_utils.Logger.log_info(line)
         return self._pb_utils.InferenceResponse(tensors)
 
