@@ -82,7 +82,8 @@ class Tissue:
             raise UnknownTissue(
                 slide,
                 f"{self.refusal}; tissue is found on sections in haematoxylin and eosin that light was shone through. "
-                "Give the spots in a file (--spots), or a mask in the manifest of an archive",
+                "Give the spots in a file (--spots), ask for every cell of a dense map (--everywhere), or give a mask "
+                "in the manifest of an archive",
             )
         return self.mask
 

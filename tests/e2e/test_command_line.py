@@ -97,10 +97,13 @@ def test_a_server_elsewhere_by_slide_name_and_by_pixels(narrow_server, svs, tmp_
 
 def test_zero_tissue_is_a_recorded_success(narrow_release, tmp_path):
     blank = tmp_path / "blank.png"
-    Image.new("RGB", (1500, 1200), (243, 242, 243)).save(blank)
+    glass = Image.new("RGB", (1500, 1200), (243, 242, 243))
+    glass.paste((20, 130, 60), (200, 200, 400, 1000))  # a stroke of green ink
+    glass.save(blank)
     status, output, errors = predict(blank, narrow_release, tmp_path / "out", "--mpp", 0.5)
     assert status == 0, errors
     assert "0 spots: nothing was scored, for no tissue was found on the slide" in output
+    assert "has not the colours of haematoxylin and eosin and is left out" in output
     assert leftovers(tmp_path / "out") == ["blank.h5ad", "blank.json"]
     assert anndata.read_h5ad(tmp_path / "out" / "blank.h5ad").shape == (0, 6)
 

@@ -22,7 +22,7 @@ CELL_PX = 100 / 0.688
 """Side of a 100-µm cell of a section in its level-0 pixels."""
 
 WHITE_LIGHT = np.array([255, 255, 255])
-INKS = {"green": (20, 130, 60), "blue": (0, 70, 200), "black": (20, 20, 22), "yellow": (240, 220, 60)}
+INKS = {"green": (20, 130, 60), "blue": (30, 50, 220), "black": (20, 20, 22), "yellow": (240, 220, 60)}
 
 
 @lru_cache
