@@ -15,9 +15,9 @@ import psutil
 import pytest
 import tifffile
 from m2ost_preprocess.contract import RowStatus, ViewGeometry
-from m2ost_preprocess.decoder import Decoder, worker
+from m2ost_preprocess.decoder import Decoder, decoded_slide, worker
 from m2ost_preprocess.decoder.protocol import Describe
-from m2ost_preprocess.errors import SlideNotFound, UnknownResolution, UnreadableSlide
+from m2ost_preprocess.errors import SlideNotFound, SpotError, UnknownResolution, UnreadableSlide
 from m2ost_preprocess.helpers import Helpers
 from m2ost_preprocess.readers import open_slide
 from m2ost_preprocess.tiles import TileCache, TilingCounts
@@ -70,6 +70,43 @@ def test_a_region_that_cannot_be_decoded_is_an_error_that_names_the_slide(trunca
         with pytest.raises(SlideNotFound):
             decoder.read(tmp_path / "absent.svs", 0, 0, 10, 10)
         assert decoder.read(svs, 0, 0, 10, 10).shape == (10, 10, 3)
+
+
+@pytest.mark.parametrize(
+    ("source", "facts"),
+    [
+        ("svs", ((2220, 2967), 0.499, "cucim", (240, 240))),
+        ("pyramid", ((9274, 9911), 0.688, "cucim", (256, 256))),
+        ("section", ((9274, 9911), None, "image", None)),
+    ],
+)
+def test_what_is_known_of_an_opened_slide(source, facts, request):
+    with decoded_slide(request.getfixturevalue(source), threads=0) as slide:
+        assert (slide.size, slide.mpp, slide.reader, slide.tile) == facts
+
+
+def test_a_slide_behind_a_decoder_has_the_pixels_and_views_of_its_reader(svs, monkeypatch):
+    reader, few = open_slide(svs), buffers(3)
+    cut_views(reader, CENTERS, SCALES / 2, GEOMETRY, few)
+    monkeypatch.setattr("m2ost_preprocess.decoder.slide.MAX_ROWS", 2)  # the last spot takes a second job
+    with decoded_slide(svs) as slide:
+        np.testing.assert_array_equal(slide.read(700, 900, 300, 200), reader.read(700, 900, 300, 200))
+        np.testing.assert_array_equal(slide.thumbnail(300), reader.thumbnail(300))
+        for have, want in zip(slide.views(CENTERS, 0.5), few, strict=True):
+            np.testing.assert_array_equal(have, want)
+        with pytest.raises(SpotError, match=r"Region\.svs: spot at x 2220, y 7: the spot's centre lies outside"):
+            slide.views(np.array([[5, 5], [9, 9], [2220, 7]], np.int32))
+
+
+def test_a_setting_of_the_child_alone(svs):
+    def decoded_twice(decoder):
+        counts = TilingCounts()
+        for _ in range(2):
+            decoder.cut_views(svs, CENTERS, SCALES, buffers(3), counts=counts)
+        return counts.decoded_tiles
+
+    with Decoder() as keeping, Decoder(environment={"M2OST_TILE_CACHE_MIB": "0"}) as forgetting:
+        assert decoded_twice(forgetting) == 2 * decoded_twice(keeping) > 0
 
 
 def test_describe_a_real_slide(decoder, svs):

@@ -32,7 +32,7 @@ class Section:
     patient : str
         Whose tissue; splits by patient keep a patient's sections together.
     image : Path
-        The slide, readable by :func:`m2ost_preprocess.readers.open_slide`.
+        The slide, readable by a :class:`m2ost_preprocess.decoder.Decoder`.
     spot_names : tuple of str
         n names, in row order.
     centers : ndarray of float64, shape (n, 2)

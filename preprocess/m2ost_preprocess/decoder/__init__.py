@@ -2,6 +2,6 @@
 
 from .process import DESCRIBE_TIMEOUT_S, Decoder
 from .protocol import Decoding, SlideInfo
-from .slide import DecodedSlide
+from .slide import DecodedSlide, decoded_slide
 
-__all__ = ["DESCRIBE_TIMEOUT_S", "DecodedSlide", "Decoder", "Decoding", "SlideInfo"]
+__all__ = ["DESCRIBE_TIMEOUT_S", "DecodedSlide", "Decoder", "Decoding", "SlideInfo", "decoded_slide"]

@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Mapping
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -37,10 +38,12 @@ class Child:
         File descriptor of the memory that pixels come through. Stays open as long as this is used.
     threads : int
         How many read and cut along, beside the one that reads.
+    environment : mapping of str to str
+        Variables of the process's environment, in place of this process's.
     """
 
-    def __init__(self, buffer_fd: int, threads: int) -> None:
-        self._buffer_fd, self._threads = buffer_fd, threads
+    def __init__(self, buffer_fd: int, threads: int, environment: Mapping[str, str]) -> None:
+        self._buffer_fd, self._threads, self._environment = buffer_fd, threads, environment
         self._process: subprocess.Popen[bytes] | None = None
         self._pipe: Connection | None = None
 
@@ -68,7 +71,7 @@ class Child:
                 [_python(), "-P", "-m", f"{__package__}.worker", *map(str, numbers)],
                 pass_fds=numbers[:2],
                 # Else each of its threads keeps what it freed: half as much again as is in use, more with more threads.
-                env={"MALLOC_ARENA_MAX": "1", **os.environ},
+                env={"MALLOC_ARENA_MAX": "1", **os.environ, **self._environment},
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
             )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import mmap
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -25,6 +25,9 @@ from .protocol import (
     Describe,
     GpuSlots,
     Job,
+    MakeThumbnail,
+    Open,
+    Opened,
     ReadRectangle,
     ReadRegions,
     RegionsRead,
@@ -80,6 +83,8 @@ class Decoder:
         :func:`m2ost_preprocess.readers.open_slide`.
     without : tuple of str
         Readers that ``auto`` passes over.
+    environment : mapping of str to str, optional
+        Variables of the child's environment, in place of this process's: settings of the tile cache and the trace.
 
     Raises
     ------
@@ -96,6 +101,7 @@ class Decoder:
         timeout_s: float = CUT_TIMEOUT_S,
         describe_timeout_s: float = DESCRIBE_TIMEOUT_S,
         threads: int | None = None,
+        environment: Mapping[str, str] | None = None,
     ) -> None:
         self.geometry = geometry or ViewGeometry()
         self._timeout_s = timeout_s
@@ -113,7 +119,7 @@ class Decoder:
         os.ftruncate(self._buffer_fd, size)
         self._buffer_bytes = size
         self._buffer = mmap.mmap(self._buffer_fd, size)
-        self._child = Child(self._buffer_fd, default_threads() if threads is None else threads)
+        self._child = Child(self._buffer_fd, default_threads() if threads is None else threads, environment or {})
 
     @property
     def shared_memory(self) -> Pixels:
@@ -180,6 +186,55 @@ class Decoder:
                 Describe(path=str(path), pitch_um=pitch_um, mpp=mpp), path, self._describe_timeout_s
             )
         return info
+
+    def open(self, path: Path) -> Opened:
+        """Open a slide.
+
+        Parameters
+        ----------
+        path : Path
+            The slide's file, already resolved.
+
+        Returns
+        -------
+        Opened
+
+        Raises
+        ------
+        SlideError
+            If the slide cannot be opened.
+        RuntimeError
+            If the decoder is closed.
+        """
+        with self._lock:
+            opened: Opened = self._ask(Open(path=str(path)), path, self._describe_timeout_s)
+        return opened
+
+    def thumbnail(self, path: Path, max_px: int) -> Pixels:
+        """Make a whole slide small; see :meth:`m2ost_preprocess.readers.SlideReader.thumbnail`.
+
+        Parameters
+        ----------
+        path : Path
+            The slide's file, already resolved.
+        max_px : int
+            Most pixels of the longer side.
+
+        Returns
+        -------
+        ndarray of uint8, shape (height, width, 3)
+            RGB.
+
+        Raises
+        ------
+        SlideError
+            If the slide cannot be decoded.
+        RuntimeError
+            If the decoder is closed.
+        """
+        with self._lock:
+            pixels: Pixels = self._ask(MakeThumbnail(path=str(path), max_px=max_px), path, self._describe_timeout_s)
+        return pixels
 
     def cut_views(
         self,

@@ -210,6 +210,46 @@ class Describe(Job):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Open(Job):
+    """Open a slide; answered by :class:`Opened`."""
+
+
+@dataclass(frozen=True)
+class Opened:
+    """What is known of a slide before any of its pixels is needed.
+
+    Parameters
+    ----------
+    size : (int, int)
+        Width and height of level 0 in pixels.
+    mpp : float or None
+        µm per level-0 pixel, where the file carries it.
+    reader : str
+        What reads it.
+    tile : (int, int) or None
+        Width and height of the compressed tiles of level 0 in pixels; None where the whole image is decoded at once.
+    """
+
+    size: tuple[int, int]
+    mpp: float | None
+    reader: str
+    tile: tuple[int, int] | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class MakeThumbnail(Job):
+    """Make the whole slide small; answered by its pixels, ndarray of uint8, shape (height, width, 3).
+
+    Parameters
+    ----------
+    max_px : int
+        Most pixels of the longer side.
+    """
+
+    max_px: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class ReadRectangle(Job):
     """Read level-0 pixels into the shared buffer; answered by None.
 

@@ -21,6 +21,7 @@ import numpy as np
 from ..errors import UnknownResolution, answered
 from ..helpers import Helpers
 from ..readers import Resolution, native_errors, open_slide
+from ..readers.base import Pixels
 from ..readers.resolution import MPP_PLAUSIBLE
 from ..slides import fingerprint, slide_files
 from ..spans import Spans
@@ -31,6 +32,9 @@ from .protocol import (
     CutViews,
     Describe,
     Job,
+    MakeThumbnail,
+    Open,
+    Opened,
     ReadRectangle,
     ReadRegions,
     RegionsRead,
@@ -209,9 +213,32 @@ def read_rectangle(slides: OpenSlides, job: ReadRectangle, buffer: mmap.mmap) ->
     rectangle_array(buffer, job.width, job.height)[...] = pixels
 
 
+def opened(slides: OpenSlides, job: Open) -> Opened:
+    """Answer an :class:`Open` job.
+
+    Parameters
+    ----------
+    slides : OpenSlides
+        Where the slide is, or will be, open.
+    job : Open
+        What is asked.
+
+    Returns
+    -------
+    Opened
+
+    Raises
+    ------
+    SlideNotFound, UnreadableSlide
+    """
+    source = slides.get(job).uncached
+    mpp = source.resolution.mpp if source.resolution else None
+    return Opened(source.size, mpp, source.name, source.tile_size(0))
+
+
 def answer_job(
     slides: OpenSlides, streams: RegionStreams, helpers: Helpers, job: Any, buffer: mmap.mmap
-) -> SlideInfo | ViewsCut | RegionsRead | None:
+) -> SlideInfo | Opened | Pixels | ViewsCut | RegionsRead | None:
     """Answer any job.
 
     Parameters
@@ -222,14 +249,14 @@ def answer_job(
         What sends regions strip by strip.
     helpers : Helpers
         Cut along.
-    job : Describe or CutViews or ReadRectangle or ReadRegions
+    job : Job
         What is asked.
     buffer : mmap
         Receives pixels.
 
     Returns
     -------
-    SlideInfo or ViewsCut or RegionsRead or None
+    SlideInfo or Opened or ndarray or ViewsCut or RegionsRead or None
         As the job says.
 
     Raises
@@ -238,6 +265,10 @@ def answer_job(
     """
     if isinstance(job, Describe):
         return describe(slides, job)
+    if isinstance(job, Open):
+        return opened(slides, job)
+    if isinstance(job, MakeThumbnail):
+        return slides.get(job).uncached.thumbnail(job.max_px)
     if isinstance(job, ReadRectangle):
         read_rectangle(slides, job, buffer)
         return None
