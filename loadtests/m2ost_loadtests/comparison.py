@@ -1,4 +1,4 @@
-"""M2OST beside iStar on one slide, interleaved in one run: in one process each under one memory cap, and served."""
+"""M2OST beside iStar on one slide, interleaved in one run: each in a process under one memory cap, and served."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ import tritonclient.grpc as triton
 from m2ost_client.command import ServerOptions
 from m2ost_client.supervisor import TritonServer
 from m2ost_preprocess.contract import Manifest, as_centers
+from m2ost_preprocess.decoder import DecodedSlide, decoded_slide
 from m2ost_preprocess.istar.geometry import VARIANTS, plan
 from m2ost_preprocess.istar.manifest import BaselineManifest
 from m2ost_preprocess.istar.timing import VariantTiming
 from m2ost_preprocess.network import channel_options
-from m2ost_preprocess.readers import SlideReader, open_slide
 from m2ost_preprocess.slides import SlideRoots
 from m2ost_preprocess.spot_places import check_places
 from m2ost_preprocess.spots import read_spots
@@ -57,7 +57,7 @@ class ComparisonOptions:
     flop_per_spot : float
         Operations of M2OST on one spot.
     memory_cap_bytes : int
-        Most resident memory of either system's process.
+        Most resident memory of either system's process, and of the one that decodes for it.
     spots_file : Path, optional
         Where the spots are; by default a grid over the tissue.
     pitch_um, spot_diameter_um : float
@@ -130,7 +130,7 @@ class Site:
     superpixels: dict[str, int]
 
 
-def survey(options: ComparisonOptions, reader: SlideReader) -> Site:
+def survey(options: ComparisonOptions, slide: DecodedSlide) -> Site:
     """Resolution, spots and superpixels of the slide.
 
     Raises
@@ -140,7 +140,7 @@ def survey(options: ComparisonOptions, reader: SlideReader) -> Site:
     SpotError
         If the spots' file cannot be used for the slide.
     """
-    mpp = options.mpp or (reader.resolution.mpp if reader.resolution else None)
+    mpp = options.mpp or slide.mpp
     if mpp is None:
         raise LoadTestError(f"{options.slide}: carries no µm/px; give it with --mpp")
     if options.spots_file is None:
@@ -149,17 +149,17 @@ def survey(options: ComparisonOptions, reader: SlideReader) -> Site:
         spots = read_spots(options.spots_file)
         check_places(
             spots.centers,
-            reader.size,
-            lambda: reader.thumbnail(MASK_PX),
+            slide.size,
+            lambda: slide.thumbnail(MASK_PX),
             source=str(options.spots_file),
             columns=spots.columns,
         )
         centers = as_centers(spots.centers)
         centers = centers[spatial_order(centers)]
-    mask = tissue_mask(reader.thumbnail(MASK_PX))
+    mask = tissue_mask(slide.thumbnail(MASK_PX))
     sizes = BaselineManifest.read(options.baseline).info.sizes
-    superpixels = {name: plan(reader.size, mpp, v, mask, sizes=sizes).superpixels for name, v in VARIANTS.items()}
-    return Site(reader.size, mpp, centers, superpixels)
+    superpixels = {name: plan(slide.size, mpp, v, mask, sizes=sizes).superpixels for name, v in VARIANTS.items()}
+    return Site(slide.size, mpp, centers, superpixels)
 
 
 def interleave(systems: Mapping[str, Callable[[], VariantTiming]], rounds: int) -> dict[str, list[VariantTiming]]:
@@ -186,8 +186,8 @@ def compare(options: ComparisonOptions, progress: Progress = lambda text: None) 
     manifest, baseline = Manifest.read(options.release), BaselineManifest.read(options.baseline)
     if options.device == "cuda" and "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
         raise LoadTestError("ONNX Runtime has no CUDA provider here; pip install onnxruntime-gpu, or --device cpu")
-    with open_reader(options.slide) as reader:
-        site = survey(options, reader)
+    with decoded_slide(options.slide) as slide:
+        site = survey(options, slide)
     makers = _makers(options, site)
     searches: dict[str, LargestBatch] = {}
     for name, (make, most) in makers.items():
@@ -225,16 +225,6 @@ def compare(options: ComparisonOptions, progress: Progress = lambda text: None) 
         "superpixels": site.superpixels,
         "timings": {name: [t.to_dict() for t in runs] for name, runs in timings.items()},
     }
-
-
-@contextmanager
-def open_reader(slide: Path) -> Iterator[SlideReader]:
-    """An open slide, closed at the end."""
-    reader = open_slide(slide)
-    try:
-        yield reader
-    finally:
-        reader.close()
 
 
 def _makers(options: ComparisonOptions, site: Site) -> dict[str, tuple[Callable[[int], Any], int]]:

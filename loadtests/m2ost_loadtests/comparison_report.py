@@ -19,7 +19,7 @@ def to_markdown(report: dict[str, Any]) -> str:
         f"{width}×{height} px at {report['mpp']:g} µm/px, {report['spots']} spots; {machine['cores']} cores "
         f"of {machine['processor']}; {report['device']}, M2OST {precision['m2ost']}, iStar {precision['istar']} "
         f"({weights}).",
-        f"Each system in one process of at most {report['memory_cap_mib']:.0f} MiB resident, with the largest batch "
+        f"Each system and its decoder hold at most {report['memory_cap_mib']:.0f} MiB resident, with the largest batch "
         f"that fits; medians [range] of {report['rounds']} interleaved rounds. A speed-up is iStar's "
         "seconds over M2OST's.",
         "",

@@ -1,4 +1,4 @@
-"""What is compared: M2OST and the baseline, each in one process on the same runtime, and both through one server."""
+"""What is compared: M2OST and the baseline, each with one decoder on the same runtime, and both through one server."""
 
 from __future__ import annotations
 
@@ -10,17 +10,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from m2ost_client.probe import tensor
 from m2ost_client.stream import SpotStream, StreamOptions
-from m2ost_preprocess.contract import EXPRESSION, MODEL_ENGINE, Manifest
+from m2ost_preprocess.contract import ENV_TILE_CACHE_MIB, EXPRESSION, MODEL_ENGINE, Manifest
+from m2ost_preprocess.decoder import DecodedSlide, Decoder
 from m2ost_preprocess.engine.onnx import cpu_session, cuda_session
 from m2ost_preprocess.istar.geometry import VARIANTS
 from m2ost_preprocess.istar.onnx import OnnxNetworks
 from m2ost_preprocess.istar.stopwatch import Stopwatch
 from m2ost_preprocess.istar.timing import READING, StageTiming, VariantTiming, time_variant
-from m2ost_preprocess.readers import open_slide
-from m2ost_preprocess.views import cut_views
 
 from .doors import MODEL_ISTAR, istar_tensors
 from .errors import MemoryCapExceeded
@@ -77,6 +75,7 @@ class M2OSTSystem:
     ----------
     release : Path
     slide : Path
+        Resolved.
     centers : ndarray of int32, shape (n, 2)
         x, y in level-0 pixels.
     batch_rows : int
@@ -93,17 +92,18 @@ class M2OSTSystem:
 
     def open(self) -> Callable[[], VariantTiming]:
         """See :class:`~m2ost_loadtests.workers.System`."""
-        reader = open_slide(self.slide)
-        session = self.runtime.open_session(self.release / MODEL_ENGINE / "1" / "model.onnx")
         geometry = Manifest.read(self.release).engine.views
+        # Every run decodes the slide, as the baseline's do: with tiles kept, those after the first would not.
+        decoder = Decoder(geometry, threads=0, environment={ENV_TILE_CACHE_MIB: "0"})
+        slide = DecodedSlide(decoder, self.slide)
+        session = self.runtime.open_session(self.release / MODEL_ENGINE / "1" / "model.onnx")
 
         def run() -> VariantTiming:
             watch = Stopwatch()
             for first in range(0, len(self.centers), self.batch_rows):
                 centers = self.centers[first : first + self.batch_rows]
                 with watch(VIEWS):
-                    views = [np.empty((len(centers), *geometry.shape), np.uint8) for _ in geometry.names]
-                    cut_views(reader, centers, np.ones(len(centers), np.float32), geometry, views)
+                    views = slide.views(centers)
                 with watch(NETWORK), self.runtime.within_limit():
                     session.run([EXPRESSION], dict(zip(geometry.names, views, strict=True)))
             n = len(self.centers)
@@ -126,6 +126,7 @@ class IStarSystem:
     baseline : Path
         A folder of ``m2ost export-istar``.
     slide : Path
+        Resolved.
     mpp : float
         µm per level-0 pixel.
     centers : ndarray of int32, shape (n, 2)
@@ -151,12 +152,13 @@ class IStarSystem:
 
     def open(self) -> Callable[[], VariantTiming]:
         """See :class:`~m2ost_loadtests.workers.System`."""
-        reader, networks = open_slide(self.slide), OnnxNetworks(self.baseline, self.runtime.open_session)
+        slide = DecodedSlide(Decoder(threads=0), self.slide)
+        networks = OnnxNetworks(self.baseline, self.runtime.open_session)
 
         def run() -> VariantTiming:
             with self.runtime.within_limit():
                 return time_variant(
-                    reader,
+                    slide,
                     mpp=self.mpp,
                     networks=networks,
                     variant=VARIANTS[self.variant],

@@ -1,4 +1,4 @@
-"""A system that is timed, in a process of its own, under a memory cap."""
+"""A system that is timed, in a process of its own and those that it starts, under a memory cap."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Run:
     result : object
         What the system said.
     peak_bytes : int
-        Peak resident memory of its process so far.
+        Peak resident memory of its process and of those that it started, so far: the sum of their peaks.
     """
 
     result: Any
@@ -49,9 +49,11 @@ class Run:
 _opened: Callable[[], Any] | None = None  # in the child: the system, once open
 
 
-def _open(system: System) -> None:
+def _open(system: System) -> list[int]:
+    """Open it; ids of the processes that it started."""
     global _opened
     _opened = system.open()
+    return [process.pid for process in psutil.Process().children(recursive=True)]
 
 
 def _run() -> Run:
@@ -60,8 +62,13 @@ def _run() -> Run:
 
 
 def peak_rss_bytes() -> int:
-    """Peak resident memory of this process since it was started, in bytes."""
-    status = Path("/proc/self/status").read_text(encoding="utf-8")
+    """Peak resident memory of this process and of those that it started, each since its start, summed, in bytes."""
+    started = psutil.Process().children(recursive=True)
+    return sum(_peak_rss_bytes(pid) for pid in (os.getpid(), *(process.pid for process in started)))
+
+
+def _peak_rss_bytes(pid: int) -> int:
+    status = Path(f"/proc/{pid}/status").read_text(encoding="utf-8")
     peak = next(line for line in status.splitlines() if line.startswith("VmHWM:"))
     return int(peak.split()[1]) * 1024
 
@@ -74,7 +81,8 @@ class CappedProcess:
     system : System
         Opened at once.
     cap_bytes : int, optional
-        Most resident memory of the process, libraries and pixels included.
+        Most resident memory of the process and of those that it starts, libraries and pixels included. What they
+        share counts once for each.
 
     Raises
     ------
@@ -87,8 +95,9 @@ class CappedProcess:
         # Spawned, not forked: a fork would begin with the memory of its parent.
         self._pool = ProcessPoolExecutor(1, mp_context=get_context("spawn"))
         self._process = psutil.Process(self._pool.submit(os.getpid).result())
+        self._started: list[psutil.Process] = []
         try:
-            self._wait(self._pool.submit(_open, system))
+            self._started = [psutil.Process(pid) for pid in self._wait(self._pool.submit(_open, system))]
         except BaseException:
             self.close()
             raise
@@ -122,7 +131,7 @@ class CappedProcess:
 
     def _resident_bytes(self) -> int:
         try:
-            return int(self._process.memory_info().rss)
+            return sum(int(process.memory_info().rss) for process in (self._process, *self._started))
         except psutil.NoSuchProcess:
             return 0
 

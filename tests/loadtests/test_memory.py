@@ -1,6 +1,8 @@
 """A memory cap is kept by processes that really hold the memory, and the largest batch under it is found."""
 
 import os
+import subprocess
+import sys
 from dataclasses import dataclass
 
 import numpy as np
@@ -35,6 +37,17 @@ class Dies:
         os._exit(9)
 
 
+@dataclass(frozen=True)
+class HoldsBeside:
+    """Has a process of its own that holds 300 MiB, as a decoder holds tiles."""
+
+    def open(self):
+        wait = f"held = bytearray(b'x') * {300 * MIB}; print(flush=True); input()"
+        beside = subprocess.Popen([sys.executable, "-c", wait], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        beside.stdout.readline()
+        return lambda: beside.pid
+
+
 def test_a_run_says_what_it_did_and_what_it_took():
     with CappedProcess(Holds(20)) as process:
         run = process.run()
@@ -48,6 +61,16 @@ def test_a_process_that_outgrows_its_cap_is_ended():
         with pytest.raises(MemoryCapExceeded, match="the cap is 400 MiB"):
             process.run()
     assert not psutil.pid_exists(pid)
+
+
+def test_what_a_system_starts_counts_against_its_cap():
+    with CappedProcess(HoldsBeside()) as process:
+        assert 300 * MIB < process.run().peak_bytes < 600 * MIB
+    with (
+        pytest.raises(MemoryCapExceeded, match="the cap is 290 MiB"),
+        CappedProcess(HoldsBeside(), cap_bytes=290 * MIB) as process,
+    ):
+        process.run()
 
 
 def test_a_process_that_dies_is_an_error_and_not_a_hang():
