@@ -7,9 +7,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from m2ost_preprocess.readers import open_slide
+from m2ost_preprocess.errors import PreprocessError
 
-from ..errors import LoadTestError, TargetError
+from ..errors import LoadTestError
 from ..machine import describe_machine, write_report
 from .measure import compare_tilers, compare_whole_path, lower_levels
 from .ways import OURS
@@ -54,23 +54,19 @@ def main() -> None:
     parser.add_argument("--drift-spots", type=int, default=128)
     arguments = parser.parse_args()
     try:
-        resolution = open_slide(arguments.slide).resolution
-        if resolution is None:
-            raise TargetError(f"{arguments.slide}: carries no µm/px; measure on a slide that does")
         report = {
             "machine": describe_machine(),
             "slide": arguments.slide.name,
             "rounds": arguments.rounds,
             "layouts": compare_tilers(
                 arguments.slide,
-                resolution.mpp,
                 arguments.rounds,
                 lambda name: print(name, file=sys.stderr),  # noqa: T201
             ),
             "whole_path": compare_whole_path(arguments.release, arguments.slide, arguments.pitch_um, arguments.rounds),
             "lower_levels": lower_levels(arguments.release, arguments.slide, arguments.drift_spots, arguments.rounds),
         }
-    except LoadTestError as error:
+    except (LoadTestError, PreprocessError) as error:
         raise SystemExit(f"error: {error}") from error
     written = write_report(report, arguments.out, "tiler")
     print("\n".join([*table(report), str(written)]))  # noqa: T201

@@ -18,15 +18,16 @@ from m2ost_client.stream import StreamOptions
 from m2ost_client.supervisor import TritonServer
 from m2ost_preprocess import contract
 from m2ost_preprocess.contract import EXPRESSION, Manifest
+from m2ost_preprocess.decoder import DecodedSlide
 from m2ost_preprocess.engine.onnx import cpu_session
-from m2ost_preprocess.readers import open_slide
 from m2ost_preprocess.slides import SlideRoots
 from m2ost_preprocess.tiles import TilingCounts
 
+from ..errors import TargetError
 from ..machine import spread
 from ..served_vs_bare import bare_runner, spots_to_score
 from .layouts import layouts
-from .ways import AGAINST, BATCH_ROWS, WINDOW_PX, all_cores, collect, ours, ways
+from .ways import AGAINST, BATCH_ROWS, WINDOW_PX, all_cores, collect, kept_decoder, ours, ways
 
 BASELINE_SPOTS = 64
 """Spots that a baseline is timed on: neighbours from the middle of the layout, for they too keep some tiles."""
@@ -34,15 +35,13 @@ BASELINE_SPOTS = 64
 Progress = Callable[[str], None]
 
 
-def compare_tilers(slide: Path, mpp: float, rounds: int, tell: Progress) -> list[dict[str, Any]]:
+def compare_tilers(slide: Path, rounds: int, tell: Progress) -> list[dict[str, Any]]:
     """Time every way on every layout, in turn.
 
     Parameters
     ----------
     slide : Path
-        A tiled slide.
-    mpp : float
-        µm per level-0 pixel.
+        A tiled slide that carries µm/px.
     rounds : int
     tell : callable
         Told what is being measured.
@@ -52,15 +51,25 @@ def compare_tilers(slide: Path, mpp: float, rounds: int, tell: Progress) -> list
     list of dict
         A layout each: milliseconds a spot by way, our counts, ratios to ours on as many cores in the same round, and
         whether all views of the inner spots are equal bit by bit.
+
+    Raises
+    ------
+    TargetError
+        If the slide carries no µm/px.
+    SlideError
+        If it cannot be read.
     """
+    source = DecodedSlide(kept_decoder(0), slide.resolve())
+    if source.mpp is None:
+        raise TargetError(f"{slide}: carries no µm/px; measure on a slide that does")
     tables = []
-    for name, centers in layouts(open_slide(slide).size, mpp).items():
+    for name, centers in layouts(source.size, source.mpp).items():
         tell(name)
         middle = len(centers) // 2
         sample = centers[middle : middle + BASELINE_SPOTS]
         counts = TilingCounts()
         deque(ours(slide, centers, counts, threads=all_cores()), maxlen=0)
-        inner = _inner(slide, sample)
+        inner = _inner(source.size, sample)
         expected = collect(ours(slide, sample))
         equal = {
             way: all(
@@ -86,7 +95,7 @@ def compare_tilers(slide: Path, mpp: float, rounds: int, tell: Progress) -> list
                 },
                 "equal": equal,
                 "counts": asdict(counts),
-                "decoded_over_needed": counts.decoded_px / needed_px(slide, centers),
+                "decoded_over_needed": counts.decoded_px / needed_px(source.size, source.tile, centers),
             }
         )
     return tables
@@ -98,28 +107,24 @@ def _seconds(batches: Iterator[object]) -> float:
     return time.perf_counter() - began
 
 
-def _inner(slide: Path, centers: Any) -> Any:
+def _inner(size: tuple[int, int], centers: Any) -> Any:
     """Spots whose windows lie inside the slide: outside it every library has a colour of its own."""
-    low, high = WINDOW_PX // 2, np.array(open_slide(slide).size) - WINDOW_PX // 2
+    low, high = WINDOW_PX // 2, np.array(size) - WINDOW_PX // 2
     return ((centers >= low) & (centers <= high)).all(axis=1)
 
 
-def needed_px(slide: Path, centers: Any) -> int:
-    """Pixels of the compressed tiles that the windows of spots touch, each tile once."""
-    reader = open_slide(slide)
-    tile = reader.tile_size(0)
+def needed_px(size: tuple[int, int], tile: tuple[int, int] | None, centers: Any) -> int:
+    """Pixels of the compressed tiles of a slide that the windows of spots touch, each tile once."""
+    width, height = size
     if tile is None:
-        return reader.size[0] * reader.size[1]
+        return width * height
     touched = {
         (column, row)
         for x, y in (np.asarray(centers) - WINDOW_PX // 2).tolist()
-        for column in range(max(x, 0) // tile[0], min(x + WINDOW_PX - 1, reader.size[0] - 1) // tile[0] + 1)
-        for row in range(max(y, 0) // tile[1], min(y + WINDOW_PX - 1, reader.size[1] - 1) // tile[1] + 1)
+        for column in range(max(x, 0) // tile[0], min(x + WINDOW_PX - 1, width - 1) // tile[0] + 1)
+        for row in range(max(y, 0) // tile[1], min(y + WINDOW_PX - 1, height - 1) // tile[1] + 1)
     }
-    return sum(
-        min(tile[0], reader.size[0] - column * tile[0]) * min(tile[1], reader.size[1] - row * tile[1])
-        for column, row in touched
-    )
+    return sum(min(tile[0], width - column * tile[0]) * min(tile[1], height - row * tile[1]) for column, row in touched)
 
 
 def compare_whole_path(release: Path, slide: Path, pitch_um: float, rounds: int) -> dict[str, Any]:
@@ -139,6 +144,7 @@ def compare_whole_path(release: Path, slide: Path, pitch_um: float, rounds: int)
         Seconds of each, and the share that the slower of the two bare halves has of the whole.
     """
     slide = slide.resolve()
+    source = DecodedSlide(kept_decoder(0), slide)
     centers = spots_to_score(slide, pitch_um)
     seconds: dict[str, list[float]] = {"file to table": [], "bare inference": [], "bare decoding": []}
     options = ServerOptions(release=release, roots=SlideRoots({"bench": slide.parent}))
@@ -148,7 +154,7 @@ def compare_whole_path(release: Path, slide: Path, pitch_um: float, rounds: int)
         runs: dict[str, Callable[[], object]] = {
             "file to table": lambda: asyncio.run(predict_slide(server.address, predict)),
             "bare inference": bare_runner(release, slide, centers, BATCH_ROWS),
-            "bare decoding": lambda: _decode(slide, centers),
+            "bare decoding": lambda: _decode(source, centers),
         }
         for i in range(rounds + 1):
             for name, run in runs.items():
@@ -165,17 +171,16 @@ def compare_whole_path(release: Path, slide: Path, pitch_um: float, rounds: int)
     }
 
 
-def _decode(slide: Path, centers: Any) -> None:
+def _decode(slide: DecodedSlide, centers: Any) -> None:
     """Decode the tiles that spots need, each once."""
-    reader = open_slide(slide)
-    tile = reader.tile_size(0)
+    tile = slide.tile
     if tile is None:
         return
     low = np.maximum(centers.min(axis=0) - WINDOW_PX // 2, 0)
-    high = np.minimum(centers.max(axis=0) + WINDOW_PX // 2, reader.size)
+    high = np.minimum(centers.max(axis=0) + WINDOW_PX // 2, slide.size)
     for top in range(int(low[1]) // tile[1] * tile[1], int(high[1]), tile[1]):
         left = int(low[0]) // tile[0] * tile[0]
-        reader.read(left, top, int(high[0]) - left, min(tile[1], reader.size[1] - top))
+        slide.read(left, top, int(high[0]) - left, min(tile[1], slide.size[1] - top))
 
 
 def lower_levels(release: Path, slide: Path, spots: int, rounds: int) -> dict[str, Any]:

@@ -5,18 +5,17 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from functools import cache, partial
 from importlib.util import find_spec
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import openslide
 from m2ost_preprocess.contract import ViewGeometry
-from m2ost_preprocess.helpers import Helpers
-from m2ost_preprocess.readers import open_slide
-from m2ost_preprocess.tiles import CachedReader, TileCache, TilingCounts
-from m2ost_preprocess.views import cut_views
+from m2ost_preprocess.decoder import Decoder
+from m2ost_preprocess.tiles import TilingCounts
 from PIL import Image
 
 BATCH_ROWS = 32
@@ -72,20 +71,25 @@ def collect(batches: Iterator[Batch]) -> Batch:
 def ours(
     path: Path, centers: Any, counts: TilingCounts | None = None, *, pyramid: bool = False, threads: int = 0
 ) -> Iterator[Batch]:
-    """The tiler of the profiles for a CPU, without its process: tiles decoded once, resizes shared down a column."""
-    helpers = Helpers(threads)
-    reader = CachedReader(open_slide(path), TileCache(), path, helpers)
-    views = _views(BATCH_ROWS)
-    for first in range(0, len(centers), BATCH_ROWS):
-        batch = centers[first : first + BATCH_ROWS]
-        out = [view[: len(batch)] for view in views]
-        scales = np.ones(len(batch), np.float32)
-        cut_views(reader, batch, scales, GEOMETRY, out, counts, pyramid=pyramid, helpers=helpers)
-        yield out
-    if counts is not None:
-        counts += reader.take_counts()
-    helpers.close()
-    reader.close()
+    """The tiler of the profiles for a CPU: tiles decoded once, resizes shared down a column, views in shared memory.
+
+    Its process outlasts the run, as a server's does; to it, a slide by a new name is one that it has not read yet.
+    """
+    path, decoder, views = path.resolve(), kept_decoder(threads), _views(BATCH_ROWS)
+    with TemporaryDirectory() as folder:
+        renamed = Path(folder, "slides", path.name)
+        renamed.parent.symlink_to(path.parent)
+        for first in range(0, len(centers), BATCH_ROWS):
+            batch = centers[first : first + BATCH_ROWS]
+            out = [view[: len(batch)] for view in views]
+            decoder.cut_views(renamed, batch, np.ones(len(batch), np.float32), out, counts=counts, pyramid=pyramid)
+            yield out
+
+
+@cache
+def kept_decoder(threads: int) -> Decoder:
+    """The decoder of this benchmark that has so many helping threads."""
+    return Decoder(GEOMETRY, threads=threads)
 
 
 def with_openslide(path: Path, centers: Any, *, threads: int = 1) -> Iterator[Batch]:
