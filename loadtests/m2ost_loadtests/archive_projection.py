@@ -29,7 +29,8 @@ class Costs:
     describe_s : float
         Opening a slide, its tissue and its grid; of one slide.
     decode_s, cut_s : float
-        In one process, of one spot.
+        In one decoder without helping threads, of one spot: out of the file, and from there to views in shared memory
+        and out of it.
     infer_s : float
         On all cores, of one spot.
     write_s : float

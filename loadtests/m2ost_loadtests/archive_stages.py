@@ -1,8 +1,9 @@
-"""What the stages of a slide cost, each measured on its own, one after the other, in one process."""
+"""What the stages of a slide cost, each measured on its own, one after the other, with one decoder without helpers."""
 
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -17,56 +18,16 @@ from m2ost_client.archive.output import RESULTS, assemble, write_slide
 from m2ost_client.archive.plan import SlidePlan, plan_slide
 from m2ost_client.archive.state import Part
 from m2ost_client.reports import Exports
-from m2ost_preprocess.contract import EXPRESSION, MODEL_ENGINE, EngineInfo, Manifest
-from m2ost_preprocess.decoder import Decoder, SlideInfo
+from m2ost_preprocess.contract import ENV_DECODER_TRACE, EXPRESSION, MODEL_ENGINE, EngineInfo, Manifest
+from m2ost_preprocess.decoder import DecodedSlide, Decoder, SlideInfo
 from m2ost_preprocess.engine.onnx import cpu_session
-from m2ost_preprocess.readers import open_slide
-from m2ost_preprocess.readers.base import Pixels, SlideReader
+from m2ost_preprocess.readers.base import Pixels
 from m2ost_preprocess.spots import Spots
-from m2ost_preprocess.tiles import CachedReader, TileCache
-from m2ost_preprocess.views import cut_views
 
 from .archive_projection import Costs
 from .errors import TargetError
 
 T = TypeVar("T")
-
-
-class TimedReader(SlideReader):
-    """A slide, and how long its decoding took so far.
-
-    Attributes
-    ----------
-    seconds : float
-    """
-
-    def __init__(self, reader: SlideReader) -> None:
-        self._reader, self.seconds = reader, 0.0
-        self.name, self.path, self.size, self.resolution = reader.name, reader.path, reader.size, reader.resolution
-
-    def read_at(self, level: int, left: int, top: int, width: int, height: int) -> Pixels:
-        """See :meth:`SlideReader.read_at`."""
-        pixels, seconds = timed(lambda: self._reader.read_at(level, left, top, width, height))
-        self.seconds += seconds
-        return pixels
-
-    def tile_size(self, level: int) -> tuple[int, int] | None:
-        """See :meth:`SlideReader.tile_size`."""
-        return self._reader.tile_size(level)
-
-    @property
-    def levels(self) -> list[tuple[int, int]]:
-        """See :attr:`SlideReader.levels`."""
-        return self._reader.levels
-
-    @property
-    def resident_bytes(self) -> int:
-        """See :attr:`SlideReader.resident_bytes`."""
-        return self._reader.resident_bytes
-
-    def close(self) -> None:
-        """See :meth:`SlideReader.close`."""
-        self._reader.close()
 
 
 def timed(run: Callable[[], T]) -> tuple[T, float]:
@@ -93,7 +54,7 @@ def measure_stages(
     slides : sequence of Path
         Files that nothing has opened yet, alike in content.
     out : Path
-        An empty folder for results.
+        An empty folder for results, and the trace of the decoder.
     settings : Settings
     batch_rows : int
         Rows an inference.
@@ -109,24 +70,28 @@ def measure_stages(
     ------
     TargetError
         If a slide has no spots.
+    SlideError, SpotError
+        If a slide cannot be read.
     """
     engine = Manifest.read(release).engine
     session = cpu_session(release / MODEL_ENGINE / "1" / "model.onnx")
     (out / RESULTS).mkdir(parents=True)
+    trace = out / "decoder.jsonl"
     measured = []
-    with Decoder(engine.views) as decoder:
+    # Without helpers reading and cutting take turns, and neither hides in the other's time.
+    with Decoder(engine.views, threads=0, environment={ENV_DECODER_TRACE: str(trace)}) as decoder:
         for path in slides:
             plan, describe_s = timed(partial(_plan, decoder, path, settings, engine))
             if not len(plan.spots):
                 raise TargetError(f"{path.name}: no spots at a pitch of {settings.pitch_um:g} µm; choose a smaller one")
-            views, decode_s, cut_s = _cut(path, plan, engine)
+            views, decode_s, cut_s = _cut(decoder, trace, path, plan)
             measured.append(
                 {
                     "spots": len(plan.spots),
                     "describe_s": describe_s,
                     "decode_s": decode_s,
                     "cut_s": cut_s,
-                    "infer_s": timed(partial(_infer, session, views, len(plan.spots), batch_rows))[1],
+                    "infer_s": timed(partial(_infer, session, engine.views.names, views, batch_rows))[1],
                     "write_s": _write(with_spots(plan, written_spots), engine, out),
                 }
             )
@@ -143,20 +108,19 @@ def _plan(decoder: Decoder, path: Path, settings: Settings, engine: EngineInfo) 
     return asyncio.run(plan_slide(SlideRow(path.stem, str(path)), describe, settings, engine))
 
 
-def _cut(path: Path, plan: SlidePlan, engine: EngineInfo) -> tuple[dict[str, Pixels], float, float]:
-    """Views of all spots; seconds of decoding, and of cutting alone."""
-    views = {name: np.empty((len(plan.spots), *engine.views.shape), np.uint8) for name in engine.views.names}
-    scales = np.full(len(plan.spots), plan.scale, np.float32)
-    reader = TimedReader(open_slide(path))
-    tiles = CachedReader(reader, TileCache.from_environment(), path)
-    _, seconds = timed(partial(cut_views, tiles, plan.centers, scales, engine.views, list(views.values())))
-    tiles.close()
-    return views, reader.seconds, seconds - reader.seconds
+def _cut(decoder: Decoder, trace: Path, path: Path, plan: SlidePlan) -> tuple[list[Pixels], float, float]:
+    """Views of all spots; seconds of decoding, tiles put together included, and of cutting and handing over."""
+    slide, told = DecodedSlide(decoder, path, plan.slide), trace.stat().st_size
+    views, seconds = timed(partial(slide.views, plan.centers, plan.scale))
+    spans = map(json.loads, trace.read_bytes()[told:].splitlines())
+    decode_s = sum(span["end_ns"] - span["start_ns"] for span in spans if span["name"] == "read") / 1e9
+    return views, decode_s, seconds - decode_s
 
 
-def _infer(session: Any, views: dict[str, Pixels], n_spots: int, batch_rows: int) -> None:
-    for first in range(0, n_spots, batch_rows):
-        session.run([EXPRESSION], {name: view[first : first + batch_rows] for name, view in views.items()})
+def _infer(session: Any, names: Sequence[str], views: list[Pixels], batch_rows: int) -> None:
+    for first in range(0, len(views[0]), batch_rows):
+        batch = (view[first : first + batch_rows] for view in views)
+        session.run([EXPRESSION], dict(zip(names, batch, strict=True)))
 
 
 def _write(plan: SlidePlan, engine: EngineInfo, out: Path) -> float:
