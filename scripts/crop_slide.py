@@ -8,16 +8,16 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from m2ost_preprocess.readers import open_slide
+from m2ost_preprocess.decoder import decoded_slide
 from PIL import Image
 
 
 def main(slide: str, destination: str, side_px: str = "2048") -> None:
     """Crop at most ``side_px`` squared."""
-    reader = open_slide(Path(slide))
-    width, height = (min(int(side_px), length) for length in reader.size)
-    left, top = (reader.size[0] - width) // 2, (reader.size[1] - height) // 2
-    Image.fromarray(reader.read(left, top, width, height)).save(destination)
+    with decoded_slide(Path(slide), threads=0) as source:
+        width, height = (min(int(side_px), length) for length in source.size)
+        left, top = (source.size[0] - width) // 2, (source.size[1] - height) // 2
+        Image.fromarray(source.read(left, top, width, height)).save(destination)
 
 
 if __name__ == "__main__":

@@ -35,7 +35,7 @@ from m2ost_client.archive import (
 )
 from m2ost_client.command import ServerOptions
 from m2ost_client.supervisor import TritonServer
-from m2ost_preprocess.readers import open_slide
+from m2ost_preprocess.decoder import decoded_slide
 from m2ost_preprocess.slides import SlideRoots
 from PIL import Image
 
@@ -51,10 +51,10 @@ Memory = dict[str, float]
 
 def cut_slides(slide: Path, folder: Path, n: int, *, seed: int = 0) -> None:
     """Write ``n`` squares of a slide, as JPEG files that hold no µm/px."""
-    reader = open_slide(slide)
-    corners = np.random.default_rng(seed).integers((0, 0), np.subtract(reader.size, SIDE_PX), (n, 2))
-    for i, (x, y) in enumerate(corners.tolist()):
-        Image.fromarray(reader.read(x, y, SIDE_PX, SIDE_PX)).save(folder / f"s{i:06d}.jpg")
+    with decoded_slide(slide, threads=0) as source:
+        corners = np.random.default_rng(seed).integers((0, 0), np.subtract(source.size, SIDE_PX), (n, 2))
+        for i, (x, y) in enumerate(corners.tolist()):
+            Image.fromarray(source.read(x, y, SIDE_PX, SIDE_PX)).save(folder / f"s{i:06d}.jpg")
 
 
 def measure(release: Path, slide: Path, slides: int) -> dict[str, Any]:

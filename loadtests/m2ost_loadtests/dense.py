@@ -27,16 +27,15 @@ from m2ost.config import M2OSTConfig
 from m2ost.network import M2OST
 from m2ost_export.dense import patch_geometry
 from m2ost_export.fused import FusedM2OST
-from m2ost_preprocess.contract import Manifest, RowStatus
+from m2ost_preprocess.contract import Manifest
+from m2ost_preprocess.decoder import DecodedSlide, decoded_slide
 from m2ost_preprocess.dense import DenseGrid, parse_pitch
 from m2ost_preprocess.engine import load_engine
 from m2ost_preprocess.engine.base import ONNXRUNTIME_CPU, ONNXRUNTIME_CPU_DENSE, Engine
 from m2ost_preprocess.engine.patches import PatchGeometry, share
 from m2ost_preprocess.errors import PreprocessError
-from m2ost_preprocess.readers import SlideReader, open_slide
 from m2ost_preprocess.rectangle import Rectangle
 from m2ost_preprocess.tissue import MASK_PX, Mask, TissueShares, tissue_mask
-from m2ost_preprocess.views import cut_views
 from torch.utils.flop_counter import FlopCounterMode
 
 from .machine import describe_machine, spread, write_report
@@ -119,14 +118,9 @@ def batches_of(grid: DenseGrid, mask: Mask, rows: int) -> list[Any]:
     ]
 
 
-def views_of(reader: SlideReader, centers: Any, manifest: Manifest) -> Views:
+def views_of(slide: DecodedSlide, centers: Any, manifest: Manifest) -> Views:
     """Ready views of a batch, by name."""
-    geometry = manifest.engine.views
-    views = [np.empty((len(centers), *geometry.shape), np.uint8) for _ in geometry.names]
-    statuses = cut_views(reader, centers, np.ones(len(centers), np.float32), geometry, views)
-    if (statuses != RowStatus.OK).any():
-        raise SystemExit("error: a position of the region cannot be decoded; choose another --region")
-    return dict(zip(geometry.names, views, strict=True))
+    return dict(zip(manifest.engine.views.names, slide.views(centers), strict=True))
 
 
 def evenly(items: list[Any], most: int) -> list[Any]:
@@ -171,22 +165,26 @@ def time_in_turn(engines: dict[str, Engine], batches: list[Views], rounds: int) 
 def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     """Count and time."""
     manifest = Manifest.read(arguments.release)
+    with decoded_slide(arguments.slide, geometry=manifest.engine.views) as slide:
+        return _measure(arguments, manifest, slide)
+
+
+def _measure(arguments: argparse.Namespace, manifest: Manifest, slide: DecodedSlide) -> dict[str, Any]:
     config = M2OSTConfig.from_dict(manifest.architecture)
     choices = {"fresh": ONNXRUNTIME_CPU, "shared": ONNXRUNTIME_CPU_DENSE}
     engines = {name: load_engine(arguments.release, manifest.engine, choice) for name, choice in choices.items()}
-    reader = open_slide(arguments.slide)
-    mask = tissue_mask(reader.thumbnail(MASK_PX))
-    region = Rectangle.parse(arguments.region) if arguments.region else busiest_region(reader.size, mask)
-    grid = DenseGrid.over(reader.size, parse_pitch(arguments.dense), region)
+    mask = tissue_mask(slide.thumbnail(MASK_PX))
+    region = Rectangle.parse(arguments.region) if arguments.region else busiest_region(slide.size, mask)
+    grid = DenseGrid.over(slide.size, parse_pitch(arguments.dense), region)
     requests = batches_of(grid, mask, arguments.batch_rows)
     if not requests:
         raise SystemExit(f"error: region {region} of {arguments.slide} holds no tissue; choose another --region")
     counted = evenly(requests, arguments.count_batches)
     geometry, operations = patch_geometry(config), Operations.of(config)
-    positions, patches, distinct = count_patches((views_of(reader, c, manifest) for c in counted), geometry)
+    positions, patches, distinct = count_patches((views_of(slide, c, manifest) for c in counted), geometry)
     fresh, embedding = positions * operations.position, operations.embedding(patches)
     left = operations.embedding(distinct)
-    timed = [views_of(reader, centers, manifest) for centers in evenly(requests, arguments.time_batches)]
+    timed = [views_of(slide, centers, manifest) for centers in evenly(requests, arguments.time_batches)]
     return {
         "machine": describe_machine(),
         "slide": arguments.slide.name,

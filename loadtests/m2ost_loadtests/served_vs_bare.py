@@ -23,12 +23,13 @@ from m2ost_client.stream import SpotStream, StreamOptions
 from m2ost_client.supervisor import TritonServer
 from m2ost_preprocess import contract
 from m2ost_preprocess.contract import EXPRESSION, Manifest, ViewGeometry
+from m2ost_preprocess.decoder import decoded_slide
 from m2ost_preprocess.engine.onnx import cpu_session
-from m2ost_preprocess.readers import open_slide
+from m2ost_preprocess.errors import PreprocessError
 from m2ost_preprocess.slides import SlideRoots
 from m2ost_preprocess.spots import grid
 from m2ost_preprocess.tissue import MASK_PX, tissue_mask
-from m2ost_preprocess.views import cut_views, spatial_order
+from m2ost_preprocess.views import spatial_order
 from PIL import Image
 
 from .errors import LoadTestError, TargetError
@@ -41,8 +42,8 @@ def bare_runner(release: Path, slide: Path, centers: Any, batch_rows: int) -> Ca
     """Score ready views with ONNX Runtime; returns the expression in the order of ``centers``."""
     geometry = Manifest.read(release).engine.views
     session = cpu_session(release / contract.MODEL_ENGINE / "1" / "model.onnx")
-    views = [np.empty((len(centers), *geometry.shape), np.uint8) for _ in geometry.names]
-    cut_views(open_slide(slide), centers, np.ones(len(centers), np.float32), geometry, views)
+    with decoded_slide(slide, geometry=geometry) as source:
+        views = source.views(centers)
 
     def run() -> Any:
         parts = []
@@ -73,8 +74,8 @@ def authors_runner(checkpoint: Path, slide: Path, centers: Any) -> Callable[[], 
     from m2ost.checkpoint import load
 
     model, _ = load(checkpoint)
-    reader = open_slide(slide)
-    image = Image.fromarray(reader.read(0, 0, *reader.size))
+    with decoded_slide(slide) as source:
+        image = Image.fromarray(source.read(0, 0, *source.size))
     geometry = model.config.views
 
     def views_of(center: Any) -> list[Any]:
@@ -119,12 +120,11 @@ def spots_to_score(slide: Path, pitch_um: float, *, mpp: float | None = None) ->
     TargetError
         If µm/px is unknown, or there are no spots.
     """
-    reader = open_slide(slide)
-    if mpp is None:
-        if reader.resolution is None:
+    with decoded_slide(slide) as source:
+        mpp = source.mpp if mpp is None else mpp
+        if mpp is None:
             raise TargetError(f"{slide}: carries no µm/px; give it with --mpp, or measure on a slide that does")
-        mpp = reader.resolution.mpp
-    spots = grid(reader.size, tissue_mask(reader.thumbnail(MASK_PX)), pitch_um / mpp)
+        spots = grid(source.size, tissue_mask(source.thumbnail(MASK_PX)), pitch_um / mpp)
     centers = contract.as_centers(spots.centers)
     if not len(centers):
         raise TargetError(
@@ -216,7 +216,7 @@ def main() -> None:
         report = measure(
             arguments.release, arguments.checkpoint, arguments.slide, arguments.pitch_um, arguments.rounds, stream
         )
-    except LoadTestError as error:
+    except (LoadTestError, PreprocessError) as error:
         raise SystemExit(f"error: {error}") from error
     lines = [
         f"{report['spots']} spots of {report['slide']}, {report['rounds']} rounds, {report['machine']['processor']}"

@@ -23,7 +23,7 @@ from m2ost_client.command import ServerOptions
 from m2ost_client.host import SHM
 from m2ost_client.stream import SpotStream, StreamOptions
 from m2ost_client.supervisor import TritonServer
-from m2ost_preprocess.readers import open_slide
+from m2ost_preprocess.decoder import decoded_slide
 from m2ost_preprocess.slides import SlideRoots
 
 from .machine import describe_machine, write_report
@@ -71,7 +71,9 @@ def measure(
         memory is flat.
     """
     slide, options = slide.resolve(), stream or StreamOptions()
-    centers = np.random.default_rng(seed).integers((0, 0), open_slide(slide).size, (spots, 2))
+    with decoded_slide(slide, threads=0) as source:
+        size = source.size
+    centers = np.random.default_rng(seed).integers((0, 0), size, (spots, 2))
     with TritonServer(ServerOptions(release=release, roots=SlideRoots({"soak": slide.parent}))) as server:
         probe = partial(_sample, server)
         idle = probe(0)

@@ -64,7 +64,7 @@ def test_without_a_gpu_the_gpus_tiler_refuses_to_start_by_name(narrow_release, r
 def test_the_gpu_check_serves_a_release_and_compares(narrow_release, svs, tmp_path):
     centers, outcome = np.array(CENTERS[:5], np.int32), Outcome("served")
     networks = Networks(network_of(narrow_release), Device("cpu"), [], svs, centers, tmp_path)
-    work = Work(FreshSlide(svs, tmp_path / "slide"), centers, grids_on(svs, 40))
+    work = Work(FreshSlide(svs, tmp_path / "slide"), centers, grids_on((2220, 2967), 40))
     measure_served(outcome, networks, narrow_release, "cpu", work, Pace(2, 0.0))
     assert outcome.status == RIGHT, outcome.reason
     assert outcome.figures["max_abs_diff"] < 1e-4

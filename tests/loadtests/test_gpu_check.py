@@ -79,7 +79,7 @@ def test_all_that_runs_on_a_cpu_is_right(narrow, svs, tmp_path, capsys, monkeypa
 def test_a_release_of_other_weights_is_wrong_and_is_not_timed(narrow, crop, tmp_path):
     outcome = Outcome("weights")
     model = load_network(outcome, narrow / "checkpoint1")
-    networks = Networks(model, Device("cpu"), [narrow / "release"], crop, spots_on(crop, 6), tmp_path)
+    networks = Networks(model, Device("cpu"), [narrow / "release"], crop, spots_on((900, 900), 6), tmp_path)
     wrong = [part for part in networks.outcomes if part.status == "wrong"]
     assert [part.name for part in wrong] == ["network onnxruntime-fp32"]
     assert "below 0.9999" in wrong[0].reason
@@ -161,14 +161,14 @@ def test_an_engine_that_cannot_be_built_here_is_skipped_in_the_builders_words(to
     assert not list(tmp_path.iterdir())
 
 
-def test_every_run_reads_a_slide_under_a_new_name(crop, svs, tmp_path):
+def test_every_run_reads_a_slide_under_a_new_name(crop, tmp_path):
     slide = FreshSlide(crop, tmp_path / "slide")
     assert [slide.path().name for _ in range(2)] == ["1.png", "2.png"]
     assert (tmp_path / "slide" / "2.png").read_bytes() == crop.read_bytes()
-    for grid, pitch in ((g, PITCHES_PX[n]) for n, g in grids_on(svs, 50).items()):
+    for grid, pitch in ((g, PITCHES_PX[n]) for n, g in grids_on((2220, 2967), 50).items()):
         assert 30 < len(grid) <= 50
         assert sorted({int(step) for axis in grid.T for step in np.diff(np.unique(axis))}) == [pitch]
-    assert grids_on(crop, 10**6)["apart"].max() < 900
+    assert grids_on((900, 900), 10**6)["apart"].max() < 900
 
 
 def test_speeds_are_taken_in_turn():

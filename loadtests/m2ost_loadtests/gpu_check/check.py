@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from m2ost.shipped import CHECKPOINT
+from m2ost_preprocess.decoder import Decoder
 
 from .device import Device, Pace, describe, has_gpu
 from .inputs import FreshSlide, choose_slide, grids_on, load_network, spots_on
@@ -94,8 +95,8 @@ class Check:
         status : int
             The exit status.
         """
-        with tempfile.TemporaryDirectory(prefix="gpu_check_") as folder:
-            self._run_parts(Path(folder))
+        with tempfile.TemporaryDirectory(prefix="gpu_check_") as folder, Decoder(threads=0) as decoder:
+            self._run_parts(Path(folder), decoder)
         status = 2 if self.no_gpu else 0
         if any(outcome.status == WRONG for outcome in self._outcomes):
             status = 1
@@ -108,9 +109,9 @@ class Check:
         }
         return report, status
 
-    def _run_parts(self, folder: Path) -> None:
+    def _run_parts(self, folder: Path, decoder: Decoder) -> None:
         options, device, pace = self.options, self.device, self.options.pace
-        self._part("slide", lambda outcome: self._keep("slide", choose_slide(outcome, options.slides)))
+        self._part("slide", lambda outcome: self._keep("slide", choose_slide(outcome, options.slides, decoder)))
         self._part("resize", lambda outcome: check_resize(outcome, device, self._get("slide"), pace))
         self._part("rates", lambda outcome: self._keep("rates", measure_rates(outcome, device, pace)))
         self._part("tiler", self._tiler)
@@ -148,8 +149,8 @@ class Check:
 
     def _networks(self, folder: Path, outcome: Outcome) -> None:
         slide, model = self._get("slide"), self._get("network")
-        centers = spots_on(slide, self.options.spots)
-        networks = Networks(model, self.device, self.options.releases, slide, centers, folder)
+        centers = spots_on(slide.size, self.options.spots)
+        networks = Networks(model, self.device, self.options.releases, slide.path, centers, folder)
         for part in networks.outcomes:
             self._add(part)
         outcome.figures["right"] = sorted(networks.scorers)
@@ -164,9 +165,9 @@ class Check:
 
     def _plan_work(self, folder: Path, outcome: Outcome) -> None:
         slide, networks = self._get("slide"), self._get("networks")
-        grids = grids_on(slide, self.options.run_spots or RUN_SPOTS[self.device.kind])
+        grids = grids_on(slide.size, self.options.run_spots or RUN_SPOTS[self.device.kind])
         outcome.figures["spots"] = {name: len(centers) for name, centers in grids.items()}
-        self._keep("work", Work(FreshSlide(slide, folder), networks.centers, grids))
+        self._keep("work", Work(FreshSlide(slide.path, folder), networks.centers, grids))
 
     def _end_to_end(self, outcome: Outcome) -> None:
         networks, work, options = self._get("networks"), self._get("work"), self.options

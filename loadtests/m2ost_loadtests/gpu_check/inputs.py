@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from m2ost_preprocess.contract import ViewGeometry
+from m2ost_preprocess.decoder import DecodedSlide, Decoder
 from m2ost_preprocess.errors import SlideError
-from m2ost_preprocess.readers import open_slide
-from m2ost_preprocess.views import cut_views, spatial_order
+from m2ost_preprocess.views import spatial_order
 
 from .parts import Outcome, Skip, need
 
@@ -21,23 +20,23 @@ PITCHES_PX = {"apart": 224, "dense": 16}
 """Level-0 pixels between the spots of a run."""
 
 
-def choose_slide(outcome: Outcome, slides: Sequence[Path]) -> Path:
+def choose_slide(outcome: Outcome, slides: Sequence[Path], decoder: Decoder) -> DecodedSlide:
     """The first slide that a reader opens here; why not the ones before it goes into the outcome."""
     reasons = []
     for path in slides:
         try:
-            reader = open_slide(path)
+            slide = DecodedSlide(decoder, path.resolve())
         except SlideError as error:
             reasons.append(str(error))
             continue
-        outcome.figures.update(slide=path.name, size_px=list(reader.size), reader=reader.name, passed_over=reasons)
-        return path.resolve()
+        outcome.figures.update(slide=path.name, size_px=list(slide.size), reader=slide.reader, passed_over=reasons)
+        return slide
     raise Skip("no slide can be read here: " + "; ".join(reasons or ["give one with --slide"]))
 
 
-def spots_on(slide: Path, count: int, seed: int = 0) -> Any:
+def spots_on(size: tuple[int, int], count: int, seed: int = 0) -> Any:
     """Centres that neighbour each other as on a dense grid, and the slide's four corners; int32, shape (count, 2)."""
-    width, height = open_slide(slide).size
+    width, height = size
     corners = [(0, 0), (width - 1, 0), (0, height - 1), (width - 1, height - 1)]
     side = int(np.ceil(np.sqrt(count)))
     x, y = (np.linspace(0.1 * n, 0.9 * n, side, dtype=np.int32) for n in (width, height))
@@ -48,13 +47,13 @@ def spots_on(slide: Path, count: int, seed: int = 0) -> Any:
     return ordered
 
 
-def grids_on(slide: Path, most: int) -> dict[str, Any]:
+def grids_on(size: tuple[int, int], most: int) -> dict[str, Any]:
     """Spots of whole runs, in the order that a client sends them in; int32, shape (n, 2), at most ``most`` each.
 
     ``apart`` are as far from each other as the finest view is wide, so that nearly all that is read is read for one
     spot; of ``dense``, as of a map, hundreds share their pixels.
     """
-    width, height = open_slide(slide).size
+    width, height = size
     grids = {}
     for name, pitch in PITCHES_PX.items():
         side = math.isqrt(most)
@@ -86,15 +85,6 @@ class FreshSlide:
         self._times += 1
         self._path = self._path.rename(self._path.with_name(f"{self._times}{self._suffix}"))
         return self._path
-
-
-def views_by_pillow(slide: Path, centers: Any, geometry: ViewGeometry, scale: float = 1.0) -> list[Any]:
-    """Views as they are defined, cut in this process."""
-    views = [np.zeros((len(centers), *geometry.shape), np.uint8) for _ in geometry.names]
-    statuses = cut_views(open_slide(slide), centers, np.full(len(centers), scale, np.float32), geometry, views)
-    if statuses.any():
-        raise RuntimeError(f"{slide}: {np.count_nonzero(statuses)} spots have no views")
-    return views
 
 
 def load_network(outcome: Outcome, checkpoint: Path) -> Any:

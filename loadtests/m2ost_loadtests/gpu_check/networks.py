@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 from m2ost.metrics import pearson
 from m2ost_preprocess.contract import Manifest
+from m2ost_preprocess.decoder import decoded_slide
 
 from .device import Device, Pace, clocks, interleave, ratios
 from .engines import TOOLKITS, Scorer, build_with, load_scorer, onnxruntime_scorer
-from .inputs import views_by_pillow
 from .parts import RIGHT, Outcome, need, run_part
 
 R_AT_LEAST = 0.9999
@@ -63,7 +63,8 @@ class Networks:
         torch = need("torch", install="pip install torch")
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
         self.model, self.device, self.centers, self.folder = model, device, centers, folder
-        self.views = views_by_pillow(slide, centers, model.config.views)
+        with decoded_slide(slide, geometry=model.config.views, threads=0) as source:
+            self.views = source.views(centers)
         with torch.inference_mode():
             parts = [
                 model(*(torch.from_numpy(view[i : i + 16]) for view in self.views)) for i in range(0, len(centers), 16)

@@ -12,15 +12,14 @@ from typing import Any
 import numpy as np
 from m2ost_preprocess.arrays import Arrays
 from m2ost_preprocess.contract import MAX_ROWS, ViewGeometry
-from m2ost_preprocess.decoder import Decoding
-from m2ost_preprocess.readers import open_slide
+from m2ost_preprocess.decoder import DecodedSlide, Decoding
 from m2ost_preprocess.resample import resize
 from m2ost_preprocess.tiler import ArrayTiler, PillowTiler, Tiler
 from m2ost_preprocess.tiles import TilingCounts
 from PIL import Image
 
 from .device import Device, Pace, interleave, ratios
-from .inputs import spots_on, views_by_pillow
+from .inputs import spots_on
 from .parts import Outcome
 
 SCALES = (0.37, 0.5, 1.0, 1.38)
@@ -31,15 +30,15 @@ def on_host(array: Any) -> Any:
     return array.get() if hasattr(array, "get") else np.asarray(array)
 
 
-def check_resize(outcome: Outcome, device: Device, slide: Path, pace: Pace) -> None:
+def check_resize(outcome: Outcome, device: Device, slide: DecodedSlide, pace: Pace) -> None:
     """Compare with Pillow on real pixels, and time both: nanoseconds a window pixel, on windows in memory."""
     arrays = device.arrays()
     with arrays.current():
         _check_resize(outcome, device, arrays, slide, pace)
 
 
-def _check_resize(outcome: Outcome, device: Device, arrays: Arrays, slide: Path, pace: Pace) -> None:
-    geometry, reader = ViewGeometry(), open_slide(slide)
+def _check_resize(outcome: Outcome, device: Device, arrays: Arrays, slide: DecodedSlide, pace: Pace) -> None:
+    geometry = ViewGeometry()
     n = 8 if device.kind == "cuda" else 2
     runs: dict[str, Callable[[], object]] = {}
     pixels: dict[str, int] = {}
@@ -47,8 +46,7 @@ def _check_resize(outcome: Outcome, device: Device, arrays: Arrays, slide: Path,
     for scale in SCALES:
         for view in range(geometry.n_views):
             side = geometry.window_px(view, scale)
-            left, top = ((length - side) // 2 for length in reader.size)
-            windows = np.stack([reader.read_padded(left + 3 * i, top + 5 * i, side, side) for i in range(n)])
+            windows = _windows(slide, side, n)
             there = arrays.xp.asarray(windows)
             found = on_host(resize(arrays.xp, there, geometry.size_px))
             differing += int(np.count_nonzero(found != _by_pillow(windows, geometry.size_px)))
@@ -68,19 +66,29 @@ def _check_resize(outcome: Outcome, device: Device, arrays: Arrays, slide: Path,
         outcome.figures[f"times_as_fast_as_pillow_{key}"] = ratios(seconds, f"pillow_{key}")[f"array_{key}"]
 
 
+def _windows(slide: DecodedSlide, side: int, n: int) -> Any:
+    """Windows around the middle, uint8, shape (n, side, side, 3); a slide smaller than that is repeated."""
+    width, height = (min(side + 5 * n, length) for length in slide.size)
+    pixels = slide.read((slide.size[0] - width) // 2, (slide.size[1] - height) // 2, width, height)
+    along = np.arange(side)
+    return np.stack([pixels.take(along + 5 * i, 0, mode="wrap").take(along + 3 * i, 1, mode="wrap") for i in range(n)])
+
+
 def _by_pillow(windows: Any, size_px: int) -> Any:
     return np.stack(
         [np.asarray(Image.fromarray(w).resize((size_px, size_px), Image.Resampling.BILINEAR)) for w in windows]
     )
 
 
-def check_tiler(outcome: Outcome, device: Device, slide: Path, spots: int, rates: dict[str, Any], pace: Pace) -> None:
-    """Compare with the definition at several scales, and time the tiler against Pillow's, decoding included.
+def check_tiler(
+    outcome: Outcome, device: Device, slide: DecodedSlide, spots: int, rates: dict[str, Any], pace: Pace
+) -> None:
+    """Compare with Pillow's tiler, which cuts views as defined, at several scales; and time both, decoding included.
 
     ``rates`` are those of :func:`~.rates.measure_rates`: pixels that come to the device are given as a share of them.
     """
     geometry = ViewGeometry()
-    centers = spots_on(slide, min(spots, MAX_ROWS))
+    centers, path = spots_on(slide.size, min(spots, MAX_ROWS)), slide.path
     decodings: list[Decoding] = []
     tiler = ArrayTiler(geometry, device.arrays(), on_decoding=lambda _, decoding: decodings.append(decoding))
     pillow = PillowTiler(geometry)
@@ -88,19 +96,17 @@ def check_tiler(outcome: Outcome, device: Device, slide: Path, spots: int, rates
         worst, differing, values = 0, 0, 0
         for scale in SCALES:
             few = centers[: 8 if scale != 1.0 else len(centers)]
-            for found, expected in zip(
-                cut(tiler, slide, few, scale), views_by_pillow(slide, few, geometry, scale), strict=True
-            ):
+            for found, expected in zip(cut(tiler, path, few, scale), cut(pillow, path, few, scale), strict=True):
                 difference = np.abs(on_host(found).astype(np.int16) - expected)
                 worst, differing = max(worst, int(difference.max())), differing + int(np.count_nonzero(difference))
                 values += difference.size
         decoded_on_gpu = any(decoding.device == "gpu" for decoding in decodings)
         outcome.expect(worst <= 1, f"views differ from Pillow's by up to {worst} grey levels")
         outcome.expect(decoded_on_gpu or differing == 0, f"{differing} values differ although the CPU decoded")
-        runs = {"array": lambda: cut(tiler, slide, centers), "pillow": lambda: cut(pillow, slide, centers)}
+        runs = {"array": lambda: cut(tiler, path, centers), "pillow": lambda: cut(pillow, path, centers)}
         seconds = interleave(device, runs, pace)
         counts = TilingCounts()
-        cut(tiler, slide, centers, counts=counts)
+        cut(tiler, path, centers, counts=counts)
     finally:
         tiler.close()
         pillow.close()
