@@ -31,6 +31,64 @@ def imports_of(path: Path) -> set[str]:
     return found
 
 
+OPENING = ("cucim", "cucim_first", "image", "openslide", "select")
+"""Modules of ``m2ost_preprocess.readers`` that open slides."""
+
+COMPETITORS = {"loadtests/m2ost_loadtests/tiler_speed/ways.py": {"openslide", "cucim"}}
+"""Files that read slides with other libraries alone, to time these: file → libraries."""
+
+
+def openings_of(tree: ast.AST) -> set[str]:
+    """What a module uses that opens slides in its own process."""
+    used = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            used |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            module = "." * node.level + (node.module or "")
+            used |= {f"{module}.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.Attribute):
+            used.add(f".{node.attr}")
+    ours = {
+        name for name in used if name.endswith(".open_slide") or any(f"readers.{m}." in f"{name}." for m in OPENING)
+    }
+    return ours | {name.split(".")[0] for name in used} & {"openslide", "cucim"}
+
+
+def test_nobody_but_the_decoders_process_opens_a_slide():
+    tracked = subprocess.run(["git", "ls-files", "*.py"], cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    own = tuple(f"preprocess/m2ost_preprocess/{part}/" for part in ("readers", "decoder"))
+    files = [name for name in tracked.stdout.splitlines() if not name.startswith((*own, "tests/"))]
+    assert len(files) > 150
+    found = {name: openings_of(ast.parse((REPOSITORY / name).read_text())) for name in files}
+    assert {name: uses for name, uses in found.items() if uses} == COMPETITORS
+
+
+@pytest.mark.parametrize(
+    ("line", "opens"),
+    [
+        ("from m2ost_preprocess.readers import SlideReader, open_slide", True),
+        ("from ..readers import open_slide as look", True),
+        ("from m2ost_preprocess.readers.select import primary_file", True),
+        ("from ..readers.image import ImageReader", True),
+        ("from m2ost_preprocess.readers import openslide", True),
+        ("from .readers import select", True),
+        ("import m2ost_preprocess.readers.cucim as fast", True),
+        ("import openslide", True),
+        ("from openslide import OpenSlide", True),
+        ("from cucim.clara import CuImage", True),
+        ("import m2ost_preprocess.readers; m2ost_preprocess.readers.open_slide(path)", True),
+        ("from m2ost_preprocess.readers import Resolution, SlideReader, primary_file", False),
+        ("from m2ost_preprocess.readers.base import Pixels", False),
+        ("from ..readers.resolution import MPP_PLAUSIBLE", False),
+        ("from m2ost_preprocess.decoder.slide import decoded_slide", False),
+        ("from PIL import Image", False),
+    ],
+)
+def test_a_line_that_opens_slides_is_known(line, opens):
+    assert bool(openings_of(ast.parse(line))) == opens
+
+
 @pytest.mark.parametrize("room", ROOMS)
 def test_imports_run_one_way(room):
     package, allowed = ROOMS[room]
