@@ -6,9 +6,9 @@ import pytest
 from m2ost_loadtests.comparison import ComparisonOptions, interleave, survey
 from m2ost_loadtests.comparison_report import draw, to_markdown
 from m2ost_loadtests.speedups import summarise
+from m2ost_preprocess.decoder import DecodedSlide, Decoder
 from m2ost_preprocess.errors import SpotError
 from m2ost_preprocess.istar.timing import StageTiming, VariantTiming
-from m2ost_preprocess.readers import open_slide
 
 SUPERPIXELS = {"stock": 1000, "no_shift": 1000, "tissue": 200}
 
@@ -127,5 +127,5 @@ def test_spots_that_are_places_on_an_array_are_not_measured(svs, tmp_path):
     options = ComparisonOptions(
         slide=svs, release=Path(), baseline=Path(), flop_per_spot=1, memory_cap_bytes=1, spots_file=spots
     )
-    with pytest.raises(SpotError, match=r"spots.csv: x, y .*places on an array"):
-        survey(options, open_slide(svs))
+    with Decoder() as decoder, pytest.raises(SpotError, match=r"spots.csv: x, y .*places on an array"):
+        survey(options, DecodedSlide(decoder, svs))

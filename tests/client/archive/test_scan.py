@@ -90,9 +90,9 @@ def test_every_series_of_a_folder_is_a_slide_and_hides_nothing_beside_it(tmp_pat
         "mixed": "mixed",
         "mixed__other": "mixed/other.svs",
         "mixed__sub__deep": "mixed/sub/deep.tif",
-        "bare__IM0": "bare/IM0",
+        "bare": "bare",
         "bad__a": "bad/a.dcm",
-        "bad__b": "bad/b.dcm",
+        "bad": "bad",
     }
     assert left_out_of(found, tmp_path) == {
         "bare/DICOMDIR": (scan.NO_SERIES, False),
