@@ -7,11 +7,15 @@ import subprocess
 import sys
 
 import numpy as np
+import psutil
 import pytest
 import tifffile
+from m2ost_preprocess.contract import RowStatus, ViewGeometry
+from m2ost_preprocess.decoder import Decoder
 from m2ost_preprocess.errors import SlideNotFound, UnreadableSlide
 from m2ost_preprocess.readers import Resolution, base, open_slide
 from m2ost_preprocess.readers import image as image_reader
+from m2ost_preprocess.readers.cucim_first import check_agreement
 from PIL import Image, TiffImagePlugin
 
 
@@ -237,3 +241,58 @@ def test_without_openslide_images_are_read_and_slides_refused_by_name(svs, tmp_p
     assert open_slide(image).size == (300, 200)
     with pytest.raises(UnreadableSlide, match=r"CMU-1-Small-Region\.svs: OpenSlide.*openslide-python openslide-bin"):
         open_slide(svs)
+
+
+def test_cucim_reads_only_what_openslide_makes_the_same_of(svs):
+    def altered(change):
+        reader = open_slide(svs, "openslide")
+        read = reader.read_at
+        reader.read_at = lambda *where: change(read(*where))
+        return reader
+
+    cucim = open_slide(svs, "cucim")
+    check_agreement(cucim, open_slide(svs, "openslide"))
+    with pytest.raises(UnreadableSlide, match=r"Region\.svs: cuCIM's pixels differ .* by up to 1 grey levels"):
+        check_agreement(cucim, altered(lambda pixels: np.where(pixels == pixels[0, 0, 0], pixels ^ 1, pixels)))
+    shorter = open_slide(svs, "openslide")
+    shorter._levels = [(2220, 2966)]
+    with pytest.raises(UnreadableSlide, match="finds levels of"):
+        check_agreement(cucim, shorter)
+
+
+def test_once_cucim_has_failed_on_a_file_it_is_not_asked_again(svs, tmp_path):
+    with Decoder(threads=0) as decoder:
+        damaged = damaged_tile(svs, tmp_path)
+        assert decoder.read(damaged, 1000, 1000, 50, 50).shape == (50, 50, 3)
+        with pytest.raises(UnreadableSlide, match="damaged at x 0, y 0"):
+            decoder.read(damaged, 0, 0, 10, 10)
+        found = decoder.read(damaged, 1000, 1000, 50, 50)
+    np.testing.assert_array_equal(found, open_slide(svs).read(1000, 1000, 50, 50))
+    reader = open_slide(svs)
+    assert reader.failed_readers == ()
+    reader._cucim.read_at = None  # whoever asks it ends in a TypeError
+    reader._go_on_with_other(UnreadableSlide("a", "it failed"))
+    assert (reader.name, reader.failed_readers) == ("openslide", ("cucim",))
+    np.testing.assert_array_equal(reader.read(1000, 1000, 50, 50), found)
+
+
+def test_a_damaged_slide_that_is_asked_for_again_and_again_takes_no_memory(svs, tmp_path):
+    pixels = open_slide(svs).read(0, 0, 1536, 1536)
+    path = tmp_path / "damaged.tif"
+    tifffile.imwrite(path, pixels, tile=(256, 256), photometric="rgb", compression="zlib")
+    with tifffile.TiffFile(path) as tiff, path.open("r+b") as file:
+        for offset, count in list(zip(tiff.pages[0].dataoffsets, tiff.pages[0].databytecounts, strict=True))[::2]:
+            file.seek(offset + count // 2)
+            file.write(bytes(count - count // 2))
+    centers, scales = np.full((8, 2), 700, np.int32), np.ones(8, np.float32)
+    views = [np.empty((8, 64, 64, 3), np.uint8) for _ in range(2)]
+    with Decoder(ViewGeometry(64, (1, 2)), threads=0) as decoder:
+
+        def ask(times):
+            for _ in range(times):
+                assert set(decoder.cut_views(path, centers, scales, views)) == {RowStatus.DECODE_FAILED}
+            return psutil.Process(decoder.pid).memory_info().rss
+
+        before = ask(50)
+        # cuCIM alone would keep some 10 MiB of each request.
+        assert ask(300) - before < 32 << 20
