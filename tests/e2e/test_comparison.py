@@ -6,9 +6,12 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+import psutil
 import pytest
 from m2ost.peers.istar import build
 from m2ost_export.istar import build_baseline
+from m2ost_loadtests.systems import M2OSTSystem, Runtime
 from m2ost_preprocess.istar.geometry import VARIANTS, plan
 from m2ost_preprocess.readers import open_slide
 from m2ost_preprocess.tissue import MASK_PX, tissue_mask
@@ -51,6 +54,18 @@ def test_the_report_counts_the_work_of_every_system(svs, narrow_release, baselin
     assert all(0 < peak <= 500 << 20 for peak in report["peak_bytes"].values())
     assert (tmp_path / "istar.md").read_text().startswith("# M2OST and iStar on CMU-1-Small-Region.svs")
     assert (tmp_path / "istar.png").stat().st_size > 5000
+
+
+def test_every_round_of_m2ost_reads_the_slide_anew(svs, narrow_release):
+    centers, before = np.array([(700, 801), (1500, 2001)], np.int32), set(psutil.Process().children())
+    run = M2OSTSystem(narrow_release, svs, centers, 1, 1.0, Runtime()).open()
+    [decoder] = set(psutil.Process().children()) - before
+    read = []
+    for _ in range(3):
+        began = decoder.io_counters().read_chars
+        run()
+        read.append(decoder.io_counters().read_chars - began)
+    assert read[1] == read[2] > 50_000
 
 
 @pytest.mark.parametrize(

@@ -39,13 +39,22 @@ class Dies:
 
 @dataclass(frozen=True)
 class HoldsBeside:
-    """Has a process of its own that holds 300 MiB, as a decoder holds tiles."""
+    """Has a process of its own that fills 300 MiB, as a decoder holds tiles, and waits for its end or does not."""
+
+    wait: bool
 
     def open(self):
-        wait = f"held = bytearray(b'x') * {300 * MIB}; print(flush=True); input()"
-        beside = subprocess.Popen([sys.executable, "-c", wait], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-        beside.stdout.readline()
-        return lambda: beside.pid
+        fill = f"input(); held = bytearray(b'x') * {300 * MIB}; print(flush=True); import time; time.sleep(3)"
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+        beside = subprocess.Popen([sys.executable, "-c", fill], **pipes)
+
+        def run():
+            beside.stdin.write(b"\n")
+            beside.stdin.flush()
+            beside.stdout.readline()
+            return beside.wait() if self.wait else None
+
+        return run
 
 
 def test_a_run_says_what_it_did_and_what_it_took():
@@ -63,13 +72,14 @@ def test_a_process_that_outgrows_its_cap_is_ended():
     assert not psutil.pid_exists(pid)
 
 
-def test_what_a_system_starts_counts_against_its_cap():
-    with CappedProcess(HoldsBeside()) as process:
+def test_what_a_system_starts_counts_in_its_peak():
+    with CappedProcess(HoldsBeside(wait=False)) as process:
         assert 300 * MIB < process.run().peak_bytes < 600 * MIB
-    with (
-        pytest.raises(MemoryCapExceeded, match="the cap is 290 MiB"),
-        CappedProcess(HoldsBeside(), cap_bytes=290 * MIB) as process,
-    ):
+
+
+def test_a_system_is_ended_as_soon_as_what_it_started_outgrows_its_cap():
+    exceeded = pytest.raises(MemoryCapExceeded, match="the cap is 290 MiB")
+    with CappedProcess(HoldsBeside(wait=True), cap_bytes=290 * MIB) as process, exceeded:
         process.run()
 
 
