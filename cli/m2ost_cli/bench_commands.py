@@ -31,7 +31,7 @@ def istar(
     baseline: Annotated[
         Path | None, typer.Option(help="iStar, as `m2ost export-istar` writes it; by default with random weights.")
     ] = None,
-    memory_cap: Annotated[str, typer.Option(help="Most memory of either system's process, in MiB or GiB.")] = "2GiB",
+    memory_cap: Annotated[str, typer.Option(help="Most memory of a system and its decoder, in MiB or GiB.")] = "2GiB",
     variant: Annotated[
         list[str], typer.Option(help="stock, no_shift or tissue; may be repeated. By default all.")
     ] = [],
