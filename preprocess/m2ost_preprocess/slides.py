@@ -12,7 +12,7 @@ from pathlib import Path
 from .contract import ENV_SLIDE_ROOTS
 from .errors import SlideNotFound
 from .readers import primary_file
-from .readers.dicom import series_files
+from .readers.dicom_series import series_files
 
 MAX_NAME_BYTES = 1024
 _BLOCK = 1 << 16

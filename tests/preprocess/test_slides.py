@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from m2ost_preprocess.errors import SlideNotFound
 from m2ost_preprocess.readers import open_slide
-from m2ost_preprocess.readers.dicom import series_uid
+from m2ost_preprocess.readers.dicom_series import series_uid
 from m2ost_preprocess.slides import SlideRoots, fingerprint, slide_files
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from m2ost_preprocess.errors import SlideNotFound
 from m2ost_preprocess.readers import primary_file
-from m2ost_preprocess.readers.dicom import series_uid
+from m2ost_preprocess.readers.dicom_series import series_uid
 
 from ..errors import InputError
 from .content import (

@@ -1,7 +1,4 @@
-"""What DICOM slides need beside OpenSlide: which files belong together, and what colours their frames are in.
-
-The files of one slide share a SeriesInstanceUID, whatever they are called. Those that hold the slide itself say VOLUME;
-labels and overviews lie beside them.
+"""What DICOM slides need beside OpenSlide: what colours their frames are in, and whether these are whole.
 
 OpenSlide takes JPEG frames for what the header says, and JPEG 2000 frames for RGB. Some converters write other frames
 than the header says. Where the frames themselves tell that they are YCbCr under a header that says RGB, the colours are
@@ -10,9 +7,8 @@ corrected. Where header and frames contradict each other in a way that leaves op
 
 from __future__ import annotations
 
-import stat
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +16,7 @@ import numpy as np
 
 from ..errors import UnreadableSlide
 from .base import Pixels, Size
+from .dicom_series import is_volume
 from .sound import jpeg_2000_damage, jpeg_damage
 
 if TYPE_CHECKING:
@@ -30,133 +27,12 @@ if TYPE_CHECKING:
 JPEG_BASELINE = "1.2.840.10008.1.2.4.50"
 JPEG_2000 = ("1.2.840.10008.1.2.4.90", "1.2.840.10008.1.2.4.91")
 
-_PREAMBLE_BYTES, _ELEMENT_BYTES, _ITEM_BYTES = 132, 12, 8
+_ELEMENT_BYTES, _ITEM_BYTES = 12, 8
 _PIXEL_DATA = b"\xe0\x7f\x10\x00"
 _JFIF, _ADOBE, _FIRST_SOF, _LAST_SOF, _SCAN = 0xE0, 0xEE, 0xC0, 0xCF, 0xDA
 _NO_SOF = (0xC4, 0xC8, 0xCC)
 _J2K_CODING_STYLE = b"\xff\x52"
 _CONVERT = "convert the slide anew, with frames and header that agree"
-
-
-def series_uid(path: Path) -> bytes | None:
-    """SeriesInstanceUID of a DICOM file, which the files of one slide share.
-
-    Parameters
-    ----------
-    path : Path
-        A regular file.
-
-    Returns
-    -------
-    bytes or None
-        None where it is not a DICOM file; empty where its header cannot be followed.
-
-    Raises
-    ------
-    OSError
-        If it cannot be read.
-    """
-    header = _header(path, ["SeriesInstanceUID"])
-    return None if header is None else str(header.get("SeriesInstanceUID", "")).encode()
-
-
-def is_volume(path: Path) -> bool:
-    """Whether a DICOM file holds pixels of the slide itself, not its label or an overview.
-
-    Parameters
-    ----------
-    path : Path
-        A regular file.
-
-    Returns
-    -------
-    bool
-        False for what is not DICOM.
-
-    Raises
-    ------
-    OSError
-        If it cannot be read.
-    """
-    header = _header(path, ["ImageType"])
-    return header is not None and "VOLUME" in header.get("ImageType", [])
-
-
-def series_files(path: Path) -> list[Path]:
-    """The files of a slide.
-
-    Parameters
-    ----------
-    path : Path
-        One of them.
-
-    Returns
-    -------
-    list of Path
-        For DICOM every file of its folder, under whatever name, that is of the same series or does not say of which,
-        sorted; else the file alone.
-
-    Raises
-    ------
-    OSError
-        If its folder cannot be listed.
-    """
-    series = _series(path)
-    if series is None:
-        return [path]
-    return sorted(file for file in path.parent.iterdir() if file == path or _series(file) in (series, b""))
-
-
-def slides_of_folder(folder: Path) -> list[Path]:
-    """The DICOM slides of a folder, each by one of its files.
-
-    Parameters
-    ----------
-    folder : Path
-
-    Returns
-    -------
-    list of Path
-        Of every series the first file, by name, that says VOLUME, or the first of all where none does. Series without a
-        volume are left out where another has one; so are files that do not say of which series they are.
-
-    Raises
-    ------
-    OSError
-        If the folder cannot be listed.
-    """
-    series: dict[bytes, Path] = {}
-    volumes: dict[bytes, Path] = {}
-    for file in sorted(folder.iterdir()):
-        uid = _series(file)
-        if uid is not None:
-            series.setdefault(uid, file)
-            if uid not in volumes and is_volume(file):
-                volumes[uid] = file
-    found = volumes or series
-    return [file for uid, file in found.items() if uid] or list(found.values())
-
-
-def _series(file: Path) -> bytes | None:
-    """The DICOM series of a file; None where it is no file, not DICOM, or unreadable."""
-    try:
-        now = file.stat()
-        return _read_series(file, now.st_mtime_ns, now.st_size) if stat.S_ISREG(now.st_mode) else None
-    except (OSError, _NotDicom):
-        return None
-
-
-class _NotDicom(Exception):
-    """Of the many slides of an archive, which no cache should remember."""
-
-
-@lru_cache(maxsize=1 << 14)
-def _read_series(file: Path, mtime_ns: int, size_bytes: int) -> bytes:
-    """The DICOM series of a file as it stood then: only a file that changes is read anew."""
-    series = series_uid(file)
-    if series is None:
-        raise _NotDicom
-    return series
 
 
 @dataclass(frozen=True)
@@ -316,21 +192,6 @@ class DicomVolume:
                         self.path.name,
                         f"{instance.path.name}: damaged at x {x}, y {y} of {size[0]}×{size[1]} px: {words}",
                     )
-
-
-def _header(path: Path, tags: list[str]) -> Dataset | None:
-    """Some tags of a DICOM file; empty where it cannot be followed, None where it is none."""
-    with path.open("rb") as file:
-        if file.read(_PREAMBLE_BYTES)[128:] != b"DICM":
-            return None
-    import pydicom
-
-    try:
-        return pydicom.dcmread(path, stop_before_pixels=True, specific_tags=list(tags))
-    except OSError:
-        raise
-    except Exception:  # pydicom passes on whatever a damaged header leads to
-        return pydicom.Dataset()
 
 
 def _check_paths(instance: Instance) -> None:

@@ -25,7 +25,8 @@ from ..errors import SlideNotFound, UnreadableSlide
 from . import image as plain
 from . import resolution as mpp
 from .base import Segments, SlideReader, words_of
-from .dicom import DicomVolume, series_files, slides_of_folder
+from .dicom import DicomVolume
+from .dicom_series import series_files, slides_of_folder
 from .tiff import TILED_TIFF, TiffLayout, read_layout
 from .trust import cucim_obstacle, openslide_obstacle
 
