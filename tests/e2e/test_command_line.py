@@ -178,7 +178,7 @@ def test_folders_of_any_name_and_a_proxy_that_is_none(narrow_release, svs, tmp_p
     assert not [path for path in home.rglob("*") if path.name in ("Microsoft", ".ses")]
     other = tmp_path / "Präparat 7.png"
     Image.new("RGB", (300, 300), (150, 60, 120)).save(other)
-    status, _, errors = predict(other, narrow_release, tmp_path / "out", "--mpp", 0.5)
+    status, _, errors = predict(other, narrow_release, odd / "out", "--mpp", 0.5)
     assert status == 1
     assert "the result of another slide of that name" in errors
 

@@ -14,11 +14,12 @@ from m2ost_client import InputError, ServerOptions, ServerUnavailable, SpotStrea
 from m2ost_client.archive import Address, SlideRow, read_status
 from m2ost_client.stream import describe_inputs
 from m2ost_preprocess.contract import MODEL_INFO
+from m2ost_preprocess.serving import MAX_WAITING_REQUESTS
 from m2ost_preprocess.slides import SlideRoots
 from tritonclient.utils import InferenceServerException
 
 from .archives import MPP, address_of, rescore, rescore_apart, rescore_async, results, tiler_decoder
-from .conftest import raw_request, wait_for
+from .conftest import raw_request, wait_for, waiting
 
 
 def serve(release, folder, **options):
@@ -143,7 +144,7 @@ def test_requests_of_others_go_first(server, slides, expected, tmp_path, monkeyp
 
 def test_a_full_queue_is_waited_out(server, slides, expected, tmp_path, monkeypatch):
     monkeypatch.setattr("m2ost_client.archive.endpoint.LIVE_TIMEOUT_S", 30.0)  # whether it lives, 32 ask at a time
-    out, decoder = tmp_path / "out", tiler_decoder(server)
+    out, decoder, tasks = tmp_path / "out", tiler_decoder(server), []
     with triton.InferenceServerClient(server.address) as client:
 
         def flood():
@@ -154,7 +155,12 @@ def test_a_full_queue_is_waited_out(server, slides, expected, tmp_path, monkeypa
             # Of the run's requests 16 are at work, others wait, and more than 64 of somebody else's behind them.
             decoder.suspend()
             asyncio.get_running_loop().call_later(0.3, flood)
-            asyncio.get_running_loop().call_later(0.6, decoder.resume)
+            tasks.append(asyncio.ensure_future(resume_when_full()))
+
+        async def resume_when_full():
+            while await asyncio.to_thread(waiting, server) <= MAX_WAITING_REQUESTS:
+                await asyncio.sleep(0.05)
+            decoder.resume()
 
         options = {"batch_rows": 1, "window": 32, "on_progress": Once(8, hold_up)}
         report = rescore(slides[1], out, [Address(server.address)], **options)
