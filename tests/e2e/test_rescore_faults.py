@@ -158,8 +158,7 @@ def test_a_full_queue_is_waited_out(server, slides, expected, tmp_path, monkeypa
             tasks.append(asyncio.ensure_future(resume_when_full()))
 
         async def resume_when_full():
-            while await asyncio.to_thread(waiting, server) <= MAX_WAITING_REQUESTS:
-                await asyncio.sleep(0.05)
+            await asyncio.to_thread(wait_for, lambda: waiting(server) > MAX_WAITING_REQUESTS, "a full queue")
             decoder.resume()
 
         options = {"batch_rows": 1, "window": 32, "on_progress": Once(8, hold_up)}
