@@ -86,7 +86,7 @@ class CuCimReader(SlideReader):
     def decodes_on_gpu(self) -> bool:
         # Of tiles that are no JPEG its decoder for GPUs ends the process.
         main = self._layout.main
-        return main.compression == JPEG and not self._layout.has_missing(main)
+        return main.compression == JPEG and not main.has_missing
 
     def tile_size(self, level: int) -> Size:
         return self._tile_sizes[level]

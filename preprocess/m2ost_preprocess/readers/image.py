@@ -61,7 +61,7 @@ class ImageReader(SlideReader):
             self._pixels, self._orientation = _decode(path, layout)
         except (OSError, SyntaxError, ValueError) as error:
             words = words_of(error, path)
-            if layout is not None and layout.has_missing(layout.main):
+            if layout is not None and layout.main.has_missing:
                 words += " (parts of it were left out of the file, which Pillow fills in raw TIFFs alone)"
             raise UnreadableSlide(path.name, f"the image cannot be decoded: {words}") from error
         complaint = native_errors.complaint(began)

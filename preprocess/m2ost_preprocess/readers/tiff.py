@@ -7,6 +7,7 @@ import logging
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +111,12 @@ class Directory:
         height = self.segment[1] if self.tiled else min(self.segment[1], self.size[1] - row * self.segment[1])
         samples = 1 if self.planes > 1 else self.samples
         return -(-self.segment[0] * max(self.bits) * samples // 8) * height
+
+    @cached_property
+    def has_missing(self) -> bool:
+        """Whether any tile or strip was left out of the file; asked at every read, and looked for once."""
+        columns, rows = self.grid
+        return len(self.counts) < columns * rows * self.planes or not (self.counts.all() and self.offsets.all())
 
     def is_missing(self, number: int) -> bool:
         """Whether a tile or strip was left out of the file."""
@@ -222,7 +229,7 @@ class TiffLayout:
             ``pixels``, or a copy where anything had to be painted.
         """
         image = self.image_of(size)
-        if image is None or not self.has_missing(image):
+        if image is None or not image.has_missing:
             return pixels
         pixels = pixels.copy()
         (height, width), (tile_width, tile_height) = pixels.shape[:2], image.segment
@@ -231,13 +238,6 @@ class TiffLayout:
                 y, x = row * tile_height - top, column * tile_width - left
                 pixels[max(y, 0) : max(y + tile_height, 0), max(x, 0) : max(x + tile_width, 0)] = _UNSCANNED
         return pixels
-
-    @staticmethod
-    def has_missing(image: Directory) -> bool:
-        """Whether any tile or strip of an image was left out of the file."""
-        columns, rows = image.grid
-        expected = columns * rows * image.planes
-        return len(image.counts) < expected or not (image.counts.all() and image.offsets.all())
 
     def _damage(self, image: Directory, row: int, number: int) -> str | None:
         offset, count = int(image.offsets[number]), int(image.counts[number])
