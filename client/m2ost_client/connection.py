@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 import secrets
 import time
@@ -19,6 +20,9 @@ from tritonclient.utils import InferenceServerException
 from .errors import ReleaseChanged, RequestRejected, ServerUnavailable
 from .probe import is_dead_stub
 from .timeline import NoTimeline, Timeline
+
+FULL_FOR_S = 600.0
+"""How long a client waits for a server that is full, in seconds, where none of its requests is answered."""
 
 _TRANSIENT = ("UNAVAILABLE", "DEADLINE_EXCEEDED", "CANCELLED")
 
@@ -72,7 +76,12 @@ class Connection:
     deadline_s : float
         Deadline of one request in seconds.
     retry_for_s : float
-        How long a request is retried while the server is away or full, in seconds.
+        How long a request is sent again while the server is away, in seconds.
+    full_for_s : float
+        How long it is sent again while the server is there and full, in seconds. It starts anew with every answer that
+        any request of this connection gets.
+    background : bool
+        Whether the server is asked to let requests of others go first.
     window : Window
         Told of every request that must be sent again.
     transport : callable
@@ -92,6 +101,8 @@ class Connection:
         *,
         deadline_s: float,
         retry_for_s: float,
+        full_for_s: float = FULL_FOR_S,
+        background: bool = False,
         window: Window,
         transport: Callable[[str], Any] = open_client,
         timeline: Timeline | None = None,
@@ -99,6 +110,8 @@ class Connection:
         self.address = address
         self.retries = 0
         self._deadline_s, self._retry_for_s = deadline_s, retry_for_s
+        self._full_for_s, self._background = full_for_s, background
+        self._answered_at = -math.inf
         self._window = window
         self._transport = transport
         self._timeline = timeline or NoTimeline()
@@ -113,7 +126,7 @@ class Connection:
         Raises
         ------
         ServerUnavailable
-            If there is no answer within ``retry_for_s``.
+            If the server is away for ``retry_for_s``, or full for ``full_for_s``.
         RequestRejected
             If the server serves no release of this project.
         """
@@ -161,11 +174,14 @@ class Connection:
         RequestRejected
             If the server refuses the request.
         ServerUnavailable
-            If there is no answer within ``retry_for_s``.
+            If the server is away for ``retry_for_s``, or full for ``full_for_s``.
         ReleaseChanged
             If the server comes back with another release.
         """
-        release = self.info.release_sha256
+        limit_s = deadline_s or self._deadline_s
+        told = {contract.RELEASE_PARAMETER: self.info.release_sha256, **(parameters or {})}
+        if self._background:
+            told[contract.BACKGROUND_PARAMETER] = True
 
         async def send() -> Any:
             self._requests += 1
@@ -173,8 +189,9 @@ class Connection:
                 model,
                 inputs,
                 request_id=f"{self._run}-{self._requests}",
-                client_timeout=deadline_s or self._deadline_s,
-                parameters={contract.RELEASE_PARAMETER: release, **(parameters or {})},
+                client_timeout=limit_s,
+                timeout=int(limit_s * 1e6),  # the server stops work that its client will not wait for
+                parameters=told,
             )
 
         with self._timeline.span("requests", model):
@@ -209,11 +226,14 @@ class Connection:
             raise RequestRejected(f"{self.address}: {error}", "FAILED_PRECONDITION") from error
 
     async def _retrying(self, call: Callable[[], Awaitable[Any]]) -> Any:
-        """Call until it succeeds, is refused, or ``retry_for_s`` has passed since it first failed."""
+        """Call until it succeeds, is refused, or the server was away or full for too long."""
         failing_since, pause_s = None, 0.1
+        away_since: float | None = None
+        full_since: float | None = None
         while True:
             try:
                 answer = await call()
+                self._answered_at = time.monotonic()
                 if failing_since is not None:
                     await self._compare_release()
                 return answer
@@ -225,12 +245,21 @@ class Connection:
                     raise RequestRejected(message, status) from error
                 now = time.monotonic()
                 failing_since = failing_since or now
-                if now - failing_since >= self._retry_for_s:
-                    waited = f"{now - failing_since:.0f} s{through_proxy(self.address)}"
-                    raise ServerUnavailable(
-                        f"{self.address}: no answer for {waited} ({status}: {message}); check that the server runs "
-                        "(`m2ost serve`) and that the address is its gRPC port"
-                    ) from error
+                if contract.QUEUE_FULL in message:
+                    away_since, full_since = None, full_since or now
+                    if now - max(full_since, self._answered_at) >= self._full_for_s:
+                        raise ServerUnavailable(
+                            f"{self.address}: full for {now - full_since:.0f} s, and nothing of this client's was "
+                            "answered meanwhile; send fewer requests at a time, or serve with more servers"
+                        ) from error
+                else:
+                    away_since, full_since = away_since or now, None
+                    if now - max(away_since, self._answered_at) >= self._retry_for_s:
+                        waited = f"{now - away_since:.0f} s{through_proxy(self.address)}"
+                        raise ServerUnavailable(
+                            f"{self.address}: no answer for {waited} ({status}: {message}); check that the server runs "
+                            "(`m2ost serve`) and that the address is its gRPC port"
+                        ) from error
             self.retries += 1
             self._window.shrink()
             await asyncio.sleep(pause_s * random.uniform(0.5, 1.5))

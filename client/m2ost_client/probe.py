@@ -27,7 +27,11 @@ PROBE_SLIDE = "m2ost-probe"
 
 _EXECUTIONS = re.compile(r'^nv_inference_exec_count\{[^}]*\bmodel="([^"]*)"[^}]*\} ([0-9.e+]+)$', re.MULTILINE)
 
-_PENDING = re.compile(r'^nv_inference_pending_request_count\{[^}]*\bmodel="([^"]*)"[^}]*\} ([0-9.e+]+)$', re.MULTILINE)
+_PENDING = re.compile(
+    rf"^(?:nv_inference_pending_request_count|{contract.WAITING_METRIC})"
+    r'\{[^}]*\bmodel="([^"]*)"[^}]*\} ([0-9.e+]+)$',
+    re.MULTILINE,
+)
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from m2ost_preprocess.decoder import DESCRIBE_TIMEOUT_S, Decoder, SlideInfo
 from m2ost_preprocess.views import spatial_order
 
 from .answers import Expression, Statuses, read_expression, read_scored, read_slide_info
-from .connection import Connection, Window
+from .connection import FULL_FOR_S, Connection, Window
 from .probe import tensor
 from .timeline import Timeline
 
@@ -52,7 +52,11 @@ class StreamOptions:
     deadline_s : float
         Deadline of one request in seconds.
     retry_for_s : float
-        How long a request is retried while the server is away or full, in seconds.
+        How long a request is sent again while the server is away, in seconds.
+    full_for_s : float
+        How long it is sent again while the server is full and answers none of this stream's requests, in seconds.
+    background : bool
+        Let requests of others go first, as is right for an archive.
 
     Raises
     ------
@@ -62,14 +66,16 @@ class StreamOptions:
 
     batch_rows: int = 32
     window: int = 4
-    deadline_s: float = 120.0
+    deadline_s: float = 300.0
     retry_for_s: float = 60.0
+    full_for_s: float = FULL_FOR_S
+    background: bool = False
 
     def __post_init__(self) -> None:
         if not 1 <= self.batch_rows <= contract.MAX_ROWS:
             raise ValueError(f"batch_rows must be 1 to {contract.MAX_ROWS}, not {self.batch_rows}")
-        if self.window < 1 or self.deadline_s <= 0 or self.retry_for_s < 0:
-            raise ValueError("window and deadline_s must be positive, retry_for_s not negative")
+        if self.window < 1 or self.deadline_s <= 0 or min(self.retry_for_s, self.full_for_s) < 0:
+            raise ValueError("window and deadline_s must be positive, retry_for_s and full_for_s not negative")
 
 
 @dataclass(frozen=True)
@@ -106,9 +112,14 @@ class SpotStream:
     def __init__(self, address: str, options: StreamOptions | None = None, *, timeline: Timeline | None = None) -> None:
         self.options = options or StreamOptions()
         self._window = Window(self.options.window)
-        deadline_s, retry_for_s = self.options.deadline_s, self.options.retry_for_s
         self._connection = Connection(
-            address, deadline_s=deadline_s, retry_for_s=retry_for_s, window=self._window, timeline=timeline
+            address,
+            deadline_s=self.options.deadline_s,
+            retry_for_s=self.options.retry_for_s,
+            full_for_s=self.options.full_for_s,
+            background=self.options.background,
+            window=self._window,
+            timeline=timeline,
         )
 
     async def __aenter__(self) -> SpotStream:
@@ -117,7 +128,7 @@ class SpotStream:
         Raises
         ------
         ServerUnavailable
-            If there is no answer within ``retry_for_s``.
+            If the server is away for ``retry_for_s``, or full for ``full_for_s``.
         RequestRejected
             If the server serves no release of this project.
         """
@@ -194,7 +205,7 @@ class SpotStream:
         RequestRejected
             If the server refuses a request: unknown or unreadable slide.
         ServerUnavailable
-            If a request finds no answer within ``retry_for_s``.
+            If the server is away for ``retry_for_s``, or full for ``full_for_s``.
         ReleaseChanged
             If the server comes back with another release.
         """

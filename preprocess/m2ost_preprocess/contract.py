@@ -25,6 +25,8 @@ SLIDE = "SLIDE"
 CENTER = "CENTER"
 SCALE = "SCALE"
 STATUS = "STATUS"
+TICKET = "TICKET"
+"""By which an ensemble asks the tiler for the views of a request whose turn has come."""
 EXPRESSION = "EXPRESSION"
 
 MODEL_ENGINE = "m2ost"
@@ -43,8 +45,21 @@ RELEASE_PARAMETER = "release"
 PYRAMID_PARAMETER = "pyramid"
 """Request parameter: true lets the tiler cut coarse views from the slide's own lower levels where one fits."""
 
+BACKGROUND_PARAMETER = "background"
+"""Request parameter: true lets requests of others go first, as those of an archive should."""
+
 FINGERPRINT_PARAMETER = "fingerprint"
 """Request parameter of ``slide_info``: true asks for the content's identity alone, for which no pixel is decoded."""
+
+MAX_SHOWN_NAME = 200
+"""Characters of a slide's name that messages and logs show."""
+
+WAITING_METRIC = "m2ost_tiler_waiting_requests"
+"""Metric of the server: requests that wait for the tiler. Triton's own count of pending requests has none of them, as
+the tiler takes each as it comes."""
+
+QUEUE_FULL = "requests wait for this server"
+"""Words of the refusal of a request while too many wait: it tells a server that is full from one that is away."""
 
 ENV_SLIDE_ROOTS = "M2OST_SLIDE_ROOTS"
 """Environment variable of the server: JSON object, root name → folder."""

@@ -6,6 +6,8 @@
     ├── SlideError              about one slide; carries its name
     │   ├── SlideNotFound       no such file, or not under an allowed root
     │   ├── UnreadableSlide     not a slide, truncated, corrupt, or its reader died
+    │   ├── SlideTimeout        reading it took too long, or its file system does not answer
+    │   ├── SlideChanged        its files were replaced while they were read
     │   ├── UnknownResolution   a physical unit was asked for and there is no plausible µm/px
     │   └── UnknownTissue       a grid over the tissue was asked for and nobody can tell where that is
     ├── SpotError               a spot file or spot coordinates cannot be used
@@ -45,6 +47,14 @@ class SlideNotFound(SlideError):
 
 class UnreadableSlide(SlideError):
     """The file exists but no reader can decode it."""
+
+
+class SlideTimeout(SlideError):
+    """Reading took longer than allowed, or did not get on; nothing is said of the file."""
+
+
+class SlideChanged(SlideError):
+    """The slide's files were replaced while they were read: what was read may be of two contents."""
 
 
 class UnknownResolution(SlideError):

@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
-from collections.abc import Sequence
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from .contract import FINGERPRINT_PARAMETER, PYRAMID_PARAMETER, RELEASE_PARAMETER, EngineInfo
-from .errors import PreprocessError, SlideNotFound, UnsupportedRequest
+from .contract import (
+    BACKGROUND_PARAMETER,
+    FINGERPRINT_PARAMETER,
+    MODEL_ENGINE,
+    PYRAMID_PARAMETER,
+    RELEASE_PARAMETER,
+    EngineInfo,
+)
+from .errors import PreprocessError, SlideChanged, SlideNotFound, SlideTimeout, UnsupportedRequest
 from .network import read_url
+from .queueing import Cancelled, QueueFull
 
 
 def check_environment() -> None:
@@ -31,9 +42,6 @@ def check_environment() -> None:
         )
 
 
-MAX_WAITING_REQUESTS = 64
-"""Requests that may wait for tiler and engine. A tiled one holds its views: 14 MiB at 32 rows, 0.9 GiB in all."""
-
 METRICS_URL_ENV = "M2OST_METRICS_URL"
 """Environment variable with the address of the server's own metrics, where it is not Triton's default."""
 
@@ -42,10 +50,6 @@ _PENDING = re.compile(r'^nv_inference_pending_request_count\{model="(\w+)"[^}]*\
 
 def waiting_requests(models: Sequence[str]) -> int:
     """Requests that wait in this server's queues, as the server's own metrics count them.
-
-    The pipeline's limit is kept by this count and not by Triton's ``max_queue_size`` or queue timeouts. With one of
-    those set, Triton's batcher prepares no batch while the instance is busy and afterwards looks for it every 500 ms
-    only (``SupportPrefetching`` in its scheduler): measured on two cores, a tenth of the engine's time.
 
     Parameters
     ----------
@@ -63,6 +67,46 @@ def waiting_requests(models: Sequence[str]) -> int:
     except OSError as error:
         raise OSError(f"{error}; set {METRICS_URL_ENV} to this server's metrics") from error
     return sum(int(count) for model, count in _PENDING.findall(page) if model in models)
+
+
+class EngineQueue:
+    """Room in the queue of the engine, for the tiler to work no further ahead than the engine can use.
+
+    Views that wait for the engine take memory, and whoever comes later waits behind them. The limit is kept by this
+    and not by Triton's ``max_queue_size`` or queue timeouts: with one of those set, Triton's batcher prepares no batch
+    while the instance is busy and afterwards looks for it every 500 ms only (``SupportPrefetching`` in its scheduler):
+    measured on two cores, a tenth of the engine's time.
+
+    Parameters
+    ----------
+    rows : int
+        Rows that may wait for the engine before the tiler waits; background work waits at half of it.
+    warn : callable
+        Told once in a while why the queue cannot be seen. Everything has room then.
+    """
+
+    def __init__(self, rows: int, warn: Callable[[str], None]) -> None:
+        self._rows, self._warn = rows, warn
+        self._sent: deque[int] = deque(maxlen=1024)
+        self._warned = -math.inf
+
+    def sent(self, rows: int) -> None:
+        """Note that a request of so many rows goes on to the engine."""
+        self._sent.append(rows)
+
+    def room(self) -> tuple[bool, bool]:
+        """Whether there is room for more, and for more background work."""
+        try:
+            pending = waiting_requests((MODEL_ENGINE,))
+        except OSError as error:
+            if time.monotonic() - self._warned > 60:
+                self._warned = time.monotonic()
+                self._warn(str(error))
+            return True, True
+        if not pending:
+            return True, True
+        rows = sum(tuple(self._sent)[-pending:])  # the engine takes them in turn, so the last ones wait
+        return rows < self._rows, rows < max(1, self._rows // 2)
 
 
 def parameters(config_json: str) -> dict[str, str]:
@@ -86,10 +130,30 @@ def _sendable(words: str) -> str:
     return words.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
-def triton_error(pb_utils: Any, error: PreprocessError) -> Any:
-    """A ``TritonError`` for a whole request, its code telling a missing slide from a bad one."""
-    code = pb_utils.TritonError.NOT_FOUND if isinstance(error, SlideNotFound) else pb_utils.TritonError.INVALID_ARG
-    return pb_utils.TritonError(_sendable(str(error)), code)
+def triton_error(pb_utils: Any, error: Exception) -> Any:
+    """A ``TritonError`` for a whole request; its code tells what a client may do about it."""
+    codes = pb_utils.TritonError
+    kinds = (
+        (Cancelled, codes.CANCELLED),
+        (QueueFull, codes.UNAVAILABLE),
+        (SlideChanged, codes.UNAVAILABLE),
+        (SlideTimeout, codes.INTERNAL),
+        (SlideNotFound, codes.NOT_FOUND),
+        (PreprocessError, codes.INVALID_ARG),
+    )
+    code = next((code for kind, code in kinds if isinstance(error, kind)), codes.INTERNAL)
+    return codes(_sendable(str(error)), code)
+
+
+ANSWER_S = 5.0
+"""Of the time that a client allows, what is kept for the steps after and the answer's way, in seconds."""
+
+_KINDS = {
+    RELEASE_PARAMETER: str,
+    PYRAMID_PARAMETER: bool,
+    FINGERPRINT_PARAMETER: bool,
+    BACKGROUND_PARAMETER: bool,
+}
 
 
 @dataclass(frozen=True)
@@ -106,12 +170,27 @@ class Asked:
         Whether views may come from the slide's own lower levels.
     fingerprint : bool
         Of ``slide_info``: whether the content's identity alone is asked for.
+    background : bool
+        Whether requests of others go first.
+    timeout_s : float or None
+        What Triton's own field ``timeout`` allows, in seconds; None where it is not set.
     """
 
     request_id: str
     release: str | None = None
     pyramid: bool = False
     fingerprint: bool = False
+    background: bool = False
+    timeout_s: float | None = None
+
+    @property
+    def sender(self) -> str:
+        """Whose it is: the requests of one run of our client have a common part before the last hyphen of their ids."""
+        return self.request_id.rpartition("-")[0]
+
+    def budget_s(self, most_s: float) -> float:
+        """Longest time for it in seconds: what its client allows, less the time for an answer, at least a second."""
+        return most_s if self.timeout_s is None else max(1.0, self.timeout_s - ANSWER_S)
 
 
 def read_request(request: Any) -> Asked:
@@ -132,7 +211,7 @@ def read_request(request: Any) -> Asked:
         told = json.loads(request.parameters() or "{}")
     except ValueError as error:  # a UnicodeDecodeError is one
         raise UnsupportedRequest(f"the request's id or a parameter cannot be read: {error}") from error
-    for name, kind in ((RELEASE_PARAMETER, str), (PYRAMID_PARAMETER, bool), (FINGERPRINT_PARAMETER, bool)):
+    for name, kind in _KINDS.items():
         if not isinstance(told.get(name, kind()), kind):
             raise UnsupportedRequest(f"the request's parameter {name} must be a {kind.__name__}, not {told[name]!r}")
     return Asked(
@@ -140,6 +219,8 @@ def read_request(request: Any) -> Asked:
         told.get(RELEASE_PARAMETER),
         told.get(PYRAMID_PARAMETER, False),
         told.get(FINGERPRINT_PARAMETER, False),
+        told.get(BACKGROUND_PARAMETER, False),
+        request.timeout() / 1e6 or None,
     )
 
 
@@ -151,15 +232,32 @@ def request_id(request: Any) -> str:
         return ""
 
 
-def wrong_release(pb_utils: Any, asked: Asked, release_sha256: str) -> Any | None:
-    """A ``TritonError`` for a request that was meant for another release, or None.
+def check_release(asked: Asked, release_sha256: str) -> None:
+    """Refuse a request that was meant for another release.
 
     A client that reconnects to a server with a new release is told so, and mixes no two within one slide.
+
+    Raises
+    ------
+    UnsupportedRequest
+        Names both.
     """
-    if asked.release in (None, release_sha256):
-        return None
-    message = f"this server serves release {release_sha256}, the request is for {asked.release}"
-    return pb_utils.TritonError(message, pb_utils.TritonError.INVALID_ARG)
+    if asked.release not in (None, release_sha256):
+        raise UnsupportedRequest(f"this server serves release {release_sha256}, the request is for {asked.release}")
+
+
+def number_of_rows(settings: Mapping[str, str], parameter: str, default: int) -> int:
+    """A number of rows in a model's config.
+
+    Raises
+    ------
+    ValueError
+        If it is not a number above 0.
+    """
+    given = settings.get(parameter, str(default))
+    if not (given.isdecimal() and int(given)):
+        raise ValueError(f"the config's parameter {parameter!r} is {given!r}, not a number above 0")
+    return int(given)
 
 
 def text(value: Any) -> str:

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from .contract import ENV_SLIDE_ROOTS
+from .contract import ENV_SLIDE_ROOTS, MAX_SHOWN_NAME
 from .errors import SlideNotFound
 from .readers import primary_file
 from .readers.dicom_series import series_files
@@ -73,8 +73,8 @@ class SlideRoots:
         """
         return {ENV_SLIDE_ROOTS: json.dumps({name: str(folder) for name, folder in self.roots.items()})}
 
-    def resolve(self, name: str) -> Path:
-        """The file of a slide name that came from a request, and is hostile until it has passed here.
+    def locate(self, name: str) -> RootedSlide:
+        """The slide of a name that came from a request, before any file system has been asked for it.
 
         Parameters
         ----------
@@ -83,16 +83,15 @@ class SlideRoots:
 
         Returns
         -------
-        Path
-            Absolute, without symbolic links.
+        RootedSlide
+            Its name is hostile until :meth:`RootedSlide.resolve` has found its files under the root.
 
         Raises
         ------
         SlideNotFound
-            If the name is malformed, the root unknown, the file missing, or a symbolic link leads out of the root, be
-            it that of another file of the slide.
+            If the name is malformed, or the root unknown.
         """
-        shown = name if len(name) <= 200 else name[:200] + "…"
+        shown = name if len(name) <= MAX_SHOWN_NAME else name[:MAX_SHOWN_NAME] + "…"
         parts = name.split("/")
         if (
             len(name.encode(errors="replace")) > MAX_NAME_BYTES
@@ -104,18 +103,64 @@ class SlideRoots:
         if root is None:
             known = ", ".join(sorted(self.roots)) or "none: start the server with --slides"
             raise SlideNotFound(shown, f"unknown slide root {parts[0]!r}; this server has: {known}")
-        inside = _as_bytes(str(root)).rstrip(b"/") + b"/"
+        return RootedSlide(shown, parts[0], str(root), "/".join(parts[1:]))
+
+    def resolve(self, name: str) -> Path:
+        """The file of a slide name that came from a request; see :meth:`locate` and :meth:`RootedSlide.resolve`."""
+        return self.locate(name).resolve()
+
+
+@dataclass(frozen=True)
+class RootedSlide:
+    """A slide of a request, whose files are looked for under a root when it is read.
+
+    Parameters
+    ----------
+    shown : str
+        The name as the request has it, cut where it is long.
+    root : str
+        Name of the root.
+    folder : str
+        The root itself, without symbolic links.
+    relative : str
+        Path under it.
+    """
+
+    shown: str
+    root: str
+    folder: str
+    relative: str
+
+    @property
+    def name(self) -> str:
+        """What it is called in messages and logs."""
+        return self.relative.rpartition("/")[2]
+
+    def resolve(self) -> Path:
+        """The slide's file. Waits as long as the root's file system does.
+
+        Returns
+        -------
+        Path
+            Absolute, without symbolic links.
+
+        Raises
+        ------
+        SlideNotFound
+            If the file is missing, or a symbolic link leads out of the root, be it that of another file of the slide.
+        """
+        inside = _as_bytes(self.folder).rstrip(b"/") + b"/"
         try:
-            path = os.path.realpath(inside + "/".join(parts[1:]).encode(), strict=True)
+            path = os.path.realpath(inside + self.relative.encode(), strict=True)
             # A slide may be several files: none of them may lead out either.
             files = slide_files(_for_this_interpreter(Path(_as_text(path)))) if path.startswith(inside) else []
             real = [os.path.realpath(os.fsencode(file), strict=True) for file in files]
         except SlideNotFound as error:
-            raise SlideNotFound(shown, error.message) from error
+            raise SlideNotFound(self.shown, error.message) from error
         except (OSError, ValueError) as error:
-            raise SlideNotFound(shown, "no such slide on the server") from error
+            raise SlideNotFound(self.shown, "no such slide on the server") from error
         if not all(file.startswith(inside) for file in (path, *real)):
-            raise SlideNotFound(shown, "leads out of its slide root")
+            raise SlideNotFound(self.shown, "leads out of its slide root")
         return Path(_as_text(path))
 
 

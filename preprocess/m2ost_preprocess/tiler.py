@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
 from .arrays import Arrays, CuPyArrays, NumPyArrays
-from .contract import RowStatus, ViewGeometry
+from .contract import ENV_TILE_CACHE_MIB, RowStatus, ViewGeometry
 from .decoder import Decoder, Decoding
+from .decoder.child import Limits
+from .decoder.process import Slide
 from .decoder.protocol import GpuSlots, Strip, remember
 from .errors import UnsupportedRequest
 from .helpers import default_threads
@@ -32,7 +33,9 @@ decoder's helping threads."""
 CUTS = ("pillow", "cupy", "numpy")
 DECODES = ("auto", "cpu", "gpu")
 
-OnDecoding = Callable[[Path, Decoding], None]
+SPARE_TILE_CACHE_MIB = "64"
+
+OnDecoding = Callable[[Slide, Decoding], None]
 
 
 class Tiler(Protocol):
@@ -45,7 +48,7 @@ class Tiler(Protocol):
 
     def cut_views(
         self,
-        path: Path,
+        slide: Slide,
         centers: Centers,
         scales: Scales,
         out: list[Any],
@@ -53,6 +56,7 @@ class Tiler(Protocol):
         counts: TilingCounts,
         *,
         pyramid: bool = False,
+        limits: Limits | None = None,
     ) -> Statuses:
         """Cut views into ``out``; see :meth:`m2ost_preprocess.decoder.Decoder.cut_views`."""
 
@@ -69,11 +73,15 @@ class PillowTiler:
         The views.
     threads : int, optional
         See :class:`m2ost_preprocess.decoder.Decoder`.
+    environment : mapping of str to str, optional
+        The same.
     """
 
-    def __init__(self, geometry: ViewGeometry, threads: int | None = None) -> None:
+    def __init__(
+        self, geometry: ViewGeometry, threads: int | None = None, environment: Mapping[str, str] | None = None
+    ) -> None:
         self.geometry = geometry
-        self._decoder = Decoder(geometry, threads=threads)
+        self._decoder = Decoder(geometry, threads=threads, environment=environment)
         self._decoder.start()
 
     def buffers(self, rows: int) -> list[Any]:
@@ -82,7 +90,7 @@ class PillowTiler:
 
     def cut_views(
         self,
-        path: Path,
+        slide: Slide,
         centers: Centers,
         scales: Scales,
         out: list[Any],
@@ -90,9 +98,12 @@ class PillowTiler:
         counts: TilingCounts,
         *,
         pyramid: bool = False,
+        limits: Limits | None = None,
     ) -> Statuses:
         """See :class:`Tiler`."""
-        return self._decoder.cut_views(path, centers, scales, out, rows=rows, counts=counts, pyramid=pyramid)
+        return self._decoder.cut_views(
+            slide, centers, scales, out, rows=rows, counts=counts, pyramid=pyramid, limits=limits
+        )
 
     def close(self) -> None:
         """See :class:`Tiler`."""
@@ -115,6 +126,8 @@ class ArrayTiler:
         Where tiles are decoded; ``auto`` tries both on each slide's first region.
     threads : int, optional
         See :class:`m2ost_preprocess.decoder.Decoder`.
+    environment : mapping of str to str, optional
+        The same.
     on_decoding : callable, optional
         Told where a slide's tiles are decoded, and why: once, and whenever that changes.
     """
@@ -126,15 +139,16 @@ class ArrayTiler:
         *,
         decode: str = "auto",
         threads: int | None = None,
-        on_decoding: OnDecoding = lambda path, decoding: None,
+        environment: Mapping[str, str] | None = None,
+        on_decoding: OnDecoding = lambda slide, decoding: None,
     ) -> None:
         self.geometry = geometry
         self._arrays = arrays
         self._decode = decode
         self._on_decoding = on_decoding
-        self._told: dict[Path, Decoding] = {}
+        self._told: dict[Slide, Decoding] = {}
         self._slots = _Slots(arrays)
-        self._decoder = Decoder(geometry, threads=threads)
+        self._decoder = Decoder(geometry, threads=threads, environment=environment)
         self._decoder.start()
         with arrays.current():
             self._unpin = arrays.pin(self._decoder.shared_memory)
@@ -146,7 +160,7 @@ class ArrayTiler:
 
     def cut_views(
         self,
-        path: Path,
+        slide: Slide,
         centers: Centers,
         scales: Scales,
         out: list[Any],
@@ -154,6 +168,7 @@ class ArrayTiler:
         counts: TilingCounts,
         *,
         pyramid: bool = False,
+        limits: Limits | None = None,
     ) -> Statuses:
         """See :class:`Tiler`. All work on the views is done when it returns.
 
@@ -168,16 +183,16 @@ class ArrayTiler:
         with self._arrays.current():
             cutter = _Cutter(self._arrays, self._slots, self.geometry, centers, scales, out, rows)
             statuses, decoding = self._decoder.read_regions(
-                path, centers, scales, cutter, decode=self._decode, gpu=self._arrays.gpu, counts=counts
+                slide, centers, scales, cutter, decode=self._decode, gpu=self._arrays.gpu, counts=counts, limits=limits
             )
             failed = rows[statuses != RowStatus.OK]
             counts.moved_bytes += (len(rows) - len(failed)) * self.geometry.n_views * math.prod(self.geometry.shape)
             for array in out if len(failed) else ():
                 array[self._arrays.xp.asarray(failed)] = 0
             self._arrays.synchronise()
-        if decoding is not None and self._told.get(path) != decoding:
-            remember(self._told, path, decoding)
-            self._on_decoding(path, decoding)
+        if decoding is not None and self._told.get(slide) != decoding:
+            remember(self._told, slide, decoding)
+            self._on_decoding(slide, decoding)
         return statuses
 
     def close(self) -> None:
@@ -244,7 +259,12 @@ class _Cutter:
 
 
 def make_tiler(
-    parameters: Mapping[str, str], geometry: ViewGeometry, gpu: int | None, on_decoding: OnDecoding
+    parameters: Mapping[str, str],
+    geometry: ViewGeometry,
+    gpu: int | None,
+    on_decoding: OnDecoding,
+    *,
+    spare: bool = False,
 ) -> Tiler:
     """The tiler that a config asks for.
 
@@ -258,6 +278,8 @@ def make_tiler(
         The GPU of the model's instance; None for one on the CPU.
     on_decoding : callable
         Told where a slide's tiles are decoded; see :class:`ArrayTiler`.
+    spare : bool
+        Whether it helps out beside another one: it has one thread beside the one that reads, and keeps few tiles.
 
     Returns
     -------
@@ -278,10 +300,14 @@ def make_tiler(
     if (cut == "cupy") != (gpu is not None):
         kind = "KIND_CPU" if gpu is None else "KIND_GPU"
         raise ValueError(f"parameter {CUT_PARAMETER} {cut!r} of slide_tiler does not fit {kind}: cupy needs KIND_GPU")
+    environment = {ENV_TILE_CACHE_MIB: SPARE_TILE_CACHE_MIB} if spare else {}
+    threads = min(threads, 1) if spare else threads
     if cut == "pillow":
-        return PillowTiler(geometry, threads)
+        return PillowTiler(geometry, threads, environment)
     arrays: Arrays = NumPyArrays() if gpu is None else CuPyArrays(gpu)
-    return ArrayTiler(geometry, arrays, decode=decode, threads=threads, on_decoding=on_decoding)
+    return ArrayTiler(
+        geometry, arrays, decode=decode, threads=threads, environment=environment, on_decoding=on_decoding
+    )
 
 
 def thread_count(given: str) -> int:

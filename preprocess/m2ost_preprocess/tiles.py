@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from . import progress
 from .contract import ENV_TILE_CACHE_MIB
 from .errors import UnreadableSlide
 from .helpers import Helpers
@@ -299,6 +300,7 @@ class _Row:
         x, y = first * tile_width, self.row * tile_height
         width, height = min(count * tile_width, level_width - x), min(tile_height, level_height - y)
         block = self.reader.read_at(self.level, x, y, width, height)
+        progress.beat()
         for i in range(count):
             self.tiles[first + i] = block[:, i * tile_width : (i + 1) * tile_width].copy()
             self.decoded.append(first + i)

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from . import progress
 from .contract import SCALE_MAX, SCALE_MIN, RowStatus, ViewGeometry
 from .cutting import cut_windows
 from .errors import SlideError
@@ -116,6 +117,7 @@ def for_each_region(
     geometry: ViewGeometry,
     use: Callable[[Region], None],
     counts: TilingCounts,
+    unwanted: Pixels | None = None,
 ) -> Statuses:
     """Group spots of one slide into regions, and have each region read and used.
 
@@ -134,6 +136,9 @@ def for_each_region(
         region of each of the spots alone.
     counts : TilingCounts
         Added to.
+    unwanted : ndarray of uint8, shape (m,), optional
+        Not 0 in rows that nobody waits for any more; m at least n. Looked at before each region: such rows are left
+        out, and get the status of a row whose slide is not available.
 
     Returns
     -------
@@ -144,6 +149,13 @@ def for_each_region(
     groups = list(_groups(centers, scales, np.flatnonzero(statuses == RowStatus.OK)))
     while groups:
         rows = groups.pop()
+        progress.beat()
+        if unwanted is not None:
+            given_up = unwanted[rows] != 0
+            statuses[rows[given_up]] = RowStatus.SLIDE_UNAVAILABLE
+            rows = rows[~given_up]
+            if len(rows) == 0:
+                continue
         region = _region_around(rows, centers, scales, geometry)
         try:
             use(region)
@@ -169,6 +181,7 @@ def cut_views(
     *,
     pyramid: bool = False,
     helpers: Helpers | None = None,
+    unwanted: Pixels | None = None,
 ) -> Statuses:
     """Cut the views of spots of one slide, with Pillow.
 
@@ -194,6 +207,8 @@ def cut_views(
     helpers : Helpers, optional
         Cut one region while the next is read. By default the thread that reads cuts too, in turn; so it does where a
         window is larger than ``REGION_PX``.
+    unwanted : ndarray of uint8, shape (m,), optional
+        See :func:`for_each_region`.
 
     Returns
     -------
@@ -226,7 +241,7 @@ def cut_views(
             helpers.cut(parts)
 
     try:
-        statuses = for_each_region(reader, centers, scales, geometry, cut, counts)
+        statuses = for_each_region(reader, centers, scales, geometry, cut, counts, unwanted)
     finally:
         helpers.finish()
     for array in out:

@@ -16,6 +16,7 @@ import tifffile
 from m2ost_preprocess.contract import ViewGeometry
 from m2ost_preprocess.decoder import Decoder, Decoding, gpu, regions
 from m2ost_preprocess.decoder.child import ChildLost
+from m2ost_preprocess.decoder.control import Control, new_control
 from m2ost_preprocess.decoder.gpu import GpuMemory, choose_decoding
 from m2ost_preprocess.decoder.protocol import Describe, ReadRegions
 from m2ost_preprocess.engine import CudaDevice
@@ -124,14 +125,15 @@ def test_a_process_whose_cuda_failed_ends_and_no_other_does():
     ours, theirs = socket.socketpair()
     buffer = os.memfd_create("buffer")
     os.ftruncate(buffer, 1 << 20)
-    numbers = theirs.fileno(), buffer
+    numbers = theirs.fileno(), buffer, new_control()
     child = subprocess.Popen([sys.executable, "-c", FAILING_WORKER, *map(str, numbers), "0"], pass_fds=numbers)
     theirs.close()
-    os.close(buffer)
+    for memory in numbers[1:]:
+        os.close(memory)
     with Connection(ours.detach()) as pipe:
-        pipe.send(Describe(path="a.svs"))
+        pipe.send(Describe(slide=Path("a.svs")))
         assert "of one slide" in str(pipe.recv())
-        pipe.send(Describe(path="a.svs"))
+        pipe.send(Describe(slide=Path("a.svs")))
         with pytest.raises(EOFError):
             pipe.recv()
         assert child.wait(10) == 1
@@ -162,9 +164,9 @@ def test_without_memory_to_share_the_cpu_decodes_unless_the_gpu_is_insisted_on(s
     monkeypatch.setattr(regions, "choose_decoding", lambda *_: Decoding("gpu", "for this test"))
     monkeypatch.setattr(regions, "GpuMemory", refuse)
     ours, theirs = Pipe()
-    streams = regions.RegionStreams(theirs, bytearray(64 << 20), Spans())
+    streams = regions.RegionStreams(theirs, bytearray(64 << 20), Spans(), Control(new_control()))
     reader = CachedReader(open_slide(svs), TileCache(), "a")
-    job = ReadRegions(path=str(svs), centers=CENTERS, scales=SCALES, geometry=GEOMETRY, decode=mode, gpu=0)
+    job = ReadRegions(slide=svs, centers=CENTERS, scales=SCALES, geometry=GEOMETRY, decode=mode, gpu=0)
     for _ in range(9):
         ours.send("acknowledged")
     if mode == "auto":

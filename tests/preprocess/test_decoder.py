@@ -16,8 +16,9 @@ import pytest
 import tifffile
 from m2ost_preprocess.contract import RowStatus, ViewGeometry
 from m2ost_preprocess.decoder import Decoder, decoded_slide, worker
+from m2ost_preprocess.decoder.control import Control, new_control
 from m2ost_preprocess.decoder.protocol import Describe
-from m2ost_preprocess.errors import SlideNotFound, SpotError, UnknownResolution, UnreadableSlide
+from m2ost_preprocess.errors import SlideNotFound, SlideTimeout, SpotError, UnknownResolution, UnreadableSlide
 from m2ost_preprocess.helpers import Helpers
 from m2ost_preprocess.readers import open_slide
 from m2ost_preprocess.tiles import TileCache, TilingCounts
@@ -194,11 +195,11 @@ def test_a_reader_that_hangs_is_stopped(svs):
     with Decoder(GEOMETRY, timeout_s=0.4, describe_timeout_s=0.5) as decoder:
         decoder.start()
         os.kill(decoder.pid, signal.SIGSTOP)
-        with pytest.raises(UnreadableSlide, match=r"did not answer within 0\.5 s"):
+        with pytest.raises(SlideTimeout, match=r"did not answer within 0\.5 s"):
             decoder.describe(svs)
         decoder.start()
         os.kill(decoder.pid, signal.SIGSTOP)
-        with pytest.raises(UnreadableSlide, match=r"did not answer within 0\.4 s"):
+        with pytest.raises(SlideTimeout, match=r"did not answer within 0\.4 s"):
             decoder.cut_views(svs, CENTERS, SCALES, buffers(3))
 
 
@@ -279,8 +280,8 @@ def test_a_slide_replaced_on_disk_is_opened_anew(decoder, svs, tmp_path):
 
 def test_a_slide_is_opened_anew_once_any_of_its_files_has_changed(dicom, tmp_path):
     slide = shutil.copytree(dicom, tmp_path / "slide")
-    slides = worker.OpenSlides(TileCache(), Helpers())
-    job = Describe(path=str(slide))
+    slides = worker.OpenSlides(TileCache(), Helpers(), Control(new_control()))
+    job = Describe(slide=slide)
     first = slides.get(job)
     assert slides.get(job) is first
     os.utime(sorted(slide.iterdir())[-1], ns=(0, 0))
@@ -290,7 +291,10 @@ def test_a_slide_is_opened_anew_once_any_of_its_files_has_changed(dicom, tmp_pat
 def test_a_slide_is_recognised_once(svs, monkeypatch):
     detect, asked = openslide.OpenSlide.detect_format, []
     monkeypatch.setattr(openslide.OpenSlide, "detect_format", lambda path: asked.append(path) or detect(path))
-    assert worker.describe(worker.OpenSlides(TileCache(), Helpers()), Describe(path=str(svs))).vendor == "aperio"
+    assert (
+        worker.describe(worker.OpenSlides(TileCache(), Helpers(), Control(new_control())), Describe(slide=svs)).vendor
+        == "aperio"
+    )
     assert asked == [str(svs)]
 
 

@@ -13,9 +13,10 @@ import pytest
 from m2ost_preprocess.arrays import ArrayModuleUnavailable, CuPyArrays, NumPyArrays
 from m2ost_preprocess.contract import RowStatus, ViewGeometry
 from m2ost_preprocess.decoder import Decoder, Decoding, regions
+from m2ost_preprocess.decoder.control import Control, new_control
 from m2ost_preprocess.decoder.gpu import choose_decoding, decide, read_padded_on_gpu
 from m2ost_preprocess.decoder.protocol import Acknowledged, GpuSlots, ReadRegions, RegionsRead
-from m2ost_preprocess.errors import SlideNotFound, UnreadableSlide, UnsupportedRequest
+from m2ost_preprocess.errors import SlideNotFound, SlideTimeout, UnreadableSlide, UnsupportedRequest
 from m2ost_preprocess.readers import open_slide
 from m2ost_preprocess.spans import Spans
 from m2ost_preprocess.tiler import ArrayTiler, PillowTiler, _Cutter, _Slots, make_tiler
@@ -243,7 +244,7 @@ def test_a_reader_that_hangs_between_two_strips_is_stopped(svs):
 
     with Decoder(GEOMETRY, timeout_s=0.5) as decoder:
         decoder.describe(svs)  # started, so that the time is the job's alone
-        with pytest.raises(UnreadableSlide, match=r"did not answer within 0\.5 s"):
+        with pytest.raises(SlideTimeout, match=r"did not answer within 0\.5 s"):
             # Once a strip is taken the child may have another ready: it is asked for the end, which cannot come.
             decoder.read_regions(svs, *far_apart, Stopper())
 
@@ -311,9 +312,9 @@ def test_strips_in_gpu_memory_become_the_same_views(svs, pillow, monkeypatch):
     reader = CachedReader(plain, TileCache(), "a")
     ours, theirs = multiprocessing.Pipe()
     # A megabyte a slot: every region comes in several strips.
-    streams = regions.RegionStreams(theirs, mmap.mmap(-1, 2 << 20), Spans())
+    streams = regions.RegionStreams(theirs, mmap.mmap(-1, 2 << 20), Spans(), Control(new_control()))
     out = [np.zeros((len(centers), *GEOMETRY.shape), np.uint8) for _ in GEOMETRY.names]
-    job = ReadRegions(path=str(svs), centers=centers, scales=scales, geometry=GEOMETRY, decode="gpu", gpu=0)
+    job = ReadRegions(slide=svs, centers=centers, scales=scales, geometry=GEOMETRY, decode="gpu", gpu=0)
     child = threading.Thread(target=lambda: theirs.send(streams.read(reader, job)))
     child.start()
 

@@ -134,7 +134,12 @@ class Endpoint:
             If it serves no release of this project.
         """
         connection = Connection(
-            self.address.grpc, deadline_s=self._options.deadline_s, retry_for_s=0.0, window=self.window
+            self.address.grpc,
+            deadline_s=self._options.deadline_s,
+            retry_for_s=0.0,
+            full_for_s=0.0,
+            background=True,
+            window=self.window,
         )
         try:
             await connection.open()

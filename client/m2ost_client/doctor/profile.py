@@ -9,7 +9,8 @@ from typing import Any
 from google.protobuf import text_format
 from m2ost_preprocess.contract import MODEL_ENGINE, MODEL_TILER, ManifestError
 from m2ost_preprocess.engine import ENGINE_PARAMETER
-from m2ost_preprocess.serving import MAX_WAITING_REQUESTS
+from m2ost_preprocess.serving import number_of_rows
+from m2ost_preprocess.tiling import ENGINE_ROWS, ENGINE_ROWS_PARAMETER
 from tritonclient.grpc import model_config_pb2
 
 from .facts import Profile
@@ -25,7 +26,7 @@ batches of 32 and 256 rows: 46 and 268 MiB in all, for 28 and 221 MiB of tensors
 _SHM_START_BYTES = 2 << 20
 """Of a model's region before any tensor is in it."""
 
-_BYTES = {"TYPE_UINT8": 1, "TYPE_INT32": 4, "TYPE_FP32": 4, "TYPE_FP64": 8}
+_BYTES = {"TYPE_UINT8": 1, "TYPE_INT32": 4, "TYPE_INT64": 8, "TYPE_FP32": 4, "TYPE_FP64": 8}
 _STRING_BYTES = 1024
 """A slide's name has no more."""
 
@@ -64,7 +65,7 @@ def read_profile(release: Path, name: str) -> Profile:
         shm_bytes=sum(_shm_bytes(c, c.max_batch_size) for c in configs.values() if c.backend == "python"),
         usual_shm_bytes=sum(_shm_bytes(c, USUAL_ROWS) for c in configs.values() if c.backend == "python"),
         usual_rows=USUAL_ROWS,
-        queue_bytes=MAX_WAITING_REQUESTS * USUAL_ROWS * _row_bytes(tiler.output),
+        queue_bytes=(_engine_rows(tiler) + USUAL_ROWS) * _row_bytes(tiler.output),
         release_sha256=engine.parameters["release_sha256"].string_value,
     )
 
@@ -74,6 +75,11 @@ def _parse(path: Path) -> Any:
         return text_format.Parse(path.read_text(encoding="utf-8"), model_config_pb2.ModelConfig())
     except (OSError, UnicodeDecodeError, text_format.ParseError) as error:
         raise ManifestError(f"{path}: cannot be read ({error}); export the release anew") from error
+
+
+def _engine_rows(tiler: Any) -> int:
+    """Rows that may wait for the engine; the tiler adds one request when fewer do."""
+    return number_of_rows({k: v.string_value for k, v in tiler.parameters.items()}, ENGINE_ROWS_PARAMETER, ENGINE_ROWS)
 
 
 def _shm_bytes(config: Any, rows: int) -> int:

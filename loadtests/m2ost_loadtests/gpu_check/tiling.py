@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -13,6 +12,7 @@ import numpy as np
 from m2ost_preprocess.arrays import Arrays
 from m2ost_preprocess.contract import MAX_ROWS, ViewGeometry
 from m2ost_preprocess.decoder import DecodedSlide, Decoding
+from m2ost_preprocess.decoder.process import Slide
 from m2ost_preprocess.resample import resize
 from m2ost_preprocess.tiler import ArrayTiler, PillowTiler, Tiler
 from m2ost_preprocess.tiles import TilingCounts
@@ -126,7 +126,7 @@ def check_tiler(
         outcome.figures["share_of_copy_rate"] = uploaded / 1e9 / median(seconds["array"]) / copy
 
 
-def cut(tiler: Tiler, slide: Path, centers: Any, scale: float = 1.0, counts: TilingCounts | None = None) -> list[Any]:
+def cut(tiler: Tiler, slide: Slide, centers: Any, scale: float = 1.0, counts: TilingCounts | None = None) -> list[Any]:
     """Views by a tiler, wherever it leaves them."""
     out = tiler.buffers(len(centers))
     scales = np.full(len(centers), scale, np.float32)

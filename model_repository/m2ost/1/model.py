@@ -7,10 +7,11 @@ import triton_python_backend_utils as pb_utils
 from m2ost_preprocess import serving
 from m2ost_preprocess.contract import EXPRESSION, EngineInfo
 from m2ost_preprocess.engine import ENGINE_PARAMETER, CpuThreads, load_engine
+from m2ost_preprocess.queueing import Cancelled
 
 
 class TritonPythonModel:
-    """One engine, run once for each execution of Triton's, whatever the number of requests in it."""
+    """One engine, run once for each execution of Triton's, for the requests in it whose clients still wait."""
 
     def initialize(self, args):
         serving.check_environment()
@@ -31,6 +32,16 @@ class TritonPythonModel:
         self._runs = family.Metric(labels={"model": args["model_name"]})
 
     def execute(self, requests):
+        wanted = [request for request in requests if not request.is_cancelled()]
+        parts = iter(self._score(wanted) if wanted else ())
+        return [
+            pb_utils.InferenceResponse([pb_utils.Tensor(EXPRESSION, next(parts))])
+            if request in wanted
+            else pb_utils.InferenceResponse(error=serving.triton_error(pb_utils, Cancelled("cancelled")))
+            for request in requests
+        ]
+
+    def _score(self, requests):
         batch, sizes = {}, []
         for name in self._views:
             tensors = [pb_utils.get_input_tensor_by_name(request, name) for request in requests]
@@ -38,5 +49,4 @@ class TritonPythonModel:
             sizes = [tensor.shape()[0] for tensor in tensors]
         expression = self._engine.run(batch)
         self._runs.increment(1)
-        parts = np.split(expression, np.cumsum(sizes)[:-1])
-        return [pb_utils.InferenceResponse([pb_utils.Tensor(EXPRESSION, part)]) for part in parts]
+        return np.split(expression, np.cumsum(sizes)[:-1])

@@ -8,48 +8,74 @@ import json
 import numpy as np
 import triton_python_backend_utils as pb_utils
 from m2ost_preprocess import contract, serving
-from m2ost_preprocess.decoder import Decoder
-from m2ost_preprocess.errors import answered
-from m2ost_preprocess.slides import SlideRoots, fingerprint
+from m2ost_preprocess.describing import BUDGET_S, Describing, Description
+from m2ost_preprocess.errors import PreprocessError
+from m2ost_preprocess.queueing import QueueFull
+from m2ost_preprocess.slides import SlideRoots
 
 
 class TritonPythonModel:
-    """Answers for one slide a request."""
+    """Takes requests as they come, each for one slide; they are answered later, by other threads."""
 
     def initialize(self, args):
         serving.check_environment()
-        self._roots = SlideRoots.from_environment()
-        self._decoder = Decoder(threads=0)  # it cuts nothing, and keeps no tiles to read along
-        self._decoder.start()
+        self._describing = Describing(SlideRoots.from_environment())
 
     def execute(self, requests):
-        return [self._answer(request) for request in requests]
-
-    def _answer(self, request):
-        if request.is_cancelled():  # its client is gone: others wait for what it would cost
-            return pb_utils.InferenceResponse(error=pb_utils.TritonError("cancelled", pb_utils.TritonError.CANCELLED))
-        slide = serving.text(pb_utils.get_input_tensor_by_name(request, contract.SLIDE).as_numpy().reshape(-1)[0])
-        try:
-            if serving.read_request(request).fingerprint:
-                return _response({"fingerprint": fingerprint(self._roots.resolve(slide))}, slide, request)
-            info = self._decoder.describe(
-                self._roots.resolve(slide), pitch_um=_number(request, "PITCH_UM"), mpp=_number(request, "MPP")
-            )
-        except Exception as surprise:
-            error = answered(slide, surprise)
-            pb_utils.Logger.log_warn(
-                serving.log_line("slide_refused", request_id=serving.request_id(request), slide=slide, error=str(error))
-            )
-            return pb_utils.InferenceResponse(error=serving.triton_error(pb_utils, error))
-        return _response(info.facts(), slide, request, info.centers, info.names, info.thumbnail)
+        for request in requests:
+            slide = serving.text(pb_utils.get_input_tensor_by_name(request, contract.SLIDE).as_numpy().reshape(-1)[0])
+            reply = _Reply(request, slide)
+            try:
+                asked = serving.read_request(request)
+                self._describing.put(
+                    Description(
+                        reply,
+                        self._describing.locate(slide),
+                        fingerprint=asked.fingerprint,
+                        pitch_um=_number(request, "PITCH_UM"),
+                        mpp=_number(request, "MPP"),
+                        background=asked.background,
+                        sender=asked.sender,
+                        budget_s=asked.budget_s(BUDGET_S),
+                    )
+                )
+            except (PreprocessError, QueueFull) as error:
+                reply.error(error)
 
     def finalize(self):
-        self._decoder.close()
+        self._describing.close()
 
 
-def _response(facts, slide, request, centers=(), names=(), thumbnail=None):
-    event = "slide_info" if thumbnail is not None else "slide_fingerprint"
-    pb_utils.Logger.log_info(serving.log_line(event, request_id=serving.request_id(request), slide=slide))
+class _Reply:
+    """The way back to a request's client."""
+
+    def __init__(self, request, slide):
+        self._sender, self._id, self._slide = request.get_response_sender(), serving.request_id(request), slide
+
+    def is_cancelled(self):
+        return self._sender.is_cancelled()
+
+    def answer(self, found):
+        if isinstance(found, str):
+            self._send(_response({"fingerprint": found}))
+        else:
+            self._send(_response(found.facts(), found.centers, found.names, found.thumbnail))
+        self._log("slide_fingerprint" if isinstance(found, str) else "slide_info", pb_utils.Logger.log_info)
+
+    def error(self, error):
+        answer = serving.triton_error(pb_utils, error)
+        self._send(pb_utils.InferenceResponse(error=answer))
+        self._log("slide_refused", pb_utils.Logger.log_warn, error=answer.message())
+
+    def _send(self, response):
+        self._sender.send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+
+    def _log(self, event, level, **facts):
+        slide = self._slide[: contract.MAX_SHOWN_NAME]
+        level(serving.log_line(event, request_id=self._id, slide=slide, **facts))
+
+
+def _response(facts, centers=(), names=(), thumbnail=None):
     thumbnail = np.zeros((0, 0, 3), np.uint8) if thumbnail is None else np.ascontiguousarray(thumbnail)
     return pb_utils.InferenceResponse(
         [

@@ -1,17 +1,20 @@
-"""Slides to views: SLIDE, CENTER, SCALE → VIEW0 …, STATUS. The pixels are read by a decoder process of its own.
+"""Slides to views: SLIDE, CENTER, SCALE → TICKET, and TICKET → VIEW0 …, STATUS; or all at once.
 
-The config's parameter ``cut`` says where views are cut. Those cut on a GPU stay there, and go on by DLPack.
+The pixels are read by decoder processes of its own. The config's parameter ``cut`` says where views are cut. Those cut
+on a GPU stay there, and go on by DLPack.
 """
 
 import time
+from functools import partial
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
-from m2ost_preprocess import contract, serving
-from m2ost_preprocess.errors import PreprocessError, answered
+from m2ost_preprocess import contract, serving, tiling
+from m2ost_preprocess.errors import PreprocessError, UnsupportedRequest
+from m2ost_preprocess.queueing import QueueFull
 from m2ost_preprocess.slides import SlideRoots
 from m2ost_preprocess.tiler import make_tiler
-from m2ost_preprocess.tiles import TilingCounts
+from m2ost_preprocess.tiling import Tiling, TilingRequest
 
 COUNTERS = {
     "spots": "spots whose views were cut",
@@ -22,135 +25,117 @@ COUNTERS = {
     "moved_bytes": "bytes of pixels copied into regions and views",
 }
 
-QUEUES = (contract.MODEL_TILER, contract.MODEL_ENGINE)
-
 
 class TritonPythonModel:
-    """Cuts the views of all rows of an execution, slide by slide, so that requests on one slide share its regions."""
+    """Takes requests as they come, or refuses them; what it has taken is answered later, by other threads."""
 
     def initialize(self, args):
         serving.check_environment()
-        info = serving.engine_info(args["model_config"])
-        self._geometry, self._release = info.views, info.release_sha256
-        self._roots = SlideRoots.from_environment()
+        info, settings = serving.engine_info(args["model_config"]), serving.parameters(args["model_config"])
+        self._release = info.release_sha256
         gpu = int(args["model_instance_device_id"]) if args["model_instance_kind"] == "GPU" else None
-        self._tiler = make_tiler(serving.parameters(args["model_config"]), self._geometry, gpu, _log_decoding)
         self._families, self._counters = [], {}
         for name, description in COUNTERS.items():
-            family = pb_utils.MetricFamily(
-                name=f"m2ost_tiler_{name}_total", description=description, kind=pb_utils.MetricFamily.COUNTER
-            )
-            self._families.append(family)
-            self._counters[name] = family.Metric(labels={"model": args["model_name"]})
+            counter = self._metric(f"m2ost_tiler_{name}_total", description, pb_utils.MetricFamily.COUNTER, args)
+            self._counters[name] = counter
+        waiting = self._metric(
+            contract.WAITING_METRIC, "requests that wait for the tiler", pb_utils.MetricFamily.GAUGE, args
+        )
+        rows = partial(serving.number_of_rows, settings)
+        engine = serving.EngineQueue(rows(tiling.ENGINE_ROWS_PARAMETER, tiling.ENGINE_ROWS), _warn_of_engine)
+        self._tiling = Tiling(
+            SlideRoots.from_environment(),
+            lambda lane: make_tiler(settings, info.views, gpu, _log_decoding, spare=lane > 0),
+            count=self._count,
+            joined_rows=rows(tiling.JOINED_ROWS_PARAMETER, tiling.JOINED_ROWS),
+            room=engine.room,
+            sent=engine.sent,
+            tell_waiting=waiting.set,
+        )
+        self._names = info.views.names
 
     def execute(self, requests):
-        started = time.monotonic()
-        waiting = _waiting_requests()
-        understood = [self._understand(request, waiting) for request in requests]
-        refusals = [refusal for _, refusal in understood]
-        accepted = [(r, asked) for r, (asked, refusal) in zip(requests, understood, strict=True) if refusal is None]
-        answers = iter(self._tile(accepted))
-        responses = []
-        for request, refusal in zip(requests, refusals, strict=True):
-            if refusal is None:
-                response, facts = next(answers)
-                _log(request, "tiled", **facts, execution_s=round(time.monotonic() - started, 4))
-            else:
-                response = pb_utils.InferenceResponse(error=refusal)
-                _log(request, "refused", errors=[refusal.message()])
-            responses.append(response)
-        return responses
-
-    def _understand(self, request, waiting):
-        """What a request says beside its tensors, and why it is refused: one of the two is None."""
-        if request.is_cancelled():  # its client is gone: others wait for what it would cost
-            return None, pb_utils.TritonError("cancelled", pb_utils.TritonError.CANCELLED)
-        try:
-            asked = serving.read_request(request)
-        except PreprocessError as error:  # its own: the others of the batch are served
-            return None, serving.triton_error(pb_utils, error)
-        return asked, _overload(waiting) or serving.wrong_release(pb_utils, asked, self._release)
-
-    def _tile(self, accepted):
-        """(response, facts for the log) of each request."""
-        if not accepted:
-            return []
-        requests = [request for request, _ in accepted]
-        # What rows have in common: the slide, and whether its lower levels may serve.
-        sources = [
-            [(serving.text(v), asked.pyramid) for v in _array(request, contract.SLIDE).reshape(-1)]
-            for request, asked in accepted
-        ]
-        centers = np.concatenate([_array(r, contract.CENTER) for r in requests])
-        scales = np.concatenate([_array(r, contract.SCALE).reshape(-1) for r in requests])
-        numbers = {source: i for i, source in enumerate(dict.fromkeys(s for request in sources for s in request))}
-        number = np.array([numbers[source] for request in sources for source in request])
-        views = self._tiler.buffers(len(number))
-        statuses = np.empty((len(number), 1), np.int32)
-        counts, errors = TilingCounts(), {}
-        for source, i in numbers.items():
-            slide, pyramid = source
-            rows = np.flatnonzero(number == i)
+        for request in requests:
+            reply = _Reply(request, self._names)
             try:
-                path = self._roots.resolve(slide)
-                statuses[rows, 0] = self._tiler.cut_views(
-                    path, centers[rows], scales[rows], views, rows, counts, pyramid=pyramid
-                )
-            except Exception as error:  # one slide's surprise must not fail the requests of others
-                errors[source] = answered(slide, error)
-            if source in errors:
-                statuses[rows, 0] = contract.RowStatus.SLIDE_UNAVAILABLE
+                asked = serving.read_request(request)
+                serving.check_release(asked, self._release)
+                ticket = _input(request, contract.TICKET)
+                if ticket is not None:
+                    self._tiling.redeem(int(ticket[0, 0]), reply)
+                else:
+                    self._tiling.put(self._read(request, asked, reply))
+            except (PreprocessError, QueueFull) as error:  # its own: the others of the batch are served
+                reply.error(error)
+
+    def _read(self, request, asked, reply):
+        tensors = [_input(request, name) for name in (contract.SLIDE, contract.CENTER, contract.SCALE)]
+        if any(tensor is None for tensor in tensors):
+            raise UnsupportedRequest("SLIDE, CENTER and SCALE belong together; one is missing")
+        slides, centers, scales = tensors
+        return TilingRequest(
+            reply,
+            [serving.text(name) for name in slides.reshape(-1)],
+            # Copies: the tensors' memory is Triton's again when execute returns.
+            centers.copy(),
+            scales.reshape(-1).copy(),
+            pyramid=asked.pyramid,
+            background=asked.background,
+            sender=asked.sender,
+            budget_s=asked.budget_s(tiling.BUDGET_S),
+            by_ticket=contract.TICKET in request.requested_output_names(),
+        )
+
+    def _metric(self, name, description, kind, args):
+        self._families.append(pb_utils.MetricFamily(name=name, description=description, kind=kind))
+        return self._families[-1].Metric(labels={"model": args["model_name"]})
+
+    def _count(self, counts):
         for name, counter in self._counters.items():
             counter.increment(getattr(counts, name))
-        answers, first = [], 0
-        for request_sources in sources:
-            rows = slice(first, first + len(request_sources))
-            first = rows.stop
-            response = self._respond(request_sources, errors, views, statuses, rows)
-            known = sorted(set(request_sources))
-            facts = {
-                "slides": sorted({slide for slide, _ in known}),
-                "rows": len(request_sources),
-                "rows_without_value": int(np.count_nonzero(statuses[rows])),
-                "errors": [str(errors[source]) for source in known if source in errors],
-            }
-            answers.append((response, facts))
-        return answers
-
-    def _respond(self, sources, errors, views, statuses, rows):
-        if all(source in errors for source in sources):
-            return pb_utils.InferenceResponse(error=serving.triton_error(pb_utils, errors[sources[0]]))
-        tensors = [_tensor(n, v[rows]) for n, v in zip(self._geometry.names, views, strict=True)]
-        return pb_utils.InferenceResponse([*tensors, pb_utils.Tensor(contract.STATUS, statuses[rows])])
 
     def finalize(self):
-        self._tiler.close()
+        self._tiling.close()
 
 
-def _waiting_requests():
-    try:
-        return serving.waiting_requests(QUEUES)
-    except OSError as error:
-        pb_utils.Logger.log_warn(serving.log_line("backlog_unknown", error=str(error)))
-        return 0
+class _Reply:
+    """The way back to a request's client."""
+
+    def __init__(self, request, names):
+        self._sender, self._id, self._names = request.get_response_sender(), serving.request_id(request), names
+        self._began = time.monotonic()
+
+    def is_cancelled(self):
+        return self._sender.is_cancelled()
+
+    def ticket(self, ticket, rows):
+        self._send(pb_utils.InferenceResponse([pb_utils.Tensor(contract.TICKET, np.full((rows, 1), ticket, np.int64))]))
+
+    def views(self, views, statuses, facts):
+        tensors = [_tensor(name, view) for name, view in zip(self._names, views, strict=True)]
+        self._send(pb_utils.InferenceResponse([*tensors, pb_utils.Tensor(contract.STATUS, statuses)]))
+        bad = facts["errors"] or facts["rows_without_value"]
+        self._log("tiled", pb_utils.Logger.log_warn if bad else pb_utils.Logger.log_info, facts)
+
+    def error(self, error):
+        answer = serving.triton_error(pb_utils, error)
+        self._send(pb_utils.InferenceResponse(error=answer))
+        self._log("refused", pb_utils.Logger.log_warn, {"errors": [answer.message()]})
+
+    def _send(self, response):
+        self._sender.send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+
+    def _log(self, event, level, facts):
+        took_s = round(time.monotonic() - self._began, 4)
+        level(serving.log_line(event, request_id=self._id, **facts, took_s=took_s))
 
 
-def _overload(waiting):
-    """The refusal of a request while too many wait, or None; an object of its own, as a stub cannot send one twice."""
-    if waiting <= serving.MAX_WAITING_REQUESTS:
-        return None
-    allowed = serving.MAX_WAITING_REQUESTS
-    message = f"{waiting} requests wait for this server, {allowed} may; send this one again later"
-    return pb_utils.TritonError(message, pb_utils.TritonError.UNAVAILABLE)
+def _warn_of_engine(words):
+    pb_utils.Logger.log_warn(serving.log_line("backlog_unknown", error=words))
 
 
-def _log(request, event, **facts):
-    line = serving.log_line(event, request_id=serving.request_id(request), **facts)
-    (pb_utils.Logger.log_warn if facts["errors"] or facts.get("rows_without_value") else pb_utils.Logger.log_info)(line)
-
-
-def _log_decoding(path, decoding):
-    line = serving.log_line("decoding_chosen", slide=path.name, **vars(decoding))
+def _log_decoding(slide, decoding):
+    line = serving.log_line("decoding_chosen", slide=slide.name, **vars(decoding))
     pb_utils.Logger.log_info(line)
 
 
@@ -159,5 +144,6 @@ def _tensor(name, array):
     return pb_utils.Tensor(name, array) if isinstance(array, np.ndarray) else pb_utils.Tensor.from_dlpack(name, array)
 
 
-def _array(request, name):
-    return pb_utils.get_input_tensor_by_name(request, name).as_numpy()
+def _input(request, name):
+    tensor = pb_utils.get_input_tensor_by_name(request, name)
+    return None if tensor is None else tensor.as_numpy()

@@ -8,22 +8,71 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from ..errors import PreprocessError, UnreadableSlide
+from ..errors import PreprocessError, SlideTimeout, UnreadableSlide
+from .control import Control
+
+STALL_S = 60.0
+"""A process that shows no progress for this long is stopped, in seconds. The longest step without a sign is to decode
+an image that is not tiled, of a gigapixel at most."""
+
+POLL_S = 0.1
+"""How often a parent that waits looks for whom it waits, in seconds."""
 
 _STOP_TIMEOUT_S = 2.0
 
 
 class ChildLost(UnreadableSlide):
-    """The process died on a slide, or was killed because it gave no answer."""
+    """The process died on a slide."""
 
 
 class ChildCrashed(ChildLost):
     """A native library ended the process."""
+
+
+class ChildStalled(SlideTimeout):
+    """The process showed no progress, and was stopped."""
+
+
+class FilesStalled(ChildStalled):
+    """It waited for the file system to tell of the slide's files."""
+
+
+def _nothing() -> Sequence[int]:
+    """All rows are wanted."""
+    return ()
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How long a job may take, and for which of its rows it is done.
+
+    Parameters
+    ----------
+    within_s : float
+        Seconds from now after which the process is stopped, however far it is.
+    stall_s : float
+        Seconds without progress after which it is stopped.
+    unwanted : callable
+        Gives the rows that nobody waits for any more; asked every ``POLL_S`` seconds while the job is done.
+    until : float, optional
+        When ``within_s`` ends, by ``time.monotonic``; see :meth:`begun`.
+    """
+
+    within_s: float
+    stall_s: float = STALL_S
+    unwanted: Callable[[], Sequence[int]] = _nothing
+    until: float | None = None
+
+    def begun(self) -> Limits:
+        """The same for all parts of a job that begins now."""
+        return replace(self, until=time.monotonic() + self.within_s)
 
 
 _CRASHES = (signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGILL, signal.SIGFPE)
@@ -36,14 +85,22 @@ class Child:
     ----------
     buffer_fd : int
         File descriptor of the memory that pixels come through. Stays open as long as this is used.
+    control_fd : int
+        The same of the memory of ``control``.
+    control : Control
+        Tells how far the process is.
     threads : int
         How many read and cut along, beside the one that reads.
     environment : mapping of str to str
         Variables of the process's environment, in place of this process's.
     """
 
-    def __init__(self, buffer_fd: int, threads: int, environment: Mapping[str, str]) -> None:
-        self._buffer_fd, self._threads, self._environment = buffer_fd, threads, environment
+    def __init__(
+        self, buffer_fd: int, control_fd: int, control: Control, threads: int, environment: Mapping[str, str]
+    ) -> None:
+        self._buffer_fd, self._control_fd, self._threads = buffer_fd, control_fd, threads
+        self._environment = environment
+        self._control = control
         self._process: subprocess.Popen[bytes] | None = None
         self._pipe: Connection | None = None
 
@@ -66,45 +123,43 @@ class Child:
         ours, theirs = socket.socketpair()
         self._pipe = Connection(ours.detach())
         with theirs:
-            numbers = theirs.fileno(), self._buffer_fd, self._threads
+            numbers = theirs.fileno(), self._buffer_fd, self._control_fd, self._threads
             self._process = subprocess.Popen(
                 [_python(), "-P", "-m", f"{__package__}.worker", *map(str, numbers)],
-                pass_fds=numbers[:2],
+                pass_fds=numbers[:3],
                 # Else each of its threads keeps what it freed: half as much again as is in use, more with more threads.
                 env={"MALLOC_ARENA_MAX": "1", **os.environ, **self._environment},
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
             )
 
-    def ask(self, job: object, path: Path, timeout_s: float) -> Any:
+    def ask(self, job: object, name: str, limits: Limits) -> Any:
         """Send a job, and wait for its answer.
 
         Parameters
         ----------
         job : object
             One of ``protocol``'s.
-        path : Path
-            The slide that it is about.
-        timeout_s : float
-            Longest time in seconds.
+        name : str
+            Of the slide that it is about.
+        limits : Limits
 
         Raises
         ------
         PreprocessError
-            What the process answered; or ``ChildLost``, of which ``ChildCrashed`` is one.
+            What the process answered; or ``ChildLost``, of which ``ChildCrashed`` is one, or a ``SlideTimeout``.
         """
         assert self._pipe is not None, "start it first"
         try:
             self._pipe.send(job)
-            if not self._pipe.poll(timeout_s):
-                raise ChildLost(path.name, f"its reader did not answer within {timeout_s:g} s and was stopped")
+            self._wait(self._pipe, name, limits)
             answer = self._pipe.recv()
         except (EOFError, OSError) as error:
             code = self.stop()
             if code is not None and -code in _CRASHES:
-                name = signal.Signals(-code).name
-                raise ChildCrashed(path.name, f"its reader crashed ({name}); the file is likely damaged") from error
-            raise ChildLost(path.name, f"its reader was lost ({_in_words(code)}); ask again") from error
+                crash = signal.Signals(-code).name
+                raise ChildCrashed(name, f"its reader crashed ({crash}); the file is likely damaged") from error
+            raise ChildLost(name, f"its reader was lost ({_in_words(code)}); ask again") from error
         except BaseException:
             # The answer may still come, and the next job would take it for its own.
             self.stop()
@@ -112,6 +167,22 @@ class Child:
         if isinstance(answer, PreprocessError):
             raise answer
         return answer
+
+    def _wait(self, pipe: Connection, name: str, limits: Limits) -> None:
+        """Until there is an answer."""
+        now = alive = time.monotonic()
+        until, beats = limits.until or now + limits.within_s, self._control.beats
+        while not pipe.poll(max(0.0, min(POLL_S, until - now))):
+            now = time.monotonic()
+            if self._control.beats != beats:
+                beats, alive = self._control.beats, now
+            if now >= until:
+                raise SlideTimeout(name, f"its reader did not answer within {limits.within_s:g} s and was stopped")
+            if now - alive >= limits.stall_s:
+                if self._control.at_files:
+                    raise FilesStalled(name, f"its file system did not answer within {limits.stall_s:g} s; ask later")
+                raise ChildStalled(name, f"its reader got no further for {limits.stall_s:g} s and was stopped")
+            self._control.give_up(limits.unwanted())
 
     def stop(self) -> int | None:
         """End the process; its exit status, or None where there was none or it does not end."""

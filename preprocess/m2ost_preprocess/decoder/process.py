@@ -15,14 +15,17 @@ import numpy as np
 from ..contract import ENV_READER, MAX_ROWS, READERS, ViewGeometry
 from ..helpers import default_threads
 from ..readers.base import Pixels
+from ..slides import RootedSlide
 from ..tiles import TilingCounts
 from ..views import Centers, Scales, Statuses
-from .child import Child, ChildCrashed, ChildLost
+from .child import STALL_S, Child, ChildCrashed, ChildLost, Limits
+from .control import Control, new_control
 from .protocol import (
     Acknowledged,
     CutViews,
     Decoding,
     Describe,
+    Fingerprint,
     GpuSlots,
     Job,
     MakeThumbnail,
@@ -41,12 +44,14 @@ from .protocol import (
     view_arrays,
 )
 
-CUT_TIMEOUT_S = 60.0
-"""A decoder that has not cut views by then is taken for hung and killed."""
+CUT_TIMEOUT_S = 600.0
+"""Longest time for cutting views once, in seconds. A decoder that hangs is stopped much sooner: see ``STALL_S``."""
 
 DESCRIBE_TIMEOUT_S = 300.0
-"""The same for describing a slide, which may decode a whole plain image."""
+"""The same for describing a slide, which may decode all of it."""
 
+Slide = Path | RootedSlide
+"""A slide's file, already resolved; or the slide of a request, whose files the child looks for under its root."""
 
 Answer = TypeVar("Answer")
 
@@ -75,6 +80,8 @@ class Decoder:
         Longest time for cutting views once in seconds.
     describe_timeout_s : float
         Longest time for describing a slide in seconds.
+    stall_s : float
+        Longest time without any progress in seconds.
     threads : int, optional
         Threads of the child that read and cut along, beside the one that reads; by default one for each core. 0: that
         one does all.
@@ -100,26 +107,30 @@ class Decoder:
         without: tuple[str, ...] = (),
         timeout_s: float = CUT_TIMEOUT_S,
         describe_timeout_s: float = DESCRIBE_TIMEOUT_S,
+        stall_s: float = STALL_S,
         threads: int | None = None,
         environment: Mapping[str, str] | None = None,
     ) -> None:
         self.geometry = geometry or ViewGeometry()
-        self._timeout_s = timeout_s
-        self._describe_timeout_s = describe_timeout_s
+        self._cutting = Limits(timeout_s, stall_s)
+        self._describing = Limits(describe_timeout_s, stall_s)
         self._lock = threading.Lock()
         self._closed = False
         self._reader = os.environ.get(ENV_READER, "auto") if reader is None else reader
         if self._reader not in READERS:
             raise ValueError(f"the reader of slides must be one of {', '.join(READERS)}, not {self._reader!r}")
-        self._lost: dict[Path, str] = {}
+        self._lost: dict[Slide, str] = {}
         self._without = without
-        self._crashed: dict[Path, tuple[str, ...]] = {}
+        self._crashed: dict[Slide, tuple[str, ...]] = {}
         size = buffer_bytes(self.geometry, MAX_ROWS)
         self._buffer_fd = os.memfd_create("m2ost-views")
         os.ftruncate(self._buffer_fd, size)
         self._buffer_bytes = size
         self._buffer = mmap.mmap(self._buffer_fd, size)
-        self._child = Child(self._buffer_fd, default_threads() if threads is None else threads, environment or {})
+        self._control_fd = new_control()
+        self._control = Control(self._control_fd)
+        threads = default_threads() if threads is None else threads
+        self._child = Child(self._buffer_fd, self._control_fd, self._control, threads, environment or {})
 
     @property
     def shared_memory(self) -> Pixels:
@@ -156,17 +167,26 @@ class Decoder:
             self._check_open()
             self._child.start()
 
-    def describe(self, path: Path, *, pitch_um: float | None = None, mpp: float | None = None) -> SlideInfo:
+    def describe(
+        self,
+        slide: Slide,
+        *,
+        pitch_um: float | None = None,
+        mpp: float | None = None,
+        limits: Limits | None = None,
+    ) -> SlideInfo:
         """Describe a slide.
 
         Parameters
         ----------
-        path : Path
-            The slide's file, already resolved.
+        slide : Path or RootedSlide
+            The slide's file, already resolved; or the slide of a request.
         pitch_um : float, optional
             Asks for a spot grid with this distance between spots in µm.
         mpp : float, optional
             µm per level-0 pixel, in place of the slide's own.
+        limits : Limits, optional
+            In place of the decoder's own.
 
         Returns
         -------
@@ -182,18 +202,42 @@ class Decoder:
             If the decoder is closed.
         """
         with self._lock:
-            info: SlideInfo = self._ask(
-                Describe(path=str(path), pitch_um=pitch_um, mpp=mpp), path, self._describe_timeout_s
-            )
+            info: SlideInfo = self._ask(Describe(slide=slide, pitch_um=pitch_um, mpp=mpp), limits or self._describing)
         return info
 
-    def open(self, path: Path) -> Opened:
+    def fingerprint(self, slide: Slide, *, limits: Limits | None = None) -> str:
+        """Identify a slide's content; see :func:`m2ost_preprocess.slides.fingerprint`.
+
+        Parameters
+        ----------
+        slide : Path or RootedSlide
+            The slide's file, already resolved; or the slide of a request.
+        limits : Limits, optional
+            In place of the decoder's own.
+
+        Returns
+        -------
+        str
+            64 hexadecimal digits.
+
+        Raises
+        ------
+        SlideError
+            If a file of it cannot be read.
+        RuntimeError
+            If the decoder is closed.
+        """
+        with self._lock:
+            digits: str = self._ask(Fingerprint(slide=slide), limits or self._describing)
+        return digits
+
+    def open(self, slide: Slide) -> Opened:
         """Open a slide.
 
         Parameters
         ----------
-        path : Path
-            The slide's file, already resolved.
+        slide : Path or RootedSlide
+            The slide's file, already resolved; or the slide of a request.
 
         Returns
         -------
@@ -207,16 +251,16 @@ class Decoder:
             If the decoder is closed.
         """
         with self._lock:
-            opened: Opened = self._ask(Open(path=str(path)), path, self._describe_timeout_s)
+            opened: Opened = self._ask(Open(slide=slide), self._describing)
         return opened
 
-    def thumbnail(self, path: Path, max_px: int) -> Pixels:
+    def thumbnail(self, slide: Slide, max_px: int) -> Pixels:
         """Make a whole slide small; see :meth:`m2ost_preprocess.readers.SlideReader.thumbnail`.
 
         Parameters
         ----------
-        path : Path
-            The slide's file, already resolved.
+        slide : Path or RootedSlide
+            The slide's file, already resolved; or the slide of a request.
         max_px : int
             Most pixels of the longer side.
 
@@ -233,12 +277,12 @@ class Decoder:
             If the decoder is closed.
         """
         with self._lock:
-            pixels: Pixels = self._ask(MakeThumbnail(path=str(path), max_px=max_px), path, self._describe_timeout_s)
+            pixels: Pixels = self._ask(MakeThumbnail(slide=slide, max_px=max_px), self._describing)
         return pixels
 
     def cut_views(
         self,
-        path: Path,
+        slide: Slide,
         centers: Centers,
         scales: Scales,
         out: Sequence[Pixels],
@@ -246,13 +290,14 @@ class Decoder:
         counts: TilingCounts | None = None,
         *,
         pyramid: bool = False,
+        limits: Limits | None = None,
     ) -> Statuses:
         """Cut the views of up to 256 spots; see :func:`m2ost_preprocess.views.cut_views`.
 
         Parameters
         ----------
-        path : Path
-            The slide's file, already resolved.
+        slide : Path or RootedSlide
+            The slide's file, already resolved; or the slide of a request.
         centers : ndarray of int32, shape (n, 2)
             x, y: floor of the spot's centre in level-0 pixels.
         scales : ndarray of float32, shape (n,)
@@ -265,6 +310,9 @@ class Decoder:
             Added to.
         pyramid : bool
             Whether coarse views may come from the slide's own lower levels.
+        limits : Limits, optional
+            In place of the decoder's own. Rows that nobody waits for any more are left out: their views are black, and
+            their status is that of a row whose slide is not available.
 
         Returns
         -------
@@ -283,8 +331,8 @@ class Decoder:
         if len(centers) > MAX_ROWS:
             raise ValueError(f"{len(centers)} spots in one job; at most {MAX_ROWS}")
         with self._lock:
-            job = CutViews(path=str(path), centers=centers, scales=scales, geometry=self.geometry, pyramid=pyramid)
-            answer: ViewsCut = self._ask(job, path, self._timeout_s)
+            job = CutViews(slide=slide, centers=centers, scales=scales, geometry=self.geometry, pyramid=pyramid)
+            answer: ViewsCut = self._ask(job, limits or self._cutting)
             for target, source in zip(out, view_arrays(self._buffer, self.geometry, len(centers)), strict=True):
                 target[rows] = source
         if counts is not None:
@@ -293,7 +341,7 @@ class Decoder:
 
     def read_regions(
         self,
-        path: Path,
+        slide: Slide,
         centers: Centers,
         scales: Scales,
         receiver: RegionReceiver,
@@ -301,6 +349,7 @@ class Decoder:
         decode: str = "cpu",
         gpu: int | None = None,
         counts: TilingCounts | None = None,
+        limits: Limits | None = None,
     ) -> tuple[Statuses, Decoding | None]:
         """Read the regions around up to 256 spots; the child reads the next strip while the last one is taken.
 
@@ -309,8 +358,8 @@ class Decoder:
 
         Parameters
         ----------
-        path : Path
-            The slide's file, already resolved.
+        slide : Path or RootedSlide
+            The slide's file, already resolved; or the slide of a request.
         centers : ndarray of int32, shape (n, 2)
             x, y: floor of the spot's centre in level-0 pixels.
         scales : ndarray of float32, shape (n,)
@@ -323,6 +372,8 @@ class Decoder:
             The GPU that the receiver works on.
         counts : TilingCounts, optional
             Added to.
+        limits : Limits, optional
+            As of :meth:`cut_views`.
 
         Returns
         -------
@@ -344,50 +395,51 @@ class Decoder:
         """
         if len(centers) > MAX_ROWS:
             raise ValueError(f"{len(centers)} spots in one job; at most {MAX_ROWS}")
-        job = ReadRegions(
-            path=str(path), centers=centers, scales=scales, geometry=self.geometry, decode=decode, gpu=gpu
-        )
+        job = ReadRegions(slide=slide, centers=centers, scales=scales, geometry=self.geometry, decode=decode, gpu=gpu)
         with self._lock:
-            answer = self._read_regions(job, path, receiver)
+            answer = self._read_regions(job, receiver, limits or self._cutting)
         if counts is not None:
             counts += answer.counts
         return answer.statuses, answer.decoding
 
-    def _read_regions(self, job: ReadRegions, path: Path, receiver: RegionReceiver) -> RegionsRead:
+    def _read_regions(self, job: ReadRegions, receiver: RegionReceiver, limits: Limits) -> RegionsRead:
+        slide = job.slide
+
         def receive(decode: str) -> RegionsRead:
-            return self._receive(replace(job, decode=decode), path, receiver)
+            return self._receive(replace(job, decode=decode), receiver, limits)
 
         if job.decode == "cpu" or job.gpu is None:
-            return self._surviving(path, lambda: receive(job.decode))
+            return self._surviving(slide, lambda: receive(job.decode))
         if job.decode == "gpu":
             return receive("gpu")
-        if path not in self._lost:
+        if slide not in self._lost:
             try:
                 return receive("auto")
             except ChildLost as error:
-                remember(self._lost, path, f"where the GPU may decode, {error.message}")
-        answer = self._surviving(path, lambda: receive("cpu"))
-        decoding = answer.decoding and replace(answer.decoding, reason=self._lost[path])
+                remember(self._lost, slide, f"where the GPU may decode, {error.message}")
+        answer = self._surviving(slide, lambda: receive("cpu"))
+        decoding = answer.decoding and replace(answer.decoding, reason=self._lost[slide])
         return replace(answer, decoding=decoding)
 
-    def _receive(self, job: ReadRegions, path: Path, receiver: RegionReceiver) -> RegionsRead:
-        answer: Strip | GpuSlots | RegionsRead = self._ask_once(job, path, self._timeout_s)
+    def _receive(self, job: ReadRegions, receiver: RegionReceiver, limits: Limits) -> RegionsRead:
+        limits = limits.begun()
+        answer: Strip | GpuSlots | RegionsRead = self._ask_once(job, limits)
         while not isinstance(answer, RegionsRead):
             try:
                 self._hand_over(answer, receiver)
             except BaseException:
                 self._child.stop()  # in the middle of its job
                 raise
-            answer = self._child.ask(Acknowledged(), path, self._timeout_s)
+            answer = self._child.ask(Acknowledged(), job.slide.name, limits)
         return answer
 
-    def read(self, path: Path, left: int, top: int, width: int, height: int) -> Pixels:
+    def read(self, slide: Slide, left: int, top: int, width: int, height: int) -> Pixels:
         """Read level-0 pixels of a rectangle inside a slide, in as many jobs as the shared buffer makes of it.
 
         Parameters
         ----------
-        path : Path
-            The slide's file, already resolved.
+        slide : Path or RootedSlide
+            The slide's file, already resolved; or the slide of a request.
         left, top, width, height : int
             The rectangle in level-0 pixels.
 
@@ -412,8 +464,8 @@ class Decoder:
         for first in range(0, height, rows):
             count = min(rows, height - first)
             with self._lock:
-                job = ReadRectangle(path=str(path), left=left, top=top + first, width=width, height=count)
-                self._ask(job, path, self._timeout_s)
+                job = ReadRectangle(slide=slide, left=left, top=top + first, width=width, height=count)
+                self._ask(job, self._cutting)
                 out[first : first + count] = rectangle_array(self._buffer, width, count)
         return out
 
@@ -433,24 +485,27 @@ class Decoder:
                 self._child.stop()
                 del self._buffer  # unmapped with the last view of it, which a traceback may hold
                 os.close(self._buffer_fd)
+                self._control.close()
+                os.close(self._control_fd)
 
-    def _ask(self, job: Job, path: Path, timeout_s: float) -> Any:
-        return self._surviving(path, lambda: self._ask_once(job, path, timeout_s))
+    def _ask(self, job: Job, limits: Limits) -> Any:
+        return self._surviving(job.slide, lambda: self._ask_once(job, limits))
 
-    def _ask_once(self, job: Job, path: Path, timeout_s: float) -> Any:
+    def _ask_once(self, job: Job, limits: Limits) -> Any:
         self._check_open()
         self._child.start()
-        job = replace(job, reader=self._reader, without=(*self._without, *self._crashed.get(path, ())))
-        return self._child.ask(job, path, timeout_s)
+        self._control.reset()
+        without = (*self._without, *self._crashed.get(job.slide, ()))
+        return self._child.ask(replace(job, reader=self._reader, without=without), job.slide.name, limits)
 
-    def _surviving(self, path: Path, ask: Callable[[], Answer]) -> Answer:
+    def _surviving(self, slide: Slide, ask: Callable[[], Answer]) -> Answer:
         """Ask once more, without cuCIM, where a native library ends the child."""
         try:
             return ask()
         except ChildCrashed:
-            if self._reader != "auto" or path in self._crashed:
+            if self._reader != "auto" or slide in self._crashed:
                 raise
-            remember(self._crashed, path, ("cucim",))
+            remember(self._crashed, slide, ("cucim",))
             return ask()
 
     def _check_open(self) -> None:

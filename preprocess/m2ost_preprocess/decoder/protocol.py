@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import mmap
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ..contract import ViewGeometry
 from ..readers.base import Pixels
+from ..slides import RootedSlide
 from ..tiles import TilingCounts
 from ..views import Centers, Region, Scales
 
@@ -28,15 +30,15 @@ class Job:
 
     Parameters
     ----------
-    path : str
-        The slide's file.
+    slide : Path or RootedSlide
+        The slide's file, already resolved; or the slide of a request, which the child resolves.
     reader : {"auto", "cucim", "openslide", "image"}
         Who is to read it; see :func:`m2ost_preprocess.readers.open_slide`.
     without : tuple of str
         Readers that ``auto`` passes over.
     """
 
-    path: str
+    slide: Path | RootedSlide
     reader: str = "auto"
     without: tuple[str, ...] = ()
 
@@ -234,6 +236,11 @@ class Opened:
     mpp: float | None
     reader: str
     tile: tuple[int, int] | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fingerprint(Job):
+    """Identify a slide's content; answered by 64 hexadecimal digits."""
 
 
 @dataclass(frozen=True, kw_only=True)

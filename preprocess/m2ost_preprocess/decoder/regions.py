@@ -6,10 +6,12 @@ import mmap
 from multiprocessing.connection import Connection
 from typing import Protocol
 
+from .. import progress
 from ..readers import SlideReader
 from ..spans import Spans
 from ..tiles import CachedReader, TilingCounts
 from ..views import Region, for_each_region
+from .control import Control
 from .gpu import GpuMemory, choose_decoding, on_cpu_for
 from .protocol import SLOTS, Decoding, ReadRegions, RegionsRead, Strip, remember, strip_array
 
@@ -49,10 +51,12 @@ class RegionStreams:
         Memory shared with it.
     spans : Spans
         Told of all reading.
+    control : Control
+        Says which rows are still wanted.
     """
 
-    def __init__(self, pipe: Connection, buffer: mmap.mmap, spans: Spans) -> None:
-        self._pipe, self._spans = pipe, spans
+    def __init__(self, pipe: Connection, buffer: mmap.mmap, spans: Spans, control: Control) -> None:
+        self._pipe, self._spans, self._control = pipe, spans, control
         self._host = _SharedMemory(buffer)
         self._gpu: GpuMemory | None = None
         self._decodings: dict[tuple[object, ...], Decoding] = {}
@@ -87,14 +91,16 @@ class RegionStreams:
             self._send(reader, region, self._slots(decoding))
 
         try:
-            statuses = for_each_region(reader, job.centers, job.scales, job.geometry, use, counts)
+            statuses = for_each_region(
+                reader, job.centers, job.scales, job.geometry, use, counts, self._control.unwanted
+            )
         finally:
             self._wait_until(0)
         counts += reader.take_counts()
         return RegionsRead(statuses, counts, decoding)
 
     def _decoding(self, reader: CachedReader, region: Region, job: ReadRegions) -> Decoding:
-        key = (job.path, job.decode, job.gpu)
+        key = (job.slide, job.decode, job.gpu)
         if key not in self._decodings:
             decoding = choose_decoding(reader, region, job.decode, job.gpu)
             remember(self._decodings, key, self._with_memory(decoding, reader, job))
@@ -127,6 +133,7 @@ class RegionStreams:
             slot = self._sent % SLOTS
             with self._spans.span("read"):
                 slots.fill(slot, reader, region, top, height)
+            progress.beat()
             self._post(Strip(region, top, height, slot, slots.on_gpu))
             self._sent += 1
 

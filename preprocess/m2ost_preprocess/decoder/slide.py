@@ -13,7 +13,7 @@ from ..contract import MAX_ROWS, RowStatus, ViewGeometry
 from ..errors import SpotError
 from ..readers.base import Pixels
 from ..views import Centers
-from .process import Decoder
+from .process import Decoder, Slide
 from .protocol import SlideInfo
 
 
@@ -23,15 +23,15 @@ class DecodedSlide:
     Parameters
     ----------
     decoder : Decoder
-    path : Path
-        The slide's file, already resolved.
+    path : Path or RootedSlide
+        The slide's file, already resolved; or the slide of a request.
     info : SlideInfo, optional
         What the decoder said of it: spares :meth:`thumbnail` the decoder.
 
     Attributes
     ----------
-    path : Path
-        The slide's file.
+    path : Path or RootedSlide
+        As given.
     size : (int, int)
         Width and height of level 0 in pixels.
     mpp : float or None
@@ -47,7 +47,7 @@ class DecodedSlide:
         If the slide cannot be opened.
     """
 
-    def __init__(self, decoder: Decoder, path: Path, info: SlideInfo | None = None) -> None:
+    def __init__(self, decoder: Decoder, path: Slide, info: SlideInfo | None = None) -> None:
         self._decoder, self.path, self._info = decoder, path, info
         opened = decoder.open(path)
         self.size, self.mpp, self.reader, self.tile = opened.size, opened.mpp, opened.reader, opened.tile

@@ -18,19 +18,22 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import UnknownResolution, answered
+from .. import progress
+from ..errors import SlideChanged, UnknownResolution, answered
 from ..helpers import Helpers
 from ..readers import Resolution, native_errors, open_slide
 from ..readers.base import Pixels
 from ..readers.resolution import MPP_PLAUSIBLE
-from ..slides import fingerprint, slide_files
+from ..slides import RootedSlide, fingerprint, slide_files
 from ..spans import Spans
 from ..tiles import CachedReader, TileCache, TilingCounts
 from ..views import cut_views
+from .control import Control
 from .gpu import is_cuda_error
 from .protocol import (
     CutViews,
     Describe,
+    Fingerprint,
     Job,
     MakeThumbnail,
     Open,
@@ -53,8 +56,8 @@ MAX_RESIDENT_BYTES = 2 << 30
 class OpenSlides:
     """Slides kept open, least recently used first out; a file that changed on disk is opened anew."""
 
-    def __init__(self, cache: TileCache, helpers: Helpers) -> None:
-        self._cache, self._helpers = cache, helpers
+    def __init__(self, cache: TileCache, helpers: Helpers, control: Control) -> None:
+        self._cache, self._helpers, self._control = cache, helpers, control
         self._open: OrderedDict[tuple[object, ...], CachedReader] = OrderedDict()
         self._failed: dict[tuple[object, ...], tuple[str, ...]] = {}
 
@@ -75,11 +78,16 @@ class OpenSlides:
         ------
         SlideNotFound, UnreadableSlide
         """
-        stats = [file.stat() for file in slide_files(Path(job.path))]
-        key = (job.path, job.reader, job.without, *((s.st_ino, s.st_mtime_ns, s.st_ctime_ns, s.st_size) for s in stats))
+        self._control.at_files = True
+        path = path_of(job)
+        key = (str(path), job.reader, job.without, *_state(path))
+        self._control.at_files = False
         if key not in self._open:
             without = (*job.without, *self._failed.get(key, ()))
-            reader = open_slide(Path(job.path), job.reader, without=without)
+            reader = open_slide(path, job.reader, without=without)
+            if _state(path) != key[3:]:
+                reader.close()
+                raise _changed(job)
             self._open[key] = CachedReader(reader, self._cache, key, self._helpers)
             while len(self._open) > 1 and (
                 len(self._open) > MAX_OPEN_SLIDES
@@ -89,10 +97,43 @@ class OpenSlides:
         self._open.move_to_end(key)
         return self._open[key]
 
+    def check_unchanged(self, job: Job) -> None:
+        """See that a job's slide is the one that :meth:`get` gave.
+
+        Raises
+        ------
+        SlideChanged
+            If a file of it was replaced or written to since.
+        """
+        key = next(reversed(self._open))
+        if _state(Path(str(key[0]))) != key[3:]:
+            raise _changed(job)
+
     def _displace(self, key: tuple[object, ...], reader: CachedReader) -> None:
         if reader.failed_readers:
             remember(self._failed, key, reader.failed_readers)
         reader.close()
+
+
+def path_of(job: Job) -> Path:
+    """The file of a job's slide.
+
+    Raises
+    ------
+    SlideNotFound
+        If it is a slide of a request, and there is none such under its root.
+    """
+    return job.slide.resolve() if isinstance(job.slide, RootedSlide) else job.slide
+
+
+def _state(path: Path) -> tuple[object, ...]:
+    """What changes of a slide's files when one is replaced or written to."""
+    stats = [file.stat() for file in slide_files(path)]
+    return tuple((s.st_ino, s.st_mtime_ns, s.st_ctime_ns, s.st_size) for s in stats)
+
+
+def _changed(job: Job) -> SlideChanged:
+    return SlideChanged(job.slide.name, "it was replaced while it was read; ask again")
 
 
 def describe(slides: OpenSlides, job: Describe) -> SlideInfo:
@@ -123,14 +164,13 @@ def describe(slides: OpenSlides, job: Describe) -> SlideInfo:
     from ..spots import Spots, grid
     from ..tissue import MASK_PX, find_tissue
 
-    path = Path(job.path)
-    reader = slides.get(job)
+    reader, name = slides.get(job), job.slide.name
     source = reader.uncached
     resolution = source.resolution
     if job.mpp is not None:
         low, high = MPP_PLAUSIBLE
         if not low <= job.mpp <= high:
-            raise UnknownResolution(path.name, f"{job.mpp:g} µm/px was given; it must lie in {low:g} to {high:g}")
+            raise UnknownResolution(name, f"{job.mpp:g} µm/px was given; it must lie in {low:g} to {high:g}")
         resolution = Resolution(job.mpp, "given")
     overview = source.thumbnail(MASK_PX)
     tissue = find_tissue(overview)
@@ -138,11 +178,11 @@ def describe(slides: OpenSlides, job: Describe) -> SlideInfo:
     if job.pitch_um is not None:
         if resolution is None:
             raise UnknownResolution(
-                path.name,
+                name,
                 f"a pitch of {job.pitch_um:g} µm needs µm/px and the file carries none"
                 f"{''.join(f' ({note})' for note in source.notes)}; give it with --mpp",
             )
-        spots = grid(reader.size, tissue.known(path.name), job.pitch_um / resolution.mpp)
+        spots = grid(reader.size, tissue.known(name), job.pitch_um / resolution.mpp)
     return SlideInfo(
         size=reader.size,
         mpp=resolution.mpp if resolution else None,
@@ -151,7 +191,7 @@ def describe(slides: OpenSlides, job: Describe) -> SlideInfo:
         reader=source.name,
         reader_reason=source.reason,
         note="; ".join(filter(None, (*source.notes, tissue.note, tissue.refusal))),
-        fingerprint=fingerprint(path),
+        fingerprint=fingerprint(source.path),
         tissue_fraction=float(tissue.mask.mean()),
         pitch_px=spots.pitch_px,
         centers=np.floor(spots.centers),
@@ -160,7 +200,7 @@ def describe(slides: OpenSlides, job: Describe) -> SlideInfo:
     )
 
 
-def cut(slides: OpenSlides, job: CutViews, buffer: mmap.mmap, helpers: Helpers) -> ViewsCut:
+def cut(slides: OpenSlides, job: CutViews, buffer: mmap.mmap, helpers: Helpers, unwanted: Pixels) -> ViewsCut:
     """Answer a :class:`CutViews` job.
 
     Parameters
@@ -173,6 +213,8 @@ def cut(slides: OpenSlides, job: CutViews, buffer: mmap.mmap, helpers: Helpers) 
         Receives the views.
     helpers : Helpers
         Cut along.
+    unwanted : ndarray of uint8, shape (256,)
+        Not 0 in rows that nobody waits for any more; looked at before each region.
 
     Returns
     -------
@@ -186,7 +228,15 @@ def cut(slides: OpenSlides, job: CutViews, buffer: mmap.mmap, helpers: Helpers) 
     out = view_arrays(buffer, job.geometry, len(job.centers))
     reader = slides.get(job)
     statuses = cut_views(
-        reader, job.centers, job.scales, job.geometry, out, counts, pyramid=job.pyramid, helpers=helpers
+        reader,
+        job.centers,
+        job.scales,
+        job.geometry,
+        out,
+        counts,
+        pyramid=job.pyramid,
+        helpers=helpers,
+        unwanted=unwanted,
     )
     counts += reader.take_counts()
     return ViewsCut(statuses, counts)
@@ -237,8 +287,8 @@ def opened(slides: OpenSlides, job: Open) -> Opened:
 
 
 def answer_job(
-    slides: OpenSlides, streams: RegionStreams, helpers: Helpers, job: Any, buffer: mmap.mmap
-) -> SlideInfo | Opened | Pixels | ViewsCut | RegionsRead | None:
+    slides: OpenSlides, streams: RegionStreams, helpers: Helpers, job: Any, buffer: mmap.mmap, control: Control
+) -> SlideInfo | Opened | Pixels | ViewsCut | RegionsRead | str | None:
     """Answer any job.
 
     Parameters
@@ -253,28 +303,37 @@ def answer_job(
         What is asked.
     buffer : mmap
         Receives pixels.
+    control : Control
+        Says which rows are still wanted.
 
     Returns
     -------
-    SlideInfo or Opened or ndarray or ViewsCut or RegionsRead or None
+    SlideInfo or Opened or ndarray or ViewsCut or RegionsRead or str or None
         As the job says.
 
     Raises
     ------
     PreprocessError
+        Among them ``SlideChanged``, if the slide was replaced meanwhile: an answer is of one content.
     """
+    if isinstance(job, Fingerprint):
+        control.at_files = True
+        return fingerprint(path_of(job))
+    answer: SlideInfo | Opened | Pixels | ViewsCut | RegionsRead | None = None
     if isinstance(job, Describe):
-        return describe(slides, job)
-    if isinstance(job, Open):
-        return opened(slides, job)
-    if isinstance(job, MakeThumbnail):
-        return slides.get(job).uncached.thumbnail(job.max_px)
-    if isinstance(job, ReadRectangle):
+        answer = describe(slides, job)
+    elif isinstance(job, Open):
+        answer = opened(slides, job)
+    elif isinstance(job, MakeThumbnail):
+        answer = slides.get(job).uncached.thumbnail(job.max_px)
+    elif isinstance(job, ReadRectangle):
         read_rectangle(slides, job, buffer)
-        return None
-    if isinstance(job, ReadRegions):
-        return streams.read(slides.get(job), job)
-    return cut(slides, job, buffer, helpers)
+    elif isinstance(job, ReadRegions):
+        answer = streams.read(slides.get(job), job)
+    else:
+        answer = cut(slides, job, buffer, helpers, control.unwanted)
+    slides.check_unchanged(job)
+    return answer
 
 
 def _leave_with(socket_fd: int) -> None:
@@ -287,13 +346,14 @@ def _leave_with(socket_fd: int) -> None:
 
 def main() -> None:
     """Serve jobs until the parent goes away."""
-    socket_fd, buffer_fd, threads = (int(a) for a in sys.argv[1:4])
+    socket_fd, buffer_fd, control_fd, threads = (int(a) for a in sys.argv[1:5])
     pipe = Connection(socket_fd)
-    buffer = mmap.mmap(buffer_fd, 0)
+    buffer, control = mmap.mmap(buffer_fd, 0), Control(control_fd)
+    progress.report_to(control.beat)
     spans = Spans.from_environment()
     helpers = Helpers(threads, spans)
-    slides = OpenSlides(TileCache.from_environment(), helpers)
-    streams = RegionStreams(pipe, buffer, spans)
+    slides = OpenSlides(TileCache.from_environment(), helpers, control)
+    streams = RegionStreams(pipe, buffer, spans, control)
     native_errors.install()
     threading.Thread(target=_leave_with, args=(socket_fd,), daemon=True).start()
     while True:
@@ -303,11 +363,11 @@ def main() -> None:
             return
         answer: Any
         try:
-            answer = answer_job(slides, streams, helpers, job, buffer)
+            answer = answer_job(slides, streams, helpers, job, buffer, control)
         except Exception as error:  # an answer, whatever it is: the parent takes silence for a crash
             if is_cuda_error(error):
                 os._exit(1)  # and so it is, but for the parent to start a process in which the GPU works
-            answer = answered(Path(job.path).name, error)
+            answer = answered(job.slide.name, error)
         native_errors.pass_on()
         try:
             pipe.send(answer)

@@ -147,11 +147,11 @@ class SlideModel:
     def _predict(self, request: Any, slide: str) -> tuple[list[Any], dict[str, Any]]:
         centers = self._input(request, CENTER)
         diameter_um = float(self._input(request, SPOT_DIAMETER_UM).reshape(-1)[0])
-        path, watch = self._roots.resolve(slide), Stopwatch()
+        located, watch = self._roots.locate(slide), Stopwatch()
         with watch("read"):
-            info = self._decoder.describe(path, mpp=self._given_mpp(request))
+            info = self._decoder.describe(located, mpp=self._given_mpp(request))
         mpp = _resolution(slide, info)
-        source = DecodedSlide(self._decoder, path, info)
+        source = DecodedSlide(self._decoder, located, info)
         work, spots = plan_slide(
             source,
             centers,

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 from PIL import Image
 
+from .. import progress
 from ..errors import UnreadableSlide
 from .resolution import Resolution
 
@@ -270,10 +271,11 @@ class SlideReader(ABC):
         factor = max(1, max(width, height) // max_px)
         # In strips: a slide without a pyramid does not fit into memory whole.
         rows = max(factor, STRIP_PIXELS // width // factor * factor)
-        strips = [
-            np.asarray(Image.fromarray(self.read_at(level, 0, top, width, min(rows, height - top))).reduce(factor))
-            for top in range(0, height, rows)
-        ]
+        strips = []
+        for top in range(0, height, rows):
+            strip = Image.fromarray(self.read_at(level, 0, top, width, min(rows, height - top)))
+            strips.append(np.asarray(strip.reduce(factor)))
+            progress.beat()
         image = Image.fromarray(np.concatenate(strips))
         image.thumbnail((max_px, max_px), Image.Resampling.BOX)
         return np.asarray(image)

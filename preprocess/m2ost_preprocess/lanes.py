@@ -1,0 +1,214 @@
+"""Work on slides that never waits for one slow slide: a lane does it in turn, and others help while that is held up."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+from functools import partial
+from typing import Generic, Protocol, TypeVar
+
+from .queueing import Entry, FairQueue
+
+SLOW_S = 2.0
+"""A lane that has done the same work for so long no longer holds others up, in seconds: another lane takes them."""
+
+MOST_LANES = 6
+MOST_LANES_A_ROOT = 3
+"""Slides of one root may be slow in so many lanes at a time: a root whose file system hangs leaves lanes to others."""
+
+SPARE_IDLE_S = 30.0
+"""A further lane that has had nothing to do for so long is ended, in seconds."""
+
+_TICK_S = 0.25
+_ASK_AGAIN_S = 0.02
+
+
+class Task(Entry, Protocol):
+    """Work on one slide.
+
+    Attributes
+    ----------
+    slide : hashable
+        Work on one slide is done in one lane at a time.
+    root : str
+        Name of the slide's root.
+    """
+
+    @property
+    def slide(self) -> Hashable: ...
+    @property
+    def root(self) -> str: ...
+
+    def drop(self) -> bool:
+        """Answer it where nobody waits for it any more, or it has waited too long; returns whether it is answered."""
+        ...
+
+    def fail(self, error: Exception) -> None:
+        """Answer it by an error."""
+
+
+T = TypeVar("T", bound=Task)
+Room = tuple[bool, bool]
+"""Whether there is room for work, and whether there is for background work."""
+
+
+class Worker(Protocol[T]):
+    """What does the work of a lane, in the lane's thread."""
+
+    def do(self, tasks: list[T]) -> None:
+        """Do and answer tasks of one slide."""
+
+    def close(self) -> None:
+        """End it."""
+
+
+@dataclass(eq=False)
+class _Lane(Generic[T]):
+    """A thread, what it does now, and since when it has done that or nothing."""
+
+    tasks: list[T]
+    since: float
+
+
+class Lanes(Generic[T]):
+    """Does tasks in lanes: a first that lives as long as this, and further ones while all are slow.
+
+    Parameters
+    ----------
+    worker : callable
+        Makes the worker of a lane, whose number it is given; the first, number 0, at once.
+    rows : int
+        Rows of one slide that are done together.
+    most_waiting : int
+        Tasks that may wait.
+    room : callable
+        Whether what comes after this has room for more work, and for more background work. It is asked in the lanes'
+        threads, and may take a moment.
+    tell_waiting : callable
+        Told how many tasks wait whenever that has changed.
+    """
+
+    def __init__(
+        self,
+        worker: Callable[[int], Worker[T]],
+        *,
+        rows: int,
+        most_waiting: int,
+        room: Callable[[], Room] = lambda: (True, True),
+        tell_waiting: Callable[[int], None] = lambda tasks: None,
+    ) -> None:
+        self._tell_waiting = tell_waiting
+        self._make, self._rows, self._room = worker, rows, room
+        self._queue: FairQueue[T] = FairQueue(most_waiting)
+        self._changed = threading.Condition()
+        self._lanes: dict[int, _Lane[T]] = {}
+        self._threads: set[threading.Thread] = set()
+        self._closed = False
+        self._add_lane(0, worker(0))
+        threading.Thread(target=self._watch, name="lanes", daemon=True).start()
+
+    def put(self, tasks: list[T]) -> None:
+        """Take on the tasks of a request, all or none.
+
+        Raises
+        ------
+        QueueFull
+            If as many wait as may.
+        """
+        with self._changed:
+            self._queue.put(tasks)
+            self._tell_waiting(len(self._queue))
+            self._changed.notify_all()
+
+    @property
+    def waiting(self) -> int:
+        """Tasks that wait."""
+        with self._changed:
+            return len(self._queue)
+
+    def close(self) -> None:
+        """End all lanes after what they do now. Tasks that still wait are answered by nobody."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+        for thread in tuple(self._threads):
+            thread.join()
+
+    def _add_lane(self, number: int, worker: Worker[T] | None = None) -> None:
+        self._lanes[number] = _Lane([], time.monotonic())
+        thread = threading.Thread(target=self._run, args=(number, worker), name=f"lane-{number}", daemon=True)
+        self._threads.add(thread)
+        thread.start()
+
+    def _run(self, number: int, worker: Worker[T] | None) -> None:
+        lane = self._lanes[number]
+        try:
+            while self._next(number, lane):
+                try:
+                    worker = worker or self._make(number)
+                    worker.do(lane.tasks)
+                except Exception as error:  # without an answer their clients would wait for ever
+                    for task in lane.tasks:
+                        task.fail(error)
+                with self._changed:
+                    lane.tasks, lane.since = [], time.monotonic()
+                    self._changed.notify_all()
+        finally:
+            with self._changed:
+                del self._lanes[number]
+                self._threads.discard(threading.current_thread())
+            if worker is not None:
+                worker.close()
+
+    def _next(self, number: int, lane: _Lane[T]) -> bool:
+        """Wait for tasks for a lane; False once it is to end."""
+        while True:
+            with self._changed:
+                while not (len(self._queue) and self._is_for(number)):
+                    if self._closed or (number and time.monotonic() - lane.since > SPARE_IDLE_S):
+                        return False
+                    self._changed.wait(_TICK_S)
+            room = self._room()
+            with self._changed:
+                if self._closed:
+                    return False
+                tasks = self._queue.take(self._rows, partial(self._may, room=room))
+                if tasks:
+                    lane.tasks, lane.since = tasks, time.monotonic()
+                    self._tell_waiting(len(self._queue))
+                    return True
+                # Of room nobody tells, so it is asked for again soon; a lane that has read a slide tells.
+                self._changed.wait(_TICK_S if all(room) else _ASK_AGAIN_S)
+
+    def _is_for(self, number: int) -> bool:
+        """Whether a lane may take work: the first, and a further one while all before it are held up."""
+        return number == 0 or self._all_slow(number)
+
+    def _may(self, task: T, room: Room = (True, True)) -> bool:
+        """Whether a task can be done now: nobody else reads its slide, and its root holds not too many lanes."""
+        if not room[task.background]:
+            return False
+        busy = [lane.tasks[0] for lane in self._lanes.values() if lane.tasks]
+        return all(other.slide != task.slide for other in busy) and (
+            sum(other.root == task.root for other in busy) < MOST_LANES_A_ROOT
+        )
+
+    def _all_slow(self, before: int) -> bool:
+        """Whether all lanes with lower numbers have been held up for long."""
+        now = time.monotonic()
+        return all(lane.tasks and now - lane.since > SLOW_S for n, lane in self._lanes.items() if n < before)
+
+    def _watch(self) -> None:
+        """Answer tasks that nobody waits for, and add a lane where all are slow."""
+        while True:
+            with self._changed:
+                if self._closed:
+                    return
+                if self._queue.remove(lambda task: task.drop()):
+                    self._tell_waiting(len(self._queue))
+                free = next(n for n in range(MOST_LANES + 1) if n not in self._lanes)
+                if free < MOST_LANES and self._all_slow(MOST_LANES) and self._queue.has(self._may):
+                    self._add_lane(free)
+            time.sleep(_TICK_S)

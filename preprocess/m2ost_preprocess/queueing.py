@@ -1,0 +1,127 @@
+"""Which request is next: a bounded queue that is fair between clients, and joins what shares a slide."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Hashable
+from typing import Generic, Protocol, TypeVar
+
+from .contract import QUEUE_FULL
+
+BACKGROUND_TURNS = 8
+"""Of so many turns one belongs to background work, while there is other work: it is late, and gets on."""
+
+
+class Entry(Protocol):
+    """What can wait in a queue.
+
+    Attributes
+    ----------
+    sender : str
+        Whose it is: clients take turns.
+    background : bool
+        Whether work of others goes first.
+    together : hashable or None
+        Entries of one value that is not None may be taken at once.
+    rows : int
+        How large it is.
+    """
+
+    @property
+    def sender(self) -> str: ...
+    @property
+    def background(self) -> bool: ...
+    @property
+    def together(self) -> Hashable | None: ...
+    @property
+    def rows(self) -> int: ...
+
+
+E = TypeVar("E", bound=Entry)
+
+
+class QueueFull(Exception):
+    """As many entries wait as may."""
+
+
+class Cancelled(Exception):
+    """The client of an entry has gone."""
+
+
+class FairQueue(Generic[E]):
+    """Entries that wait. Not thread-safe.
+
+    Parameters
+    ----------
+    most : int
+        Entries that may wait; of background work three quarters of it, so that others find room.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._waiting: list[E] = []
+        self._served: dict[str, int] = {}
+        self._turn = 0
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def put(self, entries: list[E]) -> None:
+        """Add entries, all or none.
+
+        Raises
+        ------
+        QueueFull
+            If more would wait than may. An empty queue takes any number.
+        """
+        most = self._most * 3 // 4 if entries[0].background else self._most
+        if self._waiting and len(self._waiting) + len(entries) > most:
+            raise QueueFull(f"{len(self._waiting)} {QUEUE_FULL}, {most} may; send this one again later")
+        self._waiting += entries
+
+    def take(self, rows: int, may: Callable[[E], bool]) -> list[E]:
+        """The entries whose turn it is, removed: one, and those that can be done together with it.
+
+        Background work goes last, but for one turn of ``BACKGROUND_TURNS``. Of the clients of a kind the one goes first
+        whose last turn is the longest ago.
+
+        Parameters
+        ----------
+        rows : int
+            Up to so many rows are taken together; one entry may have more.
+        may : callable
+            Whether an entry can be done now.
+
+        Returns
+        -------
+        list
+            Empty where nothing can be done now.
+        """
+        able = [entry for entry in self._waiting if may(entry)]
+        if not able:
+            return []
+        self._turn += 1
+        background_first = self._turn % BACKGROUND_TURNS == 0
+        first = min(able, key=lambda e: (e.background != background_first, self._served.get(e.sender, -math.inf)))
+        taken, room = [first], rows - first.rows
+        if first.together is not None:
+            for entry in able:
+                if entry is not first and entry.together == first.together and entry.rows <= room:
+                    taken.append(entry)
+                    room -= entry.rows
+        for entry in taken:
+            self._waiting.remove(entry)
+            self._served[entry.sender] = self._turn
+        waiting = {entry.sender for entry in self._waiting} | {entry.sender for entry in taken}
+        self._served = {sender: turn for sender, turn in self._served.items() if sender in waiting}
+        return taken
+
+    def has(self, may: Callable[[E], bool]) -> bool:
+        """Whether an entry waits that can be done now."""
+        return any(may(entry) for entry in self._waiting)
+
+    def remove(self, gone: Callable[[E], bool]) -> list[E]:
+        """Remove the entries that ``gone`` is true of; returns them."""
+        removed = [entry for entry in self._waiting if gone(entry)]
+        self._waiting = [entry for entry in self._waiting if entry not in removed]
+        return removed
