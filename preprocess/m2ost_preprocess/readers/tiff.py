@@ -18,7 +18,9 @@ from ..errors import UnreadableSlide
 from .base import Pixels, Size
 from .sound import APERIO_JP2K_RGB, APERIO_JP2K_YCBCR, DECODABLE, JPEG, damage
 
-_MAGICS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+MAGICS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+"""First bytes of TIFF and BigTIFF."""
+
 _REDUCED, _MASK = 1, 4  # bits of NewSubfileType
 _ORIENTATION, _X_RESOLUTION, _Y_RESOLUTION, _RESOLUTION_UNIT, _IMAGE_DESCRIPTION = 274, 282, 283, 296, 270
 _COLOURS = (0, 1, 2, 3, 5, 6)  # grey from white, grey from black, RGB, palette, CMYK, YCbCr
@@ -270,7 +272,7 @@ def read_layout(path: Path) -> TiffLayout | None:
         If it is one, and its directories cannot be followed.
     """
     with path.open("rb") as stream:
-        if stream.read(4) not in _MAGICS:
+        if stream.read(4) not in MAGICS:
             return None
     return TiffLayout(path)
 
