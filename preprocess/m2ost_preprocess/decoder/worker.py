@@ -18,9 +18,10 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import UnknownResolution, answered
+from ..contract import ENV_DECODER_MEMORY_MIB
+from ..errors import PreprocessError, SlideError, UnknownResolution, UnreadableSlide, answered, without_folders
 from ..helpers import Helpers
-from ..readers import Resolution, native_errors, open_slide
+from ..readers import Resolution, SlideReader, native_errors, open_slide
 from ..readers.base import Pixels
 from ..readers.resolution import MPP_PLAUSIBLE
 from ..slides import fingerprint, slide_files
@@ -28,6 +29,7 @@ from ..spans import Spans
 from ..tiles import CachedReader, TileCache, TilingCounts
 from ..views import cut_views
 from .gpu import is_cuda_error
+from .memory import ceiling_mib, limit_own
 from .protocol import (
     CutViews,
     Describe,
@@ -79,7 +81,7 @@ class OpenSlides:
         key = (job.path, job.reader, job.without, *((s.st_ino, s.st_mtime_ns, s.st_ctime_ns, s.st_size) for s in stats))
         if key not in self._open:
             without = (*job.without, *self._failed.get(key, ()))
-            reader = open_slide(Path(job.path), job.reader, without=without)
+            reader = self._opened(job, without)
             self._open[key] = CachedReader(reader, self._cache, key, self._helpers)
             while len(self._open) > 1 and (
                 len(self._open) > MAX_OPEN_SLIDES
@@ -88,6 +90,22 @@ class OpenSlides:
                 self._displace(*self._open.popitem(last=False))
         self._open.move_to_end(key)
         return self._open[key]
+
+    def _opened(self, job: Job, without: tuple[str, ...]) -> SlideReader:
+        """A slide, opened anew; where memory runs out, once more in the room that the others leave."""
+        try:
+            return open_slide(Path(job.path), job.reader, without=without)
+        except MemoryError:
+            if not self._open:
+                raise
+        self.close()  # out of the handler, whose error keeps what was decoded
+        return open_slide(Path(job.path), job.reader, without=without)
+
+    def close(self) -> None:
+        """Close all; they are opened anew when they are asked for."""
+        while self._open:
+            self._displace(*self._open.popitem())
+        self._cache.clear()
 
     def _displace(self, key: tuple[object, ...], reader: CachedReader) -> None:
         if reader.failed_readers:
@@ -149,8 +167,8 @@ def describe(slides: OpenSlides, job: Describe) -> SlideInfo:
         mpp_source=resolution.source if resolution else None,
         vendor=source.vendor,
         reader=source.name,
-        reader_reason=source.reason,
-        note="; ".join(filter(None, (*source.notes, tissue.note, tissue.refusal))),
+        reader_reason=without_folders(source.reason, path),
+        note=without_folders("; ".join(filter(None, (*source.notes, tissue.note, tissue.refusal))), path),
         fingerprint=fingerprint(path),
         tissue_fraction=float(tissue.mask.mean()),
         pitch_px=spots.pitch_px,
@@ -277,6 +295,20 @@ def answer_job(
     return cut(slides, job, buffer, helpers)
 
 
+def _told(path: Path, error: Exception, ceiling: int) -> PreprocessError:
+    """What is said of an error to whoever asked for a slide."""
+    if isinstance(error, MemoryError):
+        return UnreadableSlide(
+            path.name,
+            f"its reader ran out of memory, of which it may take {ceiling} MiB; set {ENV_DECODER_MEMORY_MIB} to more, "
+            "or convert the slide to smaller tiles",
+        )
+    told = answered(path.name, error)
+    if isinstance(told, SlideError):
+        told = type(told)(told.slide, without_folders(told.message, path))
+    return told
+
+
 def _leave_with(socket_fd: int) -> None:
     """End this process once the other end of the socket is closed; a decode under way would not notice."""
     poll = select.poll()
@@ -295,6 +327,8 @@ def main() -> None:
     slides = OpenSlides(TileCache.from_environment(), helpers)
     streams = RegionStreams(pipe, buffer, spans)
     native_errors.install()
+    ceiling = ceiling_mib(os.environ)
+    limit_own(ceiling)
     threading.Thread(target=_leave_with, args=(socket_fd,), daemon=True).start()
     while True:
         try:
@@ -307,7 +341,9 @@ def main() -> None:
         except Exception as error:  # an answer, whatever it is: the parent takes silence for a crash
             if is_cuda_error(error):
                 os._exit(1)  # and so it is, but for the parent to start a process in which the GPU works
-            answer = answered(Path(job.path).name, error)
+            if isinstance(error, MemoryError):
+                slides.close()
+            answer = _told(Path(job.path), error, ceiling)
         native_errors.pass_on()
         try:
             pipe.send(answer)

@@ -22,7 +22,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ..errors import SlideNotFound, UnreadableSlide
-from .tiff import MAGICS
+
+TIFF_MAGICS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+"""First bytes of TIFF and BigTIFF."""
 
 KNOWN_VENDORS = frozenset(
     (
@@ -85,7 +87,7 @@ def opened_files(path: Path) -> Iterator[Path]:
             head += stream.read(_VMS_MAX_BYTES)
     if head[_DICOM_MARK] == b"DICM":
         yield from (file for file in _entries(path.parent, path.name) if file.name != path.name)
-    if head[:4] in MAGICS:
+    if head[:4] in TIFF_MAGICS:
         beside = [Path(f"{str(path).rpartition('.')[0] or path}.Full")]  # the last point, be it a folder's
     else:
         beside = [Path(f"{path}{ending}") for ending in _SQLITE_ENDINGS]

@@ -160,7 +160,7 @@ def _header(path: Path, tags: list[str]) -> Dataset | None:
         if read_file_meta_info(path).get("TransferSyntaxUID") == pydicom.uid.DeflatedExplicitVRLittleEndian:
             return pydicom.Dataset()  # OpenSlide reads none, and pydicom would inflate all of it, however much that is
         return pydicom.dcmread(path, stop_before_pixels=True, specific_tags=list(tags))
-    except OSError:
+    except (OSError, MemoryError):
         raise
     except Exception:  # pydicom passes on whatever a damaged header leads to
         return pydicom.Dataset()

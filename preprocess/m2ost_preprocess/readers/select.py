@@ -25,11 +25,11 @@ from ..contract import ENV_ALLOWED_FORMATS, READERS
 from ..errors import SlideNotFound, UnreadableSlide
 from . import image as plain
 from . import resolution as mpp
-from .base import Segments, SlideReader, words_of
+from .base import TILED_TIFF, Segments, SlideReader, words_of
 from .companions import KNOWN_VENDORS
 from .dicom import DicomVolume
 from .dicom_series import series_files, slides_of_folder
-from .tiff import TILED_TIFF, TiffLayout, read_layout
+from .tiff import TiffLayout, read_layout
 from .trust import cucim_obstacle, openslide_obstacle
 
 TIFF_VENDORS = ("aperio", "philips", "generic-tiff")
