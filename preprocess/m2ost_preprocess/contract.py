@@ -74,6 +74,14 @@ ENV_READER = "M2OST_READER"
 """Environment variable of whoever decodes slides: the reader to use for all of them, in place of the one that is found
 to serve each."""
 
+ENV_ALLOWED_FORMATS = "M2OST_ALLOWED_FORMATS"
+"""Environment variable of whoever decodes slides: formats, with commas between, that a later OpenSlide may read,
+although it is not known which other files it opens for them."""
+
+ENV_DECODER_MEMORY_MIB = "M2OST_DECODER_MEMORY_MIB"
+"""Environment variable of whoever decodes slides: most MiB that a process which decodes may take; 8192 where it is not
+set, 0 for no limit."""
+
 ENV_DECODER_TRACE = "M2OST_DECODER_TRACE"
 """Environment variable of the server: file that decoders note in when they read and cut."""
 

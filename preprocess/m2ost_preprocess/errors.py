@@ -16,6 +16,9 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import PurePath
+
 
 class PreprocessError(Exception):
     """Base of every error about slides and spots."""
@@ -73,6 +76,29 @@ class UnsupportedRequest(PreprocessError):
     """What is asked for is not done by this profile of the server; the message says by which."""
 
 
+_FOLDERS = re.compile(r"(?<![\w/.])/(?:[^\s/'\":;,()]+/)+")
+
+
+def without_folders(words: str, path: PurePath | None = None) -> str:
+    """Words about a slide without the folders of this machine, which are nobody's business beyond it.
+
+    Parameters
+    ----------
+    words : str
+        For example of a library.
+    path : PurePath, optional
+        The slide's file, whose own folder may have blanks in its name.
+
+    Returns
+    -------
+    str
+        Of each absolute path the last part.
+    """
+    if path is not None and len(path.parts) > 2:
+        words = words.replace(f"{path.parent}/", "").replace(str(path.parent), path.parent.name)
+    return _FOLDERS.sub("", words)
+
+
 def answered(slide: str, error: Exception) -> PreprocessError:
     """What is said of an error about a slide, without the frames that it arose in.
 
@@ -91,6 +117,8 @@ def answered(slide: str, error: Exception) -> PreprocessError:
         ``error`` itself, or an ``UnreadableSlide`` that names it where it is not one of ours.
     """
     if not isinstance(error, PreprocessError):
-        return UnreadableSlide(slide, f"unexpected {type(error).__name__}: {error}")
+        # The system's errors name the file with its folders, beside what is wrong.
+        words = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        return UnreadableSlide(slide, without_folders(f"unexpected {type(error).__name__}: {words}"))
     error.__cause__ = error.__context__ = None
     return error.with_traceback(None)

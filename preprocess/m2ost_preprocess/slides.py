@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .contract import ENV_SLIDE_ROOTS, MAX_SHOWN_NAME
-from .errors import SlideNotFound
+from .errors import SlideError, SlideNotFound
 from .readers import primary_file
-from .readers.dicom_series import series_files
+from .readers.companions import opened_files
+from .readers.dicom_series import series_of
 
 MAX_NAME_BYTES = 1024
 _BLOCK = 1 << 16
@@ -136,6 +137,11 @@ class RootedSlide:
         """What it is called in messages and logs."""
         return self.relative.rpartition("/")[2]
 
+    @property
+    def place(self) -> Path:
+        """Where it should lie; nobody has looked."""
+        return Path(self.folder) / self.relative
+
     def resolve(self) -> Path:
         """The slide's file. Waits as long as the root's file system does.
 
@@ -147,21 +153,39 @@ class RootedSlide:
         Raises
         ------
         SlideNotFound
-            If the file is missing, or a symbolic link leads out of the root, be it that of another file of the slide.
+            If the file is missing, or a file leads out of the root, be it one that the slide's reader would open beside
+            it.
+        UnreadableSlide
+            If such a file is a pipe, socket or device, or which files these are cannot be told.
         """
         inside = _as_bytes(self.folder).rstrip(b"/") + b"/"
         try:
             path = os.path.realpath(inside + self.relative.encode(), strict=True)
-            # A slide may be several files: none of them may lead out either.
-            files = slide_files(_for_this_interpreter(Path(_as_text(path)))) if path.startswith(inside) else []
-            real = [os.path.realpath(os.fsencode(file), strict=True) for file in files]
-        except SlideNotFound as error:
-            raise SlideNotFound(self.shown, error.message) from error
+            if not path.startswith(inside):
+                raise SlideNotFound(self.shown, "leads out of its slide root")
+            slide = _for_this_interpreter(Path(_as_text(path)))
+            _check_inside(slide, inside)
+            primary_file(slide)
+        except SlideError as error:
+            raise type(error)(self.shown, error.message) from error
         except (OSError, ValueError) as error:
             raise SlideNotFound(self.shown, "no such slide on the server") from error
-        if not all(file.startswith(inside) for file in (path, *real)):
-            raise SlideNotFound(self.shown, "leads out of its slide root")
         return Path(_as_text(path))
+
+
+def _check_inside(slide: Path, inside: bytes) -> None:
+    """Raise where a slide's reader would open a file that is not inside a folder."""
+    folders: dict[Path, bytes] = {slide.parent: os.fsencode(slide.parent)}
+    for file in opened_files(slide):
+        if file.parent not in folders:
+            folders[file.parent] = os.path.realpath(os.fsencode(file.parent))
+        real = os.path.join(folders[file.parent], os.fsencode(file.name))
+        if os.path.islink(real):
+            real = os.path.realpath(real)
+        if not real.startswith(inside):
+            raise SlideNotFound(
+                slide.name, f"leads out of its slide root by {file.name!r}, which its reader would open; remove it"
+            )
 
 
 def _as_bytes(path: str) -> bytes:
@@ -214,7 +238,7 @@ def fingerprint(path: Path) -> str:
 
 
 def slide_files(path: Path) -> list[Path]:
-    """The files that make a slide.
+    """The files that make a slide: all that its readers take anything from.
 
     Parameters
     ----------
@@ -224,17 +248,21 @@ def slide_files(path: Path) -> list[Path]:
     Returns
     -------
     list of Path
-        For DICOM every file of its folder, under whatever name, that is of the same series or does not say of which;
-        for MRXS the file and those of its companion folder; else the file alone.
+        The file, and those of the others that a reader opens which exist; of a DICOM folder, sorted, those that are of
+        the same series or do not say of which.
 
     Raises
     ------
     SlideNotFound
-        If there is no such slide.
+        If there is no such slide, or it names a file that does not lie beside it.
+    UnreadableSlide
+        If one of them is a pipe, socket or device, or which they are cannot be told.
     OSError
-        If its folder cannot be listed.
+        If the slide or its folder cannot be read.
     """
     first = primary_file(path)
-    if first.suffix.lower() == ".mrxs" and (companion := first.with_suffix("")).is_dir():
-        return [first, *sorted(file for file in companion.iterdir() if file.is_file())]
-    return series_files(first)
+    files = [file for file in opened_files(first) if file.is_file()]
+    series = series_of(first)
+    if series is None:
+        return files
+    return sorted(f for f in files if f == first or f.parent != first.parent or series_of(f) in (series, b""))

@@ -110,6 +110,11 @@ class TileCache:
             self._tiles.move_to_end(key)
         return tile
 
+    def clear(self) -> None:
+        """Let go of all tiles."""
+        self._tiles.clear()
+        self._nbytes = 0
+
     def put(self, key: Hashable, tile: Pixels) -> None:
         """Keep a tile, and let go of others as the capacity demands.
 

@@ -24,6 +24,7 @@ from m2ost_preprocess.readers import open_slide
 from m2ost_preprocess.tiles import TileCache, TilingCounts
 from m2ost_preprocess.views import cut_views
 
+from tests.compat import evil
 from tests.preprocess.test_readers import damaged_tile
 
 GEOMETRY = ViewGeometry()
@@ -248,16 +249,15 @@ def test_a_child_that_cannot_be_killed_holds_nobody_up(svs):
         assert decoder.describe(svs).reader == "cucim"
 
 
-def test_the_child_goes_when_its_parent_dies_during_a_decode(dicom, tmp_path):
-    slide = shutil.copytree(dicom, tmp_path / "hangs")
-    os.mkfifo(slide / "pipe")  # OpenSlide opens every file of the folder, and waits here for ever
+def test_the_child_goes_when_its_parent_dies_during_a_decode(tmp_path):
+    slide = evil.blank_tiff(tmp_path / "takes minutes.tif", 1 << 16)
     code = "import sys; from pathlib import Path; from m2ost_preprocess.decoder import Decoder; " + (
         "decoder = Decoder(); decoder.start(); print(decoder.pid, flush=True); decoder.describe(Path(sys.argv[1]))"
     )
     with subprocess.Popen([sys.executable, "-c", code, str(slide)], stdout=subprocess.PIPE, text=True) as parent:
         try:
             child = psutil.Process(int(parent.stdout.readline()))
-            while not any(file.path.endswith(".dcm") for file in child.open_files()):
+            while not any(file.path == str(slide) for file in child.open_files()):
                 time.sleep(0.05)
             time.sleep(0.2)
             assert child.is_running()

@@ -129,7 +129,7 @@ def test_sixteen_bit_images_are_refused_not_squeezed(tmp_path):
 
 
 def test_a_plain_image_over_the_limit_is_refused_before_decoding(section, monkeypatch):
-    monkeypatch.setattr(image_reader, "MAX_PIXELS", 10_000_000)
+    monkeypatch.setattr(image_reader, "MAX_IMAGE_PX", 10_000_000)
     with pytest.raises(UnreadableSlide, match="tiled TIFF"):
         open_slide(section)
 

@@ -15,8 +15,10 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+from ..contract import ENV_DECODER_MEMORY_MIB
 from ..errors import PreprocessError, SlideTimeout, UnreadableSlide
 from .control import Control
+from .memory import ceiling_mib, has_outgrown
 
 STALL_S = 60.0
 """A process that shows no progress for this long is stopped, in seconds. The longest step without a sign is to decode
@@ -75,7 +77,7 @@ class Limits:
         return replace(self, until=time.monotonic() + self.within_s)
 
 
-_CRASHES = (signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGILL, signal.SIGFPE)
+_CRASHES = (signal.SIGSEGV, signal.SIGABRT, signal.SIGTRAP, signal.SIGBUS, signal.SIGILL, signal.SIGFPE)
 
 
 class Child:
@@ -101,6 +103,7 @@ class Child:
         self._buffer_fd, self._control_fd, self._threads = buffer_fd, control_fd, threads
         self._environment = environment
         self._control = control
+        self._ceiling_mib = ceiling_mib({**os.environ, **environment})
         self._process: subprocess.Popen[bytes] | None = None
         self._pipe: Connection | None = None
 
@@ -110,14 +113,15 @@ class Child:
         return self._process.pid if self._process is not None and self._process.poll() is None else None
 
     def start(self) -> None:
-        """Start the process if none lives.
+        """Start the process if none lives, or the one that does has outgrown its ceiling.
 
         Raises
         ------
         OSError
             If the system grants none.
         """
-        if self._pipe is not None and self.pid is not None:
+        pid = self.pid
+        if self._pipe is not None and pid is not None and not has_outgrown(pid, self._ceiling_mib):
             return
         self.stop()
         ours, theirs = socket.socketpair()
@@ -156,9 +160,12 @@ class Child:
             answer = self._pipe.recv()
         except (EOFError, OSError) as error:
             code = self.stop()
-            if code is not None and -code in _CRASHES:
-                crash = signal.Signals(-code).name
-                raise ChildCrashed(name, f"its reader crashed ({crash}); the file is likely damaged") from error
+            # A native library may also end the process by its exit: libjpeg does where memory runs out.
+            if code is not None and (code > 0 or -code in _CRASHES):
+                words = f"its reader crashed ({_in_words(code).removeprefix('ended by ')}); the file is likely damaged"
+                if self._ceiling_mib:
+                    words += f", or needs more than the {self._ceiling_mib} MiB of {ENV_DECODER_MEMORY_MIB}"
+                raise ChildCrashed(name, words) from error
             raise ChildLost(name, f"its reader was lost ({_in_words(code)}); ask again") from error
         except BaseException:
             # The answer may still come, and the next job would take it for its own.

@@ -42,6 +42,11 @@ class Job:
     reader: str = "auto"
     without: tuple[str, ...] = ()
 
+    @property
+    def place(self) -> Path:
+        """Where the slide should lie; for messages alone."""
+        return self.slide.place if isinstance(self.slide, RootedSlide) else self.slide
+
 
 @dataclass(frozen=True, kw_only=True)
 class CutViews(Job):

@@ -19,9 +19,18 @@ from typing import Any
 import numpy as np
 
 from .. import progress
-from ..errors import SlideChanged, UnknownResolution, answered
+from ..contract import ENV_DECODER_MEMORY_MIB
+from ..errors import (
+    PreprocessError,
+    SlideChanged,
+    SlideError,
+    UnknownResolution,
+    UnreadableSlide,
+    answered,
+    without_folders,
+)
 from ..helpers import Helpers
-from ..readers import Resolution, native_errors, open_slide
+from ..readers import Resolution, SlideReader, native_errors, open_slide
 from ..readers.base import Pixels
 from ..readers.resolution import MPP_PLAUSIBLE
 from ..slides import RootedSlide, fingerprint, slide_files
@@ -30,6 +39,7 @@ from ..tiles import CachedReader, TileCache, TilingCounts
 from ..views import cut_views
 from .control import Control
 from .gpu import is_cuda_error
+from .memory import ceiling_mib, limit_own
 from .protocol import (
     CutViews,
     Describe,
@@ -84,7 +94,7 @@ class OpenSlides:
         self._control.at_files = False
         if key not in self._open:
             without = (*job.without, *self._failed.get(key, ()))
-            reader = open_slide(path, job.reader, without=without)
+            reader = self._opened(path, job.reader, without)
             if _state(path) != key[3:]:
                 reader.close()
                 raise _changed(job)
@@ -108,6 +118,22 @@ class OpenSlides:
         key = next(reversed(self._open))
         if _state(Path(str(key[0]))) != key[3:]:
             raise _changed(job)
+
+    def _opened(self, path: Path, reader: str, without: tuple[str, ...]) -> SlideReader:
+        """A slide, opened anew; where memory runs out, once more in the room that the others leave."""
+        try:
+            return open_slide(path, reader, without=without)
+        except MemoryError:
+            if not self._open:
+                raise
+        self.close()  # out of the handler, whose error keeps what was decoded
+        return open_slide(path, reader, without=without)
+
+    def close(self) -> None:
+        """Close all; they are opened anew when they are asked for."""
+        while self._open:
+            self._displace(*self._open.popitem())
+        self._cache.clear()
 
     def _displace(self, key: tuple[object, ...], reader: CachedReader) -> None:
         if reader.failed_readers:
@@ -189,8 +215,8 @@ def describe(slides: OpenSlides, job: Describe) -> SlideInfo:
         mpp_source=resolution.source if resolution else None,
         vendor=source.vendor,
         reader=source.name,
-        reader_reason=source.reason,
-        note="; ".join(filter(None, (*source.notes, tissue.note, tissue.refusal))),
+        reader_reason=without_folders(source.reason, source.path),
+        note=without_folders("; ".join(filter(None, (*source.notes, tissue.note, tissue.refusal))), source.path),
         fingerprint=fingerprint(source.path),
         tissue_fraction=float(tissue.mask.mean()),
         pitch_px=spots.pitch_px,
@@ -336,6 +362,20 @@ def answer_job(
     return answer
 
 
+def _told(job: Job, error: Exception, ceiling: int) -> PreprocessError:
+    """What is said of an error to whoever asked for a slide."""
+    if isinstance(error, MemoryError):
+        return UnreadableSlide(
+            job.slide.name,
+            f"its reader ran out of memory, of which it may take {ceiling} MiB; set {ENV_DECODER_MEMORY_MIB} to more, "
+            "or convert the slide to smaller tiles",
+        )
+    told = answered(job.slide.name, error)
+    if isinstance(told, SlideError):
+        told = type(told)(told.slide, without_folders(told.message, job.place))
+    return told
+
+
 def _leave_with(socket_fd: int) -> None:
     """End this process once the other end of the socket is closed; a decode under way would not notice."""
     poll = select.poll()
@@ -355,6 +395,8 @@ def main() -> None:
     slides = OpenSlides(TileCache.from_environment(), helpers, control)
     streams = RegionStreams(pipe, buffer, spans, control)
     native_errors.install()
+    ceiling = ceiling_mib(os.environ)
+    limit_own(ceiling)
     threading.Thread(target=_leave_with, args=(socket_fd,), daemon=True).start()
     while True:
         try:
@@ -367,7 +409,9 @@ def main() -> None:
         except Exception as error:  # an answer, whatever it is: the parent takes silence for a crash
             if is_cuda_error(error):
                 os._exit(1)  # and so it is, but for the parent to start a process in which the GPU works
-            answer = answered(job.slide.name, error)
+            if isinstance(error, MemoryError):
+                slides.close()
+            answer = _told(job, error, ceiling)
         native_errors.pass_on()
         try:
             pipe.send(answer)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any, Protocol
@@ -10,8 +11,12 @@ import numpy as np
 from PIL import Image
 
 from .. import progress
-from ..errors import UnreadableSlide
+from ..errors import UnreadableSlide, without_folders
+from . import limits, native_errors
 from .resolution import Resolution
+
+TILED_TIFF = "'out.tif[tile,pyramid,compression=deflate]'"
+"""What the commands that messages name write."""
 
 STRIP_PIXELS = 1 << 25
 """Most pixels that an overview decodes at once."""
@@ -43,8 +48,25 @@ class Segments(Protocol):
 
 
 def words_of(error: Exception, path: Path) -> str:
-    """What a library's error says, without the file's folder: it may go to whoever asked for the slide."""
-    return str(error).replace(f"{path.parent}/", "")
+    """What a library's error says, without folders of this machine: it may go to whoever asked for the slide.
+
+    Parameters
+    ----------
+    error : Exception
+    path : Path
+        The slide's file.
+
+    Returns
+    -------
+    str
+
+    Raises
+    ------
+    MemoryError
+        If it says that memory ran out.
+    """
+    native_errors.raise_if_out_of_memory(str(error))
+    return without_folders(str(error), path)
 
 
 class SlideReader(ABC):
@@ -268,17 +290,34 @@ class SlideReader(ABC):
         """
         level = cheapest_level(self.levels, max_px)
         width, height = self.levels[level]
+        if self.tile_size(level) is not None:
+            self._check_overview(width * height)
         factor = max(1, max(width, height) // max_px)
-        # In strips: a slide without a pyramid does not fit into memory whole.
-        rows = max(factor, STRIP_PIXELS // width // factor * factor)
-        strips = []
-        for top in range(0, height, rows):
-            strip = Image.fromarray(self.read_at(level, 0, top, width, min(rows, height - top)))
-            strips.append(np.asarray(strip.reduce(factor)))
+        # In blocks: a slide without a pyramid does not fit into memory whole. Squares share the fewest tiles.
+        columns = min(-(-width // factor) * factor, max(factor, math.isqrt(STRIP_PIXELS) // factor * factor))
+        rows = max(factor, STRIP_PIXELS // columns // factor * factor)
+
+        def block(left: int, top: int) -> Pixels:
+            pixels = self.read_at(level, left, top, min(columns, width - left), min(rows, height - top))
             progress.beat()
+            return np.asarray(Image.fromarray(pixels).reduce(factor))
+
+        strips = [
+            np.concatenate([block(x, y) for x in range(0, width, columns)], axis=1) for y in range(0, height, rows)
+        ]
         image = Image.fromarray(np.concatenate(strips))
         image.thumbnail((max_px, max_px), Image.Resampling.BOX)
         return np.asarray(image)
+
+    def _check_overview(self, pixels: int) -> None:
+        words = limits.implausible(pixels, self.path)
+        if pixels > limits.MAX_OVERVIEW_PX:
+            words = (
+                f"its overview would be made of {pixels} px, over {limits.MAX_OVERVIEW_PX}: it lacks small levels; "
+                f"convert it: vips copy '{self.path.name}' {TILED_TIFF}"
+            )
+        if words is not None:
+            raise UnreadableSlide(self.path.name, words)
 
 
 def cheapest_level(dimensions: list[tuple[int, int]], max_px: int) -> int:

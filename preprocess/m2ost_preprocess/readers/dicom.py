@@ -7,6 +7,7 @@ corrected. Where header and frames contradict each other in a way that leaves op
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,6 +18,7 @@ import numpy as np
 from ..errors import UnreadableSlide
 from .base import Pixels, Size
 from .dicom_series import is_volume
+from .limits import MAX_TILE_BYTES, MAX_TILES
 from .sound import jpeg_2000_damage, jpeg_damage
 
 if TYPE_CHECKING:
@@ -170,8 +172,9 @@ class DicomVolume:
             self._sizes = {instance.size for instance in self.instances}
             for instance in self.instances:
                 _check_paths(instance)
+                _check_claims(instance)
             corrected = {_is_ycbcr_under_rgb(instance) for instance in self.instances}
-        except (AttributeError, ValueError, TypeError, KeyError, IndexError) as error:
+        except (AttributeError, ValueError, TypeError, KeyError, IndexError, ArithmeticError) as error:
             raise UnreadableSlide(path.name, f"its DICOM header is damaged: {error}; fetch it anew") from error
         if len(corrected) > 1:
             raise UnreadableSlide(path.name, f"some of its levels are YCbCr under a header that says RGB; {_CONVERT}")
@@ -203,6 +206,21 @@ def _check_paths(instance: Instance) -> None:
                 instance.path.name,
                 f"holds {count} {what}, and which is the slide cannot be told; write one of them alone",
             )
+
+
+def _check_claims(instance: Instance) -> None:
+    """Refuse tiles and numbers of them that nobody should decode or list."""
+    (width, height), count = instance.tile, int(instance.header.get("NumberOfFrames", 1))
+    tiles = math.prod(-(-full // tile) for full, tile in zip(instance.size, instance.tile, strict=True))
+    words = None
+    if 3 * width * height > MAX_TILE_BYTES:
+        words = f"frames of {width}×{height} px are over {MAX_TILE_BYTES >> 20} MiB each"
+    elif tiles > MAX_TILES:
+        words = f"{tiles} tiles of a level are over {MAX_TILES}"
+    elif count > instance.path.stat().st_size:
+        words = f"{count} frames in {instance.path.stat().st_size} bytes; fetch it anew"
+    if words is not None:
+        raise UnreadableSlide(instance.path.name, words)
 
 
 def _is_ycbcr_under_rgb(instance: Instance) -> bool:

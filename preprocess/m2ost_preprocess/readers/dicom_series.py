@@ -80,10 +80,10 @@ def series_files(path: Path) -> list[Path]:
     OSError
         If its folder cannot be listed.
     """
-    series = _series(path)
+    series = series_of(path)
     if series is None:
         return [path]
-    return sorted(file for file in path.parent.iterdir() if file == path or _series(file) in (series, b""))
+    return sorted(file for file in path.parent.iterdir() if file == path or series_of(file) in (series, b""))
 
 
 def slides_of_folder(folder: Path) -> list[Path]:
@@ -107,7 +107,7 @@ def slides_of_folder(folder: Path) -> list[Path]:
     series: dict[bytes, Path] = {}
     volumes: dict[bytes, Path] = {}
     for file in sorted(folder.iterdir()):
-        uid = _series(file)
+        uid = series_of(file)
         if uid is not None:
             series.setdefault(uid, file)
             if uid not in volumes and is_volume(file):
@@ -116,8 +116,18 @@ def slides_of_folder(folder: Path) -> list[Path]:
     return [file for uid, file in found.items() if uid] or list(found.values())
 
 
-def _series(file: Path) -> bytes | None:
-    """The DICOM series of a file; None where it is no file, not DICOM, or unreadable."""
+def series_of(file: Path) -> bytes | None:
+    """The DICOM series of any path.
+
+    Parameters
+    ----------
+    file : Path
+
+    Returns
+    -------
+    bytes or None
+        As :func:`series_uid` says; None also where it is no regular file, or unreadable.
+    """
     try:
         now = file.stat()
         return _read_series(file, now.st_mtime_ns, now.st_size) if stat.S_ISREG(now.st_mode) else None
@@ -144,10 +154,13 @@ def _header(path: Path, tags: list[str]) -> Dataset | None:
         if file.read(_PREAMBLE_BYTES)[128:] != b"DICM":
             return None
     import pydicom
+    from pydicom.filereader import read_file_meta_info
 
     try:
+        if read_file_meta_info(path).get("TransferSyntaxUID") == pydicom.uid.DeflatedExplicitVRLittleEndian:
+            return pydicom.Dataset()  # OpenSlide reads none, and pydicom would inflate all of it, however much that is
         return pydicom.dcmread(path, stop_before_pixels=True, specific_tags=list(tags))
-    except OSError:
+    except (OSError, MemoryError):
         raise
     except Exception:  # pydicom passes on whatever a damaged header leads to
         return pydicom.Dataset()

@@ -10,12 +10,10 @@ from PIL import Image, PngImagePlugin, TiffImagePlugin, UnidentifiedImageError
 
 from ..errors import UnreadableSlide
 from . import native_errors
-from .base import Pixels, Size, SlideReader, words_of
+from .base import STRIP_PIXELS, TILED_TIFF, Pixels, Size, SlideReader, words_of
+from .limits import MAX_IMAGE_PX, implausible
 from .sound import jpeg_damage
 from .tiff import TiffLayout
-
-MAX_PIXELS = 2**30
-"""Largest plain image in pixels (3 GiB decoded); larger ones belong into a tiled pyramid."""
 
 _FORMATS = ("JPEG", "PNG", "TIFF")
 _MODES = ("L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
@@ -56,8 +54,6 @@ class ImageReader(SlideReader):
         self.path = path
         began = native_errors.mark()
         try:
-            if layout is not None:
-                layout.check(layout.main.size, 0, 0, *layout.main.size)
             self._pixels, self._orientation = _decode(path, layout)
         except (OSError, SyntaxError, ValueError) as error:
             words = words_of(error, path)
@@ -113,7 +109,7 @@ def probe(path: Path) -> str | None:
 
 
 def _open(path: Path) -> Image.Image:
-    # Pillow's own limit is a module-wide setting and lower than a section of a spot data set; ours is MAX_PIXELS,
+    # Pillow's own limit is a module-wide setting and lower than a section of a spot data set; ours is MAX_IMAGE_PX,
     # checked on the header before a pixel is decoded.
     with _PILLOW_LIMIT:
         limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
@@ -124,26 +120,36 @@ def _open(path: Path) -> Image.Image:
 
 
 def _decode(path: Path, layout: TiffLayout | None) -> tuple[Pixels, int]:
-    _check_whole(path)
     with _open(path) as image:
         if isinstance(image, TiffImagePlugin.TiffImageFile) and layout is not None:
             image.seek(layout.main.index)
-        if image.width * image.height > MAX_PIXELS:
-            raise ValueError(f"{image.width}×{image.height} px is over {MAX_PIXELS} px; convert it to a tiled TIFF")
+        area = image.width * image.height
+        if area > MAX_IMAGE_PX:
+            raise ValueError(
+                f"{image.width}×{image.height} px, decoded whole, are over {MAX_IMAGE_PX}; convert it to a tiled TIFF: "
+                f"vips copy '{path.name}' {TILED_TIFF}"
+            )
+        words = implausible(area, path)
+        if words is not None:
+            raise ValueError(words)
+        _check_whole(path, layout)
         if image.mode not in _MODES:
             raise ValueError(
                 f"mode {image.mode} is not 8-bit grey or colour; convert it: vips copy FILE out.tif --uchar"
             )
         orientation = int(image.getexif().get(_ORIENTATION, 1))
-        rgb = _on_white(image)
+        image.load()
+        stored: Image.Image = image
         if isinstance(image, TiffImagePlugin.TiffImageFile) and orientation in _UNDO:
-            rgb = rgb.transpose(_UNDO[orientation])
-        pixels = np.asarray(rgb)
+            stored = image.transpose(_UNDO[orientation])
+        pixels = _rgb(stored)
     return (pixels if layout is None else layout.paint_missing(pixels, layout.main.size, 0, 0)), orientation
 
 
-def _check_whole(path: Path) -> None:
-    """Raise where a JPEG or PNG is damaged: Pillow fills up what it lacks, and skips the checksums of PNG's pixels."""
+def _check_whole(path: Path, layout: TiffLayout | None) -> None:
+    """Raise where an image is damaged: Pillow fills up what it lacks, and skips the checksums of PNG's pixels."""
+    if layout is not None:
+        layout.check(layout.main.size, 0, 0, *layout.main.size)
     with _open(path) as image:
         if isinstance(image, PngImagePlugin.PngImageFile):
             with path.open("rb") as stream:
@@ -155,9 +161,19 @@ def _check_whole(path: Path) -> None:
                 )
             image.verify()
         elif image.format in ("JPEG", "MPO"):
-            damage = jpeg_damage(path.read_bytes())
+            damage = jpeg_damage(path.read_bytes(), MAX_IMAGE_PX)
             if damage is not None:
                 raise ValueError(f"damaged: {damage}; fetch it anew")
+
+
+def _rgb(image: Image.Image) -> Pixels:
+    """Pixels of an image, strip by strip: each step of the conversion makes a copy."""
+    pixels = np.empty((image.height, image.width, 3), np.uint8)
+    rows = max(1, STRIP_PIXELS // image.width)
+    for top in range(0, image.height, rows):
+        strip = image.crop((0, top, image.width, min(top + rows, image.height)))
+        pixels[top : top + rows] = np.asarray(_on_white(strip))
+    return pixels
 
 
 def _on_white(image: Image.Image) -> Image.Image:

@@ -21,6 +21,8 @@ HARMLESS = (
 )
 """What native decoders may say: searched for in each line."""
 
+_OUT_OF_MEMORY = re.compile(r"out of memory|insufficient memory|cannot allocate|bad_alloc", re.IGNORECASE)
+
 _HARMLESS = re.compile("|".join(HARMLESS))
 _LIBC = ctypes.CDLL(None)
 _tap: tuple[int, int] | None = None  # (the tapped file, the real stderr)
@@ -83,9 +85,22 @@ def complaint(start: int) -> str | None:
     -------
     str or None
         None where there is none, or where nothing is tapped.
+
+    Raises
+    ------
+    MemoryError
+        If it says that memory ran out.
     """
     lines = (line.strip() for line in since(start).splitlines())
-    return next((line for line in lines if line and not _HARMLESS.search(line)), None)
+    found = next((line for line in lines if line and not _HARMLESS.search(line)), None)
+    raise_if_out_of_memory(found or "")
+    return found
+
+
+def raise_if_out_of_memory(words: str) -> None:
+    """Raise ``MemoryError`` where a library's words say that memory ran out, which is no damage of the file."""
+    if _OUT_OF_MEMORY.search(words):
+        raise MemoryError(words)
 
 
 def pass_on() -> None:

@@ -16,18 +16,20 @@ several images of one size             refused: which one is the slide cannot be
 from __future__ import annotations
 
 import importlib.util
+import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..contract import READERS
+from ..contract import ENV_ALLOWED_FORMATS, READERS
 from ..errors import SlideNotFound, UnreadableSlide
 from . import image as plain
 from . import resolution as mpp
-from .base import Segments, SlideReader, words_of
+from .base import TILED_TIFF, Segments, SlideReader, words_of
+from .companions import KNOWN_VENDORS
 from .dicom import DicomVolume
 from .dicom_series import series_files, slides_of_folder
-from .tiff import TILED_TIFF, TiffLayout, read_layout
+from .tiff import TiffLayout, read_layout
 from .trust import cucim_obstacle, openslide_obstacle
 
 TIFF_VENDORS = ("aperio", "philips", "generic-tiff")
@@ -161,6 +163,12 @@ def _vendor(path: Path) -> str | None:
         vendor: str | None = openslide.OpenSlide.detect_format(str(path))
     except openslide.OpenSlideError as error:
         raise UnreadableSlide(path.name, f"damaged: {words_of(error, path)}") from error
+    if vendor is not None and vendor not in {*KNOWN_VENDORS, *os.environ.get(ENV_ALLOWED_FORMATS, "").split(",")}:
+        raise UnreadableSlide(
+            path.name,
+            f"which other files OpenSlide opens for the format {vendor} is not known here, and they may lead out of "
+            f"the slide root; where they cannot, allow it: {ENV_ALLOWED_FORMATS}={vendor}",
+        )
     return vendor
 
 

@@ -12,6 +12,9 @@ import zlib
 
 import simplejpeg
 
+from .limits import MAX_TILE_BYTES
+from .native_errors import raise_if_out_of_memory
+
 RAW, LZW, JPEG, ADOBE_DEFLATE, DEFLATE = 1, 5, 7, 8, 32946
 APERIO_JP2K_YCBCR, APERIO_JP2K_RGB, JPEG_2000 = 33003, 33005, 34712
 PACKBITS, ZSTANDARD = 32773, 50000
@@ -21,26 +24,38 @@ DECODABLE = (RAW, LZW, JPEG, ADOBE_DEFLATE, DEFLATE, PACKBITS, ZSTANDARD, APERIO
 """Those that one of the readers decodes."""
 
 _J2K_START, _J2K_END, _J2K_TILE_PART = b"\xff\x4f\xff\x51", b"\xff\xd9", b"\xff\x90"
+_PIECE_BYTES = 1 << 20
 _SMALLEST = 8
 """The least of a JPEG that is transformed: each of its bits is decoded nevertheless."""
 
 
-def jpeg_damage(data: bytes) -> str | None:
+def jpeg_damage(data: bytes, max_px: int = MAX_TILE_BYTES // 3) -> str | None:
     """What libjpeg-turbo has to say of a JPEG stream.
 
     Parameters
     ----------
     data : bytes
         A whole stream, its tables included.
+    max_px : int
+        Most pixels that it may claim to have.
 
     Returns
     -------
     str or None
-        Its error or warning; None where it has neither.
+        Its error or warning, or that it is too large; None where there is none of these.
+
+    Raises
+    ------
+    MemoryError
+        If memory ran out.
     """
     try:
+        height, width = simplejpeg.decode_jpeg_header(data)[:2]
+        if height * width > max_px:
+            return f"a JPEG of {width}×{height} px, over {max_px}"
         simplejpeg.decode_jpeg(data, "GRAY", min_factor=_SMALLEST)
-    except (ValueError, MemoryError) as error:
+    except ValueError as error:
+        raise_if_out_of_memory(str(error))
         return str(error) or type(error).__name__
     return None
 
@@ -93,9 +108,13 @@ def deflate_damage(data: bytes, expected_bytes: int) -> str | None:
     str or None
         What is wrong: zlib's error, a checksum that does not fit, or another length than expected.
     """
-    stream = zlib.decompressobj()
+    stream, found = zlib.decompressobj(), 0
     try:
-        found = len(stream.decompress(data, expected_bytes + 1))
+        for at in range(0, len(data), _PIECE_BYTES):
+            piece = data[at : at + _PIECE_BYTES]
+            while piece and not stream.eof and found <= expected_bytes:
+                found += len(stream.decompress(piece, _PIECE_BYTES))
+                piece = stream.unconsumed_tail
     except zlib.error as error:
         return str(error)
     if found > expected_bytes:
@@ -125,7 +144,7 @@ def damage(data: bytes, compression: int, expected_bytes: int, tables: bytes | N
         None where nothing is, or where nobody can tell.
     """
     if compression == JPEG:
-        return jpeg_damage(_with_tables(data, tables))
+        return jpeg_damage(_with_tables(data, tables), max(expected_bytes, MAX_TILE_BYTES // 3))
     if compression in (ADOBE_DEFLATE, DEFLATE):
         return deflate_damage(data, expected_bytes)
     if compression in (APERIO_JP2K_YCBCR, APERIO_JP2K_RGB, JPEG_2000):

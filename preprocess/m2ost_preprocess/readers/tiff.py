@@ -15,19 +15,21 @@ import numpy as np
 import tifffile
 
 from ..errors import UnreadableSlide
-from .base import Pixels, Size
+from .base import TILED_TIFF, Pixels, Size, words_of
+from .companions import TIFF_MAGICS
+from .limits import MAX_IMAGE_PX, MAX_TILE_BYTES, MAX_TILES
 from .sound import APERIO_JP2K_RGB, APERIO_JP2K_YCBCR, DECODABLE, JPEG, damage
 
-_MAGICS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _REDUCED, _MASK = 1, 4  # bits of NewSubfileType
 _ORIENTATION, _X_RESOLUTION, _Y_RESOLUTION, _RESOLUTION_UNIT, _IMAGE_DESCRIPTION = 274, 282, 283, 296, 270
 _COLOURS = (0, 1, 2, 3, 5, 6)  # grey from white, grey from black, RGB, palette, CMYK, YCbCr
 _YCBCR, _YCBCR_BY = 6, (JPEG, APERIO_JP2K_YCBCR, APERIO_JP2K_RGB)
+MAX_IMAGES = 4096
+"""Most images of a file."""
+
+_LISTED_BYTES = 6  # the least that a tile's offset and count take
 _UNSCANNED = 255
 """What a tile shows that the scanner left out: white."""
-
-TILED_TIFF = "'out.tif[tile,pyramid,compression=deflate]'"
-"""What the commands that messages name write."""
 
 
 @dataclass(frozen=True)
@@ -112,6 +114,15 @@ class Directory:
         samples = 1 if self.planes > 1 else self.samples
         return -(-self.segment[0] * max(self.bits) * samples // 8) * height
 
+    def too_large(self) -> str | None:
+        """What of it is larger than anybody should decode or list."""
+        columns, rows = self.grid
+        if columns * rows * self.planes > MAX_TILES:
+            return f"{columns}×{rows} tiles or strips of an image are over {MAX_TILES}"
+        if self.tiled and self.decoded_bytes(0) > MAX_TILE_BYTES:
+            return f"tiles of {self.segment[0]}×{self.segment[1]} px are over {MAX_TILE_BYTES >> 20} MiB each"
+        return None
+
     @cached_property
     def has_missing(self) -> bool:
         """Whether any tile or strip was left out of the file; asked at every read, and looked for once."""
@@ -144,10 +155,11 @@ class TiffLayout:
         found: list[Directory] = []
         try:
             with _errors_of_tifffile(problems), tifffile.TiffFile(path) as file:
-                pages = [page for page in file.pages if isinstance(page, tifffile.TiffPage)]
-                found = [_directory(i, page) for i, page in enumerate(pages) if page.imagewidth and page.imagelength]
+                found = list(_directories(file))
+        except MemoryError:
+            raise
         except Exception as error:  # tifffile passes on whatever a damaged tag leads to
-            problems.append(str(error))
+            problems.append(words_of(error, path))
         if problems:
             raise UnreadableSlide(
                 path.name, f"its TIFF directories cannot be read ({problems[0]}): truncated or damaged; fetch it anew"
@@ -166,6 +178,11 @@ class TiffLayout:
             None where it has one largest image, in colours of 8 bits.
         """
         main, name = self.main, self.path.name
+        too_large = next(filter(None, (image.too_large() for image in self.images)), None)
+        if too_large is None and not main.tiled and main.area > MAX_IMAGE_PX:
+            too_large = f"{main.size[0]}×{main.size[1]} px without tiles are over {MAX_IMAGE_PX} px"
+        if too_large is not None:
+            return f"{too_large}; convert it: vips copy '{name}' {TILED_TIFF}"
         same = [image for image in self.images if image.size == main.size and not image.subfile_type & _REDUCED]
         if len(same) > 1:
             what = (
@@ -243,11 +260,11 @@ class TiffLayout:
         offset, count = int(image.offsets[number]), int(image.counts[number])
         file = os.open(self.path, os.O_RDONLY)
         try:
+            if offset + count > os.fstat(file).st_size:
+                return "the file ends before it"
             data = os.pread(file, count, offset)
         finally:
             os.close(file)
-        if len(data) < count:
-            return "the file ends before it"
         return damage(data, image.compression, image.decoded_bytes(row), image.tables)
 
 
@@ -270,7 +287,7 @@ def read_layout(path: Path) -> TiffLayout | None:
         If it is one, and its directories cannot be followed.
     """
     with path.open("rb") as stream:
-        if stream.read(4) not in _MAGICS:
+        if stream.read(4) not in TIFF_MAGICS:
             return None
     return TiffLayout(path)
 
@@ -287,6 +304,20 @@ def _errors_of_tifffile(told: list[str]) -> Iterator[None]:
     finally:
         logger.removeHandler(handler)
         logger.propagate = propagate
+
+
+def _directories(file: tifffile.TiffFile) -> Iterator[Directory]:
+    """The images of a file; raises where they list more than it holds, as directories that share their lists do."""
+    if len(file.pages) > MAX_IMAGES:
+        raise ValueError(f"{len(file.pages)} images, over {MAX_IMAGES}")
+    left = int(file.filehandle.size)
+    for index, page in enumerate(file.pages):
+        if not isinstance(page, tifffile.TiffPage) or not (page.imagewidth and page.imagelength):
+            continue
+        left -= _LISTED_BYTES * len(page.dataoffsets) + len(page.description or "") + len(page.jpegtables or b"")
+        if left < 0:
+            raise ValueError("its images list more tiles than the file has room for")
+        yield _directory(index, page)
 
 
 def _directory(index: int, page: tifffile.TiffPage) -> Directory:
