@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import re
 import signal
-import time
 import urllib.request
 from contextlib import suppress
 from pathlib import Path
@@ -25,6 +24,8 @@ from m2ost_preprocess.readers import open_slide
 from m2ost_preprocess.slides import SlideRoots
 from m2ost_preprocess.views import cut_views
 from PIL import Image
+
+from tests.conftest import wait_for
 
 from . import archives
 
@@ -108,17 +109,6 @@ def metrics_of(server: TritonServer) -> dict[str, float]:
         text = answer.read().decode()
     found = re.findall(r'^(\w+)\{[^}]*model="(\w+)"[^}]*\} (\S+)$', text, re.M)
     return {f"{name}{{{model}}}": float(value) for name, model, value in found}
-
-
-def wait_for(condition, what, seconds=40):
-    """What a condition comes to, once that is true."""
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        value = condition()
-        if value:
-            return value
-        time.sleep(0.1)
-    raise AssertionError(f"not within {seconds} s: {what}")
 
 
 def process_of(server, words):

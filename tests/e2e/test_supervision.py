@@ -223,7 +223,7 @@ def test_a_taken_port_is_a_clear_error(narrow_release, svs):
 
 @pytest.mark.parametrize("profile", ["onnxruntime", "tensorrt"])
 def test_every_profile_starts_but_for_the_missing_backend_and_gpu(narrow_release, roots, profile, monkeypatch):
-    monkeypatch.setattr("m2ost_client.supervisor.check_start", lambda *facts: None)  # Triton's own words are wanted
+    monkeypatch.setattr("m2ost_client.supervisor.check_start", lambda *facts: [])  # Triton's own words are wanted
     errors = []
 
     def collect(record):
