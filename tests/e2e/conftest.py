@@ -15,7 +15,7 @@ import pytest
 import torch
 from m2ost.checkpoint import initialise, load, save
 from m2ost.config import M2OSTConfig
-from m2ost_client import ServerOptions, SpotStream, StreamOptions, TritonServer
+from m2ost_client import ServerOptions, SpotStream, StreamOptions, TritonServer, command
 from m2ost_client.archive import SlideRow
 from m2ost_client.probe import tensor
 from m2ost_export.release import build_release
@@ -176,6 +176,22 @@ def narrow_server(narrow_release, roots, narrow_log):
     """A server that no test may harm."""
     with TritonServer(ServerOptions(release=narrow_release, roots=roots), on_log=narrow_log.append) as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def http_log() -> list[dict]:
+    return []
+
+
+@pytest.fixture(scope="session")
+def http_server(narrow_release, roots, http_log):
+    """One that speaks HTTP too, and soon asks idle clients whether they are there. No test may harm it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(command, "KEEPALIVE_MS", 2000)
+        patch.setattr(command, "KEEPALIVE_TIMEOUT_MS", 5000)
+        options = ServerOptions(release=narrow_release, roots=roots, http=True)
+        with TritonServer(options, on_log=http_log.append) as server:
+            yield server
 
 
 @pytest.fixture(scope="session")
