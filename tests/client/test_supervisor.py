@@ -17,7 +17,7 @@ from functools import partial
 import psutil
 import pytest
 from m2ost_client import ServerOptions, TritonServer, policy, supervisor
-from m2ost_client.command import LAUNCH, Command
+from m2ost_client.command import CLOSED, LAUNCH, RESTRICTED_APIS, Command
 from m2ost_client.errors import ServerStartError
 from m2ost_client.host import SHM_PREFIX
 from m2ost_client.installation import Installation
@@ -235,6 +235,8 @@ def test_each_service_is_given_its_host_in_the_form_that_it_takes(tmp_path, host
     assert {f"--{argument}" for argument in arguments} <= set(lines)
     shown = "[::1]" if ":" in host else "127.0.0.1"
     assert f"--http-port={server.ports.http}" in lines
+    apis = f"{','.join(RESTRICTED_APIS)}:{CLOSED}"
+    assert {f"--grpc-restricted-protocol={apis}", f"--http-restricted-api={apis}"} <= set(lines)
     assert server.address == f"{shown}:{server.ports.grpc}"
     assert lines[-1] == server.metrics_url == f"http://{shown}:{server.ports.metrics}/metrics"
 
