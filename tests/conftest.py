@@ -6,6 +6,7 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -36,6 +37,17 @@ def kept_ports(count: int) -> Iterator[list[int]]:
 
     with ExitStack() as kept:
         yield [kept.enter_context(held_ports("127.0.0.1", Ports())).grpc for _ in range(count)]
+
+
+def wait_for(condition, what, seconds=40):
+    """What a condition comes to, once that is true."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        value = condition()
+        if value:
+            return value
+        time.sleep(0.1)
+    raise AssertionError(f"not within {seconds} s: {what}")
 
 
 def need_address(host: str) -> None:

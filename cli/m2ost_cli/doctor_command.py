@@ -27,7 +27,8 @@ def doctor(
     ] = None,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     grpc_port: Annotated[int, typer.Option(min=0, max=65535, help="0: any free port.")] = 8001,
-    http_port: Annotated[int, typer.Option(min=0, max=65535, help="0: any free port.")] = 8000,
+    http: Annotated[bool, typer.Option("--http", help="For a server that speaks HTTP too.")] = False,
+    http_port: Annotated[int, typer.Option(min=0, max=65535, help="With --http. 0: any free port.")] = 8000,
     metrics_port: Annotated[int, typer.Option(min=0, max=65535, help="0: any free port.")] = 8002,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
@@ -47,7 +48,7 @@ def doctor(
             profile=profile,
             roots=split_roots(slides or []),
             host=host,
-            ports=Ports(grpc_port, http_port, metrics_port),
+            ports=Ports(grpc_port, http_port if http else None, metrics_port),
         )
     wrong = errors(findings)
     if as_json:

@@ -65,7 +65,10 @@ def serve(
     ] = None,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     grpc_port: Annotated[int, typer.Option(min=0, max=65535, help="0: any free port.")] = 8001,
-    http_port: Annotated[int, typer.Option(min=0, max=65535, help="0: any free port.")] = 8000,
+    http: Annotated[
+        bool, typer.Option("--http", help="Speak HTTP too; one HTTP request can end this tritonserver: needs a proxy.")
+    ] = False,
+    http_port: Annotated[int, typer.Option(min=0, max=65535, help="With --http. 0: any free port.")] = 8000,
     metrics_port: Annotated[int, typer.Option(min=0, max=65535, help="0: any free port.")] = 8002,
     profile: Annotated[
         str, typer.Option(help="Triton's --model-config-name: cpu, onnxruntime, tensorrt, python-gpu …")
@@ -79,7 +82,7 @@ def serve(
 ) -> None:
     """Serve a release. Prints JSON log lines; Ctrl-C or SIGTERM stops it cleanly."""
     with needs("client"):
-        from m2ost_client.command import ServerOptions
+        from m2ost_client.command import HTTP_RISK, ServerOptions
         from m2ost_client.host import Ports
         from m2ost_client.supervisor import TritonServer
     if log_level not in _LEVELS:
@@ -91,9 +94,12 @@ def serve(
         baseline=baseline,
         host=host,
         ports=Ports(grpc_port, http_port, metrics_port),
+        http=http,
         profile=profile,
         start_timeout_s=start_timeout_s,
     )
+    if http:
+        print(f"warning: --http: {HTTP_RISK}", file=sys.stderr)
     server = TritonServer(options, on_log=_json_lines(sys.stdout, log_level))
     if print_command:
         print(server.print_command())

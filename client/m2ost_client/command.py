@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,6 +18,16 @@ from .host import Ports, host_port
 from .installation import Installation
 from .plain_paths import plain_path
 
+LAUNCH = Path(__file__).with_name("launch.py")
+
+RESTRICTED_APIS = ("model-repository", "shared-memory", "statistics", "trace", "logging")
+CLOSED = "m2ost:CLOSED=to-all"
+"""The header and its value that open a restricted API. Triton wants some, and shows them to whoever lists processes or
+asks for such an API; no header of HTTP, and none of gRPC, has a colon in its name."""
+
+KEEPALIVE_MS, KEEPALIVE_TIMEOUT_MS = 60_000, 20_000
+"""Without a word from a client for so long, gRPC asks whether it is there; without an answer for so long, it is not."""
+
 DEFAULT_PROFILE = "cpu"
 DENSE_PROFILE = "cpu-dense"
 """Serves the graph for dense maps, where a release has it."""
@@ -24,6 +35,12 @@ DENSE_PROFILE = "cpu-dense"
 CUDA_POOL_BYTES = 1 << 30
 """Of every GPU, for tensors between models: the views of all requests that may wait, at 32 rows. Triton's own choice is
 64 MiB; the largest batch has 110."""
+
+HTTP_RISK = (
+    "one HTTP request with deeply nested JSON, or in many chunks (CVE-2025-23310, CVE-2025-23311), ends tritonserver "
+    "2.51; put a proxy before it that bounds the size and the depth of bodies and passes none on in chunks"
+)
+"""Why a server speaks HTTP only where it is asked to."""
 
 MOST_GPUS = 16
 """Triton passes over the pools of GPUs that are not there."""
@@ -46,6 +63,8 @@ class ServerOptions:
         loopback.
     ports : Ports
         Ports to listen on.
+    http : bool
+        Whether to speak HTTP too, beside gRPC and metrics: see :data:`HTTP_RISK`.
     profile : str
         Triton's ``--model-config-name``.
     trace : Path, optional
@@ -58,8 +77,9 @@ class ServerOptions:
     hang_timeout_s : float
         A model that neither answers a probe nor executes anything for this long is hung, and the server replaced. A
         slide's reader that hangs has long been stopped by its own limit then, at the cost of that slide alone.
-    max_restarts : int
-        Restarts within ten minutes after which the server is given up; one whose first start fails is at once.
+    max_restarts : int, optional
+        Restarts after which the server is given up, for a run that is worth nothing once its server has died; by
+        default none are too many. One whose first start fails is given up at once.
     """
 
     release: Path
@@ -67,12 +87,13 @@ class ServerOptions:
     baseline: Path | None = None
     host: str = "127.0.0.1"
     ports: Ports = field(default_factory=Ports)
+    http: bool = False
     profile: str = DEFAULT_PROFILE
     trace: Path | None = None
     start_timeout_s: float = 120.0
     probe_interval_s: float = 5.0
     hang_timeout_s: float = 360.0
-    max_restarts: int = 5
+    max_restarts: int | None = None
 
 
 @dataclass(frozen=True)
@@ -102,7 +123,6 @@ def build_command(
     *,
     ports: Ports,
     shm_prefix: str,
-    restricted: str,
     runtime: Path,
 ) -> Command:
     """The command that serves a release.
@@ -116,8 +136,6 @@ def build_command(
         The ports in use: none is 0.
     shm_prefix : str
         How the names of the server's regions in /dev/shm begin.
-    restricted : str
-        APIs that need a header, and the header: ``api,api:name=value``.
     runtime : Path
         Folder for what is laid out for this server; its path is plain.
     """
@@ -125,7 +143,9 @@ def build_command(
     # The HTTP server takes an IPv6 address for such by this prefix, and else binds another one without a word.
     http_host = f"ipv6:{options.host}" if ":" in options.host else options.host
     grpc_host = host_port(options.host, 0).removesuffix(":0")
+    restricted = f"{','.join(RESTRICTED_APIS)}:{CLOSED}"
     arguments = [
+        *(str(installation.interpreter() or sys.executable), "-I", "-S", str(LAUNCH)),
         str(installation.executable),
         *(f"--model-repository={plain_path(folder, runtime)}" for folder in repositories),
         f"--model-config-name={options.profile}",
@@ -137,13 +157,24 @@ def build_command(
         f"--backend-config=python,shm-region-prefix-name={shm_prefix}",
         f"--grpc-address={grpc_host}",
         f"--grpc-port={ports.grpc}",
-        f"--http-address={http_host}",
-        f"--http-port={ports.http}",
+        f"--allow-http={str(options.http).lower()}",
         f"--metrics-address={http_host}",
         f"--metrics-port={ports.metrics}",
         f"--grpc-restricted-protocol={restricted}",
-        f"--http-restricted-api={restricted}",
+        # Else eight requests are kept for the next ones to be read into, however large they were.
+        "--grpc-infer-allocation-pool-size=0",
+        # Else a connection whose client is gone is kept for hours.
+        f"--grpc-keepalive-time={KEEPALIVE_MS}",
+        f"--grpc-keepalive-timeout={KEEPALIVE_TIMEOUT_MS}",
+        "--grpc-keepalive-permit-without-calls=1",
+        "--grpc-http2-max-pings-without-data=0",
     ]
+    if options.http:
+        arguments += [
+            f"--http-address={http_host}",
+            f"--http-port={ports.http}",
+            f"--http-restricted-api={restricted}",
+        ]
     on_gpu = not options.profile.startswith(DEFAULT_PROFILE)
     if on_gpu:
         arguments += [f"--cuda-memory-pool-byte-size={gpu}:{CUDA_POOL_BYTES}" for gpu in range(MOST_GPUS)]

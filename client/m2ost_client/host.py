@@ -8,7 +8,7 @@ import os
 import secrets
 import socket
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from m2ost_preprocess.network import is_here
@@ -19,15 +19,14 @@ SHM = Path("/dev/shm")
 SHM_PREFIX = "m2ost-"
 """All that servers of this project leave in /dev/shm is named after this."""
 _OWNER = ".owner"
-CONNECT_TIMEOUT_S = 1.0
 
 
 @dataclass(frozen=True)
 class Ports:
-    """TCP ports; 0 means any free one."""
+    """TCP ports; 0 means any free one, and None that there is no such service."""
 
     grpc: int = 0
-    http: int = 0
+    http: int | None = 0
     metrics: int = 0
 
 
@@ -77,13 +76,6 @@ def sweep_shared_memory() -> None:
             fcntl.flock(owner, fcntl.LOCK_EX | fcntl.LOCK_NB)
             remove_shared_memory(path.name.removesuffix(_OWNER) + "-")
             path.unlink()
-
-
-def protect_shared_memory(prefix: str) -> None:
-    """Leave regions whose names begin with ``prefix`` to this user alone: they hold pixels; Triton lets all read."""
-    for region in SHM.glob(f"{prefix}*"):
-        with contextlib.suppress(FileNotFoundError):
-            region.chmod(0o600)
 
 
 def remove_shared_memory(prefix: str) -> None:
@@ -156,13 +148,14 @@ def held_ports(host: str, wanted: Ports) -> Iterator[Ports]:
     ServerStartError
         If a port cannot be bound, as where somebody listens on it, or one is wanted twice.
     """
-    named = [port for port in vars(wanted).values() if port]
+    services = {name: port for name, port in vars(wanted).items() if port is not None}
+    named = [port for port in services.values() if port]
     if len(set(named)) < len(named):
         raise ServerStartError(f"each service needs a port of its own, got {wanted}; choose others, or 0 for any")
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with contextlib.ExitStack() as held:
-        ports = {}
-        for name, port in sorted(vars(wanted).items(), key=lambda item: item[1] == 0):  # any is none of the named
+        ports: dict[str, int] = {}
+        for name, port in sorted(services.items(), key=lambda item: item[1] == 0):  # any is none of the named
             sock = held.enter_context(socket.socket(family))
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
@@ -173,14 +166,4 @@ def held_ports(host: str, wanted: Ports) -> Iterator[Ports]:
                     "choose another port, or 0 for any"
                 ) from error
             ports[name] = sock.getsockname()[1]
-        yield Ports(**ports)
-
-
-def all_listen(host: str, ports: Ports) -> bool:
-    """Whether something accepts connections on every port, asked for a second each."""
-    try:
-        for port in vars(ports).values():
-            socket.create_connection((host, port), CONNECT_TIMEOUT_S).close()
-    except OSError:
-        return False
-    return True
+        yield replace(wanted, **ports)

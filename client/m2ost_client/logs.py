@@ -6,14 +6,25 @@ import collections
 import json
 import logging
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from typing import Any
 
-from .probe import PROBE_REQUEST_ID
+MOST_LINE_BYTES = 16 << 10
+"""Of a longer line of a server's, the beginning is kept: a client may have chosen what it quotes."""
+
+MOST_ALIKE = 10
+"""Lines of the same words that are handed on within ``BURST_S``."""
+
+BURST_S = 1.0
+"""How long lines of the same words are counted together, in seconds."""
+
+_MOST_DISTINCT = 256
+"""Different lines that are told apart within ``BURST_S``; with more, counting begins anew."""
 
 _LINE = re.compile(r"([VIWE])(\d{4} \d\d:\d\d:\d\d\.\d+) \d+ ([\w.]+:\d+)\] ?(.*)$")
 _LEVELS = {"V": "debug", "I": "info", "W": "warning", "E": "error"}
+_STAMP = re.compile(rb"[VIWE](\d{4} \d\d:\d\d:\d\d\.\d+ )\d+ ")
 _TABLE = ("+-", "| ")
 
 _BEGUN, _LOADED = re.compile(r"loading: ([^:]+):\d+$"), re.compile(r"successfully loaded '([^']+)'")
@@ -32,12 +43,12 @@ _EXPECTED_WITHOUT_GPU = (
 )
 
 
-def parse_line(line: str) -> dict[str, Any] | None:
+def parse_line(line: str, probe_id: str = "") -> dict[str, Any] | None:
     """One line of Triton's output as an object, or None for blank lines and the frames of its tables.
 
     A message that is itself a JSON object, as our models log it, is merged in: its ``event`` and ``request_id`` stand
-    at the top level. What a server without a GPU says about that, and the answers to liveness probes, come at level
-    ``debug``.
+    at the top level. What a server without a GPU says about that, and the answers to liveness probes, whose request id
+    is ``probe_id``, come at level ``debug``.
     """
     line = line.rstrip()
     if not line or line.startswith(_TABLE):
@@ -63,9 +74,77 @@ def parse_line(line: str) -> dict[str, Any] | None:
         fields = None
     if not isinstance(fields, dict):
         return {**record, "message": message}
-    if fields.get("request_id") == PROBE_REQUEST_ID:
+    if probe_id and fields.get("request_id") == probe_id:
         record["level"] = "debug"
     return {**record, **fields}
+
+
+class Reader:
+    """Turns a server's output, as it comes, into records; neither a long line nor many alike take room or time.
+
+    Parameters
+    ----------
+    probe_id : str
+        The request id of liveness probes.
+    """
+
+    def __init__(self, probe_id: str = "") -> None:
+        self._probe_id = probe_id
+        self._begun = b""
+        self._cut_bytes = 0
+        self._burst_end = 0.0
+        self._alike: dict[bytes, int] = {}
+        self._left_out: dict[bytes, dict[str, Any]] = {}
+
+    def feed(self, output: bytes, now: float) -> Iterator[dict[str, Any]]:
+        """The records of the lines that have ended, at ``now`` (seconds, any origin)."""
+        yield from self.tick(now)
+        *ended, rest = output.split(b"\n")
+        for part in ended:
+            self._extend(part)
+            yield from self._record()
+        self._extend(rest)
+
+    def tick(self, now: float) -> Iterator[dict[str, Any]]:
+        """What was left out of a burst, once that is over."""
+        if now >= self._burst_end:
+            yield from self._end_burst()
+            self._burst_end = now + BURST_S
+
+    def close(self) -> Iterator[dict[str, Any]]:
+        """The records of what is left when the server has ended."""
+        if self._begun:
+            yield from self._record()
+        yield from self._end_burst()
+
+    def _extend(self, part: bytes) -> None:
+        room = MOST_LINE_BYTES - len(self._begun)
+        self._begun += part[:room]
+        self._cut_bytes += max(0, len(part) - room)
+
+    def _record(self) -> Iterator[dict[str, Any]]:
+        line, cut_bytes, self._begun, self._cut_bytes = self._begun, self._cut_bytes, b"", 0
+        stamp = _STAMP.match(line)
+        words = line if stamp is None else line[: stamp.start(1)] + line[stamp.end() :]
+        seen = self._alike[words] = self._alike.get(words, 0) + 1
+        if words in self._left_out:
+            self._left_out[words]["lines"] += 1
+            return
+        record = parse_line(line.decode(errors="replace"), self._probe_id)
+        if record is None:
+            return
+        if seen > MOST_ALIKE:
+            said = record.get("message", record.get("event"))
+            self._left_out[words] = event(record["level"], "log_left_out", lines=1, message=said)
+        else:
+            yield {**record, "cut_bytes": cut_bytes} if cut_bytes else record
+        if len(self._alike) > _MOST_DISTINCT:
+            yield from self._end_burst()
+
+    def _end_burst(self) -> Iterator[dict[str, Any]]:
+        """How many lines of which words were not handed on; counting begins anew."""
+        yield from self._left_out.values()
+        self._alike, self._left_out = {}, {}
 
 
 class LastWords:

@@ -1,38 +1,30 @@
-"""When a server will not start, is hung, or has died too often. Pure: the caller brings the time and the counts."""
+"""When a server will not start, is hung, or is started anew. Pure: the caller brings the time and the counts."""
 
 from __future__ import annotations
 
-import collections
 from collections.abc import Iterable, Mapping
 
-RESTART_WINDOW_S = 600.0
-"""Restarts longer ago than this no longer count, in seconds."""
+MAX_RESTART_DELAY_S = 30.0
+"""Longest time before a server that died is started anew, in seconds."""
+
+HEALTHY_AFTER_S = 60.0
+"""A server that was ready for so long, in seconds, is started anew at once when it dies."""
 
 START_GRACE_S = 3.0
 """Time for a server to end by itself once a part of it has failed to start, in seconds: it says why meanwhile."""
 
 
-class RestartBudget:
-    """How often a server may be replaced within ``RESTART_WINDOW_S``.
+class Backoff:
+    """How long to wait before a server that died is started anew: 0, 1, 2, 4 … seconds, up to MAX_RESTART_DELAY_S."""
 
-    Parameters
-    ----------
-    restarts : int
-        Most restarts within any such time.
-    """
+    def __init__(self) -> None:
+        self._delay_s = 0.0
 
-    def __init__(self, restarts: int) -> None:
-        self._restarts = restarts
-        self._spent: collections.deque[float] = collections.deque()
-
-    def spend(self, now: float) -> bool:
-        """Whether one more restart is allowed at ``now`` (seconds, any origin); counts it if so."""
-        while self._spent and now - self._spent[0] >= RESTART_WINDOW_S:
-            self._spent.popleft()
-        if len(self._spent) >= self._restarts:
-            return False
-        self._spent.append(now)
-        return True
+    def delay_s(self, ready_for_s: float) -> float:
+        """The time to wait, in seconds, after a server that was ready for so long; 0 where it never was."""
+        delay_s = 0.0 if ready_for_s >= HEALTHY_AFTER_S else self._delay_s
+        self._delay_s = min(max(1.0, 2 * delay_s), MAX_RESTART_DELAY_S)
+        return delay_s
 
 
 class HangWatch:

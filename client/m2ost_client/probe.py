@@ -21,7 +21,6 @@ from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
 PROBE_TIMEOUT_S = 5.0
 METRICS_TIMEOUT_S = 1.0
-PROBE_REQUEST_ID = "m2ost-probe"
 PROBE_SLIDE = "m2ost-probe"
 """No slide name can be this: the tiler refuses it at once, in words that prove that it is alive."""
 
@@ -99,7 +98,7 @@ def pending_requests(metrics_url: str, models: Collection[str]) -> int:
     return sum(int(float(count)) for model, count in _PENDING.findall(text) if model in models)
 
 
-def probe(address: str, engine: EngineInfo, baseline: BaselineInfo | None = None) -> Health:
+def probe(address: str, engine: EngineInfo, baseline: BaselineInfo | None = None, *, request_id: str = "") -> Health:
     """Score one black spot, guard one row, and ask tiler and slide information for a slide that cannot exist.
 
     All are asked at once, so that one that hangs hides none of the others. Of a baseline, its networks are asked for
@@ -113,6 +112,8 @@ def probe(address: str, engine: EngineInfo, baseline: BaselineInfo | None = None
         What is served.
     baseline : BaselineInfo, optional
         What is served beside it.
+    request_id : str
+        Of all its requests, by which their sender knows them in the server's log.
     """
     requests = _engine_requests(engine) | (_baseline_requests(baseline) if baseline else {})
     answers: queue.SimpleQueue[tuple[str, str]] = queue.SimpleQueue()
@@ -122,7 +123,7 @@ def probe(address: str, engine: EngineInfo, baseline: BaselineInfo | None = None
                 asked,
                 inputs,
                 partial(_hand_in, answers, model),
-                request_id=PROBE_REQUEST_ID,
+                request_id=request_id,
                 client_timeout=PROBE_TIMEOUT_S,
             )
         words = dict(answers.get() for _ in requests)

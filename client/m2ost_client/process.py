@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import signal
 import subprocess
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,8 @@ _GUARD = 'read -r group || exit; read -r done || { kill -s KILL -- "-$group"; rm
 """A shell that outlives this process by a moment. Told the server's process group, it waits; if its input ends without
 a last word, this process was killed, and it ends the whole group: a Python model that is busy when tritonserver dies
 would otherwise wait for it for ever."""
+
+_READ_BYTES = 1 << 16
 
 _LOG_END_S = 5.0
 """Longest time for the log's last lines once all processes are gone, in seconds."""
@@ -36,7 +40,9 @@ class ServerProcess:
     runtime : Path
         Folder to remove with it if this process is killed.
     on_log : callable
-        Receives every log record as a dict, on a thread of its own; must not raise.
+        Receives the log records, each a dict, on a thread of its own; must not raise.
+    probe_id : str
+        The request id of liveness probes.
 
     Raises
     ------
@@ -45,7 +51,13 @@ class ServerProcess:
     """
 
     def __init__(
-        self, command: Command, *, shm_prefix: str, runtime: Path, on_log: Callable[[dict[str, Any]], None]
+        self,
+        command: Command,
+        *,
+        shm_prefix: str,
+        runtime: Path,
+        on_log: Callable[[dict[str, Any]], None],
+        probe_id: str = "",
     ) -> None:
         self._shm_prefix = shm_prefix
         self._guard = subprocess.Popen(
@@ -61,8 +73,6 @@ class ServerProcess:
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
-                encoding="utf-8",
-                errors="replace",
                 start_new_session=True,
             )
         except BaseException:
@@ -70,7 +80,9 @@ class ServerProcess:
             raise
         assert self._guard.stdin is not None
         print(self._process.pid, file=self._guard.stdin, flush=True)
-        self._log = threading.Thread(target=self._read_log, args=(on_log,), name="m2ost-server-log", daemon=True)
+        self._log = threading.Thread(
+            target=self._read_log, args=(logs.Reader(probe_id), on_log), name="m2ost-server-log", daemon=True
+        )
         self._log.start()
 
     @property
@@ -113,10 +125,17 @@ class ServerProcess:
         self._guard.communicate("all done\n")
         self._log.join(_LOG_END_S)
 
-    def _read_log(self, on_log: Callable[[dict[str, Any]], None]) -> None:
+    def _read_log(self, reader: logs.Reader, on_log: Callable[[dict[str, Any]], None]) -> None:
         assert self._process.stdout is not None
-        with self._process.stdout:
-            for line in self._process.stdout:
-                record = logs.parse_line(line)
-                if record is not None:
+        with self._process.stdout as output:
+            waiting = select.poll()
+            waiting.register(output, select.POLLIN)
+            while True:
+                read = os.read(output.fileno(), _READ_BYTES) if waiting.poll(1000 * logs.BURST_S) else None
+                if read == b"":
+                    break
+                now = time.monotonic()
+                for record in reader.tick(now) if read is None else reader.feed(read, now):
                     on_log(record)
+            for record in reader.close():
+                on_log(record)

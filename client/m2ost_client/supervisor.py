@@ -9,7 +9,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,34 +18,42 @@ from m2ost_preprocess.home import user_cache
 from m2ost_preprocess.istar.manifest import MODEL_PATCH, BaselineManifest
 
 from . import logs
-from .command import Command, ServerOptions, build_command, check_profile, metrics_url
+from .command import HTTP_RISK, Command, ServerOptions, build_command, check_profile, metrics_url
 from .doctor import check_start
 from .errors import ServerStartError
 from .host import (
-    all_listen,
     held_ports,
     host_port,
     new_shm_prefix,
     numeric_host,
     owned_shared_memory,
-    protect_shared_memory,
     sweep_shared_memory,
 )
 from .installation import Installation, find_installation
 from .plain_paths import is_plain, temporary_parent
-from .policy import START_GRACE_S, HangWatch, RestartBudget, StartWatch
+from .policy import START_GRACE_S, Backoff, HangWatch, StartWatch
 from .probe import Health, executions_so_far, probe
 from .process import ServerProcess
+from .sockets import Peer, named, peers, peers_at_end, unproved_ports
 
-RESTRICTED_APIS = ("model-repository", "shared-memory", "statistics", "trace", "logging")
 STOP_GRACE_S = 12.0
 """Time for running requests when a server is stopped, in seconds; Triton itself takes up to ten."""
+
+
+@dataclass(frozen=True)
+class _Run:
+    """How one server ended: why, how long it had been ready, in seconds, and who was connected to it."""
+
+    reason: str
+    ready_for_s: float = 0.0
+    peers: frozenset[Peer] = frozenset()
 
 
 class TritonServer:
     """A supervised tritonserver; a context manager.
 
-    The server and its models die with this process, whatever kills it.
+    The server and its models die with this process, whatever kills it. A server that was ready once and dies, whatever
+    requests did to it, is started anew, after a while that grows to ``MAX_RESTART_DELAY_S``.
 
     Parameters
     ----------
@@ -60,11 +68,14 @@ class TritonServer:
     baseline : BaselineInfo or None
         What is served beside the release.
     ports : Ports
-        The ports in use, chosen where 0 was asked for; no other program is given them until the server is stopped.
+        The ports in use, chosen where 0 was asked for; no other program is given them until the server is stopped. Of
+        HTTP it is None where ``options`` do not ask for it.
     shm_prefix : str
         How the names of this server's regions in /dev/shm begin.
+    ready : bool
+        Whether the server that runs now has answered real inferences, and listens on its ports itself.
     restarts : int
-        How often the server was replaced so far.
+        How often the server was replaced so far, counting those that never became ready.
 
     Raises
     ------
@@ -89,6 +100,7 @@ class TritonServer:
         if options.baseline is not None:
             self.baseline = BaselineManifest.read(options.baseline).info
             check_profile(options.baseline, options.profile, MODEL_PATCH)
+        self.ready = False
         self.restarts = 0
         self._installation = installation or find_installation()
         self._sink = logs.Sink(on_log)
@@ -96,12 +108,13 @@ class TritonServer:
         self._process: ServerProcess | None = None
         # Events, because a join() that a signal interrupts takes the thread for ended (CPython 3.11).
         self._ready, self._stop, self._ended = threading.Event(), threading.Event(), threading.Event()
+        self._probe_id = f"m2ost-probe-{secrets.token_hex(8)}"
         self._failure: ServerStartError | None = None
         self._thread: threading.Thread | None = None
         self.shm_prefix = new_shm_prefix(str(os.getpid()))
-        self._restricted = f"{','.join(RESTRICTED_APIS)}:m2ost-admin={secrets.token_urlsafe(16)}"
         self._held = contextlib.ExitStack()
-        self.ports = self._held.enter_context(held_ports(self.options.host, options.ports))
+        wanted = options.ports if options.http else replace(options.ports, http=None)
+        self.ports = self._held.enter_context(held_ports(self.options.host, wanted))
 
     @property
     def address(self) -> str:
@@ -141,7 +154,10 @@ class TritonServer:
         if self._thread is not None or self._stop.is_set():
             raise RuntimeError("a TritonServer starts once; make a new one")
         try:
-            check_start(self.options, self.manifest, self._installation)
+            for finding in check_start(self.options, self.manifest, self._installation):
+                self._sink(logs.event("warning", "server_warned", subject=finding.subject, reason=str(finding)))
+            if self.options.http:
+                self._sink(logs.event("warning", "server_warned", subject="http", reason=HTTP_RISK))
             sweep_shared_memory()
             self._held.enter_context(owned_shared_memory(self.shm_prefix))
             self._thread = threading.Thread(target=self._supervise, name="m2ost-supervisor", daemon=True)
@@ -169,7 +185,7 @@ class TritonServer:
         Raises
         ------
         ServerStartError
-            If it died more often than ``max_restarts``.
+            If it died more often than ``max_restarts``, where there is such a number.
         """
         self._ended.wait(timeout_s)
         if self._failure is not None:
@@ -188,7 +204,6 @@ class TritonServer:
             self._installation,
             ports=self.ports,
             shm_prefix=shm_prefix,
-            restricted=self._restricted,
             runtime=runtime,
         )
 
@@ -206,65 +221,101 @@ class TritonServer:
             self._ended.set()
 
     def _keep_running(self, runtime: Path) -> None:
-        budget = RestartBudget(self.options.max_restarts)
+        backoff = Backoff()
         while not self._stop.is_set():
-            reason, was_ready = self._run_once(runtime)
+            run = self._run_or_reason(runtime)
             if self._stop.is_set():
                 return
-            # One that was ready before is worth another try, whenever it ends: only the first start tells of a mistake.
-            if not (was_ready or self.restarts) or not budget.spend(time.monotonic()):
-                self._fail(reason)
+            # Only a first start tells of a mistake: what ends one that was ready may be over the next time.
+            if not self._ready.is_set() or self.restarts == self.options.max_restarts:
+                self._fail(run.reason)
                 return
             self.restarts += 1
-            self._sink(logs.event("error", "server_restarted", reason=reason, restarts=self.restarts))
+            delay_s = backoff.delay_s(run.ready_for_s)
+            shown, more = named(run.peers)
+            self._sink(
+                logs.event(
+                    "error",
+                    "server_restarted",
+                    reason=run.reason,
+                    restarts=self.restarts,
+                    next_try_s=delay_s,
+                    peers=shown,
+                    more_peers=more,
+                )
+            )
+            self._stop.wait(delay_s)
 
-    def _run_once(self, runtime: Path) -> tuple[str, bool]:
-        """Run one server until it must be replaced or stopped; returns why, and whether it was ever ready."""
-        deadline = time.monotonic() + self.options.start_timeout_s
-        ready, start, watch = False, StartWatch(START_GRACE_S), HangWatch(self.options.hang_timeout_s)
+    def _run_or_reason(self, runtime: Path) -> _Run:
+        """As :meth:`_run_once`; of a server that was ready before, what keeps it from being started is the reason."""
+        if not self._ready.is_set():
+            return self._run_once(runtime)
+        try:
+            check_start(self.options, self.manifest, self._installation)
+            return self._run_once(runtime)
+        except Exception as error:  # whatever it is, it may be over the next time
+            return _Run(f"it could not be started anew: {error}")
+
+    def _run_once(self, runtime: Path) -> _Run:
+        """Run one server until it must be replaced or stopped."""
+        began = time.monotonic()
+        ready_since: float | None = None
+        start, watch = StartWatch(START_GRACE_S), HangWatch(self.options.hang_timeout_s)
         self._said = logs.LastWords()
+        seen = peers(self.ports)
         grace_s = 0.0  # a server that must be replaced has lost a part, and would wait for it in vain
         process = ServerProcess(
             self._command(runtime, self.shm_prefix),
             shm_prefix=self.shm_prefix,
             runtime=runtime,
             on_log=self._on_record,
+            probe_id=self._probe_id,
         )
         self._process = process
+
+        def ended(reason: str) -> _Run:
+            ready_for_s = 0.0 if ready_since is None else time.monotonic() - ready_since
+            return _Run(reason, ready_for_s, peers_at_end(seen, peers(self.ports)))
+
         try:
             while not self._stop.is_set():
                 status = process.poll()
                 if status is not None:
-                    return f"tritonserver ended with status {status}", ready
-                protect_shared_memory(self.shm_prefix)
-                health = probe(self.address, self.manifest.engine, self.baseline)
+                    return ended(f"tritonserver ended with status {status}")
+                seen = peers(self.ports)
+                health = probe(self.address, self.manifest.engine, self.baseline, request_id=self._probe_id)
                 now = time.monotonic()
                 if health.dead:
-                    return f"a Python model's process died: {', '.join(health.dead)}", ready
-                # Triton opens its metrics last, when models have long been answering.
-                if not ready and health.ready and all_listen(self.options.host, self.ports):
-                    ready = True
-                    self._sink(logs.event("info", "server_ready", address=self.address, metrics=self.metrics_url))
-                    self._ready.set()
-                elif not ready:
-                    ended = (f"the process {pid} of a model ended as it started" for pid in process.ended_children())
-                    failure = start.failed((*self._said.refusals, *ended), now)
-                    if failure is not None or now > deadline:
-                        return failure or self._too_late(health), False
-                if ready:
+                    return ended(f"a Python model's process died: {', '.join(health.dead)}")
+                if ready_since is None:
+                    # Triton opens its metrics last, when models have long been answering; and whoever else had one of
+                    # the ports first would answer in its place.
+                    unproved = unproved_ports(process.pid, self.options.host, self.ports) if health.ready else ()
+                    if health.ready and not unproved:
+                        ready_since = now
+                        self.ready = True
+                        self._sink(logs.event("info", "server_ready", address=self.address, metrics=self.metrics_url))
+                        self._ready.set()
+                    else:
+                        gone = (f"the process {pid} of a model ended as it started" for pid in process.ended_children())
+                        failure = start.failed((*self._said.refusals, *gone), now)
+                        if failure is not None or now - began > self.options.start_timeout_s:
+                            return ended(failure or self._too_late(health, unproved))
+                else:
                     executions = executions_so_far(self.metrics_url) if health.overdue else {}
                     hung = watch.hung(health.overdue, executions, now)
                     if hung is not None:
-                        return f"{hung} executed nothing for {self.options.hang_timeout_s:g} s", True
-                self._pause(process, self.options.probe_interval_s if ready else 0.2)
+                        return ended(f"{hung} executed nothing for {self.options.hang_timeout_s:g} s")
+                self._pause(process, 0.2 if ready_since is None else self.options.probe_interval_s)
             grace_s = STOP_GRACE_S
-            return "stopped", ready
+            return ended("stopped")
         finally:
+            self.ready = False
             self._process = None
             process.end(grace_s)
 
-    def _too_late(self, health: Health) -> str:
-        heard = health.words or "its models answer, and not all of its ports do"
+    def _too_late(self, health: Health, unproved: tuple[str, ...]) -> str:
+        heard = "; ".join(unproved) or health.words
         loading = f"; still loading: {', '.join(self._said.loading)}" if self._said.loading else ""
         return f"not ready within {self.options.start_timeout_s:g} s ({heard}{loading})"
 

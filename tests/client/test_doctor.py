@@ -304,6 +304,11 @@ def test_limits_that_are_too_low(limit, few, words):
     fits(doctor.check_limits(ROOM))
 
 
+def test_few_files_are_warned_of_for_each_connection_is_one():
+    (finding,) = doctor.check_limits(replace(ROOM, open_files=1024))
+    assert (finding.level, "one for every connection" in finding.message) == (Level.WARNING, True)
+
+
 LIMITED = """
 import resource
 from m2ost_client.doctor.collect import host_facts
@@ -512,6 +517,13 @@ def test_one_port_for_two_services():
     assert finding.level is Level.ERROR
     assert "a port of its own" in finding.message
     assert "--http-port" in finding.remedy
+
+
+def test_a_service_that_is_off_needs_no_port():
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        assert errors(check_ports("127.0.0.1", Ports(http=taken.getsockname()[1])))
+    (finding,) = check_ports("127.0.0.1", Ports(http=None))
+    assert finding.message == "grpc any, metrics any"
 
 
 def test_a_folder_that_is_no_release_still_has_its_machine_examined(tmp_path):

@@ -1,11 +1,13 @@
 """What a server takes from its host."""
 
 import contextlib
+import os
 import socket
 
 import pytest
 from m2ost_client import ServerStartError
-from m2ost_client.host import Ports, all_listen, held_ports, host_port, numeric_host
+from m2ost_client.host import Ports, held_ports, host_port, numeric_host
+from m2ost_client.sockets import unproved_ports
 
 from tests.conftest import in_namespaces, need_address
 
@@ -15,16 +17,26 @@ LOCALHOST = "127.0.0.1"
 def test_held_ports_are_the_servers_alone():
     with held_ports(LOCALHOST, Ports()) as ports:
         assert len(set(vars(ports).values())) == 3
-        assert not all_listen(LOCALHOST, ports)
+        assert len(unproved_ports(os.getpid(), LOCALHOST, ports)) == 3
         for _ in range(2):  # a server, and the one that replaces it
             servers = [socket.create_server((LOCALHOST, port)) for port in vars(ports).values()]
-            assert all_listen(LOCALHOST, ports)
+            assert not unproved_ports(os.getpid(), LOCALHOST, ports)
             with pytest.raises(ServerStartError, match=f"cannot listen on {LOCALHOST}:{ports.http} for http"):
                 held_ports(LOCALHOST, Ports(http=ports.http)).__enter__()
             for server in servers:
                 server.close()
     with held_ports(LOCALHOST, ports) as again:
         assert again == ports
+
+
+def test_a_service_that_is_off_has_no_port():
+    with held_ports(LOCALHOST, Ports(http=None)) as ports:
+        assert ports.http is None
+        assert ports.grpc != ports.metrics
+        servers = [socket.create_server((LOCALHOST, port)) for port in (ports.grpc, ports.metrics)]
+        assert not unproved_ports(os.getpid(), LOCALHOST, ports)
+        for server in servers:
+            server.close()
 
 
 def test_no_other_program_is_given_a_held_port():
@@ -57,11 +69,11 @@ def test_a_host_becomes_the_address_that_is_listened_at(given, address, listens_
     need_address(address)
     assert numeric_host(given) == address
     with held_ports(address, Ports()) as ports:
-        assert not all_listen(address, ports)
+        assert len(unproved_ports(os.getpid(), address, ports)) == 3
         assert host_port(address, ports.grpc) == f"{listens_at}{ports.grpc}"
         family = socket.AF_INET6 if ":" in address else socket.AF_INET
         servers = [socket.create_server((address, port), family=family) for port in vars(ports).values()]
-        assert all_listen(address, ports)
+        assert not unproved_ports(os.getpid(), address, ports)
         for server in servers:
             server.close()
 

@@ -40,7 +40,6 @@ def test_triton_is_given_plain_paths_of_a_release_and_a_baseline(tmp_path):
         Installation(Path("/bin/tritonserver")),
         ports=Ports(1, 2, 3),
         shm_prefix="m2ost-test-",
-        restricted="",
         runtime=tmp_path / "runtime",
     )
     given = [Path(a.partition("=")[2]) for a in command.arguments if a.startswith("--model-repository=")]

@@ -1,53 +1,55 @@
 """What supervision decides, and how it treats its log, its command and its guard, without a tritonserver."""
 
+import contextlib
 import http.server
 import json
 import queue
 import re
+import resource
 import socket
 import subprocess
 import sys
 import threading
 import time
 from dataclasses import replace
+from functools import partial
 
 import psutil
 import pytest
-from m2ost_client import ServerOptions, TritonServer, supervisor
-from m2ost_client.command import Command
+from m2ost_client import ServerOptions, TritonServer, policy, supervisor
+from m2ost_client.command import CLOSED, LAUNCH, RESTRICTED_APIS, Command
 from m2ost_client.errors import ServerStartError
 from m2ost_client.host import SHM_PREFIX
 from m2ost_client.installation import Installation
 from m2ost_client.logs import LastWords, parse_line
-from m2ost_client.policy import RESTART_WINDOW_S, HangWatch, RestartBudget, StartWatch
+from m2ost_client.policy import HEALTHY_AFTER_S, MAX_RESTART_DELAY_S, Backoff, HangWatch, StartWatch
 from m2ost_client.probe import Health, executions_so_far
 from m2ost_client.process import ServerProcess
+from m2ost_client.sockets import MOST_PEERS, named, peers
 from m2ost_export.repository import write_repository
 from m2ost_preprocess.contract import Manifest
 from m2ost_preprocess.istar.manifest import BaselineInfo, BaselineManifest
 from m2ost_preprocess.istar.sizes import Sizes
 
-from tests.conftest import in_namespaces, need_address
+from tests.conftest import in_namespaces, need_address, wait_for
 
 from .conftest import ENGINE
 
-MONTH_S = 30 * 24 * 3600.0
+LOCALHOST = "127.0.0.1"
 
 
-def test_restarts_long_ago_do_not_count():
-    budget = RestartBudget(5)
-    assert all(budget.spend(100.0 * i) for i in range(5))
-    assert budget.spend(MONTH_S)
+def test_a_server_that_dies_again_and_again_is_started_anew_after_longer_and_longer():
+    backoff = Backoff()
+    delays = [backoff.delay_s(1.0) for _ in range(1000)]
+    assert delays[:7] == [0, 1, 2, 4, 8, 16, 30]
+    assert set(delays[6:]) == {MAX_RESTART_DELAY_S}
 
 
-def test_too_many_restarts_at_once_are_refused():
-    budget = RestartBudget(2)
-    assert budget.spend(0)
-    assert budget.spend(10)
-    assert not budget.spend(20)
-    assert not budget.spend(RESTART_WINDOW_S - 1)
-    assert budget.spend(RESTART_WINDOW_S)
-    assert not RestartBudget(0).spend(0)
+def test_a_server_that_was_healthy_is_started_anew_at_once():
+    backoff = Backoff()
+    assert [backoff.delay_s(0) for _ in range(4)] == [0, 1, 2, 4]
+    assert backoff.delay_s(HEALTHY_AFTER_S - 1) == 8
+    assert [backoff.delay_s(HEALTHY_AFTER_S), backoff.delay_s(0)] == [0, 1]
 
 
 def test_a_model_that_hangs_while_others_work_is_found():
@@ -227,11 +229,14 @@ def test_signs_count_once_they_have_been_there_for_a_while():
 )
 def test_each_service_is_given_its_host_in_the_form_that_it_takes(tmp_path, host, arguments):
     need_address("::1" if ":" in host else "127.0.0.1")
-    server = fake_server(tmp_path, 'for a; do echo "$a"; done; echo "$M2OST_METRICS_URL"', host=host)
+    server = fake_server(tmp_path, 'for a; do echo "$a"; done; echo "$M2OST_METRICS_URL"', host=host, http=True)
     done = subprocess.run(server.print_command(), shell=True, capture_output=True, text=True, check=True)
     lines = done.stdout.splitlines()
     assert {f"--{argument}" for argument in arguments} <= set(lines)
     shown = "[::1]" if ":" in host else "127.0.0.1"
+    assert f"--http-port={server.ports.http}" in lines
+    apis = f"{','.join(RESTRICTED_APIS)}:{CLOSED}"
+    assert {f"--grpc-restricted-protocol={apis}", f"--http-restricted-api={apis}"} <= set(lines)
     assert server.address == f"{shown}:{server.ports.grpc}"
     assert lines[-1] == server.metrics_url == f"http://{shown}:{server.ports.metrics}/metrics"
 
@@ -251,7 +256,7 @@ def test_a_receiver_of_the_log_that_fails_ends_nothing(tmp_path):
 OPENS_ITS_METRICS_LAST = f"""exec {sys.executable} - "$@" <<'END'
 import pathlib, socket, sys, time
 ports = dict(argument[2:].split("=") for argument in sys.argv if "-port=" in argument)
-held = [socket.create_server(("127.0.0.1", int(ports[name]))) for name in ("grpc-port", "http-port")]
+held = [socket.create_server(("127.0.0.1", int(ports["grpc-port"])))]
 while not pathlib.Path("{{go}}").exists():
     time.sleep(0.01)
 held.append(socket.create_server(("127.0.0.1", int(ports["metrics-port"]))))
@@ -261,7 +266,7 @@ END"""
 
 def test_a_server_whose_models_answer_is_ready_when_its_metrics_do(tmp_path, monkeypatch):
     probed = queue.SimpleQueue()
-    monkeypatch.setattr(supervisor, "probe", lambda *_: probed.put(None) or Health())
+    monkeypatch.setattr(supervisor, "probe", lambda *_, **__: probed.put(None) or Health())
     server = fake_server(tmp_path, OPENS_ITS_METRICS_LAST.format(go=tmp_path / "go"))
     starting = threading.Thread(target=server.start, daemon=True)
     starting.start()
@@ -272,9 +277,136 @@ def test_a_server_whose_models_answer_is_ready_when_its_metrics_do(tmp_path, mon
         (tmp_path / "go").touch()
         starting.join(30)
         assert not starting.is_alive()
+        assert server.ready
         socket.create_connection(("127.0.0.1", server.ports.metrics)).close()
     finally:
         server.stop()
+    assert not server.ready
+
+
+def test_a_server_is_not_ready_because_another_answers_on_its_port(tmp_path, monkeypatch):
+    monkeypatch.setattr(supervisor, "probe", lambda *_, **__: Health())
+    server = fake_server(tmp_path, "exec sleep 60", start_timeout_s=0.2)
+    with socket.create_server((LOCALHOST, server.ports.grpc)):
+        words = rf"another process listens on {server.address}; nothing listens on .*:{server.ports.metrics}\)"
+        with pytest.raises(ServerStartError, match=words):
+            server.start()
+
+
+LISTENS_UNTIL_TOLD = f"""exec {sys.executable} - "$@" <<'END'
+import pathlib, socket, sys, time
+ports = dict(argument[2:].split("=") for argument in sys.argv if "-port=" in argument)
+held = [socket.create_server(("127.0.0.1", int(ports[name]))) for name in ("grpc-port", "metrics-port")]
+end = pathlib.Path("{{end}}")
+held[0].settimeout(0.01)
+while not end.exists():
+    try:
+        held.append(held[0].accept()[0])
+    except TimeoutError:
+        pass
+if end.read_text() == "once":
+    end.unlink()
+END"""
+
+
+@pytest.fixture
+def mortal(tmp_path, monkeypatch):
+    """A supervised program that is ready at once, and ends when it is told to."""
+    monkeypatch.setattr(supervisor, "probe", lambda *_, **__: Health())
+    monkeypatch.setattr(policy, "MAX_RESTART_DELAY_S", 0.02)
+    log, end = [], tmp_path / "end"
+    with fake_server(tmp_path, LISTENS_UNTIL_TOLD.format(end=end), log.append, probe_interval_s=0.05) as server:
+        server.log, server.end = log, end
+        yield server
+
+
+def restarts(server):
+    return [record for record in server.log if record.get("event") == "server_restarted"]
+
+
+def test_a_server_that_was_ready_once_is_never_given_up(mortal):
+    mortal.end.write_text("always")
+    wait_for(lambda: mortal.restarts > 7, "restarts")
+    mortal.end.unlink()
+    wait_for(lambda: mortal.ready, "a server that is ready")
+    assert not [record for record in mortal.log if record.get("event") == "server_given_up"]
+    found = restarts(mortal)
+    assert [record["restarts"] for record in found] == list(range(1, mortal.restarts + 1))
+    assert [record["next_try_s"] for record in found[:3]] == [0.0, 0.02, 0.02]
+    assert {record["reason"] for record in found} == {"tritonserver ended with status 0"}
+
+
+def test_why_a_server_cannot_be_started_anew_is_said_each_time_until_it_can(mortal, tmp_path):
+    release, elsewhere = tmp_path / "release", tmp_path / "elsewhere"
+    release.rename(elsewhere)
+    mortal.end.write_text("once")
+    wait_for(lambda: len(restarts(mortal)) > 3, "restarts")
+    assert not mortal.ready
+    assert mortal.pid is None
+    found = restarts(mortal)[1:]
+    assert all("could not be started anew" in record["reason"] for record in found)
+    assert all(str(release) in record["reason"] for record in found)
+    elsewhere.rename(release)
+    wait_for(lambda: mortal.ready, "a server that is ready")
+
+
+def test_who_was_connected_to_a_server_that_died_is_named_once(mortal):
+    with contextlib.ExitStack() as stack:
+        clients = [stack.enter_context(socket.create_connection((LOCALHOST, mortal.ports.grpc))) for _ in range(12)]
+        names = {f"{LOCALHOST}:{client.getsockname()[1]}" for client in clients}
+        wait_for(lambda: len(peers(mortal.ports).connected) == 12 and not time.sleep(0.2), "all accepted")
+        for _ in range(2):
+            before = mortal.restarts
+            mortal.end.write_text("once")
+            wait_for(lambda before=before: mortal.restarts > before and mortal.ready, "a server that is ready again")
+        first, second = restarts(mortal)
+    assert len(first["peers"]) == MOST_PEERS
+    assert set(first["peers"]) < names
+    assert (first["more_peers"], second["peers"], second["more_peers"]) == (2, [], 0)
+
+
+def test_every_host_is_named_before_a_second_connection_of_any():
+    crowd = [("10.0.0.9", port) for port in range(1000, 2100)]
+    shown, more = named([*crowd, ("10.0.0.7", 5), ("fe80::1", 6)])
+    assert shown[:4] == ["10.0.0.7:5", "10.0.0.9:1000", "[fe80::1]:6", "10.0.0.9:1001"]
+    assert (len(shown), more) == (MOST_PEERS, 1102 - MOST_PEERS)
+
+
+def test_restarts_are_bounded_where_that_is_asked_for(tmp_path, monkeypatch):
+    monkeypatch.setattr(supervisor, "probe", lambda *_, **__: Health())
+    end = tmp_path / "end"
+    with fake_server(tmp_path, LISTENS_UNTIL_TOLD.format(end=end), probe_interval_s=0.05, max_restarts=0) as server:
+        end.write_text("once")
+        with pytest.raises(ServerStartError, match="given up: tritonserver ended with status 0"):
+            server.wait(60)
+
+
+def test_a_server_that_speaks_http_is_warned_of_and_others_do_not(tmp_path):
+    log = []
+    with pytest.raises(ServerStartError, match="--allow-http=false"):
+        fake_server(tmp_path / "off", 'echo "$*"; exit 1', log.append).start()
+    assert not [record for record in log if record.get("subject") == "http"]
+    with pytest.raises(ServerStartError, match="--allow-http=true"):
+        fake_server(tmp_path / "on", 'echo "$*"; exit 1', log.append, http=True).start()
+    (warned,) = [record for record in log if record.get("subject") == "http"]
+    assert (warned["level"], "proxy" in warned["reason"]) == ("warning", True)
+
+
+def test_what_a_server_creates_is_its_users_alone_even_if_it_wants_it_public(tmp_path):
+    code = "import os, resource, stat; f = os.open('new', os.O_CREAT | os.O_RDWR, 0o666); modes = [os.fstat(f).st_mode]"
+    code += "; os.fchmod(f, 0o644); modes.append(os.fstat(f).st_mode); os.fchmod(f, 0o640)"
+    code += "; print(*(oct(stat.S_IMODE(m)) for m in (*modes, os.fstat(f).st_mode)), *resource.getrlimit(7))"
+    few = partial(resource.setrlimit, resource.RLIMIT_NOFILE, (128, 1000))
+    command = [sys.executable, "-I", "-S", LAUNCH, sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True, preexec_fn=few)
+    assert done.stdout.split() == ["0o600", "0o600", "0o640", "1000", "1000"]
+
+
+def test_a_program_that_is_not_there_is_named(tmp_path):
+    command = [sys.executable, "-I", "-S", LAUNCH, tmp_path / "absent"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"{tmp_path}/absent: cannot be run: ")
 
 
 def test_a_server_starts_once(tmp_path):

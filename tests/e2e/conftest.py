@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import re
 import signal
-import time
 import urllib.request
 from contextlib import suppress
 from pathlib import Path
@@ -16,7 +15,7 @@ import pytest
 import torch
 from m2ost.checkpoint import initialise, load, save
 from m2ost.config import M2OSTConfig
-from m2ost_client import ServerOptions, SpotStream, StreamOptions, TritonServer
+from m2ost_client import ServerOptions, SpotStream, StreamOptions, TritonServer, command
 from m2ost_client.archive import SlideRow
 from m2ost_client.probe import tensor
 from m2ost_export.release import build_release
@@ -25,6 +24,8 @@ from m2ost_preprocess.readers import open_slide
 from m2ost_preprocess.slides import SlideRoots
 from m2ost_preprocess.views import cut_views
 from PIL import Image
+
+from tests.conftest import wait_for
 
 from . import archives
 
@@ -110,17 +111,6 @@ def metrics_of(server: TritonServer) -> dict[str, float]:
     return {f"{name}{{{model}}}": float(value) for name, model, value in found}
 
 
-def wait_for(condition, what, seconds=40):
-    """What a condition comes to, once that is true."""
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        value = condition()
-        if value:
-            return value
-        time.sleep(0.1)
-    raise AssertionError(f"not within {seconds} s: {what}")
-
-
 def process_of(server, words):
     """The process below a server whose command has these words in it."""
     for process in psutil.Process(server.pid).children(recursive=True):
@@ -186,6 +176,22 @@ def narrow_server(narrow_release, roots, narrow_log):
     """A server that no test may harm."""
     with TritonServer(ServerOptions(release=narrow_release, roots=roots), on_log=narrow_log.append) as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def http_log() -> list[dict]:
+    return []
+
+
+@pytest.fixture(scope="session")
+def http_server(narrow_release, roots, http_log):
+    """One that speaks HTTP too, and soon asks idle clients whether they are there. No test may harm it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(command, "KEEPALIVE_MS", 2000)
+        patch.setattr(command, "KEEPALIVE_TIMEOUT_MS", 5000)
+        options = ServerOptions(release=narrow_release, roots=roots, http=True)
+        with TritonServer(options, on_log=http_log.append) as server:
+            yield server
 
 
 @pytest.fixture(scope="session")

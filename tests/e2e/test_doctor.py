@@ -64,7 +64,7 @@ def test_a_gpu_profile_without_a_gpu_is_refused_in_the_same_words(narrow_release
 
 @pytest.mark.usefixtures("no_gpu")
 def test_triton_itself_runs_no_gpu_profile_on_the_cpu(narrow_release, monkeypatch):
-    monkeypatch.setattr("m2ost_client.supervisor.check_start", lambda *facts: None)
+    monkeypatch.setattr("m2ost_client.supervisor.check_start", lambda *facts: [])
     options = ServerOptions(release=narrow_release, profile="python-gpu")
     with pytest.raises(ServerStartError, match="KIND_GPU but no GPUs are available"), TritonServer(options):
         pass

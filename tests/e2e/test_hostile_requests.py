@@ -51,13 +51,13 @@ def test_a_parameter_of_another_type_costs_the_requests_beside_it_nothing(narrow
         assert found == [grpc.StatusCode.OK] * GOOD
 
 
-def test_an_id_that_is_no_text_costs_the_requests_beside_it_nothing(narrow_server):
+def test_an_id_that_is_no_text_costs_the_requests_beside_it_nothing(http_server):
     bad = (
         b'{"id": "\xff\xfe", "inputs": [{"name": "SLIDE", "shape": [1, 1], "datatype": "BYTES", "data": ["wsi/a"]},'
         b'{"name": "CENTER", "shape": [1, 2], "datatype": "INT32", "data": [1, 1]},'
         b'{"name": "SCALE", "shape": [1, 1], "datatype": "FP32", "data": [1]}]}'
     )
-    url = f"http://127.0.0.1:{narrow_server.ports.http}/v2/models/m2ost_slide/infer"
+    url = f"http://127.0.0.1:{http_server.ports.http}/v2/models/m2ost_slide/infer"
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     refused = []
 
@@ -71,7 +71,7 @@ def test_an_id_that_is_no_text_costs_the_requests_beside_it_nothing(narrow_serve
         senders = [threading.Thread(target=send) for _ in range(4)]
         for sender in senders:
             sender.start()
-        assert outcomes(narrow_server.address, [message() for _ in range(GOOD)]) == [grpc.StatusCode.OK] * GOOD
+        assert outcomes(http_server.address, [message() for _ in range(GOOD)]) == [grpc.StatusCode.OK] * GOOD
         for sender in senders:
             sender.join()
     assert {code for code, _ in refused} == {400}

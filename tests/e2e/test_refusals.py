@@ -19,7 +19,6 @@ from m2ost_client import (
     StreamOptions,
     TritonServer,
 )
-from m2ost_client.supervisor import RESTRICTED_APIS
 from m2ost_preprocess.contract import Manifest, RowStatus, sha256_file
 from m2ost_preprocess.decoder import Decoder
 from tritonclient.utils import InferenceServerException
@@ -126,21 +125,6 @@ def test_what_slide_info_says_of_a_real_slide(narrow_server):
     assert info.thumbnail.shape == (1024, 766, 3)
     corrected = describe(narrow_server.address, "wsi/dicom_cmu1_small_region")
     assert (corrected.reader, "YCbCr" in corrected.note) == ("openslide", True)
-
-
-def test_restricted_apis_are_closed(narrow_server):
-    assert {"model-repository", "shared-memory"} <= set(RESTRICTED_APIS)
-    with triton.InferenceServerClient(narrow_server.address) as client:
-        for call in (
-            client.get_model_repository_index,
-            client.get_system_shared_memory_status,
-            client.get_inference_statistics,
-            client.get_log_settings,
-            client.get_trace_settings,
-            lambda: client.unload_model("m2ost"),
-        ):
-            with pytest.raises(InferenceServerException, match="restricted"):
-                call()
 
 
 def test_the_request_id_reaches_the_tilers_log(narrow_server, narrow_log):

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ import psutil
 import pytest
 import tritonclient.grpc as triton
 from m2ost_client import ServerOptions, ServerStartError, SpotStream, StreamOptions, TritonServer
-from m2ost_client.host import SHM
+from m2ost_client.host import SHM, Ports
 from m2ost_client.probe import tensor
 from m2ost_loadtests import soak
 from m2ost_preprocess.contract import RowStatus, ViewGeometry
@@ -119,15 +120,29 @@ def test_a_reader_that_crashes_once_costs_nobody_anything(server):
     assert server.restarts == 0
 
 
-def test_a_server_that_keeps_dying_is_given_up(narrow_release, roots):
-    options = ServerOptions(release=narrow_release, roots=roots, probe_interval_s=0.5, max_restarts=1)
-    with TritonServer(options) as server:
-        os.kill(server.pid, signal.SIGKILL)
-        wait_for(lambda: server.restarts == 1 and server.pid, "restart")
-        by_server(server.address, SLIDE, [(1, 1)])
-        os.kill(server.pid, signal.SIGKILL)
-        with pytest.raises(ServerStartError, match="given up"):
-            server.wait(30)
+def test_a_server_that_dies_again_as_it_starts_is_started_anew(server):
+    for restarts in range(1, 4):
+        os.kill(wait_for(lambda: server.pid, "a process"), signal.SIGKILL)
+        wait_for(lambda restarts=restarts: server.restarts == restarts, "restart")
+        time.sleep(0.3)  # while it starts
+    wait_for(lambda: server.ready, "a server that is ready")
+    assert by_server(server.address, SLIDE, [(800, 800)])[1].tolist() == [RowStatus.OK]
+    events = [record for record in server.log if record["source"] == "supervisor"]
+    assert [e["next_try_s"] for e in events if e["event"] == "server_restarted"] == [0.0, 1.0, 2.0]
+    assert [e["event"] for e in events if e["event"] != "server_restarted"] == ["server_ready"] * 2
+
+
+def test_two_servers_for_one_port_are_never_both_ready(narrow_release, roots):
+    # Both hold the port before either listens on it; the second starts when the first is ready.
+    options = ServerOptions(release=narrow_release, roots=roots)
+    first = TritonServer(options)
+    log = []
+    second = TritonServer(replace(options, ports=Ports(grpc=first.ports.grpc)), on_log=log.append)
+    with first:
+        with pytest.raises(ServerStartError, match=r"ended with status 1|another process listens on"):
+            second.start()
+        assert first.ready
+    assert not [record for record in log if record.get("event") == "server_ready"]
 
 
 def serve(release, slides, *arguments):
@@ -200,6 +215,7 @@ def test_the_printed_command_starts_the_same_server(narrow_release, svs):
     ).stdout  # fmt: skip
     assert "--model-config-name=cpu" in printed
     assert "--grpc-restricted-protocol=model-repository,shared-memory" in printed
+    assert "--allow-http=false" in printed
     port = re.search(r"--grpc-port=(\d+)", printed).group(1)
     process = subprocess.Popen(printed, shell=True, start_new_session=True, stderr=subprocess.DEVNULL)
     try:
@@ -223,7 +239,7 @@ def test_a_taken_port_is_a_clear_error(narrow_release, svs):
 
 @pytest.mark.parametrize("profile", ["onnxruntime", "tensorrt"])
 def test_every_profile_starts_but_for_the_missing_backend_and_gpu(narrow_release, roots, profile, monkeypatch):
-    monkeypatch.setattr("m2ost_client.supervisor.check_start", lambda *facts: None)  # Triton's own words are wanted
+    monkeypatch.setattr("m2ost_client.supervisor.check_start", lambda *facts: [])  # Triton's own words are wanted
     errors = []
 
     def collect(record):

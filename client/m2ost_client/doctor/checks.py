@@ -24,6 +24,9 @@ OPEN_FILES, THREADS, ADDRESS_SPACE_BYTES = 256, 256, 4 << 30
 connection; it and its models run 200 threads; and each of its processes maps 1.5 GB. Short of them Triton waits for
 itself for ever, without a word."""
 
+USUAL_OPEN_FILES = 4096
+"""With fewer, a few hundred connections that nobody uses keep everybody else from the server."""
+
 _ONNXRUNTIME_GPU = "onnxruntime-gpu[cuda,cudnn]==1.24.4"
 """The last that is built for CUDA 12, as is the CuPy of the server's environment."""
 
@@ -237,6 +240,9 @@ def check_limits(host: HostFacts) -> list[Finding]:
             unit = " bytes" if needed == ADDRESS_SPACE_BYTES else ""
             message = f"a process started here may have {allowed:,}{unit} of {name}, a server needs {needed:,}"
             findings.append(error("limits", message, remedy))
+    if host.open_files is not None and OPEN_FILES <= host.open_files < USUAL_OPEN_FILES:
+        message = f"a server may open {host.open_files:,} files, one for every connection: idle ones may shut all out"
+        findings.append(warning("limits", message, "ulimit -Hn 65536; docker run --ulimit nofile=65536"))
     return findings or [ok("limits", ", ".join(f"{name} {allowed or 'any'}" for name, allowed, *_ in limits))]
 
 

@@ -44,7 +44,7 @@ def host_facts(*, ask_driver: bool) -> HostFacts:
         "shm_bytes": shm.f_bavail * shm.f_frsize,
         "memory_bytes": available_memory(),
         "visible_devices": os.environ.get("CUDA_VISIBLE_DEVICES"),
-        "open_files": _limit(resource.RLIMIT_NOFILE),
+        "open_files": _limit(resource.RLIMIT_NOFILE, hard=True),
         "threads_left": threads_left(),
         "address_space_bytes": _limit(resource.RLIMIT_AS),
     }
@@ -118,9 +118,9 @@ def _threads_of(user: int) -> int:
     return threads
 
 
-def _limit(kind: int) -> int | None:
-    soft = resource.getrlimit(kind)[0]
-    return None if soft == resource.RLIM_INFINITY else soft
+def _limit(kind: int, *, hard: bool = False) -> int | None:
+    limit = resource.getrlimit(kind)[hard]
+    return None if limit == resource.RLIM_INFINITY else limit
 
 
 def server_facts(installation: Installation, *, probe: bool) -> ServerFacts:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Mapping
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from ..plain_paths import temporary_parent
 from . import checks
 from .collect import CannotAsk, host_facts, server_facts
 from .facts import HostFacts, Profile, ServerFacts
-from .findings import Finding, error, errors, ok, warning
+from .findings import Finding, Level, error, errors, ok, warning
 from .profile import read_profile
 from .release import check_files, extra_files, files_served
 
@@ -127,8 +128,10 @@ def check_ports(host: str, ports: Ports) -> list[Finding]:
         return [error("host", str(problem), "--host 127.0.0.1")]
     findings = []
     for name, port in vars(ports).items():
+        if port is None:
+            continue
         try:
-            with held_ports(host, Ports(**{name: port})):
+            with held_ports(host, replace(Ports(http=None), **{name: port})):
                 pass
         except ServerStartError as problem:
             findings.append(error("ports", str(problem), f"ss -ltnp 'sport = :{port}' names who listens"))
@@ -138,7 +141,8 @@ def check_ports(host: str, ports: Ports) -> list[Finding]:
                 pass
         except ServerStartError as problem:
             findings.append(error("ports", str(problem), "--grpc-port, --http-port and --metrics-port choose them"))
-    return findings or [ok("ports", ", ".join(f"{name} {port or 'any'}" for name, port in vars(ports).items()))]
+    named = (f"{name} {port or 'any'}" for name, port in vars(ports).items() if port is not None)
+    return findings or [ok("ports", ", ".join(named))]
 
 
 def check_roots(roots: Mapping[str, Path]) -> list[Finding]:
@@ -157,7 +161,7 @@ def check_roots(roots: Mapping[str, Path]) -> list[Finding]:
     return findings
 
 
-def check_start(options: ServerOptions, manifest: Manifest, installation: Installation) -> None:
+def check_start(options: ServerOptions, manifest: Manifest, installation: Installation) -> list[Finding]:
     """Refuse to start what cannot run, before it is tried.
 
     The part of :func:`examine` that decides, and no more than that: the files that the profile serves, its backends,
@@ -172,6 +176,11 @@ def check_start(options: ServerOptions, manifest: Manifest, installation: Instal
         Of the release.
     installation : Installation
         The tritonserver.
+
+    Returns
+    -------
+    list of Finding
+        What does not keep it from being served, and had better be mended.
 
     Raises
     ------
@@ -206,3 +215,4 @@ def check_start(options: ServerOptions, manifest: Manifest, installation: Instal
     if wrong:
         lines = "".join(f"\n  {finding}" for finding in wrong)
         raise ServerStartError(f"{options.release} cannot be served here with profile {profile.name!r}:{lines}")
+    return [finding for finding in findings if finding.level is Level.WARNING]
