@@ -76,9 +76,25 @@ def engine_info(config_json: str) -> EngineInfo:
     return EngineInfo.from_parameters(parameters(config_json))
 
 
+MAX_TEXT, MAX_ITEMS = 500, 8
+"""What is repeated of a request, in answers and in the log: of a text so many characters, of a list so many items. A
+request of 256 names of 4,000 bytes would else leave a line of a megabyte, and gRPC passes on no answer's words beyond
+16 KiB."""
+
+
 def log_line(event: str, **fields: Any) -> str:
-    """One JSON object for Triton's log, which the supervisor unwraps."""
-    return _sendable(json.dumps({"event": event, **fields}, ensure_ascii=False, default=str))
+    """One JSON object for Triton's log, which the supervisor unwraps; long texts and lists in it are cut short."""
+    shown = {name: _bounded(value) for name, value in fields.items()}
+    return _sendable(json.dumps({"event": event, **shown}, ensure_ascii=False, default=str))
+
+
+def _bounded(value: Any) -> Any:
+    if isinstance(value, str):
+        return value if len(value) <= MAX_TEXT else f"{value[:MAX_TEXT]}… ({len(value)} characters)"
+    if isinstance(value, list):
+        more = [f"… ({len(value)} in all)"] if len(value) > MAX_ITEMS else []
+        return [_bounded(item) for item in value[:MAX_ITEMS]] + more
+    return value
 
 
 def _sendable(words: str) -> str:
@@ -134,7 +150,8 @@ def read_request(request: Any) -> Asked:
         raise UnsupportedRequest(f"the request's id or a parameter cannot be read: {error}") from error
     for name, kind in ((RELEASE_PARAMETER, str), (PYRAMID_PARAMETER, bool), (FINGERPRINT_PARAMETER, bool)):
         if not isinstance(told.get(name, kind()), kind):
-            raise UnsupportedRequest(f"the request's parameter {name} must be a {kind.__name__}, not {told[name]!r}")
+            found = _bounded(repr(told[name]))
+            raise UnsupportedRequest(f"the request's parameter {name} must be a {kind.__name__}, not {found}")
     return Asked(
         request_id,
         told.get(RELEASE_PARAMETER),
@@ -158,7 +175,7 @@ def wrong_release(pb_utils: Any, asked: Asked, release_sha256: str) -> Any | Non
     """
     if asked.release in (None, release_sha256):
         return None
-    message = f"this server serves release {release_sha256}, the request is for {asked.release}"
+    message = f"this server serves release {release_sha256}, the request is for {_bounded(asked.release)}"
     return pb_utils.TritonError(message, pb_utils.TritonError.INVALID_ARG)
 
 

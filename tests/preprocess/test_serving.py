@@ -1,10 +1,13 @@
-"""The waiting requests, counted from a page of Triton's metrics."""
+"""What the served models share: the waiting requests, and what they repeat of a request."""
 
 import http.server
+import json
 import threading
+from types import SimpleNamespace
 
 import pytest
-from m2ost_preprocess.serving import METRICS_URL_ENV, waiting_requests
+from m2ost_preprocess.errors import UnsupportedRequest
+from m2ost_preprocess.serving import METRICS_URL_ENV, Asked, log_line, read_request, waiting_requests, wrong_release
 
 PAGE = """# TYPE nv_inference_pending_request_count gauge
 nv_inference_pending_request_count{model="slide_tiler",version="1"} 12
@@ -40,3 +43,25 @@ def test_metrics_that_do_not_answer_name_the_variable_to_set(monkeypatch):
     monkeypatch.setenv(METRICS_URL_ENV, "http://127.0.0.1:9/metrics")
     with pytest.raises(OSError, match=METRICS_URL_ENV):
         waiting_requests(("m2ost",))
+
+
+def test_a_line_of_the_log_is_short_whatever_a_request_holds():
+    line = log_line("tiled", request_id="i" * 10**6, slides=[f"wsi/{n}" * 1000 for n in range(256)], rows=256)
+    found = json.loads(line)
+    assert len(line) < 8_000
+    assert found["request_id"].endswith("… (1000000 characters)")
+    assert found["slides"][-1] == "… (256 in all)"
+    assert (found["event"], found["rows"]) == ("tiled", 256)
+    assert json.loads(log_line("tiled", slides=["wsi/a.svs"], errors=[])) == {
+        "event": "tiled", "slides": ["wsi/a.svs"], "errors": [],
+    }  # fmt: skip
+
+
+def test_a_refusal_repeats_no_more_of_a_request_than_gives_its_sense():
+    request = SimpleNamespace(request_id=lambda: "", parameters=lambda: json.dumps({"pyramid": "x" * 10**6}))
+    with pytest.raises(UnsupportedRequest) as error:
+        read_request(request)
+    assert len(str(error.value)) < 1000
+    pb_utils = SimpleNamespace(TritonError=lambda message, code: message)
+    pb_utils.TritonError.INVALID_ARG = 3
+    assert len(wrong_release(pb_utils, Asked("", "x" * 10**6), "c" * 64)) < 1000
