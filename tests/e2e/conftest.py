@@ -26,6 +26,8 @@ from m2ost_preprocess.slides import SlideRoots
 from m2ost_preprocess.views import cut_views
 from PIL import Image
 
+from tests.attack.target import ROOT, Log, Trap, make_trap
+
 from . import archives
 
 NARROW = M2OSTConfig(n_genes=6, depth=1, dim=12, heads=1, head_dim=12, ffn_dim=8, channel_dim=8)
@@ -170,15 +172,20 @@ def narrow_release(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def roots(svs, section, truncated_svs, text_svs) -> SlideRoots:
-    return SlideRoots(
-        {"wsi": svs.parent, "her2st": section.parent, "half": truncated_svs.parent, "text": text_svs.parent}
-    )
+def trap(svs, tmp_path_factory) -> Trap:
+    """A root of links that lead out of it, pipes and folders, and the files outside that nobody may open."""
+    return make_trap(tmp_path_factory.mktemp("trap"), svs)
 
 
 @pytest.fixture(scope="session")
-def narrow_log() -> list[dict]:
-    return []
+def roots(svs, section, truncated_svs, text_svs, trap) -> SlideRoots:
+    folders = {"wsi": svs, "her2st": section, "half": truncated_svs, "text": text_svs}
+    return SlideRoots({**{name: path.parent for name, path in folders.items()}, ROOT: trap.root})
+
+
+@pytest.fixture(scope="session")
+def narrow_log() -> Log:
+    return Log()
 
 
 @pytest.fixture(scope="session")
