@@ -9,7 +9,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from . import overload, requests, target
+from . import faults, overload, requests, slides, target
 
 
 def attack_requests(given: argparse.Namespace, folder: Path) -> dict[str, Any]:
@@ -26,10 +26,22 @@ def attack_overload(given: argparse.Namespace, folder: Path) -> dict[str, Any]:
         return overload.overload(server, slide, seconds=given.seconds)
 
 
+def attack_faults(given: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    return faults.run(given.release, given.slide, folder, only=given.only)
+
+
+def attack_slides(given: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    if given.folder is None:
+        slides.make_slides(folder, given.slide)
+    return slides.run(given.release, given.slide, given.folder or folder)
+
+
 COMMANDS = {
     "requests": (attack_requests, "hostile requests"),
     "overload": (attack_overload, "more requests than can be served, and an interactive client beside an archive"),
     "cancel": (attack_overload, "requests that are cancelled under way"),
+    "faults": (attack_faults, "faults under a steady load"),
+    "slides": (attack_slides, "evil slides beside a good one"),
 }
 
 
@@ -47,6 +59,10 @@ def main() -> None:
             made.add_argument("--first", type=int, default=0, help="number of the first request")
         if name == "overload":
             made.add_argument("--seconds", type=float, default=20.0, help="length of each load")
+        if name == "faults":
+            made.add_argument("--only", default="", help="those faults whose names hold this")
+        if name == "slides":
+            made.add_argument("--folder", type=Path, help="the evil files; by default a few are made")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="attack-") as folder:
         record = COMMANDS[given.what][0](given, Path(folder))
