@@ -212,7 +212,10 @@ def stopped(model: str, *, decoder: bool = False, seconds: float = STOPPED_S) ->
         try:
             await asyncio.sleep(seconds)
         finally:
-            process.resume()
+            try:
+                process.resume()
+            except psutil.NoSuchProcess:
+                scene.notes.append("the stopped process was replaced meanwhile")
 
     return fault
 
@@ -429,7 +432,9 @@ def _run(release: Path, slide: Path, folder: Path, chosen: dict[str, Fault]) -> 
             assert all(a != b for a, b in right), "the two slides are told apart by no answer"
             load = Load(server.address, sent, right if "slide " in name else [(a,) for a, _ in right])
             scene = Scene(server, root, asked, second)
-            yield asyncio.run(under_load(name, scene, fault, load))
+            row = asyncio.run(under_load(name, scene, fault, load))
+        sys.stderr.write(f"{table([row])[-1]}\n")
+        yield row
 
 
 async def _answers(server: TritonServer, sent: list[bytes]) -> list[dict[str, bytes]]:
