@@ -15,11 +15,12 @@ PYTEST_OPTIONS := -q -n 2 --dist loadfile
 test: export OMP_NUM_THREADS := 1
 PYTEST := .venv/bin/python -m pytest $(PYTEST_OPTIONS)
 
-.PHONY: help demo test lint unit server-views e2e formats fuzz bench bench-tiler gate soak gpu-check gpu-carry clean
+.PHONY: help demo test lint unit server-views e2e formats fuzz attack bench bench-tiler gate soak gpu-check gpu-carry clean
 help:
 	@echo "make demo   a real slide in, an expression map out, through an embedded Triton"
 	@echo "make test   lint, types, unit tests in both environments, end-to-end tests"
 	@echo "make formats   write the README's table of formats anew; make fuzz   damage 1,200 files by chance"
+	@echo "make attack 10,000 hostile requests, overload, faults and evil slides, on a served release"
 	@echo "make bench  served against bare inference and the authors' way, and M2OST against iStar, interleaved"
 	@echo "make bench-tiler   cutting spots out of a slide: ours against OpenSlide, cuCIM, tiatoolbox where installed"
 	@echo "make gate   the gate against getting slower, on the release that ships"
@@ -112,6 +113,13 @@ build/narrow: $(SOURCES) | .venv/.complete
 	rm -rf $@
 	$(M2OST) init --depth 1 --dim 24 --outputs 6 --out $@/checkpoint
 	$(M2OST) export $@/checkpoint --out $@/release
+
+ATTACK = .venv/bin/python -m tests.attack
+ATTACKED = --release build/narrow/release --slide $(DEMO_SLIDE)
+# Each part writes what it found and goes on; the exit status is that of the worst.
+attack: .venv/.complete .triton/.complete $(DEMO_SLIDE) build/narrow
+	status=0; for part in requests overload cancel faults slides; do \
+	  $(ATTACK) $$part $(ATTACKED) --out build/attack/$$part.json || status=1; done; exit $$status
 
 soak: .venv/.complete .triton/.complete $(DEMO_SLIDE) build/narrow
 	.venv/bin/python -m m2ost_loadtests.soak --release build/narrow/release --slide $(DEMO_SLIDE) --spots 100000 --out build/bench

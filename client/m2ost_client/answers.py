@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,49 @@ Expression = np.ndarray[Any, np.dtype[np.float32]]
 Statuses = np.ndarray[Any, np.dtype[np.int32]]
 
 _WORDS = ("vendor", "reader", "reader_reason", "note")
+_IDENTITIES = ("target", "precision", "checkpoint_sha256", "onnx_sha256", "release_sha256")
+
+MOST_PX = 2**31 - 1
+"""Longest side of a slide: positions are int32."""
+
+_MOST = 1e300
+"""Beyond every number that a slide has; an integer of JSON's may be too large for a float."""
+
+MOST_VIEW_PX = 4096
+"""Largest view: a client that sends pixels makes room for what it is told."""
+
+
+def read_engine(parameters: Mapping[str, str]) -> EngineInfo:
+    """What is served, by the config of the served engine.
+
+    Parameters
+    ----------
+    parameters : mapping of str to str
+        The config's string parameters.
+
+    Raises
+    ------
+    BadAnswer
+        If a parameter is missing, or says what cannot be of a release.
+    """
+    try:
+        info = EngineInfo.from_parameters(parameters)
+    except (ValueError, TypeError, LookupError, RecursionError) as error:
+        raise BadAnswer(f"the served engine's config: {error}") from error
+    if not all(info.genes) or len(set(info.genes)) < len(info.genes) or not _is_text("".join(info.genes)):
+        raise BadAnswer(
+            f"the served engine's config names {len(info.genes)} genes of which some have no name or share one"
+        )
+    if info.views.size_px > MOST_VIEW_PX:
+        raise BadAnswer(f"the served engine's config says that views have {info.views.size_px} px")
+    if info.mpp is not None and not _is_number(info.mpp, above=0):
+        raise BadAnswer(f"the served engine's config says that it was trained at {info.mpp!r} µm/px")
+    if not isinstance(info.trained, bool):
+        raise BadAnswer(f"the served engine's config says trained: {info.trained!r}")
+    nameless = [name for name in _IDENTITIES if not getattr(info, name)]
+    if nameless:
+        raise BadAnswer(f"the served engine's config says nothing of {', '.join(nameless)}")
+    return info
 
 
 def read_expression(answer: Any, rows: int, engine: EngineInfo) -> Expression:
@@ -110,23 +154,33 @@ def read_slide_info(answer: Any) -> SlideInfo:
         raise BadAnswer(f"INFO says nothing of {', '.join(missing)}")
     facts = {name: told[name] for name in SlideInfo.__dataclass_fields__ if name not in arrays}
     size, mpp = facts["size"], facts["mpp"]
-    if not (isinstance(size, list) and len(size) == 2 and all(isinstance(side, int) and side > 0 for side in size)):
-        raise BadAnswer(f"INFO says that the slide's size is {size!r}")
-    if mpp is not None and not _is_number(mpp, least=0):
-        raise BadAnswer(f"INFO says {mpp!r} µm/px")
-    if not all(isinstance(facts[name], str) for name in _WORDS):
+    if not (
+        isinstance(size, list) and len(size) == 2 and all(type(side) is int and 0 < side <= MOST_PX for side in size)
+    ):
+        raise BadAnswer(f"INFO says that the slide's size is {_shown(size)}")
+    if mpp is not None and not _is_number(mpp, above=0):
+        raise BadAnswer(f"INFO says {_shown(mpp)} µm/px")
+    if not all(_is_text(facts[name]) for name in _WORDS):
         raise BadAnswer("INFO says something other than words of the slide's format")
-    for name in ("tissue_fraction", "pitch_px"):
-        if not _is_number(facts[name], least=-1):
-            raise BadAnswer(f"INFO says {name} {facts[name]!r}")
+    if not (facts["mpp_source"] is None or _is_text(facts["mpp_source"])):
+        raise BadAnswer("INFO says something other than words of the source of µm/px")
+    for name, most in (("tissue_fraction", 1.0), ("pitch_px", float(MOST_PX))):
+        if not _is_number(facts[name]) or not 0 <= facts[name] <= most:
+            raise BadAnswer(f"INFO says {name} {_shown(facts[name])}")
     facts["size"], facts["fingerprint"] = tuple(size), _fingerprint(told)
     centers = _tensor(answer, contract.CENTER, np.int32, (None, 2))
     names = _tensor(answer, "SPOT_NAME", np.object_, (len(centers),))
+    if not ((centers >= 0) & (centers < size)).all():
+        raise BadAnswer(f"{contract.CENTER} holds spots outside the slide of {size[0]}×{size[1]} px")
     thumbnail = _tensor(answer, "THUMBNAIL", np.uint8, (None, None, 3))
+    if not thumbnail.size:
+        raise BadAnswer("THUMBNAIL is empty")
     try:
         spots = tuple(name.decode() for name in names)
     except (AttributeError, UnicodeDecodeError) as error:
         raise BadAnswer("a name in SPOT_NAME is not UTF-8") from error
+    if not all(spots) or not _is_text("".join(spots)):
+        raise BadAnswer("a name in SPOT_NAME is empty, or holds a NUL")
     if len(set(spots)) < len(spots):
         raise BadAnswer("two spots share a name in SPOT_NAME")
     return SlideInfo(**facts, centers=centers.astype(np.float64), names=spots, thumbnail=thumbnail)
@@ -153,7 +207,7 @@ def _facts(answer: Any) -> dict[str, Any]:
     info = _tensor(answer, "INFO", np.object_, (1,))
     try:
         facts = json.loads(info[0])
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise BadAnswer(f"INFO is no JSON: {error}") from error
     if not isinstance(facts, dict):
         raise BadAnswer("INFO is no JSON object")
@@ -162,10 +216,25 @@ def _facts(answer: Any) -> dict[str, Any]:
 
 def _fingerprint(facts: dict[str, Any]) -> str:
     found = facts.get("fingerprint")
-    if not (isinstance(found, str) and found):
-        raise BadAnswer(f"INFO says that the slide's fingerprint is {found!r}")
-    return found
+    if not (_is_text(found) and found):
+        raise BadAnswer(f"INFO says that the slide's fingerprint is {_shown(found)}")
+    return str(found)
 
 
-def _is_number(value: Any, *, least: float) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and value > least
+def _is_number(value: Any, *, above: float = -math.inf) -> bool:
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return False
+    return abs(value) <= _MOST and value > above
+
+
+def _is_text(value: Any) -> bool:
+    """Whether it is words that a file can hold: HDF5 takes no NUL, and UTF-8 no half of a character."""
+    return isinstance(value, str) and "\0" not in value and not any("\ud800" <= letter <= "\udfff" for letter in value)
+
+
+def _shown(value: Any) -> str:
+    try:
+        words = repr(value)
+    except ValueError:  # Python writes no integer of more than 4,300 digits
+        return "a number beyond all"
+    return words if len(words) <= 100 else f"{words[:100]}…"

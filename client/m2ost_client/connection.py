@@ -17,7 +17,8 @@ from m2ost_preprocess.contract import EngineInfo
 from m2ost_preprocess.network import channel_options, through_proxy
 from tritonclient.utils import InferenceServerException
 
-from .errors import ReleaseChanged, RequestRejected, ServerUnavailable
+from .answers import read_engine
+from .errors import BadAnswer, ReleaseChanged, RequestRejected, ServerUnavailable
 from .probe import is_dead_stub
 from .timeline import NoTimeline, Timeline
 
@@ -221,8 +222,8 @@ class Connection:
         config = await self._client.get_model_config(contract.MODEL_ENGINE, client_timeout=self._deadline_s)
         parameters = {key: value.string_value for key, value in config.config.parameters.items()}
         try:
-            return EngineInfo.from_parameters(parameters)
-        except ValueError as error:
+            return read_engine(parameters)
+        except BadAnswer as error:
             raise RequestRejected(f"{self.address}: {error}", "FAILED_PRECONDITION") from error
 
     async def _retrying(self, call: Callable[[], Awaitable[Any]]) -> Any:

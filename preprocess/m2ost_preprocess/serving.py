@@ -120,9 +120,25 @@ def engine_info(config_json: str) -> EngineInfo:
     return EngineInfo.from_parameters(parameters(config_json))
 
 
+MAX_TEXT, MAX_ITEMS = 500, 8
+"""What is repeated of a request, in answers and in the log: of a text so many characters, of a list so many items. A
+request of 256 names of 4,000 bytes would else leave a line of a megabyte, and gRPC passes on no answer's words beyond
+16 KiB."""
+
+
 def log_line(event: str, **fields: Any) -> str:
-    """One JSON object for Triton's log, which the supervisor unwraps."""
-    return _sendable(json.dumps({"event": event, **fields}, ensure_ascii=False, default=str))
+    """One JSON object for Triton's log, which the supervisor unwraps; long texts and lists in it are cut short."""
+    shown = {name: _bounded(value) for name, value in fields.items()}
+    return _sendable(json.dumps({"event": event, **shown}, ensure_ascii=False, default=str))
+
+
+def _bounded(value: Any) -> Any:
+    if isinstance(value, str):
+        return value if len(value) <= MAX_TEXT else f"{value[:MAX_TEXT]}… ({len(value)} characters)"
+    if isinstance(value, list):
+        more = [f"… ({len(value)} in all)"] if len(value) > MAX_ITEMS else []
+        return [_bounded(item) for item in value[:MAX_ITEMS]] + more
+    return value
 
 
 def _sendable(words: str) -> str:
@@ -213,7 +229,8 @@ def read_request(request: Any) -> Asked:
         raise UnsupportedRequest(f"the request's id or a parameter cannot be read: {error}") from error
     for name, kind in _KINDS.items():
         if not isinstance(told.get(name, kind()), kind):
-            raise UnsupportedRequest(f"the request's parameter {name} must be a {kind.__name__}, not {told[name]!r}")
+            found = _bounded(repr(told[name]))
+            raise UnsupportedRequest(f"the request's parameter {name} must be a {kind.__name__}, not {found}")
     return Asked(
         request_id,
         told.get(RELEASE_PARAMETER),
@@ -243,7 +260,8 @@ def check_release(asked: Asked, release_sha256: str) -> None:
         Names both.
     """
     if asked.release not in (None, release_sha256):
-        raise UnsupportedRequest(f"this server serves release {release_sha256}, the request is for {asked.release}")
+        meant = _bounded(asked.release)
+        raise UnsupportedRequest(f"this server serves release {release_sha256}, the request is for {meant}")
 
 
 def number_of_rows(settings: Mapping[str, str], parameter: str, default: int) -> int:

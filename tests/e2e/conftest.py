@@ -25,6 +25,7 @@ from m2ost_preprocess.slides import SlideRoots
 from m2ost_preprocess.views import cut_views
 from PIL import Image
 
+from tests.attack.target import ROOT, Log, Trap, make_trap
 from tests.conftest import wait_for
 
 from . import archives
@@ -131,7 +132,7 @@ def still_running(processes):
 
 def waiting(server: TritonServer) -> float:
     """Requests that wait in the tiler's queue."""
-    return metrics_of(server)["nv_inference_pending_request_count{slide_tiler}"]
+    return metrics_of(server)["m2ost_tiler_waiting_requests{slide_tiler}"]
 
 
 def metrics_at_rest(server: TritonServer) -> dict[str, float]:
@@ -160,15 +161,20 @@ def narrow_release(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def roots(svs, section, truncated_svs, text_svs) -> SlideRoots:
-    return SlideRoots(
-        {"wsi": svs.parent, "her2st": section.parent, "half": truncated_svs.parent, "text": text_svs.parent}
-    )
+def trap(svs, tmp_path_factory) -> Trap:
+    """A root of links that lead out of it, pipes and folders, and the files outside that nobody may open."""
+    return make_trap(tmp_path_factory.mktemp("trap"), svs)
 
 
 @pytest.fixture(scope="session")
-def narrow_log() -> list[dict]:
-    return []
+def roots(svs, section, truncated_svs, text_svs, trap) -> SlideRoots:
+    folders = {"wsi": svs, "her2st": section, "half": truncated_svs, "text": text_svs}
+    return SlideRoots({**{name: path.parent for name, path in folders.items()}, ROOT: trap.root})
+
+
+@pytest.fixture(scope="session")
+def narrow_log() -> Log:
+    return Log()
 
 
 @pytest.fixture(scope="session")

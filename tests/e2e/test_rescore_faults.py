@@ -14,8 +14,8 @@ from m2ost_client import InputError, ServerOptions, ServerUnavailable, SpotStrea
 from m2ost_client.archive import Address, SlideRow, read_status
 from m2ost_client.stream import describe_inputs
 from m2ost_preprocess.contract import MODEL_INFO
-from m2ost_preprocess.serving import MAX_WAITING_REQUESTS
 from m2ost_preprocess.slides import SlideRoots
+from m2ost_preprocess.tiling import MOST_WAITING
 from tritonclient.utils import InferenceServerException
 
 from .archives import MPP, address_of, rescore, rescore_apart, rescore_async, results, tiler_decoder
@@ -158,7 +158,7 @@ def test_a_full_queue_is_waited_out(server, slides, expected, tmp_path, monkeypa
             tasks.append(asyncio.ensure_future(resume_when_full()))
 
         async def resume_when_full():
-            await asyncio.to_thread(wait_for, lambda: waiting(server) > MAX_WAITING_REQUESTS, "a full queue")
+            await asyncio.to_thread(wait_for, lambda: waiting(server) >= MOST_WAITING, "a full queue")
             decoder.resume()
 
         options = {"batch_rows": 1, "window": 32, "on_progress": Once(8, hold_up)}

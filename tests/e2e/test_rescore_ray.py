@@ -14,10 +14,12 @@ from pathlib import Path
 import anndata
 import psutil
 import pytest
-from m2ost_client import InputError
-from m2ost_client.archive import OnRay, SentByWorkers, SlideRow, connected
+from m2ost_client import InputError, ReleaseChanged, ServerUnavailable
+from m2ost_client.archive import Address, OnRay, SentByWorkers, SlideRow, connected
 from m2ost_preprocess.decoder import Decoder
 
+from tests.attack.liar import Liar, lies
+from tests.client.conftest import ENGINE
 from tests.conftest import kept_ports
 
 from .archives import MPP, rescore, results, tiler_decoder
@@ -130,6 +132,21 @@ def test_the_same_bytes_as_from_one_process_with_slides_split_over_workers(
     assert run["ray"] == {"address": cluster.address, "places": PLACES, **tasks}
     assert workers.total() > len(archive_slides[1]), "the large slide is more than one task"
     assert sum(server["spots"] for server in run["servers"]) == run["spots"] == report.summary["spots"]
+
+
+@pytest.mark.parametrize("lie", ["one row fewer", "NaN with status 0", "another release in mid-run"])
+def test_a_server_that_lies_to_workers_gets_no_result_out_of_them(cluster, tmp_path, lie):
+    rows, out = [SlideRow(name, f"root/{name}.png") for name in "ab"], tmp_path / "out"
+    with Liar(ENGINE, lies()[lie]) as server:
+        options = {"runner": on_ray(cluster, []), "retry_for_s": 5}
+        if lie == "another release in mid-run":
+            with pytest.raises((ReleaseChanged, ServerUnavailable)):
+                rescore(rows, out, [Address(server.address)], **options)
+        else:
+            failed = rescore(rows, out, [Address(server.address)], **options).summary["failed"]
+            assert [slide["slide_id"] for slide in failed] == ["a", "b"]
+            assert all("the server's answer cannot be used" in slide["reason"] for slide in failed)
+    assert list((out / "results").iterdir()) == []
 
 
 def test_a_worker_killed_in_mid_run_costs_nothing(head, cluster, archive_server, archive_slides, undisturbed, tmp_path):

@@ -64,6 +64,11 @@ class Address:
     metrics_url: str | None = None
 
 
+def is_late(error: ServerUnavailable | ReleaseChanged) -> bool:
+    """Whether an error is about an answer that did not come within the deadline."""
+    return "DEADLINE_EXCEEDED" in str(getattr(error.__cause__, "status", lambda: "")())
+
+
 class Endpoint:
     """A server, used while it is healthy.
 
@@ -234,10 +239,8 @@ class Endpoint:
 
     async def trouble(self, error: ServerUnavailable | ReleaseChanged) -> None:
         """Find out what a request without an answer means: the server is full and left alone for a while, or gone."""
-        cause = error.__cause__
         words = str(error)
-        late = "DEADLINE_EXCEEDED" in str(getattr(cause, "status", lambda: "")())
-        if isinstance(error, ReleaseChanged) or late or is_dead_stub(words) or not await self._is_live():
+        if isinstance(error, ReleaseChanged) or is_late(error) or is_dead_stub(words) or not await self._is_live():
             self.eject(words)
             return
         self.window.shrink()

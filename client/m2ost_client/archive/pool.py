@@ -8,14 +8,26 @@ import itertools
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from typing import Any
 
 from m2ost_preprocess.contract import EngineInfo
 
-from ..errors import ClientError, InputError, ReleaseChanged, ServerUnavailable
-from .endpoint import Address, Endpoint, EndpointOptions
+from ..errors import ClientError, InputError, ReleaseChanged, RequestRejected, ServerUnavailable
+from .endpoint import Address, Endpoint, EndpointOptions, is_late
 
 _WATCH_S = 0.2
+
+MOST_LATE = 3
+"""A request is sent so often that nobody answers in time: its slide may be what keeps the servers."""
+
+
+@dataclass
+class _Tries:
+    """Of one request: since when it has failed, and how often its answer did not come in time."""
+
+    failing_since: float = 0.0
+    late: int = 0
 
 
 class Drained(Exception):
@@ -30,7 +42,7 @@ class Pool:
     addresses : sequence of Address
     options : EndpointOptions, optional
     retry_for_s : float
-        How long the run goes on waiting while no server is healthy, in seconds.
+        How long the run goes on while no server is healthy, or none answers a single request, in seconds.
     check : callable, optional
         Called now and then; what it raises ends the run (an embedded server that was given up).
 
@@ -61,6 +73,7 @@ class Pool:
         self._changed = asyncio.Event()
         self._drained = False
         self._failure: BaseException | None = None
+        self._answered = 0.0
         self._tasks: list[asyncio.Task[None]] = []
         self._returning: dict[Endpoint, asyncio.Task[None]] = {}
 
@@ -127,22 +140,23 @@ class Pool:
         Raises
         ------
         RequestRejected
-            If a server refuses it.
+            If a server refuses it, or ``MOST_LATE`` times there is no answer to it within its deadline.
         ServerUnavailable
-            If no server has been healthy for ``retry_for_s``.
+            If no server has been healthy for ``retry_for_s``, or none has answered anything.
         Drained
             If the run takes up nothing new.
         """
+        tries = _Tries()
         while True:
             async with self._place(spots, priority) as endpoint:
                 inputs = await make_inputs()
                 try:
                     answer = await endpoint.connection.infer(model, inputs)
                     endpoint.answered(spots)
+                    self._answered = time.monotonic()
                     return answer
                 except (ServerUnavailable, ReleaseChanged) as error:
-                    self.retries += 1
-                    await endpoint.trouble(error)
+                    await self._again(endpoint, error, tries)
 
     async def ask(
         self, model: str, inputs: list[Any], *, deadline_s: float, parameters: Mapping[str, Any] | None = None
@@ -156,6 +170,7 @@ class Pool:
         RequestRejected, ServerUnavailable, Drained
             As :meth:`infer`.
         """
+        tries = _Tries()
         while True:
             self._check_open()
             endpoint = next((e for e in itertools.islice(self._round, len(self.endpoints)) if e.healthy), None)
@@ -163,10 +178,11 @@ class Pool:
                 await asyncio.sleep(_WATCH_S)
                 continue
             try:
-                return await endpoint.connection.infer(model, inputs, deadline_s=deadline_s, parameters=parameters)
+                answer = await endpoint.connection.infer(model, inputs, deadline_s=deadline_s, parameters=parameters)
+                self._answered = time.monotonic()
+                return answer
             except (ServerUnavailable, ReleaseChanged) as error:
-                self.retries += 1
-                await endpoint.trouble(error)
+                await self._again(endpoint, error, tries)
 
     async def check_release(self) -> None:
         """Ask every healthy server whether it still serves the release that the run began with.
@@ -174,17 +190,32 @@ class Pool:
         Raises
         ------
         ReleaseChanged
-            If one does not; it is ejected.
+            If one does not; it is ejected. From then on everybody who asks is told so: it may have answered them too.
         """
+        if isinstance(self._failure, ReleaseChanged):
+            raise self._failure
         for endpoint in self.endpoints:
             if endpoint.healthy:
                 try:
                     await endpoint.connection.check_release()
                 except ReleaseChanged as error:
                     endpoint.eject(str(error))
+                    self._failure = error
                     raise
                 except ClientError as error:
                     endpoint.eject(str(error))
+
+    async def _again(self, endpoint: Endpoint, error: ServerUnavailable | ReleaseChanged, tries: _Tries) -> None:
+        """Prepare to send a request again, unless that has been tried for long enough."""
+        self.retries += 1
+        tries.late += is_late(error)
+        tries.failing_since = tries.failing_since or time.monotonic()
+        await endpoint.trouble(error)
+        if tries.late >= MOST_LATE:
+            raise RequestRejected(f"{tries.late} times no answer in time; last {error}", "DEADLINE_EXCEEDED") from error
+        silent_s = time.monotonic() - max(tries.failing_since, self._answered)
+        if silent_s >= self._retry_for_s and isinstance(error, ServerUnavailable):
+            raise self._unavailable(silent_s, str(error)) from error
 
     @asynccontextmanager
     async def _place(self, spots: int, priority: int) -> AsyncIterator[Endpoint]:
@@ -266,8 +297,8 @@ class Pool:
             if not future.done():
                 future.set_exception(error)
 
-    def _unavailable(self, seconds: float) -> ServerUnavailable:
-        reasons = "; ".join(f"{e.address.grpc}: {e.reason}" for e in self.endpoints)
+    def _unavailable(self, seconds: float, words: str = "") -> ServerUnavailable:
+        reasons = words or "; ".join(f"{e.address.grpc}: {e.reason}" for e in self.endpoints)
         return ServerUnavailable(
             f"no server has answered for {seconds:.0f} s ({reasons}); check that it runs (`m2ost serve`), then run the "
             "same command again"

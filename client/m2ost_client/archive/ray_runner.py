@@ -124,8 +124,7 @@ async def _score_unit(seat: _Seat, servers: Servers, unit: SpotRange, batch_rows
         )
     retries, before = pool.retries, seat.counts()
     part = await score_range(seat.scorer, unit, batch_rows=batch_rows, concurrency=servers.options.window)
-    if servers.send_pixels:
-        await pool.check_release()
+    await pool.check_release()
     by_address = {a: (n - before[a][0], spots - before[a][1]) for a, (n, spots) in seat.counts().items()}
     return Scored(part, (os.uname().nodename, os.getpid()), pool.retries - retries, by_address)
 

@@ -257,8 +257,7 @@ class Rescore:
             scored = await self._score(plan, path)
             if self._access.reads_here and await self._access.fingerprint(path) != plan.slide.fingerprint:
                 raise InputError(f"{row.path}: changed while it was scored; run the same command again")
-            if self._access.sends_pixels:
-                await self.pool.check_release()
+            await self.pool.check_release()
         result = assemble(plan, self.pool.info, scored)
         facts = await asyncio.to_thread(
             write_slide,
