@@ -164,6 +164,9 @@ def triton_error(pb_utils: Any, error: Exception) -> Any:
 ANSWER_S = 5.0
 """Of the time that a client allows, what is kept for the steps after and the answer's way, in seconds."""
 
+MOST_BUDGET_S = 600.0
+"""Longest time for a request, in seconds, whatever its client allows."""
+
 _KINDS = {
     RELEASE_PARAMETER: str,
     PYRAMID_PARAMETER: bool,
@@ -204,9 +207,9 @@ class Asked:
         """Whose it is: the requests of one run of our client have a common part before the last hyphen of their ids."""
         return self.request_id.rpartition("-")[0]
 
-    def budget_s(self, most_s: float) -> float:
-        """Longest time for it in seconds: what its client allows, less the time for an answer, at least a second."""
-        return most_s if self.timeout_s is None else max(1.0, self.timeout_s - ANSWER_S)
+    def budget_s(self, usual_s: float) -> float:
+        """Longest time for it in seconds: what its client allows, less the time for an answer, from 1 to 600."""
+        return usual_s if self.timeout_s is None else min(max(1.0, self.timeout_s - ANSWER_S), MOST_BUDGET_S)
 
 
 def read_request(request: Any) -> Asked:

@@ -1,13 +1,17 @@
 """Requests that are none cost nobody but their senders anything, and what a server keeps is nobody else's to read."""
 
+import asyncio
 import threading
 import urllib.error
 import urllib.request
 
 import grpc
 import numpy as np
+from m2ost_client import SpotStream, StreamOptions
 from m2ost_client.host import SHM
 from tritonclient.grpc import service_pb2
+
+from .conftest import metrics_of, wait_for, waiting
 
 GOOD = 8
 
@@ -82,3 +86,51 @@ def test_shared_memory_is_readable_by_its_owner_alone(narrow_server):
     regions = list(SHM.glob(f"{narrow_server.shm_prefix}*"))
     assert regions
     assert {oct(region.stat().st_mode & 0o777) for region in regions} == {"0o600"}
+
+
+def spots_message(rows: int, shift: int = 0) -> bytes:
+    """A request for so many spots of the demo slide, at other places for another shift."""
+    centers = np.stack([500 + (np.arange(rows) * 37 + shift * 101) % 1500, 500 + np.arange(rows) * 53 % 1800], axis=1)
+    request = service_pb2.ModelInferRequest(model_name="m2ost_slide", id=f"run-{shift}")
+    slide = request.inputs.add(name="SLIDE", datatype="BYTES", shape=[rows, 1])
+    slide.contents.bytes_contents.extend([b"wsi/CMU-1-Small-Region.svs"] * rows)
+    center = request.inputs.add(name="CENTER", datatype="INT32", shape=[rows, 2])
+    center.contents.int_contents.extend(centers.reshape(-1).tolist())
+    request.inputs.add(name="SCALE", datatype="FP32", shape=[rows, 1]).contents.fp32_contents.extend([1.0] * rows)
+    return request.SerializeToString()
+
+
+def test_less_than_two_batches_are_cut_for_clients_that_have_gone(narrow_server):
+    def cut():
+        return metrics_of(narrow_server)["m2ost_tiler_spots_total{slide_tiler}"]
+
+    with grpc.insecure_channel(narrow_server.address, [("grpc.enable_http_proxy", 0)]) as channel:
+        infer = channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")
+        infer(spots_message(32), timeout=60)
+        before = cut()
+        calls = [infer.future(spots_message(32, shift), timeout=60) for shift in range(40)]
+        wait_for(lambda: cut() > before, "spots of the first")
+        for call in calls:
+            call.cancel()
+        gone = cut()
+        infer(spots_message(32, 99), timeout=60)
+        wait_for(lambda: waiting(narrow_server) == 0, "an empty queue")
+    # The next client's are 32; those of the batch under way as the others went are fewer than two batches.
+    assert 32 <= cut() - gone < 32 + 64
+
+
+def test_a_full_server_says_so_and_is_not_left(narrow_server, svs):
+    """More streams than the queue holds: each gets all of its spots, none gives up."""
+
+    async def stream(shift):
+        async with SpotStream(narrow_server.address, StreamOptions(batch_rows=1, window=8, retry_for_s=5)) as client:
+            centers = [(700 + i, 900 + shift) for i in range(24)]
+            rows = [row async for batch in client.predict("wsi/CMU-1-Small-Region.svs", centers) for row in batch.rows]
+            return sorted(rows), client.retries
+
+    async def all_at_once():
+        return await asyncio.gather(*(stream(shift) for shift in range(16)))
+
+    found = asyncio.run(all_at_once())
+    assert [rows for rows, _ in found] == [list(range(24))] * 16
+    assert sum(retries for _, retries in found) > 0

@@ -116,4 +116,5 @@ def test_a_client_allows_less_than_the_server(monkeypatch):
     assert Asked("run-7").sender == "run"
     assert Asked("").budget_s(110) == 110
     assert Asked("", timeout_s=300.0).budget_s(110) == 295
+    assert Asked("", timeout_s=1e9).budget_s(110) == 600
     assert Asked("", timeout_s=2.0).budget_s(110) == 1
