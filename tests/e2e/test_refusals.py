@@ -23,6 +23,8 @@ from m2ost_preprocess.contract import Manifest, RowStatus, sha256_file
 from m2ost_preprocess.decoder import Decoder
 from tritonclient.utils import InferenceServerException
 
+from tests.compat import evil
+
 from .conftest import NARROW, by_server, make_release, metrics_of, raw_request
 
 SLIDE = "wsi/CMU-1-Small-Region.svs"
@@ -69,6 +71,27 @@ def test_a_symbolic_link_out_of_the_root_is_refused(narrow_release, svs, tmp_pat
     options = ServerOptions(release=narrow_release, roots=SlideRoots({"r": tmp_path / "root"}))
     with TritonServer(options) as server, pytest.raises(RequestRejected, match="leads out of its slide root"):
         by_server(server.address, "r/link.svs", [(5, 5)])
+
+
+def test_evil_slides_are_refused_by_name_and_others_served(narrow_release, svs, tmp_path):
+    from m2ost_preprocess.slides import SlideRoots
+
+    folders = [tmp_path / name for name in ("escapes", "blockers", "bombs", "outside")]
+    for folder in folders:
+        folder.mkdir()
+    paths = [*evil.escapes(folders[0], folders[3]), *evil.blockers(folders[1]), *evil.bombs(folders[2])]
+    roots = SlideRoots({folder.name: folder for folder in folders[:3]} | {"wsi": svs.parent})
+    with TritonServer(ServerOptions(release=narrow_release, roots=roots)) as server:
+        for path in paths:
+            name = str(path.relative_to(tmp_path))
+            with pytest.raises(RequestRejected) as error:
+                describe(server.address, name)
+            assert name in str(error.value) or path.name in str(error.value)
+            # What absolute.vms says of itself is its own.
+            assert str(tmp_path) not in str(error.value).replace(str(folders[3]), "")
+            assert ("leads out of its slide root" in str(error.value)) == (name.startswith("escapes/"))
+        _, statuses = by_server(server.address, SLIDE, [(800, 800)])
+    assert statuses.tolist() == [RowStatus.OK]
 
 
 def test_a_bad_slide_in_a_mixed_request_costs_only_its_rows(narrow_server):
