@@ -165,6 +165,19 @@ class Load:
         """Answers that are none of the right ones."""
         return sum(a.status == "OK" and a.outputs not in self._right[a.number] for a in self.ended)
 
+    def mixed(self) -> int:
+        """Of the wrong answers, those of which every row is right for one content or the other."""
+
+        def rows(outputs: dict[str, bytes]) -> list[bytes]:
+            data, n = outputs["EXPRESSION"], len(outputs["EXPRESSION"]) // ROWS
+            return [data[i * n : (i + 1) * n] for i in range(ROWS)]
+
+        return sum(
+            all(row in known for row, *known in zip(rows(a.outputs), *map(rows, self._right[a.number]), strict=True))
+            for a in self.ended
+            if a.status == "OK" and a.outputs not in self._right[a.number]
+        )
+
     def served_since(self, moment: float) -> float | None:
         """When every client's last failure after ``moment`` lay behind it, if it does: the first answer after it."""
         failures = [a.ended_s for a in self.ended if a.status != "OK"]
@@ -190,6 +203,8 @@ async def under_load(name: str, scene: Scene, fault: Fault, load: Load) -> Row:
     await task
     seen = Counter(a.status for a in load.ended)
     lost = seen.get("DEADLINE_EXCEEDED", 0)
+    if load.wrong():
+        scene.notes.append(f"of the wrong answers {load.mixed()} have rows of both contents, the others pixels of both")
     recovered = None if served is None else round(served - began, 1)
     return Row(name, dict(seen), recovered, load.wrong(), lost, scene.server.restarts - restarts, list(scene.notes))
 

@@ -75,7 +75,7 @@ def test_rows_of_requests_are_read_in_both_of_their_forms():
 
 
 def test_growth_is_of_the_least_in_a_third():
-    report = Report(0, memory=[{"pss": value} for value in (900.0, 100.0, 500.0, 600.0, 180.0, 900.0)])
+    report = Report(0, memory=[{"pss": value} for value in (10.0, 20.0, 500.0, 100.0, 180.0, 900.0)])
     assert report.growth_mib() == {"pss": 80.0}
 
 
@@ -92,6 +92,10 @@ def test_a_load_knows_wrong_answers_and_when_it_was_served_again():
     now = time.monotonic()
     load.ended = [Answered(0, "OK", now, now + 1, {"STATUS": name}) for name in (b"a", b"b", b"ab")]
     assert load.wrong() == 1
+    values = [{"EXPRESSION": letter * 8} for letter in (b"a", b"b")]
+    torn = faults.Load("", [b""], [(values[0], values[1])])
+    torn.ended = [Answered(0, "OK", now, now, {"EXPRESSION": data}) for data in (b"aabbaabb", b"aabbaabc", b"a" * 8)]
+    assert (torn.wrong(), torn.mixed()) == (2, 1)
     assert load.served_since(now - 1) is None, "three answers are too few"
     load.ended.append(Answered(0, "UNAVAILABLE", now + 1, now + 2, {}))
     load.ended += [Answered(0, "OK", now + 3, now + 4 + i, {"STATUS": b"a"}) for i in range(2 * faults.CLIENTS)]
