@@ -254,7 +254,7 @@ class Connection:
                             "answered meanwhile; send fewer requests at a time, or serve with more servers"
                         ) from error
                 else:
-                    away_since, full_since = away_since or now, None
+                    away_since = away_since or now
                     if now - max(away_since, self._answered_at) >= self._retry_for_s:
                         waited = f"{now - away_since:.0f} s{through_proxy(self.address)}"
                         raise ServerUnavailable(

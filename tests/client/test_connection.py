@@ -3,6 +3,8 @@
 import asyncio
 import gc
 import pickle
+import random
+import time
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
@@ -11,6 +13,7 @@ import pytest
 from m2ost_client.connection import Connection, Window, open_client
 from m2ost_client.errors import ReleaseChanged, RequestRejected, ServerUnavailable
 from m2ost_client.probe import probe
+from m2ost_preprocess.contract import QUEUE_FULL
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 from tritonclient.utils import InferenceServerException
 
@@ -21,6 +24,7 @@ from .conftest import ENGINE
 AWAY = InferenceServerException("connection refused", status="StatusCode.UNAVAILABLE")
 LATE = InferenceServerException("too late", status="StatusCode.DEADLINE_EXCEEDED")
 DEAD = InferenceServerException("Stub process is not healthy.", status="StatusCode.INTERNAL")
+FULL = InferenceServerException(f"64 {QUEUE_FULL}, 64 may", status="StatusCode.UNAVAILABLE")
 BAD = InferenceServerException("no such slide on the server", status="StatusCode.NOT_FOUND")
 
 
@@ -51,13 +55,13 @@ class Script:
         return step() if callable(step) else step
 
 
-def ask(script, *, requests=1, retry_for_s=30.0):
+def ask(script, *, requests=1, retry_for_s=30.0, **options):
     """(connection, window, what it answered) after some requests."""
 
     async def run():
         window = Window(8)
         connection = Connection(
-            "host:1", deadline_s=5, retry_for_s=retry_for_s, window=window, transport=lambda address: script
+            "host:1", deadline_s=5, retry_for_s=retry_for_s, window=window, transport=lambda address: script, **options
         )
         await connection.open()
         try:
@@ -90,6 +94,7 @@ def test_a_request_names_its_release_its_deadline_and_itself():
     (model, first), (_, second) = script.requests
     assert (model, first["client_timeout"]) == ("m2ost_slide", 5)
     assert first["parameters"] == {"release": ENGINE.release_sha256}
+    assert first["timeout"] == 5_000_000
     assert first["request_id"] != second["request_id"]
     assert script.closed
 
@@ -137,6 +142,49 @@ def test_a_server_that_stays_away_is_given_up_in_time():
     with pytest.raises(ServerUnavailable, match=r"host:1: no answer .*connection refused.*m2ost serve"):
         ask(script, retry_for_s=0.3)
     assert 2 <= len(script.requests) <= 8
+
+
+def test_a_server_that_is_full_is_waited_for_longer_than_one_that_is_away():
+    connection, window, answers = ask(Script(FULL, FULL, FULL), retry_for_s=0.0)
+    assert (answers, connection.retries, window.size) == (["answer"], 3, 1)
+
+
+def test_a_server_that_stays_full_is_given_up_in_words_of_its_own():
+    with pytest.raises(ServerUnavailable, match="full for 0 s, and nothing of this client's was answered meanwhile"):
+        ask(Script(*[FULL] * 99), full_for_s=0.2)
+
+
+def test_as_long_as_another_request_is_answered_nothing_is_given_up():
+    """One request is refused again and again, for longer than allowed, while others get their answers."""
+
+    async def run():
+        script = Script()
+        connection = Connection(
+            "host:1", deadline_s=5, retry_for_s=0.3, full_for_s=0.3, window=Window(8), transport=lambda address: script
+        )
+        await connection.open()
+        began = time.monotonic()
+
+        async def infer(model, inputs, **options):
+            if model == "unlucky" and time.monotonic() - began < 1.0:
+                raise random.choice((FULL, AWAY))
+            return "answer"
+
+        script.infer = infer
+        unlucky = asyncio.ensure_future(connection.infer("unlucky", []))
+        while not unlucky.done():
+            await connection.infer("lucky", [])
+            await asyncio.sleep(0.01)
+        await connection.close()
+        return unlucky.result()
+
+    assert asyncio.run(run()) == "answer"
+
+
+def test_background_requests_say_so():
+    script = Script()
+    ask(script, background=True)
+    assert script.requests[0][1]["parameters"]["background"] is True
 
 
 @pytest.mark.parametrize("last", [None, BAD], ids=["an answer", "a refusal"])
