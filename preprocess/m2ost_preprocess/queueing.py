@@ -44,6 +44,10 @@ class QueueFull(Exception):
     """As many entries wait as may."""
 
 
+class TooLate(Exception):
+    """An entry was given up before its turn was taken; it may be sent again."""
+
+
 class Cancelled(Exception):
     """The client of an entry has gone."""
 

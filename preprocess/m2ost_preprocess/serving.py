@@ -24,7 +24,7 @@ from .contract import (
 )
 from .errors import PreprocessError, SlideChanged, SlideNotFound, SlideTimeout, UnsupportedRequest
 from .network import read_url
-from .queueing import Cancelled, QueueFull
+from .queueing import Cancelled, QueueFull, TooLate
 
 
 def check_environment() -> None:
@@ -152,6 +152,7 @@ def triton_error(pb_utils: Any, error: Exception) -> Any:
     kinds = (
         (Cancelled, codes.CANCELLED),
         (QueueFull, codes.UNAVAILABLE),
+        (TooLate, codes.UNAVAILABLE),
         (SlideChanged, codes.UNAVAILABLE),
         (SlideTimeout, codes.INTERNAL),
         (SlideNotFound, codes.NOT_FOUND),

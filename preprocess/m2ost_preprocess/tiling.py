@@ -13,9 +13,9 @@ import numpy as np
 
 from .contract import RowStatus
 from .decoder.child import Limits
-from .errors import PreprocessError, SlideTimeout, UnsupportedRequest, answered
+from .errors import PreprocessError, SlideTimeout, answered
 from .lanes import Lanes, Room
-from .queueing import Cancelled
+from .queueing import Cancelled, TooLate
 from .slides import RootedSlide, SlideRoots
 from .stalls import Stalls
 from .tiler import Tiler
@@ -389,12 +389,12 @@ class Tiling:
 
         Raises
         ------
-        UnsupportedRequest
-            If there is no such ticket, or it came back too late.
+        TooLate
+            If there is no such ticket, or not any more.
         """
         request = self._tickets.take(ticket)
         if request is None:
-            raise UnsupportedRequest("no such ticket, or it came back too late; send the request again")
+            raise TooLate("no such ticket, or it came back too late; send the request again")
         request.redeem(reply)
 
     @property

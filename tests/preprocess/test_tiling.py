@@ -12,8 +12,8 @@ import pytest
 from m2ost_preprocess import lanes, tiling
 from m2ost_preprocess.contract import RowStatus, ViewGeometry
 from m2ost_preprocess.decoder import Decoder
-from m2ost_preprocess.errors import SlideNotFound, SlideTimeout, UnsupportedRequest
-from m2ost_preprocess.queueing import Cancelled, QueueFull
+from m2ost_preprocess.errors import SlideNotFound, SlideTimeout
+from m2ost_preprocess.queueing import Cancelled, QueueFull, TooLate
 from m2ost_preprocess.slides import SlideRoots
 from m2ost_preprocess.tiler import PillowTiler
 from m2ost_preprocess.tiling import Tiling, TilingRequest
@@ -232,7 +232,7 @@ def test_a_ticket_is_given_when_the_turn_has_come_and_redeemed_once(service, svs
     service.redeem(ticket, second)
     assert second.wait()[1].tolist() == [[0], [0]]
     assert first.answers == []
-    with pytest.raises(UnsupportedRequest, match="no such ticket"):
+    with pytest.raises(TooLate, match="no such ticket"):
         service.redeem(ticket, Reply())
 
 

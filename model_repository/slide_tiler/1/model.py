@@ -11,7 +11,7 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 from m2ost_preprocess import contract, serving, tiling
 from m2ost_preprocess.errors import PreprocessError, UnsupportedRequest
-from m2ost_preprocess.queueing import QueueFull
+from m2ost_preprocess.queueing import QueueFull, TooLate
 from m2ost_preprocess.slides import SlideRoots
 from m2ost_preprocess.tiler import make_tiler
 from m2ost_preprocess.tiling import Tiling, TilingRequest
@@ -65,7 +65,7 @@ class TritonPythonModel:
                     self._tiling.redeem(int(ticket[0, 0]), reply)
                 else:
                     self._tiling.put(self._read(request, asked, reply))
-            except (PreprocessError, QueueFull) as error:  # its own: the others of the batch are served
+            except (PreprocessError, QueueFull, TooLate) as error:  # its own: the others of the batch are served
                 reply.error(error)
 
     def _read(self, request, asked, reply):
