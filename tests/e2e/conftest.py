@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 import signal
+import time
 import urllib.request
 from contextlib import suppress
 from pathlib import Path
