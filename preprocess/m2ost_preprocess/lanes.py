@@ -1,4 +1,7 @@
-"""Work on slides that never waits for one slow slide: a lane does it in turn, and others help while that is held up."""
+"""Work on slides that never waits for one slow slide: a lane does it in turn, and others help while that is held up.
+
+Nor does it wait for background work under way: that goes on in its lane, and what goes before it is done in another.
+"""
 
 from __future__ import annotations
 
@@ -73,7 +76,7 @@ class _Lane(Generic[T]):
 
 
 class Lanes(Generic[T]):
-    """Does tasks in lanes: a first that lives as long as this, and further ones while all are slow.
+    """Does tasks in lanes: a first that lives as long as this, and further ones for what need not wait for it.
 
     Parameters
     ----------
@@ -166,7 +169,7 @@ class Lanes(Generic[T]):
         """Wait for tasks for a lane; False once it is to end."""
         while True:
             with self._changed:
-                while not (len(self._queue) and self._is_for(number)):
+                while not self._queue.has(partial(self._is_for, number)):
                     if self._closed or (number and time.monotonic() - lane.since > SPARE_IDLE_S):
                         return False
                     self._changed.wait(_TICK_S)
@@ -174,7 +177,7 @@ class Lanes(Generic[T]):
             with self._changed:
                 if self._closed:
                     return False
-                tasks = self._queue.take(self._rows, partial(self._may, room=room))
+                tasks = self._queue.take(self._rows, partial(self._is_for, number, room=room))
                 if tasks:
                     lane.tasks, lane.since = tasks, time.monotonic()
                     self._tell_waiting(len(self._queue))
@@ -182,26 +185,27 @@ class Lanes(Generic[T]):
                 # Of room nobody tells, so it is asked for again soon; a lane that has read a slide tells.
                 self._changed.wait(_TICK_S if all(room) else _ASK_AGAIN_S)
 
-    def _is_for(self, number: int) -> bool:
-        """Whether a lane may take work: the first, and a further one while all before it are held up."""
-        return number == 0 or self._all_slow(number)
+    def _is_for(self, number: int, task: T, room: Room = (True, True)) -> bool:
+        """Whether a lane may do a task now.
 
-    def _may(self, task: T, room: Room = (True, True)) -> bool:
-        """Whether a task can be done now: nobody else reads its slide, and its root holds not too many lanes."""
+        A further lane works while all before it are held up, or do background work and the task is none. Nobody else
+        reads the task's slide, but for background work; and its root holds not too many lanes.
+        """
         if not room[task.background]:
             return False
-        busy = [lane.tasks[0] for lane in self._lanes.values() if lane.tasks]
-        return all(other.slide != task.slide for other in busy) and (
-            sum(other.root == task.root for other in busy) < MOST_LANES_A_ROOT
-        )
+        busy = [lane for lane in self._lanes.values() if lane.tasks]
+        if any(lane.tasks[0].slide == task.slide and not _goes_before(task, lane) for lane in busy):
+            return False
+        if sum(lane.tasks[0].root == task.root for lane in busy) >= MOST_LANES_A_ROOT:
+            return False
+        return all(self._lets_pass(lane, task) for n, lane in self._lanes.items() if n < number)
 
-    def _all_slow(self, before: int) -> bool:
-        """Whether all lanes with lower numbers have been held up for long."""
-        now = time.monotonic()
-        return all(lane.tasks and now - lane.since > SLOW_S for n, lane in self._lanes.items() if n < before)
+    def _lets_pass(self, lane: _Lane[T], task: T) -> bool:
+        """Whether a later lane takes a task and not this one: it is held up, or the task goes before what it does."""
+        return bool(lane.tasks) and (time.monotonic() - lane.since > SLOW_S or _goes_before(task, lane))
 
     def _watch(self) -> None:
-        """Answer tasks that nobody waits for, and add a lane where all are slow."""
+        """Answer tasks that nobody waits for, and add a lane where none is free for a task that need not wait."""
         while True:
             with self._changed:
                 if self._closed:
@@ -209,6 +213,11 @@ class Lanes(Generic[T]):
                 if self._queue.remove(lambda task: task.drop()):
                     self._tell_waiting(len(self._queue))
                 free = next(n for n in range(MOST_LANES + 1) if n not in self._lanes)
-                if free < MOST_LANES and self._all_slow(MOST_LANES) and self._queue.has(self._may):
+                if free < MOST_LANES and self._queue.has(partial(self._is_for, MOST_LANES)):
                     self._add_lane(free)
             time.sleep(_TICK_S)
+
+
+def _goes_before(task: T, lane: _Lane[T]) -> bool:
+    """Whether a task need not wait for what a lane does."""
+    return lane.tasks[0].background and not task.background

@@ -119,6 +119,22 @@ def test_a_root_that_hangs_leaves_lanes_to_others(make):
     assert all(task.done.wait(WAIT_S) for task in hanging)
 
 
+def test_what_goes_before_background_work_does_not_wait_for_it(make, monkeypatch):
+    monkeypatch.setattr(module, "SLOW_S", 1e9)
+    lanes = make()
+    (gate,), (archive,) = slow(1, background=True)
+    lanes.put([archive])
+    while lanes.waiting:
+        time.sleep(0.01)
+    later, same = Task("other", background=True), Task("slow0")
+    lanes.put([later, same])
+    assert same.done.wait(WAIT_S)
+    assert not later.done.wait(0.1)
+    gate.set()
+    assert later.done.wait(WAIT_S)
+    assert (archive.lane, later.lane, same.lane) == (0, 0, 1)
+
+
 def test_a_further_lane_ends_when_it_has_nothing_to_do(make, monkeypatch):
     monkeypatch.setattr(module, "SPARE_IDLE_S", 0.05)
     lanes = make()
