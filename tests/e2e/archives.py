@@ -115,6 +115,16 @@ def address_of(server) -> Address:
     return Address(server.address, server.metrics_url)
 
 
+def tiler_decoders(server) -> list[psutil.Process]:
+    """All processes that read slides for the tiler: a further one reads while the first is held up."""
+    return [
+        child
+        for process in psutil.Process(server.pid).children()
+        if f"{MODEL_TILER}/1/model.py" in " ".join(process.cmdline())
+        for child in process.children()
+    ]
+
+
 def tiler_decoder(server, model: str = MODEL_TILER) -> psutil.Process:
     """The process that reads slides for the tiler, or for another model."""
     return next(

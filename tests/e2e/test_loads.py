@@ -129,7 +129,7 @@ def test_a_priority_is_sent_where_the_served_queue_has_levels(narrow_release, ro
     shutil.copytree(narrow_release, release)
     config = release / "slide_tiler" / "config.pbtxt"
     levels = "priority_levels: 2 default_priority_level: 2"
-    config.write_text(config.read_text().replace("dynamic_batching {", f"dynamic_batching {{ {levels}"))
+    config.write_text(f"{config.read_text()}dynamic_batching {{ {levels} }}\n")
     reseal(release)
     with TritonServer(ServerOptions(release=release, roots=roots)) as server:
         load = Load(spots=1, archive_share=0.5, archive_spots=4)

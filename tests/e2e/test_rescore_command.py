@@ -19,8 +19,8 @@ from m2ost_client import InputError
 from m2ost_client.archive import read_status
 from m2ost_preprocess.readers import open_slide
 
-from .archives import MPP, make_slides, rescore, results, tiler_decoder
-from .conftest import by_pytorch, heed_ctrl_c, metrics_of, wait_for, waiting
+from .archives import MPP, make_slides, rescore, results, tiler_decoders
+from .conftest import by_pytorch, heed_ctrl_c, metrics_of, wait_for
 
 M2OST = Path(sys.executable).with_name("m2ost")
 
@@ -105,6 +105,16 @@ def spots_done(out):
         return 0
 
 
+def suspend(processes):
+    for process in processes:
+        process.suspend()
+
+
+def resume(processes):
+    for process in processes:
+        process.resume()
+
+
 def test_ctrl_c_once_drains_and_twice_stops_and_the_same_command_ends_it(archive_server, archive_slides, tmp_path):
     server, out, manifest = archive_server, tmp_path / "out", tmp_path / "slides.parquet"
     rows = [archive_slides[1][1], replace(archive_slides[1][0], pitch_um=40.0)]
@@ -128,7 +138,7 @@ def test_ctrl_c_once_drains_and_twice_stops_and_the_same_command_ends_it(archive
         if times > 1:
             process.send_signal(signal.SIGINT)
         else:
-            decoder.resume()
+            resume(tiler_decoders(server))
         output, errors = process.communicate(timeout=60)
         errors = "".join(said) + errors
         assert process.returncode == 130, errors
@@ -140,13 +150,18 @@ def test_ctrl_c_once_drains_and_twice_stops_and_the_same_command_ends_it(archive
         """Holds the tiler up once it has cut more spots than the first slide has."""
         if metrics_of(server)[tiled] < before + 20:
             return False
-        decoder.suspend()
+        suspend(tiler_decoders(server))
         return spots_done(out) > 0
 
-    def at_work():
-        return read_status(out).slides["running"] and waiting(server)
+    def asked():
+        """Requests that the tiler has taken so far, or refused."""
+        return metrics_of(server)["nv_inference_exec_count{slide_tiler}"]
 
-    decoder, tiled = tiler_decoder(server), "m2ost_tiler_spots_total{slide_tiler}"
+    def at_work():
+        # The supervisor's probes are among them: one in five seconds.
+        return read_status(out).slides["running"] and asked() >= before_this + 3
+
+    tiled = "m2ost_tiler_spots_total{slide_tiler}"
     before = metrics_of(server)[tiled]
     try:
         assert "the same command goes on from here" in interrupt(1, in_the_second_slide)
@@ -154,10 +169,11 @@ def test_ctrl_c_once_drains_and_twice_stops_and_the_same_command_ends_it(archive
         found = json.loads(output)
         assert (status, found["running"], found["complete"]) == (0, False, False)
         assert (found["last_run"]["ended"], found["last_run"]["spots"]) == ("drained", found["spots_done"])
-        decoder.suspend()  # what is sent from now on is something to wait for
-        interrupt(2, lambda: at_work() and not time.sleep(0.3) and at_work())  # a probe may wait at the tiler as well
+        suspend(tiler_decoders(server))  # what is sent from now on is something to wait for
+        before_this = asked()
+        interrupt(2, at_work)
     finally:
-        decoder.resume()
+        resume(tiler_decoders(server))
     assert read_status(out).last_run["ended"] == "stopped"
     status, output, errors = m2ost(*command)
     assert status == 0, errors

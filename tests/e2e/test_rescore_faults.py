@@ -19,7 +19,7 @@ from m2ost_preprocess.tiling import MOST_WAITING
 from tritonclient.utils import InferenceServerException
 
 from .archives import MPP, address_of, rescore, rescore_apart, rescore_async, results, tiler_decoder
-from .conftest import raw_request, wait_for, waiting
+from .conftest import raw_request, wait_for
 
 
 def serve(release, folder, **options):
@@ -144,24 +144,22 @@ def test_requests_of_others_go_first(server, slides, expected, tmp_path, monkeyp
 
 def test_a_full_queue_is_waited_out(server, slides, expected, tmp_path, monkeypatch):
     monkeypatch.setattr("m2ost_client.archive.endpoint.LIVE_TIMEOUT_S", 30.0)  # whether it lives, 32 ask at a time
-    out, decoder, tasks = tmp_path / "out", tiler_decoder(server), []
+    out, runs, tasks = tmp_path / "out", [], []
     with triton.InferenceServerClient(server.address) as client:
 
         def flood():
-            for _ in range(200):
+            for _ in range(2 * MOST_WAITING):
                 client.async_infer("m2ost_slide", raw_request(["archive/s01.png"], [(9, 9)]), lambda **answer: None)
 
-        def hold_up():
-            # Of the run's requests 16 are at work, others wait, and more than 64 of somebody else's behind them.
-            decoder.suspend()
-            asyncio.get_running_loop().call_later(0.3, flood)
-            tasks.append(asyncio.ensure_future(resume_when_full()))
+        async def keep_full():
+            deadline = time.monotonic() + 60
+            while not runs[0].pool.retries and time.monotonic() < deadline:
+                await asyncio.to_thread(flood)
 
-        async def resume_when_full():
-            await asyncio.to_thread(wait_for, lambda: waiting(server) >= MOST_WAITING, "a full queue")
-            decoder.resume()
+        def begin():
+            tasks.append(asyncio.ensure_future(keep_full()))
 
-        options = {"batch_rows": 1, "window": 32, "on_progress": Once(8, hold_up)}
+        options = {"batch_rows": 1, "window": 32, "on_progress": Once(8, begin), "control": runs.append}
         report = rescore(slides[1], out, [Address(server.address)], **options)
     assert report.summary["run"]["retries"] > 0
     assert report.summary["run"]["servers"][0]["ejections"] == 0, "full is not gone"
@@ -229,13 +227,13 @@ def test_bad_slides_are_named_and_cost_nobody_else_anything(
     reasons = {failed["slide_id"]: failed["reason"] for failed in report.summary["failed"]}
     (hit,) = [slide_id for slide_id, reason in reasons.items() if "its reader was lost" in reason]
     words_of = {
-        hit: f"{hit}.png: its reader was lost (killed, by somebody or for want of memory)",
         "truncated": "truncated.svs: ",
         "notes": "notes.svs: no reader recognises the file",
         "absent": "no such slide on the server",
         "no-mpp": "needs µm/px",
         "elsewhere": "unknown slide root 'nowhere'",
         "going": "going.png: no such ",
+        hit: f"{hit}.png: its reader was lost (killed, by somebody or for want of memory)",
     }
     assert set(reasons) == set(words_of)
     for slide_id, words in words_of.items():

@@ -18,7 +18,6 @@ import pytest
 import tritonclient.grpc as triton
 from m2ost_client import ServerOptions, ServerStartError, SpotStream, StreamOptions, TritonServer
 from m2ost_client.host import SHM, Ports
-from m2ost_client.probe import tensor
 from m2ost_loadtests import soak
 from m2ost_preprocess.contract import RowStatus, ViewGeometry
 from m2ost_preprocess.network import read_url
@@ -62,17 +61,8 @@ def test_a_dead_model_process_is_noticed_and_the_server_restarted(server, model)
 def test_a_model_that_hangs_while_the_others_answer_is_noticed(narrow_release, roots, model):
     options = ServerOptions(release=narrow_release, roots=roots, probe_interval_s=0.5, hang_timeout_s=3)
     with TritonServer(options) as server:
-        (decoder,) = process_of(server, f"/{model}/1/model.py").children()
-        decoder.suspend()  # for its model a job that does not end, for a minute at least
-        with triton.InferenceServerClient(server.address) as client:
-            slide = raw_request([SLIDE], [(800, 800)])
-            if model == "slide_tiler":
-                client.async_infer("m2ost_slide", slide, lambda result, error: None)
-            else:
-                client.async_infer(
-                    model, [tensor("SLIDE", np.array([SLIDE], dtype=object))], lambda result, error: None
-                )
-            wait_for(lambda: server.restarts == 1, "restart", 30)
+        process_of(server, f"/{model}/1/model.py").suspend()
+        wait_for(lambda: server.restarts == 1, "restart", 60)
         _, status = by_server(server.address, SLIDE, [(800, 800)])
         assert status.tolist() == [RowStatus.OK]
 
@@ -104,17 +94,21 @@ def test_a_reader_that_crashes_once_costs_nobody_anything(server):
     child.suspend()  # the request is under way when the process dies
     with triton.InferenceServerClient(server.address) as client:
         answers = []
-        client.async_infer(
-            "m2ost_slide", raw_request([SLIDE], [(800, 800)]), lambda result, error: answers.append((result, error))
-        )
-        # The supervisor's probes pass an idle tiler at once, and wait behind this request once it is under way.
-        wait_for(lambda: waiting(server) and not time.sleep(0.3) and waiting(server), "the tiler at work")
+
+        def ask():
+            request = raw_request([SLIDE], [(800, 800)])
+            client.async_infer("m2ost_slide", request, lambda result, error: answers.append((result, error)))
+
+        ask()
+        time.sleep(0.5)
+        ask()
+        wait_for(lambda: waiting(server), "a request behind that which the tiler is at")
         child.send_signal(signal.SIGSEGV)
         child.resume()
-        wait_for(lambda: answers, "an answer")
-    result, error = answers[0]
-    assert error is None
-    np.testing.assert_array_equal(result.as_numpy("EXPRESSION"), expected)  # read without cuCIM: the same pixels
+        wait_for(lambda: len(answers) == 2, "the answers")
+    for result, error in answers:
+        assert error is None
+        np.testing.assert_array_equal(result.as_numpy("EXPRESSION"), expected)  # read without cuCIM: the same pixels
     _, status = by_server(server.address, SLIDE, [(800, 800)])
     assert status.tolist() == [RowStatus.OK]
     assert server.restarts == 0
