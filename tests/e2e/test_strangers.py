@@ -146,16 +146,17 @@ def test_a_stranger_cannot_pass_for_the_supervisors_probe(http_server, http_log)
 
 
 def test_what_a_compressed_request_grew_to_is_given_back(http_server):
+    """Two of eight may stay for the next request to replace; Triton's default keeps eight."""
     process = psutil.Process(http_server.pid)
-    request = service_pb2.ModelInferRequest(model_name="absent", raw_input_contents=[bytes(256 << 20)])
+    request = service_pb2.ModelInferRequest(model_name="absent", raw_input_contents=[bytes(64 << 20)])
     options = [("grpc.enable_http_proxy", 0), ("grpc.max_send_message_length", -1)]
     before = process.memory_info().rss
     with grpc.insecure_channel(http_server.address, options) as channel:
         infer = channel.unary_unary(SERVICE + "ModelInfer", service_pb2.ModelInferRequest.SerializeToString)
-        for _ in range(3):
+        for _ in range(8):
             with pytest.raises(grpc.RpcError, match="unknown model"):
                 infer(request, timeout=120, compression=grpc.Compression.Gzip)
-    wait_for(lambda: process.memory_info().rss < before + (128 << 20), "memory given back")
+    wait_for(lambda: process.memory_info().rss < before + (192 << 20), "memory given back")
 
 
 def test_a_client_that_is_gone_without_a_word_is_dropped(http_server):
