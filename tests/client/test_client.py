@@ -41,8 +41,9 @@ def test_our_models_json_is_merged_in_and_probes_are_quiet():
     record = logs.parse_line(f"W1123 19:32:05.023168 3259 model.py:84] {json.dumps(inner)}")
     assert (record["event"], record["request_id"], record["slides"]) == ("tiled", "r-1", ['a"b.svs'])
     assert record["level"] == "warning"
-    probe = json.dumps({"event": "tiled", "request_id": "m2ost-probe"})
-    assert logs.parse_line(f"W1123 19:32:05.023168 3259 model.py:84] {json.dumps(probe)}")["level"] == "debug"
+    probe = json.dumps(json.dumps({"event": "tiled", "request_id": "p-1"}))
+    line = f"W1123 19:32:05.023168 3259 model.py:84] {probe}"
+    assert [logs.parse_line(line, known)["level"] for known in ("p-1", "p-2", "")] == ["debug", "warning", "warning"]
 
 
 @pytest.mark.parametrize("line", ["", "\n", "+----+", "| a | b |", "I1123 19:32:05.023168 3259 server.cc:604] "])

@@ -312,11 +312,12 @@ END"""
 @pytest.fixture
 def mortal(tmp_path, monkeypatch):
     """A supervised program that is ready at once, and ends when it is told to."""
-    monkeypatch.setattr(supervisor, "probe", lambda *_, **__: Health())
+    probes = []
+    monkeypatch.setattr(supervisor, "probe", lambda *_, **__: probes.append(1) or Health())
     monkeypatch.setattr(policy, "MAX_RESTART_DELAY_S", 0.02)
     log, end = [], tmp_path / "end"
     with fake_server(tmp_path, LISTENS_UNTIL_TOLD.format(end=end), log.append, probe_interval_s=0.05) as server:
-        server.log, server.end = log, end
+        server.log, server.end, server.probes = log, end, probes
         yield server
 
 
@@ -354,7 +355,9 @@ def test_who_was_connected_to_a_server_that_died_is_named_once(mortal):
     with contextlib.ExitStack() as stack:
         clients = [stack.enter_context(socket.create_connection((LOCALHOST, mortal.ports.grpc))) for _ in range(12)]
         names = {f"{LOCALHOST}:{client.getsockname()[1]}" for client in clients}
-        wait_for(lambda: len(peers(mortal.ports).connected) == 12 and not time.sleep(0.2), "all accepted")
+        wait_for(lambda: len(peers(mortal.ports).connected) == 12, "all accepted")
+        probed = len(mortal.probes)
+        wait_for(lambda: len(mortal.probes) > probed + 2, "the supervisor to have seen them")
         for _ in range(2):
             before = mortal.restarts
             mortal.end.write_text("once")

@@ -7,8 +7,8 @@ from m2ost_preprocess.errors import UnsupportedRequest
 from m2ost_preprocess.serving import Asked, read_request, request_id
 
 
-def request(parameters="", id="a"):
-    return SimpleNamespace(request_id=lambda: id, parameters=lambda: parameters)
+def request(parameters="", id="a", timeout_us=0):
+    return SimpleNamespace(request_id=lambda: id, parameters=lambda: parameters, timeout=lambda: timeout_us)
 
 
 def undecodable():
@@ -20,8 +20,8 @@ def test_a_request_without_parameters_asks_for_nothing_special():
 
 
 def test_parameters_are_taken_as_they_are():
-    told = '{"release": "abc", "pyramid": true, "fingerprint": true, "another": 3}'
-    assert read_request(request(told)) == Asked("a", "abc", True, True)
+    told = '{"release": "abc", "pyramid": true, "fingerprint": true, "background": true, "another": 3}'
+    assert read_request(request(told, timeout_us=2_500_000)) == Asked("a", "abc", True, True, True, 2.5)
 
 
 @pytest.mark.parametrize(
@@ -30,6 +30,7 @@ def test_parameters_are_taken_as_they_are():
         ('{"pyramid": "false"}', "parameter pyramid must be a bool, not 'false'"),
         ('{"pyramid": 1}', "parameter pyramid must be a bool, not 1"),
         ('{"release": 3}', "parameter release must be a str, not 3"),
+        ('{"background": 1}', "parameter background must be a bool"),
         ('{"fingerprint": "yes"}', "parameter fingerprint must be a bool"),
         ("{", "cannot be read"),
     ],
