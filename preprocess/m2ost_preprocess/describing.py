@@ -9,16 +9,15 @@ from typing import Any, Protocol
 
 from .decoder import Decoder, SlideInfo
 from .decoder.child import Limits
-from .errors import SlideTimeout, answered
+from .errors import answered
 from .lanes import Lanes
-from .queueing import Cancelled
+from .queueing import why_dropped
 from .slides import RootedSlide, SlideRoots
 from .stalls import Stalls
 
 BUDGET_S = 300.0
 """Longest time for describing a slide, in seconds, where its client names no limit."""
 
-WAIT_S = 600.0
 MOST_WAITING = 256
 
 
@@ -76,14 +75,10 @@ class Description:
 
     def drop(self) -> bool:
         """See :meth:`m2ost_preprocess.lanes.Task.drop`."""
-        if self.reply.is_cancelled():
-            self.reply.error(Cancelled("cancelled"))
-        elif time.monotonic() - self.arrived > WAIT_S:
-            late = f"its turn did not come within {WAIT_S:g} s; send it again"
-            self.reply.error(SlideTimeout(self.slide.shown, late))
-        else:
-            return False
-        return True
+        error = why_dropped(self.slide.shown, cancelled=self.reply.is_cancelled(), arrived=self.arrived)
+        if error is not None:
+            self.reply.error(error)
+        return error is not None
 
     def fail(self, error: Exception) -> None:
         """Answer by an error."""

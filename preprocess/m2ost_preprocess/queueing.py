@@ -3,13 +3,38 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Hashable
 from typing import Generic, Protocol, TypeVar
 
 from .contract import QUEUE_FULL
+from .errors import SlideTimeout
 
 BACKGROUND_TURNS = 8
 """Of so many turns one belongs to background work, while there is other work: it is late, and gets on."""
+
+
+WAIT_S = 600.0
+"""Longest time that a request waits for its turn, in seconds; one that nobody waits for any more is dropped before."""
+
+
+def why_dropped(name: str, *, cancelled: bool, arrived: float) -> Exception | None:
+    """Why a request for a slide is answered without its turn: its client has gone, or it has waited for too long.
+
+    Parameters
+    ----------
+    name : str
+        The slide's, for the message.
+    cancelled : bool
+        Whether the client has gone.
+    arrived : float
+        When the request came, by ``time.monotonic``.
+    """
+    if cancelled:
+        return Cancelled("cancelled")
+    if time.monotonic() - arrived > WAIT_S:
+        return SlideTimeout(name, f"its turn did not come within {WAIT_S:g} s; send it again")
+    return None
 
 
 class Entry(Protocol):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import secrets
 import threading
 import time
@@ -15,7 +16,7 @@ from .contract import RowStatus
 from .decoder.child import Limits
 from .errors import PreprocessError, SlideTimeout, answered
 from .lanes import Lanes, Room
-from .queueing import Cancelled, TooLate
+from .queueing import TooLate, why_dropped
 from .slides import RootedSlide, SlideRoots
 from .stalls import Stalls
 from .tiler import Tiler
@@ -25,9 +26,6 @@ from .views import Centers, Scales, Statuses
 BUDGET_S = 110.0
 """Longest time for cutting a request, in seconds, where its client names no limit. A client of this project waits for
 120 s by default."""
-
-WAIT_S = 600.0
-"""Longest time that a request waits for its turn, in seconds; one that nobody waits for any more is dropped before."""
 
 RETURN_S = 5.0
 """Within this a ticket comes back, in seconds; nobody waits for the views otherwise. It takes about a millisecond."""
@@ -126,10 +124,10 @@ class TilingRequest:
         """See :meth:`m2ost_preprocess.lanes.Task.drop`."""
         if self.answered:
             return True
-        if self.reply.is_cancelled():
-            self.end(Cancelled("cancelled"))
-        elif self.until is None and time.monotonic() - self.arrived > WAIT_S:
-            self.end(SlideTimeout(self.names[0], f"its turn did not come within {WAIT_S:g} s; send it again"))
+        arrived = self.arrived if self.until is None else math.inf  # what has begun waits no more
+        error = why_dropped(self.names[0], cancelled=self.reply.is_cancelled(), arrived=arrived)
+        if error is not None:
+            self.end(error)
         return self.answered
 
     def end(self, error: Exception | None = None) -> None:

@@ -170,30 +170,29 @@ def test_a_lie_about_spots_is_an_error_of_a_task_on_ray(lie):
         score_by_ray(server.address)
 
 
+def assert_no_client_believes(address, tmp_path, **asked):
+    """A stream, ``predict`` and ``rescore`` each end in an error, and none leaves a result."""
+    with pytest.raises(ClientError):
+        stream(address, **asked)
+    code, words = predict(address, tmp_path / "one")
+    assert (code, len(words) > 5) == (1, True)
+    assert_nothing_written(tmp_path / "one")
+    code, words = rescore(address, tmp_path)
+    assert_no_result_but_a_reason(code, words, tmp_path)
+
+
 @lied_to
 @pytest.mark.parametrize("lie", DESCRIPTIONS)
 def test_a_lie_about_a_slide_leaves_no_result(lie, tmp_path):
     with Liar(ENGINE, DESCRIPTIONS[lie], model="slide_info") as server:
-        with pytest.raises(ClientError):
-            stream(server.address, describe=True)
-        code, words = predict(server.address, tmp_path / "one")
-        assert (code, len(words) > 5) == (1, True)
-        assert_nothing_written(tmp_path / "one")
-        code, words = rescore(server.address, tmp_path)
-    assert_no_result_but_a_reason(code, words, tmp_path)
+        assert_no_client_believes(server.address, tmp_path, describe=True)
 
 
 @lied_to
 @pytest.mark.parametrize("lie", CONFIGS)
 def test_a_lie_about_the_release_is_an_error(lie, tmp_path):
     with Liar(ENGINE, config=CONFIGS[lie]) as server:
-        with pytest.raises(ClientError):
-            stream(server.address)
-        code, words = predict(server.address, tmp_path / "one")
-        assert (code, len(words) > 5) == (1, True)
-        assert_nothing_written(tmp_path / "one")
-        code, words = rescore(server.address, tmp_path)
-    assert_no_result_but_a_reason(code, words, tmp_path)
+        assert_no_client_believes(server.address, tmp_path)
 
 
 @lied_to
