@@ -6,7 +6,7 @@ import contextlib
 import ipaddress
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -84,15 +84,16 @@ def peers(ports: Ports) -> Peers:
     return Peers(frozenset(connected), frozenset(closed))
 
 
-def peers_at_end(before: Peers, after: Peers) -> frozenset[Peer]:
+def peers_at_end(seen: Sequence[Peers]) -> frozenset[Peer]:
     """Who was connected to a server when it died: as its process ends, Linux closes its connections.
 
     Parameters
     ----------
-    before, after : Peers
-        While it lived, and as soon as it was found dead.
+    seen : sequence of Peers
+        In order of time: while it lived, while it may have been dying, and as soon as it was found dead.
     """
-    return before.connected | after.connected | (after.closed - before.closed)
+    connected = frozenset[Peer]().union(*(sample.connected for sample in seen))
+    return connected | (seen[-1].closed - seen[0].closed)
 
 
 def named(found: Iterable[Peer]) -> tuple[list[str], int]:

@@ -8,6 +8,7 @@ import secrets
 import tempfile
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -262,7 +263,8 @@ class TritonServer:
         ready_since: float | None = None
         start, watch = StartWatch(START_GRACE_S), HangWatch(self.options.hang_timeout_s)
         self._said = logs.LastWords()
-        seen = peers(self.ports)
+        # Two, for a dying process closes its connections before it has ended: the last may show them closed.
+        seen = deque([peers(self.ports)], maxlen=2)
         grace_s = 0.0  # a server that must be replaced has lost a part, and would wait for it in vain
         process = ServerProcess(
             self._command(runtime, self.shm_prefix),
@@ -275,14 +277,14 @@ class TritonServer:
 
         def ended(reason: str) -> _Run:
             ready_for_s = 0.0 if ready_since is None else time.monotonic() - ready_since
-            return _Run(reason, ready_for_s, peers_at_end(seen, peers(self.ports)))
+            return _Run(reason, ready_for_s, peers_at_end((*seen, peers(self.ports))))
 
         try:
             while not self._stop.is_set():
                 status = process.poll()
                 if status is not None:
                     return ended(f"tritonserver ended with status {status}")
-                seen = peers(self.ports)
+                seen.append(peers(self.ports))
                 health = probe(self.address, self.manifest.engine, self.baseline, request_id=self._probe_id)
                 now = time.monotonic()
                 if health.dead:

@@ -25,7 +25,7 @@ from m2ost_client.logs import LastWords, parse_line
 from m2ost_client.policy import HEALTHY_AFTER_S, MAX_RESTART_DELAY_S, Backoff, HangWatch, StartWatch
 from m2ost_client.probe import Health, executions_so_far
 from m2ost_client.process import ServerProcess
-from m2ost_client.sockets import MOST_PEERS, named, peers
+from m2ost_client.sockets import MOST_PEERS, Peers, named, peers, peers_at_end
 from m2ost_export.repository import write_repository
 from m2ost_preprocess.contract import Manifest
 from m2ost_preprocess.istar.manifest import BaselineInfo, BaselineManifest
@@ -366,6 +366,13 @@ def test_who_was_connected_to_a_server_that_died_is_named_once(mortal):
     assert len(first["peers"]) == MOST_PEERS
     assert set(first["peers"]) < names
     assert (first["more_peers"], second["peers"], second["more_peers"]) == (2, [], 0)
+
+
+def test_who_was_connected_is_named_even_if_the_last_look_came_while_the_process_died():
+    gone, there, closed_by_all = ("10.0.0.1", 1), ("10.0.0.2", 2), ("10.0.0.3", 3)
+    alive = Peers(connected=frozenset([there]), closed=frozenset([closed_by_all]))
+    dying = Peers(closed=frozenset([there, gone, closed_by_all]))
+    assert peers_at_end((alive, dying, dying)) == {there, gone}
 
 
 def test_every_host_is_named_before_a_second_connection_of_any():
