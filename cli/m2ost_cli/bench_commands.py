@@ -50,10 +50,10 @@ def istar(
     with needs("loadtest"), needs("export"):
         from m2ost.complexity import count
         from m2ost.config import M2OSTConfig
+        from m2ost_contract import Manifest
         from m2ost_loadtests.comparison import ComparisonOptions, compare
         from m2ost_loadtests.comparison_report import draw, to_markdown
         from m2ost_loadtests.machine import write_report
-        from m2ost_preprocess.contract import Manifest
         from m2ost_preprocess.istar.geometry import VARIANTS
     release = release or shipped_release()
     options = ComparisonOptions(

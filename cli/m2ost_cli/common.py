@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from m2ost_preprocess.contract import ENV_READER, READERS, ManifestError
-from m2ost_preprocess.errors import PreprocessError
+from m2ost_contract import ENV_READER, READERS, M2OSTError
 from m2ost_preprocess.home import user_cache
 
 
-class UserError(Exception):
+class UserError(M2OSTError):
     """A command cannot go on; the message says what, where and what to do."""
 
 
@@ -57,23 +55,6 @@ def use_reader(reader: str | None, *, reads_here: bool) -> None:
     if not reads_here and reader != os.environ.get(ENV_READER):  # the variable may be meant for other commands
         raise UserError(f"that server reads its slides in its own way; start it with --reader {reader}")
     os.environ[ENV_READER] = reader
-
-
-def expected_errors() -> tuple[type[Exception], ...]:
-    """Errors raised on purpose by the rooms that are loaded; anything else is a defect and keeps its traceback."""
-    kinds: list[type[Exception]] = [PreprocessError, ManifestError, OSError]
-    for module, name in (
-        ("m2ost.checkpoint", "CheckpointError"),
-        ("m2ost.data.errors", "DataError"),
-        ("m2ost.training.config", "ConfigError"),
-        ("m2ost.training.loop", "TrainingError"),
-        ("m2ost_export.errors", "ExportError"),
-        ("m2ost_client.errors", "ClientError"),
-        ("m2ost_loadtests.errors", "LoadTestError"),
-    ):
-        if module in sys.modules:
-            kinds.append(getattr(sys.modules[module], name))
-    return tuple(kinds)
 
 
 def cache_folder() -> Path:

@@ -8,6 +8,7 @@ from importlib.metadata import version
 from typing import Annotated
 
 import typer
+from m2ost_contract import M2OSTError
 
 from . import (
     archive_commands,
@@ -19,7 +20,6 @@ from . import (
     serving_commands,
     training_commands,
 )
-from .common import UserError, expected_errors
 
 EXIT_ERROR = 1
 
@@ -63,8 +63,6 @@ def main() -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         app()
-    except Exception as error:
-        if not isinstance(error, (UserError, *expected_errors())):
-            raise
+    except (M2OSTError, OSError) as error:  # anything else is a defect and keeps its traceback
         print(f"error: {error}", file=sys.stderr)
         sys.exit(EXIT_ERROR)

@@ -12,8 +12,8 @@ from .common import UserError, cache_folder, needs, read_genes
 if TYPE_CHECKING:
     from m2ost.checkpoint import ModelCard
     from m2ost.network import M2OST
+    from m2ost_contract import Manifest
     from m2ost_export.engines import EngineOptions
-    from m2ost_preprocess.contract import Manifest
 
 TORCHSERVE = "torchserve"
 PRECISIONS = ("fp32", "fp16", "bf16")

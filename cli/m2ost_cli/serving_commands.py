@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from m2ost_preprocess.contract import RowStatus
+from m2ost_contract import RowStatus
 from m2ost_preprocess.dense import parse_pitch
 from m2ost_preprocess.home import expanded
 from m2ost_preprocess.rectangle import Rectangle
@@ -271,7 +271,7 @@ def embedded(
     """A server for as long as the block runs, on these slide roots; by default it serves the shipped checkpoint."""
     from m2ost_client.command import DEFAULT_PROFILE, DENSE_PROFILE, ServerOptions
     from m2ost_client.supervisor import TritonServer
-    from m2ost_preprocess.engine.load import DENSE_FILE
+    from m2ost_contract import DENSE_FILE
 
     with ExitStack() as stack:
         if checkpoint is not None:

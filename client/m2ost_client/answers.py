@@ -11,9 +11,9 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+import m2ost_contract as contract
 import numpy as np
-from m2ost_preprocess import contract
-from m2ost_preprocess.contract import EngineInfo, RowStatus
+from m2ost_contract import EngineInfo, RowStatus
 from m2ost_preprocess.decoder import SlideInfo
 
 from .errors import BadAnswer

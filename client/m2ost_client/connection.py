@@ -11,9 +11,9 @@ from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from typing import Any
 
+import m2ost_contract as contract
 import tritonclient.grpc.aio as triton_aio
-from m2ost_preprocess import contract
-from m2ost_preprocess.contract import EngineInfo
+from m2ost_contract import EngineInfo
 from m2ost_preprocess.network import channel_options, through_proxy
 from tritonclient.utils import InferenceServerException
 

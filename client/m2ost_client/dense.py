@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from m2ost_preprocess.contract import EngineInfo
+from m2ost_contract import EngineInfo
 from m2ost_preprocess.decoder import SlideInfo
 from m2ost_preprocess.dense import Block, DenseGrid
 from m2ost_preprocess.rectangle import Rectangle

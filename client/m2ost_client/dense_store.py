@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 import zarr
-from m2ost_preprocess.contract import RowStatus
+from m2ost_contract import RowStatus
 from m2ost_preprocess.dense import BLOCK_CELLS, NOT_ASKED, Block, DenseGrid
 
 from .answers import Expression

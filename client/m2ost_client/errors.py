@@ -14,8 +14,10 @@
 
 from __future__ import annotations
 
+from m2ost_contract import M2OSTError
 
-class ClientError(Exception):
+
+class ClientError(M2OSTError):
     """Base of every error that ``m2ost_client`` raises on purpose."""
 
 

@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
-from m2ost_preprocess.contract import EngineInfo
+from m2ost_contract import EngineInfo
 from m2ost_preprocess.decoder import SlideInfo
 
 if TYPE_CHECKING:

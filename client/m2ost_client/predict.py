@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from m2ost_preprocess.contract import SCALE_MAX, SCALE_MIN, EngineInfo
+from m2ost_contract import SCALE_MAX, SCALE_MIN, EngineInfo
 from m2ost_preprocess.decoder import Decoder, SlideInfo
 from m2ost_preprocess.rectangle import Rectangle
 from m2ost_preprocess.spot_places import check_places

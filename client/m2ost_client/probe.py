@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import m2ost_contract as contract
 import numpy as np
 import tritonclient.grpc as triton
-from m2ost_preprocess import contract
-from m2ost_preprocess.contract import EngineInfo
+from m2ost_contract import EngineInfo
 from m2ost_preprocess.istar import manifest as istar
 from m2ost_preprocess.istar.manifest import BaselineInfo
 from m2ost_preprocess.istar.sizes import PATCH_PX

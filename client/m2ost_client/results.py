@@ -8,7 +8,7 @@ from typing import Any
 import anndata
 import numpy as np
 import pandas as pd
-from m2ost_preprocess.contract import EngineInfo, RowStatus
+from m2ost_contract import EngineInfo, RowStatus
 from m2ost_preprocess.decoder import SlideInfo
 from m2ost_preprocess.spots import Spots
 

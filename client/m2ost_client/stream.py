@@ -18,9 +18,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
+import m2ost_contract as contract
 import numpy as np
-from m2ost_preprocess import contract
-from m2ost_preprocess.contract import EngineInfo, RowStatus
+from m2ost_contract import EngineInfo, RowStatus
 from m2ost_preprocess.decoder import DESCRIBE_TIMEOUT_S, Decoder, SlideInfo
 from m2ost_preprocess.views import spatial_order
 

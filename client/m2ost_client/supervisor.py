@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from m2ost_preprocess.contract import Manifest
+from m2ost_contract import Manifest
 from m2ost_preprocess.home import user_cache
 from m2ost_preprocess.istar.manifest import MODEL_PATCH, BaselineManifest
 

@@ -10,8 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from m2ost_preprocess.contract import MODEL_ENGINE, EngineInfo, Manifest, sha256_file
-from m2ost_preprocess.engine_plan import EnginePlan
+from m2ost_contract import MODEL_ENGINE, EngineInfo, EnginePlan, Manifest, sha256_file
 
 from .repository import write_repository
 

@@ -18,7 +18,7 @@ import onnxruntime as ort
 import torch
 from m2ost.config import M2OSTConfig
 from m2ost.network import M2OST
-from m2ost_preprocess.contract import EXPRESSION, MAX_ROWS
+from m2ost_contract import EXPRESSION, MAX_ROWS
 from m2ost_preprocess.engine.patches import PatchGeometry, share
 from onnx import TensorProto
 from torch import Tensor, nn

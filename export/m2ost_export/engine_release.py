@@ -5,10 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from m2ost_preprocess.contract import Manifest
-from m2ost_preprocess.engine.load import DENSE_FILE
-from m2ost_preprocess.folders import complete_folder
-from m2ost_preprocess.releases import check_files
+from m2ost_contract import DENSE_FILE, Manifest, check_files, complete_folder
 
 from .assemble import ONNX_FILE, assemble, engine_folder
 from .engines import EngineOptions, build_plans
@@ -40,7 +37,7 @@ def add_engines(release: Path, destination: Path, options: EngineOptions) -> Man
         If a file of ``release`` is not what its manifest says.
     ExportError
         If its graph has a weight that is not finite.
-    EngineError
+    EngineBuildError
         If an engine cannot be built or came out in another precision; no release is written then.
     FileExistsError
         If ``destination`` exists.

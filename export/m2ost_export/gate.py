@@ -20,7 +20,7 @@ import onnxruntime as ort
 import torch
 from m2ost.metrics import pearson
 from m2ost.network import M2OST
-from m2ost_preprocess.contract import EXPRESSION
+from m2ost_contract import EXPRESSION
 
 from .fused import FusedM2OST
 from .graph import PARITY_BATCHES

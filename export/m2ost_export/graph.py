@@ -14,7 +14,7 @@ import onnx
 import onnxruntime as ort
 import torch
 from m2ost.network import M2OST
-from m2ost_preprocess.contract import MAX_ROWS, ViewGeometry
+from m2ost_contract import MAX_ROWS, ViewGeometry
 
 from .errors import ExportError
 from .fused import FusedM2OST

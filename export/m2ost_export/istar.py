@@ -11,8 +11,7 @@ import numpy as np
 import onnx
 import torch
 from m2ost.peers.istar import IStar
-from m2ost_preprocess.contract import EXPRESSION, MAX_ROWS, sha256_file
-from m2ost_preprocess.folders import complete_folder
+from m2ost_contract import EXPRESSION, MAX_ROWS, complete_folder, sha256_file
 from m2ost_preprocess.istar.geometry import VARIANTS
 from m2ost_preprocess.istar.manifest import (
     CLS,

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import onnx
-from m2ost_preprocess.contract import EXPRESSION, ViewGeometry
+from m2ost_contract import EXPRESSION, ViewGeometry
 from onnx import TensorProto, helper, numpy_helper
 
 from .errors import ExportError

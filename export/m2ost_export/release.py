@@ -8,9 +8,7 @@ from typing import Any
 import onnx
 from m2ost.checkpoint import ModelCard
 from m2ost.network import M2OST
-from m2ost_preprocess.contract import EngineInfo, Manifest, sha256_file
-from m2ost_preprocess.engine.load import DENSE_FILE
-from m2ost_preprocess.folders import complete_folder
+from m2ost_contract import DENSE_FILE, EngineInfo, Manifest, complete_folder, sha256_file
 
 from .assemble import ONNX_FILE, assemble, engine_folder, tool_versions
 from .dense import DenseM2OST, export_dense, measure_dense_parity

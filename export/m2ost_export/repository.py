@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from google.protobuf import text_format
-from m2ost_preprocess.contract import EXPRESSION, MODEL_ENGINE, MODEL_TILER, EngineInfo, ViewGeometry
-from m2ost_preprocess.engine_plan import EnginePlan
+from m2ost_contract import EXPRESSION, MODEL_ENGINE, MODEL_TILER, EngineInfo, EnginePlan, ViewGeometry
 from tritonclient.grpc import model_config_pb2
 
 _VIEW = re.compile(r"VIEW\d+$")

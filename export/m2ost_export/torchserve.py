@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from m2ost.checkpoint import ModelCard
 from m2ost.network import M2OST
-from m2ost_preprocess.contract import MAX_ROWS, MODEL_ENGINE
+from m2ost_contract import MAX_ROWS, MODEL_ENGINE
 
 from . import torchserve_handler
 from .errors import ExportError

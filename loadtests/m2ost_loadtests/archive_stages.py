@@ -18,7 +18,7 @@ from m2ost_client.archive.output import RESULTS, assemble, write_slide
 from m2ost_client.archive.plan import SlidePlan, plan_slide
 from m2ost_client.archive.state import Part
 from m2ost_client.reports import Exports
-from m2ost_preprocess.contract import ENV_DECODER_TRACE, EXPRESSION, MODEL_ENGINE, EngineInfo, Manifest
+from m2ost_contract import ENV_DECODER_TRACE, EXPRESSION, MODEL_ENGINE, EngineInfo, Manifest
 from m2ost_preprocess.decoder import DecodedSlide, Decoder, SlideInfo
 from m2ost_preprocess.engine.onnx import cpu_session
 from m2ost_preprocess.readers.base import Pixels

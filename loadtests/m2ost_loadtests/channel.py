@@ -13,9 +13,9 @@ from typing import Any
 import gevent.event
 import grpc
 import grpc.experimental.gevent
+import m2ost_contract as contract
 import numpy as np
-from m2ost_preprocess import contract
-from m2ost_preprocess.contract import EngineInfo
+from m2ost_contract import EngineInfo
 from m2ost_preprocess.network import channel_options, through_proxy
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 

@@ -12,7 +12,7 @@ import onnxruntime
 import tritonclient.grpc as triton
 from m2ost_client.command import ServerOptions
 from m2ost_client.supervisor import TritonServer
-from m2ost_preprocess.contract import Manifest, as_centers
+from m2ost_contract import Manifest, as_centers
 from m2ost_preprocess.decoder import DecodedSlide, decoded_slide
 from m2ost_preprocess.istar.geometry import VARIANTS, plan
 from m2ost_preprocess.istar.manifest import BaselineManifest

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from m2ost_preprocess.contract import EXPRESSION, ViewGeometry
+from m2ost_contract import EXPRESSION, ViewGeometry
 from m2ost_preprocess.engine import CpuThreads, Engine, HostDevice
 from m2ost_preprocess.engine.onnx import OnnxEngine
 from m2ost_preprocess.engine.openvino import OpenVinoEngine, compile_graph

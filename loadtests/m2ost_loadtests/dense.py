@@ -25,13 +25,13 @@ import numpy as np
 import torch
 from m2ost.config import M2OSTConfig
 from m2ost.network import M2OST
+from m2ost_contract import ONNXRUNTIME_CPU, ONNXRUNTIME_CPU_DENSE, Manifest
 from m2ost_export.dense import patch_geometry
 from m2ost_export.fused import FusedM2OST
-from m2ost_preprocess.contract import Manifest
 from m2ost_preprocess.decoder import DecodedSlide, decoded_slide
 from m2ost_preprocess.dense import DenseGrid, parse_pitch
 from m2ost_preprocess.engine import load_engine
-from m2ost_preprocess.engine.base import ONNXRUNTIME_CPU, ONNXRUNTIME_CPU_DENSE, Engine
+from m2ost_preprocess.engine.base import Engine
 from m2ost_preprocess.engine.patches import PatchGeometry, share
 from m2ost_preprocess.errors import PreprocessError
 from m2ost_preprocess.rectangle import Rectangle

@@ -20,12 +20,11 @@ import numpy as np
 import onnx
 from m2ost.checkpoint import load
 from m2ost.metrics import pearson
+from m2ost_contract import ONNX_FILE, Manifest
 from m2ost_export.gate import MIN_R_GENE
 from m2ost_export.graph import export_onnx
 from m2ost_export.onnx_files import with_attention
 from m2ost_export.probes import slide_views
-from m2ost_preprocess.contract import Manifest
-from m2ost_preprocess.engine.load import ONNX_FILE
 
 from .cpu_engines import PLAIN, REFERENCE, EngineProcess, Subject, engines
 from .errors import LoadTestError

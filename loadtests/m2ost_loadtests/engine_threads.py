@@ -23,8 +23,7 @@ from google.protobuf import text_format
 from m2ost_client.command import DEFAULT_PROFILE, ServerOptions
 from m2ost_client.stream import StreamOptions
 from m2ost_client.supervisor import TritonServer
-from m2ost_preprocess.contract import MODEL_ENGINE, MODEL_TILER, Manifest, sha256_file
-from m2ost_preprocess.engine.base import SPINNING_PARAMETER, THREADS_PARAMETER
+from m2ost_contract import MODEL_ENGINE, MODEL_TILER, SPINNING_PARAMETER, THREADS_PARAMETER, Manifest, sha256_file
 from m2ost_preprocess.slides import SlideRoots
 from m2ost_preprocess.tiler import THREADS_PARAMETER as TILER_THREADS_PARAMETER
 from tritonclient.grpc import model_config_pb2

@@ -12,8 +12,10 @@
 
 from __future__ import annotations
 
+from m2ost_contract import M2OSTError
 
-class LoadTestError(Exception):
+
+class LoadTestError(M2OSTError):
     """Base of every error that ``m2ost_loadtests`` raises on purpose."""
 
 

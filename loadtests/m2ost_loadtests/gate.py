@@ -13,7 +13,7 @@ from typing import Any
 from m2ost_client.command import ServerOptions
 from m2ost_client.stream import SpotStream, StreamOptions
 from m2ost_client.supervisor import TritonServer
-from m2ost_preprocess.contract import MODEL_ENGINE, Manifest
+from m2ost_contract import MODEL_ENGINE, Manifest
 from m2ost_preprocess.slides import SlideRoots
 
 from .closed_load import run_closed_load

@@ -21,11 +21,11 @@ from typing import Any
 import numpy as np
 from m2ost.checkpoint import load
 from m2ost.network import M2OST
+from m2ost_contract import EXPRESSION
 from m2ost_export.fused import FusedM2OST
 from m2ost_export.graph import export_onnx
 from m2ost_export.onnx_files import describe
 from m2ost_export.probes import probe_views
-from m2ost_preprocess.contract import EXPRESSION
 from m2ost_preprocess.engine.onnx import cpu_session
 
 from .machine import describe_machine, spread, write_report

@@ -17,12 +17,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import m2ost_contract as contract
 import numpy as np
 from m2ost_client.command import ServerOptions
 from m2ost_client.stream import SpotStream, StreamOptions
 from m2ost_client.supervisor import TritonServer
-from m2ost_preprocess import contract
-from m2ost_preprocess.contract import EXPRESSION, Manifest, ViewGeometry
+from m2ost_contract import EXPRESSION, Manifest, ViewGeometry
 from m2ost_preprocess.decoder import decoded_slide
 from m2ost_preprocess.engine.onnx import cpu_session
 from m2ost_preprocess.errors import PreprocessError

@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 from typing import Any
 from weakref import WeakKeyDictionary
 
+import m2ost_contract as contract
 import numpy as np
 from locust.env import Environment
-from m2ost_preprocess import contract
-from m2ost_preprocess.contract import EngineInfo
+from m2ost_contract import EngineInfo
 
 from .channel import Channel
 from .doors import MODEL_ISTAR

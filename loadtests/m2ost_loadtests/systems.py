@@ -12,7 +12,7 @@ from typing import Any
 
 from m2ost_client.probe import tensor
 from m2ost_client.stream import SpotStream, StreamOptions
-from m2ost_preprocess.contract import ENV_TILE_CACHE_MIB, EXPRESSION, MODEL_ENGINE, Manifest
+from m2ost_contract import ENV_TILE_CACHE_MIB, EXPRESSION, MODEL_ENGINE, Manifest
 from m2ost_preprocess.decoder import DecodedSlide, Decoder
 from m2ost_preprocess.engine.onnx import cpu_session, cuda_session
 from m2ost_preprocess.istar.geometry import VARIANTS

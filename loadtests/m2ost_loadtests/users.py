@@ -12,8 +12,8 @@ from typing import Any, ClassVar
 import gevent
 import gevent.pool
 import grpc
+import m2ost_contract as contract
 from locust import User, task
-from m2ost_preprocess import contract
 
 from .channel import describe_failure
 from .doors import (

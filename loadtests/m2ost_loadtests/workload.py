@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from m2ost_preprocess.contract import MAX_ROWS
+from m2ost_contract import MAX_ROWS
 from m2ost_preprocess.views import spatial_order
 
 INTERACTIVE, ARCHIVE = "interactive", "archive"

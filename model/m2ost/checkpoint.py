@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from m2ost_preprocess.contract import sha256_file
-from m2ost_preprocess.folders import complete_folder
+from m2ost_contract import M2OSTError, complete_folder, sha256_file
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
@@ -21,7 +20,7 @@ WEIGHTS, CARD = "model.safetensors", "model.json"
 FORMAT = 1
 
 
-class CheckpointError(Exception):
+class CheckpointError(M2OSTError):
     """A checkpoint cannot be read, written or converted; the message says where and what to do."""
 
 

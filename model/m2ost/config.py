@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from m2ost_preprocess.contract import ViewGeometry
+from m2ost_contract import ViewGeometry
 
 
 @dataclass(frozen=True)

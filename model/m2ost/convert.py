@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from m2ost_preprocess.contract import sha256_file
+from m2ost_contract import sha256_file
 from torch import Tensor
 
 from .checkpoint import CheckpointError, ModelCard, load_weights, unpickle_weights

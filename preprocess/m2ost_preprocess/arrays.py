@@ -8,6 +8,7 @@ from types import ModuleType
 from typing import Any, Protocol
 
 import numpy as np
+from m2ost_contract import M2OSTError
 
 from .cuda import import_cupy, try_kernel
 from .decoder.gpu import bytes_at
@@ -15,7 +16,7 @@ from .decoder.protocol import GpuSlots
 from .readers.base import Pixels
 
 
-class ArrayModuleUnavailable(RuntimeError):
+class ArrayModuleUnavailable(M2OSTError, RuntimeError):
     """Views are to be cut on a GPU, and CuPy or the GPU is not there; the message says what to do."""
 
 

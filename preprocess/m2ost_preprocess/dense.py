@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from m2ost_contract import RowStatus
 
-from .contract import RowStatus
 from .errors import SpotError
 from .rectangle import Rectangle
 from .tissue import Mask, TissueShares

@@ -19,8 +19,10 @@ from __future__ import annotations
 import re
 from pathlib import PurePath
 
+from m2ost_contract import M2OSTError
 
-class PreprocessError(Exception):
+
+class PreprocessError(M2OSTError):
     """Base of every error about slides and spots."""
 
 

@@ -7,7 +7,8 @@ import time
 from collections.abc import Callable, Hashable
 from typing import Generic, Protocol, TypeVar
 
-from .contract import QUEUE_FULL
+from m2ost_contract import QUEUE_FULL
+
 from .errors import SlideTimeout
 
 BACKGROUND_TURNS = 8

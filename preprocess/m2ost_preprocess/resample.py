@@ -18,8 +18,7 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
-
-from .contract import ViewGeometry
+from m2ost_contract import ViewGeometry
 
 WEIGHT_BITS = 22
 """Fractional bits of a weight: 8 bits of pixel, 22 of weight and the sum of the weights' rounding fit into int32."""

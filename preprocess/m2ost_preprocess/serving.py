@@ -13,8 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-
-from .contract import (
+from m2ost_contract import (
     BACKGROUND_PARAMETER,
     FINGERPRINT_PARAMETER,
     MODEL_ENGINE,
@@ -22,6 +21,7 @@ from .contract import (
     RELEASE_PARAMETER,
     EngineInfo,
 )
+
 from .errors import PreprocessError, SlideChanged, SlideNotFound, SlideTimeout, UnsupportedRequest
 from .network import read_url
 from .queueing import Cancelled, QueueFull, TooLate

@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from .contract import ENV_SLIDE_ROOTS, MAX_SHOWN_NAME
+from m2ost_contract import ENV_SLIDE_ROOTS, MAX_SHOWN_NAME
+
 from .errors import SlideError, SlideNotFound
 from .readers import primary_file
 from .readers.companions import opened_files

@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from .contract import ENV_DECODER_TRACE
+from m2ost_contract import ENV_DECODER_TRACE
 
 
 class Spans:

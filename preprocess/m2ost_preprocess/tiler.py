@@ -12,9 +12,9 @@ from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import numpy as np
+from m2ost_contract import ENV_TILE_CACHE_MIB, RowStatus, ViewGeometry
 
 from .arrays import Arrays, CuPyArrays, NumPyArrays
-from .contract import ENV_TILE_CACHE_MIB, RowStatus, ViewGeometry
 from .decoder import Decoder, Decoding
 from .decoder.child import Limits
 from .decoder.process import Slide

@@ -16,9 +16,9 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+from m2ost_contract import ENV_TILE_CACHE_MIB
 
 from . import progress
-from .contract import ENV_TILE_CACHE_MIB
 from .errors import UnreadableSlide
 from .helpers import Helpers
 from .readers.base import Pixels, SlideReader

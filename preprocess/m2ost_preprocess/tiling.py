@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
+from m2ost_contract import RowStatus
 
-from .contract import RowStatus
 from .decoder.child import Limits
 from .errors import PreprocessError, SlideTimeout, answered
 from .lanes import Lanes, Room

@@ -2,7 +2,7 @@
 
 A view is the square window of the spot on level 0, black outside the slide, resized to ``size_px`` by Pillow's bilinear
 filter with antialias; a window of exactly ``size_px`` is taken as it is. Source: M2OST's published data sets; see
-``m2ost_preprocess.contract.ViewGeometry`` for the windows.
+``m2ost_contract.ViewGeometry`` for the windows.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from m2ost_contract import SCALE_MAX, SCALE_MIN, RowStatus, ViewGeometry
 
 from . import progress
-from .contract import SCALE_MAX, SCALE_MIN, RowStatus, ViewGeometry
 from .cutting import cut_windows
 from .errors import SlideError
 from .helpers import Helpers

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from m2ost_client.results import SlideResult
-from m2ost_preprocess.contract import EngineInfo, RowStatus, ViewGeometry
+from m2ost_contract import EngineInfo, RowStatus, ViewGeometry
 from m2ost_preprocess.decoder import SlideInfo
 from m2ost_preprocess.spots import Spots
 

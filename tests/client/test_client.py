@@ -18,7 +18,7 @@ from m2ost_client.errors import InputError, ServerStartError
 from m2ost_client.predict import result_name, view_scale
 from m2ost_client.results import to_anndata
 from m2ost_client.stream import SpotStream, StreamOptions
-from m2ost_preprocess.contract import ViewGeometry
+from m2ost_contract import ViewGeometry
 from m2ost_preprocess.decoder import Decoder
 from PIL import Image
 

@@ -27,8 +27,8 @@ from m2ost_client.doctor.release import check_files, extra_files, files_served
 from m2ost_client.errors import ServerStartError
 from m2ost_client.host import SHM, Ports
 from m2ost_client.installation import Installation
+from m2ost_contract import Manifest, ManifestError, ViewGeometry, sha256_file
 from m2ost_export.repository import write_repository
-from m2ost_preprocess.contract import Manifest, ManifestError, ViewGeometry, sha256_file
 
 from tests.conftest import engine_plan
 

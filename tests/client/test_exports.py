@@ -16,7 +16,7 @@ from m2ost_client.files import add_exports, write_result
 from m2ost_client.reports import Exports, Failure, export_stored, find_results, read_stored, report, write_geojson
 from m2ost_client.reports.archive import read_failures
 from m2ost_client.results import to_anndata
-from m2ost_preprocess.contract import RowStatus
+from m2ost_contract import RowStatus
 from typer.testing import CliRunner
 
 from .conftest import ENGINE

@@ -26,8 +26,8 @@ from m2ost_client.policy import HEALTHY_AFTER_S, MAX_RESTART_DELAY_S, Backoff, H
 from m2ost_client.probe import Health, executions_so_far
 from m2ost_client.process import ServerProcess
 from m2ost_client.sockets import MOST_PEERS, Peers, named, peers, peers_at_end
+from m2ost_contract import Manifest
 from m2ost_export.repository import write_repository
-from m2ost_preprocess.contract import Manifest
 from m2ost_preprocess.istar.manifest import BaselineInfo, BaselineManifest
 from m2ost_preprocess.istar.sizes import Sizes
 

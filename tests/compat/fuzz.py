@@ -28,8 +28,8 @@ import tifffile
 from m2ost.data.errors import DataError
 from m2ost.data.section import Section
 from m2ost.data.views import ViewCache
+from m2ost_contract import RowStatus
 from m2ost_export.probes import slide_views
-from m2ost_preprocess.contract import RowStatus
 from m2ost_preprocess.decoder import Decoder
 from m2ost_preprocess.errors import SlideError, SpotError
 from scipy.sparse import csr_matrix

@@ -7,7 +7,7 @@ import numpy as np
 import openslide
 import pytest
 import tifffile
-from m2ost_preprocess.contract import RowStatus, ViewGeometry
+from m2ost_contract import RowStatus, ViewGeometry
 from m2ost_preprocess.decoder import Decoder
 from m2ost_preprocess.errors import UnreadableSlide
 

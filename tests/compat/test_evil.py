@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
-from m2ost_preprocess.contract import ENV_DECODER_MEMORY_MIB, RowStatus
+from m2ost_contract import ENV_DECODER_MEMORY_MIB, RowStatus
 from m2ost_preprocess.decoder import Decoder
 from m2ost_preprocess.decoder.memory import has_outgrown
 from m2ost_preprocess.errors import PreprocessError, UnreadableSlide, answered, without_folders

@@ -21,7 +21,7 @@ from m2ost_client.archive import (
     State,
     exclusive,
 )
-from m2ost_preprocess.contract import MODEL_TILER
+from m2ost_contract import MODEL_TILER
 from m2ost_preprocess.readers import open_slide
 from PIL import Image
 

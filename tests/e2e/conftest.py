@@ -19,8 +19,8 @@ from m2ost.config import M2OSTConfig
 from m2ost_client import ServerOptions, SpotStream, StreamOptions, TritonServer, command
 from m2ost_client.archive import SlideRow
 from m2ost_client.probe import tensor
+from m2ost_contract import Manifest, as_centers, sha256_file
 from m2ost_export.release import build_release
-from m2ost_preprocess.contract import Manifest, as_centers, sha256_file
 from m2ost_preprocess.readers import open_slide
 from m2ost_preprocess.slides import SlideRoots
 from m2ost_preprocess.views import cut_views

@@ -19,7 +19,7 @@ from m2ost_client import (
     StreamOptions,
     TritonServer,
 )
-from m2ost_preprocess.contract import Manifest, RowStatus, sha256_file
+from m2ost_contract import Manifest, RowStatus, sha256_file
 from m2ost_preprocess.decoder import Decoder
 from tritonclient.utils import InferenceServerException
 

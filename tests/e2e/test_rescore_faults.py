@@ -13,7 +13,7 @@ import tritonclient.grpc as triton
 from m2ost_client import InputError, ServerOptions, ServerUnavailable, SpotStream, StreamOptions, TritonServer
 from m2ost_client.archive import Address, SlideRow, read_status
 from m2ost_client.stream import describe_inputs
-from m2ost_preprocess.contract import MODEL_INFO
+from m2ost_contract import MODEL_INFO
 from m2ost_preprocess.slides import SlideRoots
 from m2ost_preprocess.tiling import MOST_WAITING
 from tritonclient.utils import InferenceServerException

@@ -18,8 +18,8 @@ import pytest
 import tritonclient.grpc as triton
 from m2ost_client import ServerOptions, ServerStartError, SpotStream, StreamOptions, TritonServer
 from m2ost_client.host import SHM, Ports
+from m2ost_contract import RowStatus, ViewGeometry
 from m2ost_loadtests import soak
-from m2ost_preprocess.contract import RowStatus, ViewGeometry
 from m2ost_preprocess.network import read_url
 
 from tests.conftest import need_address

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from m2ost.config import M2OSTConfig
 from m2ost_client import ServerOptions, SpotStream, StreamOptions, TritonServer
-from m2ost_preprocess.contract import RowStatus
+from m2ost_contract import RowStatus
 from m2ost_preprocess.decoder import Decoder
 from m2ost_preprocess.spots import read_spots
 

@@ -12,12 +12,12 @@ from m2ost.checkpoint import ModelCard, initialise, load, save
 from m2ost.config import M2OSTConfig
 from m2ost.network import M2OST
 from m2ost.shipped import shipped_checkpoint
+from m2ost_contract import Manifest
 from m2ost_export.engines import EngineOptions
 from m2ost_export.fused import FusedM2OST
 from m2ost_export.onnx_files import load_checked
 from m2ost_export.probes import slide_views
 from m2ost_export.release import build_release
-from m2ost_preprocess.contract import Manifest
 
 SMALL = M2OSTConfig(n_genes=6, depth=1, image_px=64, dim=12, heads=1, head_dim=16, ffn_dim=8, channel_dim=8)
 """Three levels of 16, 32 and 48 patches, one block: every kind of step at next to no arithmetic."""

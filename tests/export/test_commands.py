@@ -7,9 +7,8 @@ from pathlib import Path
 
 import pytest
 from m2ost.checkpoint import save
-from m2ost_cli.common import UserError, expected_errors
 from m2ost_cli.release_commands import export
-from m2ost_preprocess.contract import Manifest
+from m2ost_contract import M2OSTError, Manifest
 
 from .conftest import small_network
 
@@ -73,5 +72,5 @@ def test_an_engine_is_built_without_torch(small_release, tmp_path):
 def test_what_cannot_be_is_said_before_anything_is_exported(small_checkpoint, tmp_path, options, words):
     with pytest.raises(Exception, match=words) as error:
         export(small_checkpoint, tmp_path / "release", **options)
-    assert isinstance(error.value, (UserError, *expected_errors()))
+    assert isinstance(error.value, M2OSTError | OSError)
     assert not list(tmp_path.iterdir())

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from m2ost_contract import Manifest, ReleaseError, changed_files, sha256_file
 from m2ost_export.engine_release import add_engines
 from m2ost_export.engines import EngineOptions, plans
 from m2ost_export.engines.builder import build_engine, check_network_precision, check_weights_bytes
@@ -14,11 +15,9 @@ from m2ost_export.engines.gpu import Driver, Gpu, find_driver
 from m2ost_export.engines.inspector import check_engine_precision, count_engine_layers
 from m2ost_export.engines.plans import Twin, check_size
 from m2ost_export.engines.toolkit import Toolkit, load_toolkit
-from m2ost_export.errors import EngineError, ExportError
+from m2ost_export.errors import EngineBuildError, ExportError
 from m2ost_export.onnx_files import as_float32
 from m2ost_export.repository import parse_config
-from m2ost_preprocess.contract import Manifest, sha256_file
-from m2ost_preprocess.releases import ReleaseError, changed_files
 from onnx import load, numpy_helper, save_model
 
 from .conftest import SMALL
@@ -42,24 +41,24 @@ def built_from(rtx, graph, precision):
 
 def test_a_graph_of_another_precision_is_refused(rtx, small_fp16):
     twin = as_float32(small_fp16.graph)
-    with pytest.raises(EngineError, match=r"in fp16 was asked for .* are: 41 in FLOAT; .*--precision fp16"):
+    with pytest.raises(EngineBuildError, match=r"in fp16 was asked for .* are: 41 in FLOAT; .*--precision fp16"):
         built_from(rtx, twin, "fp16")
-    with pytest.raises(EngineError, match=r"in fp32 was asked for .* 40 in HALF, 1 in FLOAT"):
+    with pytest.raises(EngineBuildError, match=r"in fp32 was asked for .* 40 in HALF, 1 in FLOAT"):
         built_from(rtx, small_fp16.graph, "fp32")
 
 
 def test_one_matrix_multiplication_that_fell_back_is_enough():
     check_network_precision({"MATRIX_MULTIPLY HALF": 142, "MATRIX_MULTIPLY FLOAT": 1, "SOFTMAX FLOAT": 9}, "fp16")
-    with pytest.raises(EngineError, match="141 in HALF, 2 in FLOAT"):
+    with pytest.raises(EngineBuildError, match="141 in HALF, 2 in FLOAT"):
         check_network_precision({"MATRIX_MULTIPLY HALF": 141, "MATRIX_MULTIPLY FLOAT": 2}, "fp16")
-    with pytest.raises(EngineError, match="none"):
+    with pytest.raises(EngineBuildError, match="none"):
         check_network_precision({}, "fp16")
 
 
 def test_an_engine_as_large_as_its_float32_twin_is_refused():
     twin = Twin(size_bytes=40_000_000, saving_bytes=14_000_000)
     check_size(29_000_000, twin, "fp16")
-    with pytest.raises(EngineError, match=r"39,000,000 bytes and its float32 twin 40,000,000"):
+    with pytest.raises(EngineBuildError, match=r"39,000,000 bytes and its float32 twin 40,000,000"):
         check_size(39_000_000, twin, "fp16")
 
 
@@ -67,7 +66,7 @@ def test_what_the_parser_cannot_read_is_quoted(rtx, small_fp16):
     graph = type(small_fp16.graph)()
     graph.CopyFrom(small_fp16.graph)
     next(node for node in graph.graph.node if node.op_type == "Gelu").op_type = "Gellu"
-    with pytest.raises(EngineError, match=r"tensorrt-rtx .* cannot parse the graph: .*operator 'Gellu'"):
+    with pytest.raises(EngineBuildError, match=r"tensorrt-rtx .* cannot parse the graph: .*operator 'Gellu'"):
         built_from(rtx, graph, "fp16")
 
 
@@ -77,12 +76,12 @@ def test_another_door_is_refused(rtx, small_fp16):
     graph.graph.output[0].name = "SOMETHING"
     last = next(node for node in graph.graph.node if "EXPRESSION" in node.output)
     last.output[:] = ["SOMETHING"]
-    with pytest.raises(EngineError, match="door"):
+    with pytest.raises(EngineBuildError, match="door"):
         built_from(rtx, graph, "fp16")
 
 
 def test_a_gpu_that_the_builder_does_not_offer(small_release, tmp_path):
-    with pytest.raises(EngineError, match=r"capability 9\.0: tensorrt-rtx 1\.\S+ builds for 7\.5, 8\.0, .*12\.0"):
+    with pytest.raises(EngineBuildError, match=r"capability 9\.0: tensorrt-rtx 1\.\S+ builds for 7\.5, 8\.0, .*12\.0"):
         add_engines(small_release, tmp_path / "release", options("8.9", "9.0"))
     assert not list(tmp_path.iterdir())
 
@@ -94,31 +93,31 @@ def test_tensorrt_builds_for_the_gpus_at_hand_only():
     toolkit = Toolkit("tensorrt", AsTensorRT)
     here = Driver("13.0", (Gpu("NVIDIA H100", "9.0"), Gpu("NVIDIA H100", "9.0")))
     assert toolkit.targets((), here) == ("9.0",)
-    with pytest.raises(EngineError, match=r"compute capability 8\.9: the GPUs of this machine have 9\.0"):
+    with pytest.raises(EngineBuildError, match=r"compute capability 8\.9: the GPUs of this machine have 9\.0"):
         toolkit.targets(("8.9",), here)
-    with pytest.raises(EngineError, match=r"no CUDA driver.*m2ost build-engine"):
+    with pytest.raises(EngineBuildError, match=r"no CUDA driver.*m2ost build-engine"):
         toolkit.targets((), Driver())
 
 
 def test_no_gpu_and_no_compute_capability(rtx):
-    with pytest.raises(EngineError, match=r"no compute capability given: tensorrt-rtx .* builds for"):
+    with pytest.raises(EngineBuildError, match=r"no compute capability given: tensorrt-rtx .* builds for"):
         rtx.targets((), Driver())
 
 
 def test_a_toolkit_that_is_missing_old_or_unknown(monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorrt", None)
-    with pytest.raises(EngineError, match=r"pypi\.nvidia\.com 'm2ost-triton\[tensorrt\]'"):
+    with pytest.raises(EngineBuildError, match=r"pypi\.nvidia\.com 'm2ost-triton\[tensorrt\]'"):
         load_toolkit("tensorrt")
     monkeypatch.setitem(sys.modules, "tensorrt", type("Old", (), {"__version__": "10.9.0.34"}))
-    with pytest.raises(EngineError, match=r"10\.9\.0\.34 is too old, 10\.13 is needed"):
+    with pytest.raises(EngineBuildError, match=r"10\.9\.0\.34 is too old, 10\.13 is needed"):
         load_toolkit("tensorrt")
-    with pytest.raises(EngineError, match="one of tensorrt, tensorrt-rtx"):
+    with pytest.raises(EngineBuildError, match="one of tensorrt, tensorrt-rtx"):
         load_toolkit("openvino")
 
 
 @pytest.mark.parametrize("rows", [0, 257])
 def test_a_batch_outside_the_profile(rows):
-    with pytest.raises(EngineError, match=f"--opt-rows {rows}: .* 1 to 256 rows"):
+    with pytest.raises(EngineBuildError, match=f"--opt-rows {rows}: .* 1 to 256 rows"):
         options(opt_rows=rows)
 
 
@@ -230,7 +229,7 @@ def test_an_inspected_engine_tells_its_types_in_the_words_of_either_version():
 
 
 def test_an_engine_that_came_out_in_float32_is_refused():
-    with pytest.raises(EngineError, match=r"of its 3 layers .* FP32 in 2, FP16 in 1"):
+    with pytest.raises(EngineBuildError, match=r"of its 3 layers .* FP32 in 2, FP16 in 1"):
         check_engine_precision(TENSORRT_11, "fp16")
 
 
@@ -243,7 +242,7 @@ def test_an_engine_of_one_closed_node_tells_nothing():
 
 def test_an_engine_whose_weights_grew_is_refused():
     check_weights_bytes(14_388_864, 14_388_298, "fp16")
-    with pytest.raises(EngineError, match=r"take 28,155,136 bytes, those of its graph 14,388,298"):
+    with pytest.raises(EngineBuildError, match=r"take 28,155,136 bytes, those of its graph 14,388,298"):
         check_weights_bytes(28_155_136, 14_388_298, "fp16")
 
 

@@ -5,12 +5,12 @@ import onnxruntime as ort
 import pytest
 import torch
 from m2ost.checkpoint import save
+from m2ost_contract import Manifest, ViewGeometry
 from m2ost_export.errors import ExportError
 from m2ost_export.gate import Agreement, Gate, measure_gate
 from m2ost_export.onnx_files import as_float32, load_checked
 from m2ost_export.probes import N_EXTREMES, probe_views, slide_views, smooth_rows
 from m2ost_export.release import build_release
-from m2ost_preprocess.contract import Manifest, ViewGeometry
 from m2ost_preprocess.errors import SpotError
 from onnx import TensorProto, numpy_helper, save_model
 

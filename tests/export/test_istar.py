@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import torch
 from m2ost.peers.istar import TorchNetworks, build
+from m2ost_contract import Manifest, ManifestError, sha256_file
 from m2ost_export import istar as istar_module
 from m2ost_export.graph import ExportError, Parity
 from m2ost_export.istar import build_baseline, probe_patches
 from m2ost_export.repository import parse_config, write_repository
-from m2ost_preprocess.contract import Manifest, ManifestError, sha256_file
 from m2ost_preprocess.istar.manifest import BaselineInfo, BaselineManifest
 from m2ost_preprocess.istar.onnx import OnnxNetworks
 

@@ -7,13 +7,13 @@ import pytest
 import torch
 from m2ost.checkpoint import initialise, save
 from m2ost.config import M2OSTConfig
+from m2ost_contract import MAX_ROWS, EngineInfo, Manifest, ViewGeometry, sha256_file
 from m2ost_export import release as release_module
 from m2ost_export.errors import ExportError
 from m2ost_export.graph import export_onnx, measure_parity
 from m2ost_export.probes import probe_views
 from m2ost_export.release import build_release
 from m2ost_export.repository import parse_config
-from m2ost_preprocess.contract import MAX_ROWS, EngineInfo, Manifest, ViewGeometry, sha256_file
 from tritonclient.grpc import model_config_pb2
 
 from .conftest import small_network

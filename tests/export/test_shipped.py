@@ -4,11 +4,9 @@ import json
 from dataclasses import asdict, replace
 
 import pytest
+from m2ost_contract import MAX_ROWS, Manifest, changed_files, plan_for, sha256_file
 from m2ost_export.gate import MIN_R_GENE
 from m2ost_export.repository import parse_config, write_repository
-from m2ost_preprocess.contract import MAX_ROWS, Manifest, sha256_file
-from m2ost_preprocess.engine import plan_for
-from m2ost_preprocess.releases import changed_files
 
 RTX = "tensorrt-rtx"
 

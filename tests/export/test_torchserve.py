@@ -11,9 +11,9 @@ import torch
 from m2ost.checkpoint import initialise, save
 from m2ost.config import M2OSTConfig
 from m2ost_cli.release_commands import export
+from m2ost_contract import sha256_file
 from m2ost_export.graph import ExportError, probe_views
 from m2ost_export.torchserve import write_archive
-from m2ost_preprocess.contract import sha256_file
 
 NARROW = M2OSTConfig(
     n_genes=6, depth=1, dim=12, heads=1, head_dim=12, ffn_dim=8, channel_dim=8, image_px=64, n_levels=2

@@ -94,7 +94,7 @@ def test_a_bare_machine_without_a_gpu_says_what_it_lacks(narrow, svs, crop, tmp_
         "importlib.util.find_spec = lambda name, *rest: None if name in absent else find(name, *rest)\n"
         "sys.modules.update(dict.fromkeys(absent))\n"
     )
-    rooms = [str(REPOSITORY / room) for room in ("preprocess", "model", "client", "loadtests")]
+    rooms = [str(REPOSITORY / room) for room in ("contract", "preprocess", "model", "client", "loadtests")]
     command = [sys.executable, "-m", "m2ost_loadtests.gpu_check", "--gpu", "99", "--slide", svs, "--slide", crop]
     run = subprocess.run(
         [*command, "--checkpoint", narrow / "checkpoint0", *BRIEF, "--out", tmp_path],

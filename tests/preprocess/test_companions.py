@@ -8,7 +8,7 @@ import sys
 
 import numpy as np
 import pytest
-from m2ost_preprocess.contract import ENV_ALLOWED_FORMATS
+from m2ost_contract import ENV_ALLOWED_FORMATS
 from m2ost_preprocess.decoder import Decoder
 from m2ost_preprocess.errors import SlideNotFound, UnreadableSlide
 from m2ost_preprocess.readers import companions, open_slide, select

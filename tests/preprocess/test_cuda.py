@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tifffile
-from m2ost_preprocess.contract import ViewGeometry
+from m2ost_contract import ViewGeometry
 from m2ost_preprocess.decoder import Decoder, Decoding, gpu, regions
 from m2ost_preprocess.decoder.child import ChildLost
 from m2ost_preprocess.decoder.control import Control, new_control

@@ -14,7 +14,7 @@ import openslide
 import psutil
 import pytest
 import tifffile
-from m2ost_preprocess.contract import RowStatus, ViewGeometry
+from m2ost_contract import RowStatus, ViewGeometry
 from m2ost_preprocess.decoder import Decoder, decoded_slide, worker
 from m2ost_preprocess.decoder.control import Control, new_control
 from m2ost_preprocess.decoder.protocol import Describe

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from m2ost_preprocess.contract import ViewGeometry
+from m2ost_contract import ViewGeometry
 from m2ost_preprocess.dense import BLOCK_CELLS, NOT_ASKED, DenseGrid, parse_pitch
 from m2ost_preprocess.engine import patches
 from m2ost_preprocess.engine.patches import PatchGeometry, find_distinct, share

@@ -6,10 +6,18 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from m2ost_preprocess.contract import EngineInfo, Manifest, ViewGeometry, sha256_file
-from m2ost_preprocess.engine import CpuThreads, EngineError, HostDevice, load_engine, plan_for, supports_version
+from m2ost_contract import (
+    ONNX_FILE,
+    EngineError,
+    EngineInfo,
+    Manifest,
+    ViewGeometry,
+    plan_for,
+    sha256_file,
+    supports_version,
+)
+from m2ost_preprocess.engine import CpuThreads, HostDevice, load_engine
 from m2ost_preprocess.engine.base import KEEP_MEMORY_ROWS, CudaDevice
-from m2ost_preprocess.engine.load import ONNX_FILE
 from m2ost_preprocess.engine.onnx import cuda_session
 from m2ost_preprocess.engine.tensorrt import deserialize, import_runtime
 

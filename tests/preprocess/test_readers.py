@@ -10,7 +10,7 @@ import numpy as np
 import psutil
 import pytest
 import tifffile
-from m2ost_preprocess.contract import RowStatus, ViewGeometry
+from m2ost_contract import RowStatus, ViewGeometry
 from m2ost_preprocess.decoder import Decoder
 from m2ost_preprocess.errors import SlideNotFound, UnreadableSlide
 from m2ost_preprocess.readers import Resolution, base, open_slide

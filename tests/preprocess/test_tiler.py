@@ -10,8 +10,8 @@ import types
 
 import numpy as np
 import pytest
+from m2ost_contract import RowStatus, ViewGeometry
 from m2ost_preprocess.arrays import ArrayModuleUnavailable, CuPyArrays, NumPyArrays
-from m2ost_preprocess.contract import RowStatus, ViewGeometry
 from m2ost_preprocess.decoder import Decoder, Decoding, regions
 from m2ost_preprocess.decoder.control import Control, new_control
 from m2ost_preprocess.decoder.gpu import choose_decoding, decide, read_padded_on_gpu

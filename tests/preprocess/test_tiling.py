@@ -9,8 +9,8 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from m2ost_contract import RowStatus, ViewGeometry
 from m2ost_preprocess import lanes, tiling
-from m2ost_preprocess.contract import RowStatus, ViewGeometry
 from m2ost_preprocess.decoder import Decoder
 from m2ost_preprocess.errors import SlideNotFound, SlideTimeout
 from m2ost_preprocess.queueing import Cancelled, QueueFull, TooLate

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from m2ost_preprocess.contract import RowStatus, ViewGeometry
+from m2ost_contract import RowStatus, ViewGeometry
 from m2ost_preprocess.errors import UnreadableSlide
 from m2ost_preprocess.helpers import Helpers
 from m2ost_preprocess.readers import SlideReader, open_slide

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Protocol
 
-from m2ost_preprocess.contract import FINGERPRINT_PARAMETER, MODEL_INFO
+from m2ost_contract import FINGERPRINT_PARAMETER, MODEL_INFO
 from m2ost_preprocess.decoder import Decoder, SlideInfo
 from m2ost_preprocess.errors import SlideNotFound, UnreadableSlide
 from m2ost_preprocess.slides import fingerprint

@@ -9,7 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from m2ost_preprocess.contract import MODEL_ENGINE, MODEL_TILER, EngineInfo
+from m2ost_contract import MODEL_ENGINE, MODEL_TILER, EngineInfo
 
 from ..connection import Connection, Window, open_client
 from ..errors import ClientError, ReleaseChanged, ServerUnavailable

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from m2ost_preprocess.contract import EngineInfo
+from m2ost_contract import EngineInfo
 
 from ..errors import OutputError
 from ..files import read_metadata, write_result

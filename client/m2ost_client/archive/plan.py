@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from m2ost_preprocess.contract import EngineInfo, as_centers
+from m2ost_contract import EngineInfo, as_centers
 from m2ost_preprocess.decoder import SlideInfo
 from m2ost_preprocess.spot_places import check_places
 from m2ost_preprocess.spots import Spots, grid, read_spots

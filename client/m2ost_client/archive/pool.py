@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from m2ost_preprocess.contract import EngineInfo
+from m2ost_contract import EngineInfo
 
 from ..errors import ClientError, InputError, ReleaseChanged, RequestRejected, ServerUnavailable
 from .endpoint import Address, Endpoint, EndpointOptions, is_late

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+import m2ost_contract as contract
 import numpy as np
-from m2ost_preprocess import contract
-from m2ost_preprocess.contract import RowStatus
+from m2ost_contract import RowStatus
 from m2ost_preprocess.decoder import Decoder
 
 from ..answers import read_expression, read_scored

@@ -5,9 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from m2ost_preprocess.contract import Manifest
-from m2ost_preprocess.engine import CHOICES, EngineError, plan_for, supports_version
-from m2ost_preprocess.engine.base import ONNXRUNTIME_CPU, OPENVINO_CPU
+from m2ost_contract import CHOICES, ONNXRUNTIME_CPU, OPENVINO_CPU, EngineError, Manifest, plan_for, supports_version
 
 from .facts import Gpu, HostFacts, Profile, ServerFacts
 from .findings import Finding, error, ok, warning

@@ -9,7 +9,7 @@ from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
-from m2ost_preprocess.contract import Manifest, ManifestError
+from m2ost_contract import Manifest, ManifestError
 
 from ..command import ServerOptions, check_profile
 from ..errors import ServerStartError

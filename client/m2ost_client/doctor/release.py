@@ -5,10 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from m2ost_preprocess.contract import Manifest
-from m2ost_preprocess.engine import EngineError, plan_for
-from m2ost_preprocess.engine.load import ONNX_FILE
-from m2ost_preprocess.releases import changed_files
+from m2ost_contract import ONNX_FILE, EngineError, Manifest, changed_files, plan_for
 
 from .facts import Gpu, Profile
 from .findings import Finding, error, ok, warning

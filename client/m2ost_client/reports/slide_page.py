@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from m2ost_preprocess.contract import RowStatus
+from m2ost_contract import RowStatus
 
 from ..maps import scale_bar
 from ..results import SlideResult

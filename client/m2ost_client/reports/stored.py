@@ -9,7 +9,7 @@ import anndata
 import h5py
 import numpy as np
 from anndata.io import read_elem
-from m2ost_preprocess.contract import EngineInfo, RowStatus, ViewGeometry
+from m2ost_contract import EngineInfo, RowStatus, ViewGeometry
 from m2ost_preprocess.decoder import SlideInfo
 from m2ost_preprocess.spots import Spots, median_pitch_px
 

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from m2ost_preprocess.contract import EXPRESSION, MAX_ROWS, ViewGeometry
+from m2ost_contract import EXPRESSION, MAX_ROWS, ViewGeometry
 
-from ..errors import EngineError
+from ..errors import EngineBuildError
 from .toolkit import Toolkit
 
 _DTYPES = {"fp32": "FLOAT", "fp16": "HALF", "bf16": "BF16"}
@@ -82,7 +82,7 @@ def build_engine(
 
     Raises
     ------
-    EngineError
+    EngineBuildError
         If the graph cannot be parsed, is of another precision, or the builder fails; quotes the library.
     """
     trt = toolkit.trt
@@ -94,7 +94,7 @@ def build_engine(
     parser = trt.OnnxParser(network, log)
     if not parser.parse(onnx):
         found = [_parser_error(parser.get_error(i)) for i in range(parser.num_errors)]
-        raise EngineError(f"{toolkit.name} {toolkit.version} cannot parse the graph: {'; '.join(found)}")
+        raise EngineBuildError(f"{toolkit.name} {toolkit.version} cannot parse the graph: {'; '.join(found)}")
     layers = count_layers(network)
     _check_door(network, geometry)
     check_network_precision(layers, precision)
@@ -116,7 +116,7 @@ def build_engine(
             config.set_timing_cache(config.create_timing_cache(b""), ignore_mismatch=False)
     data = builder.build_serialized_network(network, config)
     if data is None:
-        raise EngineError(
+        raise EngineBuildError(
             f"{toolkit.name} {toolkit.version} cannot build for compute capability {compute_capability}: "
             f"{'; '.join(log.problems[-3:]) or 'it gives no reason'}"
         )
@@ -150,7 +150,7 @@ def check_network_precision(layers: dict[str, int], precision: str) -> None:
 
     Raises
     ------
-    EngineError
+    EngineBuildError
         Says what they are instead.
     """
     found = {name.split()[1]: n for name, n in layers.items() if name.startswith("MATRIX_MULTIPLY ")}
@@ -158,7 +158,7 @@ def check_network_precision(layers: dict[str, int], precision: str) -> None:
     allowed = {} if precision == "fp32" else {"FLOAT": _HEAD}
     if not found.get(_DTYPES[precision]) or any(n > allowed.get(dtype, 0) for dtype, n in others.items()):
         seen = ", ".join(f"{n} in {dtype}" for dtype, n in found.items()) or "none"
-        raise EngineError(
+        raise EngineBuildError(
             f"an engine in {precision} was asked for and the graph's matrix multiplications are: {seen}; "
             f"export the checkpoint with --precision {precision}"
         )
@@ -178,11 +178,11 @@ def check_weights_bytes(engine_bytes: int, graph_bytes: int, precision: str) -> 
 
     Raises
     ------
-    EngineError
+    EngineBuildError
         With both figures.
     """
     if engine_bytes > MAX_WEIGHTS_GROWTH * graph_bytes:
-        raise EngineError(
+        raise EngineBuildError(
             f"an engine in {precision} was asked for; its weights take {engine_bytes:,} bytes, those of its graph "
             f"{graph_bytes:,}: it came out in a larger type"
         )
@@ -206,7 +206,7 @@ def _check_door(network: Any, geometry: ViewGeometry) -> None:
     found = [(tensor.name, tensor.dtype.name, *tuple(tensor.shape)[:1]) for tensor in tensors]
     expected = [*((name, "UINT8", -1) for name in geometry.names), (EXPRESSION, "FLOAT", -1)]
     if found != expected:
-        raise EngineError(f"the parsed network's door is {found}, expected {expected}; export the checkpoint anew")
+        raise EngineBuildError(f"the parsed network's door is {found}, expected {expected}; export the checkpoint anew")
 
 
 def _parser_error(error: Any) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from ..errors import EngineError
+from ..errors import EngineBuildError
 
 _MAJOR, _MINOR = 75, 76
 """CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR of the driver's interface."""
@@ -82,7 +82,7 @@ def current(gpu: Gpu) -> Iterator[None]:
 
     Raises
     ------
-    EngineError
+    EngineBuildError
         If the driver refuses it.
     """
     cuda = ctypes.CDLL("libcuda.so.1")
@@ -93,7 +93,7 @@ def current(gpu: Gpu) -> Iterator[None]:
         or cuda.cuCtxPushCurrent_v2(context)
     )
     if failed:
-        raise EngineError(f"GPU {gpu.ordinal}, {gpu.name}, cannot be used: CUDA error {failed}; see nvidia-smi")
+        raise EngineBuildError(f"GPU {gpu.ordinal}, {gpu.name}, cannot be used: CUDA error {failed}; see nvidia-smi")
     try:
         yield
     finally:

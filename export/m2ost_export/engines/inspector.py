@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from ..errors import EngineError
+from ..errors import EngineBuildError
 from .toolkit import Toolkit
 
 _TYPES = {
@@ -45,17 +45,19 @@ def inspect_engine(toolkit: Toolkit, data: bytes, shapes: Mapping[str, tuple[int
 
     Raises
     ------
-    EngineError
+    EngineBuildError
         If the engine cannot be loaded here.
     """
     trt = toolkit.trt
     runtime = trt.Runtime(trt.Logger(trt.Logger.ERROR))
     engine = runtime.deserialize_cuda_engine(data)
     if engine is None:
-        raise EngineError(f"{toolkit.name} {toolkit.version} built an engine that it cannot load on this GPU")
+        raise EngineBuildError(f"{toolkit.name} {toolkit.version} built an engine that it cannot load on this GPU")
     context, inspector = engine.create_execution_context(), engine.create_engine_inspector()
     if context is None:
-        raise EngineError(f"{toolkit.name} {toolkit.version}: no room on this GPU to run the engine; see nvidia-smi")
+        raise EngineBuildError(
+            f"{toolkit.name} {toolkit.version}: no room on this GPU to run the engine; see nvidia-smi"
+        )
     for name, shape in shapes.items():
         context.set_input_shape(name, shape)
     inspector.execution_context = context
@@ -89,7 +91,7 @@ def check_engine_precision(information: Mapping[str, Any], precision: str) -> bo
 
     Raises
     ------
-    EngineError
+    EngineBuildError
         If it tells and came out in another precision.
     """
     wanted = _WANTED[precision]
@@ -104,7 +106,7 @@ def check_engine_precision(information: Mapping[str, Any], precision: str) -> bo
     seen = Counter(name for layer in types for name in layer)
     if sum(wanted in layer for layer in types) * 2 <= len(types):
         told = ", ".join(f"{name} in {n}" for name, n in seen.most_common())
-        raise EngineError(
+        raise EngineBuildError(
             f"an engine in {precision} was asked for; of its {len(types)} layers that multiply matrices the inspector "
             f"says: {told}"
         )

@@ -7,10 +7,9 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
-from m2ost_preprocess.contract import MAX_ROWS, MODEL_ENGINE, EngineInfo, sha256_file
-from m2ost_preprocess.engine_plan import EnginePlan
+from m2ost_contract import MAX_ROWS, MODEL_ENGINE, EngineInfo, EnginePlan, sha256_file
 
-from ..errors import EngineError
+from ..errors import EngineBuildError
 from ..onnx_files import as_float32, describe, load_checked
 from .builder import build_engine, check_weights_bytes, read_timing_cache, write_timing_cache
 from .gpu import Driver, current, find_driver
@@ -42,7 +41,7 @@ class EngineOptions:
 
     Raises
     ------
-    EngineError
+    EngineBuildError
         If ``opt_rows`` lies outside the profile.
     """
 
@@ -53,7 +52,7 @@ class EngineOptions:
 
     def __post_init__(self) -> None:
         if not 1 <= self.opt_rows <= MAX_ROWS:
-            raise EngineError(f"--opt-rows {self.opt_rows}: an engine takes batches of 1 to {MAX_ROWS} rows")
+            raise EngineBuildError(f"--opt-rows {self.opt_rows}: an engine takes batches of 1 to {MAX_ROWS} rows")
 
 
 @dataclass(frozen=True)
@@ -77,7 +76,7 @@ def find_targets(options: EngineOptions) -> tuple[Toolkit, Driver, tuple[str, ..
 
     Raises
     ------
-    EngineError
+    EngineBuildError
         If the toolkit is missing or cannot build for a GPU that was asked for.
     """
     toolkit, driver = load_toolkit(options.toolkit), find_driver()
@@ -102,7 +101,7 @@ def build_plans(onnx_path: Path, info: EngineInfo, options: EngineOptions) -> tu
 
     Raises
     ------
-    EngineError
+    EngineBuildError
         If the toolkit is missing or cannot build for a GPU that was asked for, or an engine came out in another
         precision.
     """
@@ -181,11 +180,11 @@ def check_size(size_bytes: int, twin: Twin, precision: str) -> None:
 
     Raises
     ------
-    EngineError
+    EngineBuildError
         With both sizes: the builder kept the weights in float32.
     """
     if twin.size_bytes - size_bytes < MIN_SHARE_OF_SAVING * twin.saving_bytes:
-        raise EngineError(
+        raise EngineBuildError(
             f"an engine in {precision} was asked for; it has {size_bytes:,} bytes and its float32 twin "
             f"{twin.size_bytes:,}, though the weights alone save {twin.saving_bytes:,}: it came out in float32"
         )

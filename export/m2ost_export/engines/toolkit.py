@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from m2ost_preprocess.engine import TENSORRT, TENSORRT_RTX
+from m2ost_contract import TENSORRT, TENSORRT_RTX
 
-from ..errors import EngineError
+from ..errors import EngineBuildError
 from .gpu import Driver
 
 OLDEST_TENSORRT = (10, 13)
@@ -68,7 +68,7 @@ class Toolkit:
 
         Raises
         ------
-        EngineError
+        EngineBuildError
             If the library cannot build for one of them; names those that it can.
         """
         here = tuple(dict.fromkeys(gpu.compute_capability for gpu in driver.gpus))
@@ -76,7 +76,7 @@ class Toolkit:
             possible, where = tuple(sorted(self.offered(), key=_as_numbers)), f"{self.name} {self.version} builds for"
         else:
             if not here:
-                raise EngineError(
+                raise EngineBuildError(
                     f"{self.name} builds an engine on the GPU that will run it, and there is no CUDA driver or no GPU "
                     "here; run `m2ost build-engine RELEASE --engine tensorrt --out NEW_RELEASE` on the machine and in "
                     "the image that serve"
@@ -86,7 +86,7 @@ class Toolkit:
         wrong = [capability for capability in targets if capability not in possible]
         if wrong or not targets:
             what = f"compute capability {', '.join(wrong)}" if wrong else "no GPU here, and no compute capability given"
-            raise EngineError(f"{what}: {where} {', '.join(possible)}; choose with --compute-capability")
+            raise EngineBuildError(f"{what}: {where} {', '.join(possible)}; choose with --compute-capability")
         return targets
 
 
@@ -95,19 +95,19 @@ def load_toolkit(name: str) -> Toolkit:
 
     Raises
     ------
-    EngineError
+    EngineBuildError
         If there is no such toolkit, it is not installed, or is too old; says how to install it.
     """
     if name not in _MODULES:
-        raise EngineError(f"there is no engine {name!r}; it is one of {', '.join(_MODULES)}")
+        raise EngineBuildError(f"there is no engine {name!r}; it is one of {', '.join(_MODULES)}")
     try:
         trt = importlib.import_module(_MODULES[name])
     except ImportError as error:
-        raise EngineError(f"{name} is not installed here ({error}): {_INSTALL[name]}") from error
+        raise EngineBuildError(f"{name} is not installed here ({error}): {_INSTALL[name]}") from error
     version = tuple(int(part) for part in re.findall(r"\d+", str(trt.__version__))[:2])
     if name == "tensorrt" and version < OLDEST_TENSORRT:
         oldest = ".".join(map(str, OLDEST_TENSORRT))
-        raise EngineError(f"TensorRT {trt.__version__} is too old, {oldest} is needed: {_INSTALL[name]}")
+        raise EngineBuildError(f"TensorRT {trt.__version__} is too old, {oldest} is needed: {_INSTALL[name]}")
     return Toolkit(name, trt)
 
 

@@ -2,7 +2,7 @@
 
 Every part that lacks a library is reported as skipped, with the reason. Exit status: 0 all that ran is right; 1 a part
 is wrong; 2 there is no GPU, and what could be checked on the CPU is right; 64 the command is wrong. It needs a checkout
-with PYTHONPATH preprocess:model:export:client:loadtests, and nothing installed but NumPy, Pillow and PyTorch.
+with PYTHONPATH contract:preprocess:model:export:client:loadtests, and nothing installed but NumPy, Pillow and PyTorch.
 
 Usage: python -m m2ost_loadtests.gpu_check --slide FILE [--slide FILE …] [--release DIR …] --out DIR
 """
@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from m2ost_preprocess.contract import MAX_ROWS
+from m2ost_contract import MAX_ROWS
 
 from ..machine import write_report
 from .check import Check, Options

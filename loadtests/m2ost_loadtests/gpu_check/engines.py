@@ -7,9 +7,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from m2ost_preprocess.contract import Manifest
-from m2ost_preprocess.engine import TENSORRT, TENSORRT_RTX, load_engine
-from m2ost_preprocess.engine.base import ONNXRUNTIME_CPU, ONNXRUNTIME_CUDA
+from m2ost_contract import ONNXRUNTIME_CPU, ONNXRUNTIME_CUDA, TENSORRT, TENSORRT_RTX, Manifest
+from m2ost_preprocess.engine import load_engine
 
 from .device import Device
 from .parts import Outcome, Skip, need
@@ -27,7 +26,7 @@ def onnxruntime_scorer(release: Path, device: Device) -> Scorer:
     ------
     Skip
         If ONNX Runtime or CuPy is missing, or ONNX Runtime was built without CUDA.
-    EngineError
+    EngineBuildError
         If it was built with CUDA and does not run there.
     """
     ort = need("onnxruntime", install="pip install onnxruntime-gpu")
@@ -54,19 +53,19 @@ def build_with(toolkit: str, release: Path, destination: Path, device: Device, o
     ------
     Skip
         If there is no GPU, the toolkit is missing, or it does not build for this GPU.
-    EngineError
+    EngineBuildError
         If the engine cannot be built, or came out in another precision.
     """
     if device.kind != "cuda":
         raise Skip(f"{toolkit} runs on GPUs only")
     adding = need("m2ost_export.engine_release", install=f"pip install 'm2ost-triton[{toolkit}]'")
     from m2ost_export.engines import EngineOptions, find_targets
-    from m2ost_export.errors import EngineError
+    from m2ost_export.errors import EngineBuildError
 
     options = EngineOptions(toolkit=toolkit)
     try:
         find_targets(options)
-    except EngineError as error:
+    except EngineBuildError as error:
         raise Skip(str(error)) from error
     manifest = adding.add_engines(release, destination, options)
     outcome.figures["engines"] = [asdict(plan) for plan in manifest.engines if plan.toolkit == toolkit]
@@ -87,7 +86,7 @@ def load_scorer(release: Path, engine: str, device: Device) -> Scorer:
     ------
     Skip
         If CuPy does not work here.
-    EngineError
+    EngineBuildError
         If the engine does not run here.
     """
     device.arrays()

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 from m2ost.metrics import pearson
-from m2ost_preprocess.contract import Manifest
+from m2ost_contract import Manifest
 from m2ost_preprocess.decoder import decoded_slide
 
 from .device import Device, Pace, clocks, interleave, ratios

@@ -11,7 +11,7 @@ from statistics import median
 from typing import Any
 
 import numpy as np
-from m2ost_preprocess.contract import MODEL_ENGINE, Manifest
+from m2ost_contract import MODEL_ENGINE, Manifest
 from m2ost_preprocess.tiler import ArrayTiler, PillowTiler, Tiler
 from m2ost_preprocess.tiles import TilingCounts
 

@@ -9,8 +9,8 @@ from statistics import median
 from typing import Any
 
 import numpy as np
+from m2ost_contract import MAX_ROWS, ViewGeometry
 from m2ost_preprocess.arrays import Arrays
-from m2ost_preprocess.contract import MAX_ROWS, ViewGeometry
 from m2ost_preprocess.decoder import DecodedSlide, Decoding
 from m2ost_preprocess.decoder.process import Slide
 from m2ost_preprocess.resample import resize

@@ -11,13 +11,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import m2ost_contract as contract
 import numpy as np
 from m2ost_client.command import ServerOptions
 from m2ost_client.predict import PredictOptions, predict_slide
 from m2ost_client.stream import StreamOptions
 from m2ost_client.supervisor import TritonServer
-from m2ost_preprocess import contract
-from m2ost_preprocess.contract import EXPRESSION, Manifest
+from m2ost_contract import EXPRESSION, Manifest
 from m2ost_preprocess.decoder import DecodedSlide
 from m2ost_preprocess.engine.onnx import cpu_session
 from m2ost_preprocess.slides import SlideRoots

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import openslide
-from m2ost_preprocess.contract import ViewGeometry
+from m2ost_contract import ViewGeometry
 from m2ost_preprocess.decoder import Decoder
 from m2ost_preprocess.tiles import TilingCounts
 from PIL import Image

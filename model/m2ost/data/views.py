@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from m2ost_preprocess.contract import RowStatus, ViewGeometry, as_centers
+from m2ost_contract import RowStatus, ViewGeometry, as_centers
 from m2ost_preprocess.decoder import Decoder
 from m2ost_preprocess.slides import fingerprint
 from m2ost_preprocess.spot_places import check_places

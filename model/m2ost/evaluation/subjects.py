@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-from m2ost_preprocess.contract import EXPRESSION, MODEL_ENGINE, Manifest, ViewGeometry
+from m2ost_contract import EXPRESSION, MODEL_ENGINE, Manifest, ViewGeometry
 
 from ..data.errors import DataError
 from ..data.section import TARGETS, Section

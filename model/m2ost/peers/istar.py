@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from m2ost_preprocess.contract import sha256_file
+from m2ost_contract import sha256_file
 from m2ost_preprocess.istar.sizes import Sizes
 from torch import Tensor, nn
 

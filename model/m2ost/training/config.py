@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 import yaml
+from m2ost_contract import M2OSTError
 
 from ..config import M2OSTConfig
 from ..data.section import TARGETS
@@ -17,7 +18,7 @@ from ..network import POSITION_STD
 from .augment import AugmentConfig
 
 
-class ConfigError(ValueError):
+class ConfigError(M2OSTError, ValueError):
     """A training configuration cannot be used; the message names the field."""
 
 

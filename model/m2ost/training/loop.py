@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
+from m2ost_contract import M2OSTError
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -34,7 +35,7 @@ PREDICT_ROWS = 32
 Report = Callable[[Mapping[str, float]], None]
 
 
-class TrainingError(Exception):
+class TrainingError(M2OSTError):
     """A run cannot go on; the message says where and what to try."""
 
 

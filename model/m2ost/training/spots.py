@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from m2ost_preprocess.contract import ViewGeometry
+from m2ost_contract import ViewGeometry
 from torch import Tensor
 
 from ..data.section import Section

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
+from m2ost_contract import ENGINE_PARAMETER, EXPRESSION, EngineInfo
 from m2ost_preprocess import serving
-from m2ost_preprocess.contract import EXPRESSION, EngineInfo
-from m2ost_preprocess.engine import ENGINE_PARAMETER, CpuThreads, load_engine
+from m2ost_preprocess.engine import CpuThreads, load_engine
 from m2ost_preprocess.queueing import Cancelled
 
 

@@ -2,8 +2,8 @@
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
+from m2ost_contract import EXPRESSION, STATUS
 from m2ost_preprocess import serving
-from m2ost_preprocess.contract import EXPRESSION, STATUS
 
 
 class TritonPythonModel:

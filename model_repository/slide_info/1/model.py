@@ -5,9 +5,10 @@ With the request parameter ``fingerprint``, INFO holds that alone and the rest i
 
 import json
 
+import m2ost_contract as contract
 import numpy as np
 import triton_python_backend_utils as pb_utils
-from m2ost_preprocess import contract, serving
+from m2ost_preprocess import serving
 from m2ost_preprocess.describing import BUDGET_S, Describing, Description
 from m2ost_preprocess.errors import PreprocessError
 from m2ost_preprocess.queueing import QueueFull

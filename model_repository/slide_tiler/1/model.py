@@ -7,9 +7,10 @@ on a GPU stay there, and go on by DLPack.
 import time
 from functools import partial
 
+import m2ost_contract as contract
 import numpy as np
 import triton_python_backend_utils as pb_utils
-from m2ost_preprocess import contract, serving, tiling
+from m2ost_preprocess import serving, tiling
 from m2ost_preprocess.errors import PreprocessError, UnsupportedRequest
 from m2ost_preprocess.queueing import QueueFull, TooLate
 from m2ost_preprocess.slides import SlideRoots

@@ -15,7 +15,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from ..contract import ENV_DECODER_MEMORY_MIB
+from m2ost_contract import ENV_DECODER_MEMORY_MIB
+
 from ..errors import PreprocessError, SlideTimeout, UnreadableSlide
 from .control import Control
 from .memory import ceiling_mib, has_outgrown

@@ -8,8 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-
-from ..contract import MAX_ROWS
+from m2ost_contract import MAX_ROWS
 
 _BYTES = 4096
 

@@ -7,7 +7,7 @@ import resource
 from collections.abc import Mapping
 from pathlib import Path
 
-from ..contract import ENV_DECODER_MEMORY_MIB
+from m2ost_contract import ENV_DECODER_MEMORY_MIB
 
 DEFAULT_MIB = 8192
 """Enough for the largest plain image (5 GiB while it is decoded) beside 2 GiB of others and the caches."""

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
+from m2ost_contract import ENV_READER, MAX_ROWS, READERS, ViewGeometry
 
-from ..contract import ENV_READER, MAX_ROWS, READERS, ViewGeometry
 from ..helpers import default_threads
 from ..readers.base import Pixels
 from ..slides import RootedSlide

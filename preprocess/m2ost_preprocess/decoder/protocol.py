@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from m2ost_contract import ViewGeometry
 
-from ..contract import ViewGeometry
 from ..readers.base import Pixels
 from ..slides import RootedSlide
 from ..tiles import TilingCounts

@@ -7,9 +7,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+from m2ost_contract import MAX_ROWS, RowStatus, ViewGeometry
 from PIL import Image
 
-from ..contract import MAX_ROWS, RowStatus, ViewGeometry
 from ..errors import SpotError
 from ..readers.base import Pixels
 from ..views import Centers

@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from m2ost_contract import ENV_DECODER_MEMORY_MIB
 
 from .. import progress
-from ..contract import ENV_DECODER_MEMORY_MIB
 from ..errors import (
     PreprocessError,
     SlideChanged,

@@ -8,25 +8,9 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
+from m2ost_contract import SPINNING_PARAMETER, THREADS_PARAMETER, EngineError, ViewGeometry
 
-from ..contract import ViewGeometry
 from ..cuda import import_cupy, try_kernel
-
-ENGINE_PARAMETER = "engine"
-"""Parameter of the config of ``m2ost``, Python backend: one of ``CHOICES``. Nothing else is ever tried in its place."""
-
-ONNXRUNTIME_CPU = "onnxruntime-cpu"
-ONNXRUNTIME_CPU_DENSE = "onnxruntime-cpu-dense"
-ONNXRUNTIME_CUDA = "onnxruntime-cuda"
-OPENVINO_CPU = "openvino-cpu"
-TENSORRT = "tensorrt"
-TENSORRT_RTX = "tensorrt-rtx"
-CHOICES = (ONNXRUNTIME_CPU, ONNXRUNTIME_CPU_DENSE, ONNXRUNTIME_CUDA, OPENVINO_CPU, TENSORRT, TENSORRT_RTX)
-
-THREADS_PARAMETER = "engine_threads"
-"""Parameter of the config of ``m2ost``: threads of an engine on the CPU; where it is absent or ``all``, one a core."""
-SPINNING_PARAMETER = "engine_spinning"
-"""Parameter of the config of ``m2ost``: ``1`` lets ONNX Runtime's threads spin while they wait; ``0`` by default."""
 
 KEEP_MEMORY_ROWS = 32
 """On the CPU a run of more rows gives its memory back: a row takes 28 MiB in ONNX Runtime, 13 MiB in OpenVINO, and a
@@ -35,10 +19,6 @@ full request has 256."""
 _DLPACK_CPU = 1  # kDLCPU of DLPack's DLDeviceType
 
 Expression = np.ndarray[Any, np.dtype[np.float32]]
-
-
-class EngineError(RuntimeError):
-    """An engine cannot run here as it was asked for; the message says what to do."""
 
 
 @dataclass(frozen=True)

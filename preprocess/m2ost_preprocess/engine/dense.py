@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from m2ost_contract import EXPRESSION, MAX_ROWS, ViewGeometry
 
-from ..contract import EXPRESSION, MAX_ROWS, ViewGeometry
 from .base import KEEP_MEMORY_ROWS, CpuThreads, Device, Expression, HostDevice, check_batch
 from .onnx import cpu_session, give_memory_back
 from .patches import PatchGeometry, share

@@ -4,29 +4,27 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ..contract import MODEL_ENGINE, EngineInfo, Manifest, sha256_file
-from .base import (
+from m2ost_contract import (
     CHOICES,
+    DENSE_FILE,
     ENGINE_PARAMETER,
+    ONNX_FILE,
     ONNXRUNTIME_CPU,
     ONNXRUNTIME_CPU_DENSE,
     ONNXRUNTIME_CUDA,
     OPENVINO_CPU,
-    CpuThreads,
-    CudaDevice,
-    Engine,
     EngineError,
-    HostDevice,
+    EngineInfo,
+    Manifest,
+    plan_for,
+    sha256_file,
 )
+
+from .base import CpuThreads, CudaDevice, Engine, HostDevice
 from .dense import DenseOnnxEngine
 from .onnx import OnnxEngine
 from .openvino import OpenVinoEngine
-from .plans import plan_for
 from .tensorrt import TensorRTEngine
-
-ONNX_FILE = f"{MODEL_ENGINE}/1/model.onnx"
-DENSE_FILE = f"{MODEL_ENGINE}/1/dense.onnx"
-"""The graph for dense maps, in releases that were exported with it."""
 
 
 def load_engine(

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from m2ost_contract import EXPRESSION, MAX_ROWS, EngineError, ViewGeometry
 
-from ..contract import EXPRESSION, MAX_ROWS, ViewGeometry
-from .base import KEEP_MEMORY_ROWS, CpuThreads, CudaDevice, Device, EngineError, Expression, HostDevice, check_batch
+from .base import KEEP_MEMORY_ROWS, CpuThreads, CudaDevice, Device, Expression, HostDevice, check_batch
 
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 

@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..contract import MAX_ROWS, ViewGeometry
-from .base import KEEP_MEMORY_ROWS, CpuThreads, Device, EngineError, Expression, HostDevice, check_batch
+from m2ost_contract import MAX_ROWS, EngineError, ViewGeometry
+
+from .base import KEEP_MEMORY_ROWS, CpuThreads, Device, Expression, HostDevice, check_batch
 
 
 class OpenVinoEngine:

@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..contract import EXPRESSION, ViewGeometry
-from .base import TENSORRT, TENSORRT_RTX, CudaDevice, Device, EngineError, Expression, check_batch
+from m2ost_contract import EXPRESSION, TENSORRT, TENSORRT_RTX, EngineError, ViewGeometry
+
+from .base import CudaDevice, Device, Expression, check_batch
 
 MODULES = {TENSORRT: ("tensorrt",), TENSORRT_RTX: ("tensorrt_rtx", "tensorrt_rtx_bindings")}
 """Python modules of a runtime, the first that is installed taken. The wheel of the bindings has the second name."""

@@ -7,9 +7,9 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+from m2ost_contract import RowStatus
 from scipy.sparse import csr_array
 
-from ..contract import RowStatus
 from ..errors import SpotError
 from .geometry import MPP, scaled_size
 from .sizes import SUPERPIXEL_PX

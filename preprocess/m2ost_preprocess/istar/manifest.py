@@ -8,7 +8,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..contract import ManifestError
+from m2ost_contract import ManifestError
+
 from .sizes import Sizes
 
 MODEL_SLIDE = "istar_slide"

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..contract import EXPRESSION, sha256_file
+from m2ost_contract import EXPRESSION, sha256_file
+
 from ..engine.base import KEEP_MEMORY_ROWS
 from ..engine.onnx import cpu_session, give_memory_back
 from .manifest import (

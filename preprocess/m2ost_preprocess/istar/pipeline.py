@@ -11,8 +11,8 @@ from dataclasses import replace
 from typing import Any, Protocol
 
 import numpy as np
+from m2ost_contract import as_centers
 
-from ..contract import as_centers
 from ..errors import SpotError
 from ..readers.base import Pixels
 from ..tissue import MASK_PX, tissue_mask

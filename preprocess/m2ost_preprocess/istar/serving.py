@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from m2ost_contract import CENTER, EXPRESSION, SLIDE, STATUS
 
-from ..contract import CENTER, EXPRESSION, SLIDE, STATUS
 from ..decoder import DecodedSlide, Decoder, SlideInfo
 from ..errors import PreprocessError, SpotError, UnknownResolution
 from ..serving import check_environment, log_line, parameters, request_id, text, triton_error

@@ -21,7 +21,8 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..contract import ENV_ALLOWED_FORMATS, READERS
+from m2ost_contract import ENV_ALLOWED_FORMATS, READERS
+
 from ..errors import SlideNotFound, UnreadableSlide
 from . import image as plain
 from . import resolution as mpp

@@ -6,7 +6,7 @@ from m2ost.data.counts import CountTable, read_counts_table
 from m2ost.data.datasets import read_sections
 from m2ost.data.errors import DataError
 from m2ost.data.views import ViewCache
-from m2ost_preprocess.contract import ViewGeometry
+from m2ost_contract import ViewGeometry
 from m2ost_preprocess.errors import SpotError
 
 from . import files

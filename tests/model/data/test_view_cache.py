@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from m2ost.data.errors import DataError
 from m2ost.data.views import CHUNK, ViewCache
-from m2ost_preprocess.contract import ViewGeometry, as_centers
+from m2ost_contract import ViewGeometry, as_centers
 from m2ost_preprocess.decoder import Decoder
 from m2ost_preprocess.readers import open_slide
 from m2ost_preprocess.views import cut_views

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from m2ost_preprocess.contract import RowStatus
+from m2ost_contract import RowStatus
 from m2ost_preprocess.decoder import DecodedSlide, Decoder
 from m2ost_preprocess.errors import SlideError, SpotError, UnreadableSlide
 from m2ost_preprocess.istar.disks import disks

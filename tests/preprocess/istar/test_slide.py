@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from m2ost_preprocess.contract import RowStatus
+from m2ost_contract import RowStatus
 from m2ost_preprocess.errors import SpotError
 from m2ost_preprocess.istar.disks import MAX_PAIRS, disks
 from m2ost_preprocess.istar.geometry import VARIANTS, plan

@@ -3,8 +3,7 @@
 import hashlib
 
 import pytest
-from m2ost_preprocess.contract import EngineInfo, Manifest, ManifestError, ViewGeometry
-from m2ost_preprocess.releases import ReleaseError, changed_files, check_files
+from m2ost_contract import EngineInfo, Manifest, ManifestError, ReleaseError, ViewGeometry, changed_files, check_files
 
 from tests.conftest import engine_plan
 

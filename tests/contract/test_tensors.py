@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from m2ost_preprocess.contract import EngineInfo, RowStatus, ViewGeometry, as_centers
+from m2ost_contract import EngineInfo, RowStatus, ViewGeometry, as_centers
 
 
 def test_windows_of_the_paper():

@@ -1,0 +1,201 @@
+"""A release: what its manifest says, and whether its files are those that it describes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from .engines import EnginePlan
+from .errors import M2OSTError
+from .geometry import ViewGeometry
+from .tensors import MODEL_ENGINE
+
+ONNX_FILE = f"{MODEL_ENGINE}/1/model.onnx"
+DENSE_FILE = f"{MODEL_ENGINE}/1/dense.onnx"
+"""The graph for dense maps, in releases that were exported with it."""
+
+
+@dataclass(frozen=True)
+class EngineInfo:
+    """What the config parameters of the served model ``m2ost`` tell a client that has only an address.
+
+    Parameters
+    ----------
+    genes : tuple of str
+        Output order of EXPRESSION.
+    views : ViewGeometry
+        The views the engine takes.
+    mpp : float or None
+        µm per view pixel of the finest view that the network was trained at; None where not recorded.
+    target : str
+        Meaning of EXPRESSION, e.g. ``log1p_cpm_panel``.
+    trained : bool
+        False for a freshly initialised network.
+    precision : str
+        ``fp32``, ``fp16`` …
+    checkpoint_sha256, onnx_sha256, release_sha256 : str
+        Identity of the weights, of the graph and of the release.
+    """
+
+    genes: tuple[str, ...]
+    views: ViewGeometry
+    mpp: float | None
+    target: str
+    trained: bool
+    precision: str
+    checkpoint_sha256: str
+    onnx_sha256: str
+    release_sha256: str
+
+    def to_parameters(self) -> dict[str, str]:
+        """Triton model parameters: every value a string."""
+        raw = {f: getattr(self, f) for f in self.__dataclass_fields__}
+        raw["genes"] = "\n".join(self.genes)
+        raw["views"] = self.views.to_dict()
+        return {k: v if isinstance(v, str) else json.dumps(v) for k, v in raw.items()}
+
+    @classmethod
+    def from_parameters(cls, parameters: Mapping[str, str]) -> EngineInfo:
+        """Inverse of :meth:`to_parameters`.
+
+        Raises
+        ------
+        ValueError
+            If a parameter is missing: the server does not serve a release of this project.
+        """
+        missing = sorted(set(cls.__dataclass_fields__) - set(parameters))
+        if missing:
+            raise ValueError(
+                f"the model's config has no parameter {', '.join(missing)}: not a release that `m2ost export` made"
+            )
+        values: dict[str, Any] = {k: parameters[k] for k in cls.__dataclass_fields__}
+        values["genes"] = tuple(values["genes"].split("\n"))
+        values["views"] = ViewGeometry.from_dict(json.loads(values["views"]))
+        values["mpp"] = json.loads(values["mpp"])
+        values["trained"] = json.loads(values["trained"])
+        return cls(**values)
+
+
+class ManifestError(M2OSTError):
+    """A release's manifest is damaged."""
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """``manifest.json`` of a release: where it came from and what was checked.
+
+    Parameters
+    ----------
+    engine : EngineInfo
+        Identity, panel and views, as served.
+    architecture : dict
+        The network's configuration.
+    parity : dict
+        For every batch size checked, the maximum absolute difference between ONNX Runtime and PyTorch (float32); for
+        another precision also ``gate``: what its gate measured.
+    tools : dict
+        Versions of the tools that made the release.
+    files : dict
+        Relative path → sha256 of every file of the release.
+    graph : dict
+        Of the ONNX file: its nodes, its operators, and the bytes of its weights by type.
+    engines : tuple of EnginePlan
+        The engines built from it.
+    """
+
+    engine: EngineInfo
+    architecture: dict[str, Any]
+    parity: dict[str, Any]
+    tools: dict[str, str]
+    files: dict[str, str] = field(default_factory=dict)
+    graph: dict[str, Any] = field(default_factory=dict)
+    engines: tuple[EnginePlan, ...] = ()
+
+    FILENAME = "manifest.json"
+
+    def write(self, folder: Path) -> None:
+        """Write ``manifest.json`` into ``folder``."""
+        raw = asdict(self)
+        raw["engine"]["views"] = self.engine.views.to_dict()
+        (folder / self.FILENAME).write_text(json.dumps(raw, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+    @classmethod
+    def read(cls, folder: Path) -> Manifest:
+        """Read a release's manifest.
+
+        Raises
+        ------
+        FileNotFoundError
+            If ``folder`` is not a release.
+        ManifestError
+            If its manifest is damaged.
+        """
+        path = folder / cls.FILENAME
+        if not path.is_file():
+            raise FileNotFoundError(f"{folder}: not a release (no {cls.FILENAME}); make one with `m2ost export`")
+        try:
+            raw = json.loads(path.read_text(encoding="utf-8"))
+            engine = dict(raw.pop("engine"))
+            engine["genes"] = tuple(engine["genes"])
+            engine["views"] = ViewGeometry.from_dict(engine["views"])
+            plans = tuple(EnginePlan(**{**plan, "rows": tuple(plan["rows"])}) for plan in raw.pop("engines", ()))
+            return cls(engine=EngineInfo(**engine), engines=plans, **raw)
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise ManifestError(f"{path}: damaged manifest ({error!r}); export the release anew") from error
+
+
+def sha256_file(path: Path) -> str:
+    """sha256 of a file's bytes, as 64 hexadecimal digits."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+class ReleaseError(ManifestError):
+    """A file of a release is missing, truncated or swapped; the message names it."""
+
+
+def changed_files(release: Path, manifest: Manifest, names: Iterable[str] | None = None) -> list[str]:
+    """Every file of a release that is missing or not what it was when the manifest was written.
+
+    Parameters
+    ----------
+    release : Path
+        The folder.
+    manifest : Manifest
+        Its manifest.
+    names : iterable of str, optional
+        Which of the manifest's files to look at; by default all.
+
+    Returns
+    -------
+    list of str
+        One line a file: its path below the release, and what is wrong.
+    """
+    problems = []
+    for name in sorted(manifest.files if names is None else names):
+        expected = manifest.files[name]
+        try:
+            found = sha256_file(release / name)
+        except OSError as error:
+            problems.append(f"{name}: {error.strerror}")
+            continue
+        if found != expected:
+            problems.append(f"{name}: truncated, changed or swapped: sha256 is {found}, the manifest says {expected}")
+    return problems
+
+
+def check_files(release: Path, manifest: Manifest) -> None:
+    """Refuse a release with a file that is missing, truncated or swapped.
+
+    Raises
+    ------
+    ReleaseError
+        Names every such file.
+    """
+    problems = changed_files(release, manifest)
+    if problems:
+        raise ReleaseError(f"{release}: {'; '.join(problems)}; a release never changes: copy or export it anew")

@@ -1,0 +1,129 @@
+"""Names and meaning of what clients, server and decoders say to each other: tensors, parameters, statuses."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+from typing import Any
+
+import numpy as np
+
+MAX_ROWS = 256
+"""Most spots in one request; no step of an ensemble allows fewer."""
+
+SLIDE = "SLIDE"
+CENTER = "CENTER"
+SCALE = "SCALE"
+STATUS = "STATUS"
+TICKET = "TICKET"
+"""By which an ensemble asks the tiler for the views of a request whose turn has come."""
+EXPRESSION = "EXPRESSION"
+
+MODEL_ENGINE = "m2ost"
+MODEL_SLIDE = "m2ost_slide"
+MODEL_PATCHES = "m2ost_patches"
+MODEL_TILER = "slide_tiler"
+MODEL_INFO = "slide_info"
+MODEL_GUARD = "row_guard"
+
+SCALE_MIN, SCALE_MAX = 1 / 16, 8.0
+"""Accepted SCALE. At 8 the 896-px window of the coarsest view covers 7,168 level-0 pixels (147 MiB decoded)."""
+
+RELEASE_PARAMETER = "release"
+"""Request parameter: sha256 of the release that the client means; the tiler refuses any other."""
+
+PYRAMID_PARAMETER = "pyramid"
+"""Request parameter: true lets the tiler cut coarse views from the slide's own lower levels where one fits."""
+
+BACKGROUND_PARAMETER = "background"
+"""Request parameter: true lets requests of others go first, as those of an archive should."""
+
+FINGERPRINT_PARAMETER = "fingerprint"
+"""Request parameter of ``slide_info``: true asks for the content's identity alone, for which no pixel is decoded."""
+
+MAX_SHOWN_NAME = 200
+"""Characters of a slide's name that messages and logs show."""
+
+WAITING_METRIC = "m2ost_tiler_waiting_requests"
+"""Metric of the server: requests that wait for the tiler. Triton's own count of pending requests has none of them, as
+the tiler takes each as it comes."""
+
+QUEUE_FULL = "requests wait for this server"
+"""Words of the refusal of a request while too many wait: it tells a server that is full from one that is away."""
+
+ENV_SLIDE_ROOTS = "M2OST_SLIDE_ROOTS"
+"""Environment variable of the server: JSON object, root name → folder."""
+
+ENV_TILE_CACHE_MIB = "M2OST_TILE_CACHE_MIB"
+"""Environment variable of the server: most MiB of decoded tiles that the tiler keeps; 512 where it is not set."""
+
+READERS = ("auto", "cucim", "openslide", "image")
+"""Who may be asked to read slides; ``auto`` takes the first that is found to give a file's pixels."""
+
+ENV_READER = "M2OST_READER"
+"""Environment variable of whoever decodes slides: the reader to use for all of them, in place of the one that is found
+to serve each."""
+
+ENV_ALLOWED_FORMATS = "M2OST_ALLOWED_FORMATS"
+"""Environment variable of whoever decodes slides: formats, with commas between, that a later OpenSlide may read,
+although it is not known which other files it opens for them."""
+
+ENV_DECODER_MEMORY_MIB = "M2OST_DECODER_MEMORY_MIB"
+"""Environment variable of whoever decodes slides: most MiB that a process which decodes may take; 8192 where it is not
+set, 0 for no limit."""
+
+ENV_DECODER_TRACE = "M2OST_DECODER_TRACE"
+"""Environment variable of the server: file that decoders note in when they read and cut."""
+
+
+class RowStatus(IntEnum):
+    """Why a row has no value (tensor STATUS, INT32)."""
+
+    OK = 0
+    OUTSIDE_SLIDE = 1
+    BAD_SCALE = 2
+    SLIDE_UNAVAILABLE = 3
+    DECODE_FAILED = 4
+
+    @property
+    def reason(self) -> str:
+        """The status in words."""
+        return _REASONS[self]
+
+
+_REASONS = {
+    RowStatus.OK: "scored",
+    RowStatus.OUTSIDE_SLIDE: "the spot's centre lies outside the slide",
+    RowStatus.BAD_SCALE: f"SCALE is not a finite number in [{SCALE_MIN:g}, {SCALE_MAX:g}]",
+    RowStatus.SLIDE_UNAVAILABLE: "the row's slide cannot be opened",
+    RowStatus.DECODE_FAILED: "the pixels around the spot cannot be decoded",
+}
+
+
+def as_centers(centers: Any) -> np.ndarray[Any, np.dtype[np.int32]]:
+    """Spot centres as the tensor CENTER: the floor of the coordinates.
+
+    Parameters
+    ----------
+    centers : array_like, shape (n, 2)
+        x, y in level-0 pixels; integers or floats.
+
+    Returns
+    -------
+    ndarray of int32, shape (n, 2)
+
+    Raises
+    ------
+    ValueError
+        If the shape is wrong, or a coordinate is not finite or beyond int32; names the first such row.
+    """
+    values = np.asarray(centers, dtype=np.float64)
+    if values.size == 0:
+        return np.zeros((0, 2), np.int32)
+    if values.ndim != 2 or values.shape[1] != 2:
+        raise ValueError(f"centers must have shape (n, 2), not {values.shape}")
+    limit = float(2**31 - 1)
+    bad = ~(np.isfinite(values) & (np.abs(values) < limit)).all(axis=1)
+    if bad.any():
+        row = int(np.flatnonzero(bad)[0])
+        raise ValueError(f"spot {row}: centre {values[row].tolist()} is not a finite pixel position")
+    return np.floor(values).astype(np.int32)
