@@ -26,6 +26,8 @@ PROBE_SLIDE = "m2ost-probe"
 
 _EXECUTIONS = re.compile(r'^nv_inference_exec_count\{[^}]*\bmodel="([^"]*)"[^}]*\} ([0-9.e+]+)$', re.MULTILINE)
 
+_RUNS = re.compile(rf'^{contract.ENGINE_RUNS_METRIC}\{{[^}}]*\bmodel="([^"]*)"[^}}]*\}} ([0-9.e+]+)$', re.MULTILINE)
+
 _PENDING = re.compile(
     rf"^(?:nv_inference_pending_request_count|{contract.WAITING_METRIC})"
     r'\{[^}]*\bmodel="([^"]*)"[^}]*\} ([0-9.e+]+)$',
@@ -83,7 +85,8 @@ def executions_so_far(metrics_url: str) -> dict[str, float]:
     executions: dict[str, float] = {}
     for model, count in _EXECUTIONS.findall(text):
         executions[model] = executions.get(model, 0.0) + float(count)
-    return executions
+    # Of an engine that takes requests as they come, Triton counts as executed what it has taken.
+    return executions | {model: float(count) for model, count in _RUNS.findall(text)}
 
 
 def pending_requests(metrics_url: str, models: Collection[str]) -> int:

@@ -44,10 +44,17 @@ MAX_SHOWN_NAME = 200
 """Characters of a slide's name that messages and logs show."""
 
 WAITING_METRIC = "m2ost_tiler_waiting_requests"
-"""Metric of the server: requests that wait for the tiler. Triton's own count of pending requests has none of them, as
-the tiler takes each as it comes."""
+ENGINE_WAITING_METRIC = "m2ost_engine_waiting_rows"
+"""Metrics of the server: requests that wait for the tiler, and rows that wait for an engine in the Python backend.
+Triton's own count of pending requests has none of them, as tiler and engine take each request as it comes."""
 
-QUEUE_FULL = "requests wait for this server"
+ENGINE_RUNS_METRIC = "m2ost_engine_session_runs_total"
+"""Metric of the server: runs of an engine in the Python backend."""
+
+GUARDED_METRIC = "m2ost_guarded_rows_total"
+"""Metric of the server: rows of slides that have passed the engine."""
+
+QUEUE_FULL = "wait for this server"
 """Words of the refusal of a request while too many wait: it tells a server that is full from one that is away."""
 
 ENV_SLIDE_ROOTS = "M2OST_SLIDE_ROOTS"

@@ -177,7 +177,7 @@ class Lanes(Generic[T]):
             with self._changed:
                 if self._closed:
                     return False
-                tasks = self._queue.take(self._rows, partial(self._is_for, number, room=room))
+                tasks = self._queue.take(lambda _: self._rows, partial(self._is_for, number, room=room))
                 if tasks:
                     lane.tasks, lane.since = tasks, time.monotonic()
                     self._tell_waiting(len(self._queue))

@@ -67,7 +67,7 @@ E = TypeVar("E", bound=Entry)
 
 
 class QueueFull(Exception):
-    """As many entries wait as may."""
+    """As much waits as may."""
 
 
 class TooLate(Exception):
@@ -84,11 +84,15 @@ class FairQueue(Generic[E]):
     Parameters
     ----------
     most : int
-        Entries that may wait; of background work three quarters of it, so that others find room.
+        How much may wait; of background work three quarters of it, so that others find room.
+    size : callable
+        How much of it an entry is; by default every entry is one.
+    unit : str
+        Of what, for the refusal's words.
     """
 
-    def __init__(self, most: int) -> None:
-        self._most = most
+    def __init__(self, most: int, *, size: Callable[[E], int] = lambda entry: 1, unit: str = "requests") -> None:
+        self._most, self._size, self._unit = most, size, unit
         self._waiting: list[E] = []
         self._served: dict[str, int] = {}
         self._turn = 0
@@ -104,12 +108,27 @@ class FairQueue(Generic[E]):
         QueueFull
             If more would wait than may. An empty queue takes any number.
         """
-        most = self._most * 3 // 4 if entries[0].background else self._most
-        if self._waiting and len(self._waiting) + len(entries) > most:
-            raise QueueFull(f"{len(self._waiting)} {QUEUE_FULL}, {most} may; send this one again later")
+        self.check_room(sum(map(self._size, entries)), background=entries[0].background)
         self._waiting += entries
 
-    def take(self, rows: int, may: Callable[[E], bool]) -> list[E]:
+    @property
+    def size(self) -> int:
+        """How much waits."""
+        return sum(map(self._size, self._waiting))
+
+    def check_room(self, size: int, *, background: bool) -> None:
+        """Refuse what would be too much; an empty queue has room for anything.
+
+        Raises
+        ------
+        QueueFull
+            If more would wait than may.
+        """
+        most, waiting = self._most * 3 // 4 if background else self._most, self.size
+        if waiting and waiting + size > most:
+            raise QueueFull(f"{waiting} {self._unit} {QUEUE_FULL}, {most} may; send this one again later")
+
+    def take(self, rows: Callable[[E], int], may: Callable[[E], bool]) -> list[E]:
         """The entries whose turn it is, removed: one, and those that can be done together with it.
 
         Background work goes last, but for one turn of ``BACKGROUND_TURNS``. Of the clients of a kind the one goes first
@@ -117,8 +136,8 @@ class FairQueue(Generic[E]):
 
         Parameters
         ----------
-        rows : int
-            Up to so many rows are taken together; one entry may have more.
+        rows : callable
+            How many rows may be taken together with the entry whose turn it is, its own among them; it may have more.
         may : callable
             Whether an entry can be done now.
 
@@ -133,7 +152,7 @@ class FairQueue(Generic[E]):
         self._turn += 1
         background_first = self._turn % BACKGROUND_TURNS == 0
         first = min(able, key=lambda e: (e.background != background_first, self._served.get(e.sender, -math.inf)))
-        taken, room = [first], rows - first.rows
+        taken, room = [first], rows(first) - first.rows
         if first.together is not None:
             for entry in able:
                 if entry is not first and entry.together == first.together and entry.rows <= room:

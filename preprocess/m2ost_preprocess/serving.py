@@ -8,14 +8,16 @@ import os
 import re
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from m2ost_contract import (
     BACKGROUND_PARAMETER,
+    ENGINE_WAITING_METRIC,
     FINGERPRINT_PARAMETER,
+    GUARDED_METRIC,
     MODEL_ENGINE,
     PYRAMID_PARAMETER,
     RELEASE_PARAMETER,
@@ -46,36 +48,32 @@ METRICS_URL_ENV = "M2OST_METRICS_URL"
 """Environment variable with the address of the server's own metrics, where it is not Triton's default."""
 
 _PENDING = re.compile(r'^nv_inference_pending_request_count\{model="(\w+)"[^}]*\} (\d+)', re.MULTILINE)
+_OURS = re.compile(rf"^({ENGINE_WAITING_METRIC}|{GUARDED_METRIC})\{{[^}}]*\}} ([0-9.e+]+)", re.MULTILINE)
 
 
-def waiting_requests(models: Sequence[str]) -> int:
-    """Requests that wait in this server's queues, as the server's own metrics count them.
-
-    Parameters
-    ----------
-    models : sequence of str
-        Whose queues.
+def read_metrics() -> str:
+    """This server's own metrics, in Prometheus's text format.
 
     Raises
     ------
     OSError
-        If the metrics do not answer within a second; says which variable gives their address.
+        If they do not answer within a second; says which variable gives their address.
     """
     url = os.environ.get(METRICS_URL_ENV, "http://localhost:8002/metrics")
     try:
-        page = read_url(url, 1.0)
+        return read_url(url, 1.0)
     except OSError as error:
         raise OSError(f"{error}; set {METRICS_URL_ENV} to this server's metrics") from error
-    return sum(int(count) for model, count in _PENDING.findall(page) if model in models)
 
 
 class EngineQueue:
     """Room in the queue of the engine, for the tiler to work no further ahead than the engine can use.
 
-    Views that wait for the engine take memory, and whoever comes later waits behind them. The limit is kept by this
-    and not by Triton's ``max_queue_size`` or queue timeouts: with one of those set, Triton's batcher prepares no batch
-    while the instance is busy and afterwards looks for it every 500 ms only (``SupportPrefetching`` in its scheduler):
-    measured on two cores, a tenth of the engine's time.
+    Views that wait for the engine take memory, and are cut for nobody where their client goes. Counted are the tiler's
+    own rows: those sent on, less those that came out behind the engine. What callers of pixels keep waiting beside them
+    holds nobody up here, as clients take turns there too. The limit is kept by this and not by Triton's
+    ``max_queue_size`` or queue timeouts: with one of those set, Triton's batcher prepares no batch while an instance is
+    busy, and afterwards looks for it every 500 ms only (``SupportPrefetching`` in its scheduler).
 
     Parameters
     ----------
@@ -87,26 +85,36 @@ class EngineQueue:
 
     def __init__(self, rows: int, warn: Callable[[str], None]) -> None:
         self._rows, self._warn = rows, warn
-        self._sent: deque[int] = deque(maxlen=1024)
+        self._sent_rows = 0
+        self._sent: deque[tuple[float, int]] = deque(maxlen=1024)
         self._warned = -math.inf
 
     def sent(self, rows: int) -> None:
         """Note that a request of so many rows goes on to the engine."""
-        self._sent.append(rows)
+        self._sent_rows += rows
+        self._sent.append((time.monotonic(), rows))
 
     def room(self) -> tuple[bool, bool]:
         """Whether there is room for more, and for more background work."""
         try:
-            pending = waiting_requests((MODEL_ENGINE,))
+            page = read_metrics()
         except OSError as error:
             if time.monotonic() - self._warned > 60:
                 self._warned = time.monotonic()
                 self._warn(str(error))
             return True, True
-        if not pending:
+        ours = {name: float(value) for name, value in _OURS.findall(page)}
+        pending = sum(int(count) for model, count in _PENDING.findall(page) if model == MODEL_ENGINE)
+        if not pending and not ours.get(ENGINE_WAITING_METRIC):
             return True, True
-        rows = sum(tuple(self._sent)[-pending:])  # the engine takes them in turn, so the last ones wait
+        # Of some rows sent nothing comes out: their clients have gone. After a while they count no more.
+        lately = sum(rows for at, rows in tuple(self._sent) if time.monotonic() - at < FORGOTTEN_S)
+        rows = min(lately, self._sent_rows - ours.get(GUARDED_METRIC, 0.0))
         return rows < self._rows, rows < max(1, self._rows // 2)
+
+
+FORGOTTEN_S = 30.0
+"""After so long a row that was sent to the engine is taken to be there no more, in seconds."""
 
 
 def parameters(config_json: str) -> dict[str, str]:

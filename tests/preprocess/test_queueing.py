@@ -15,7 +15,7 @@ class Entry:
 
 
 def turns(queue, count, rows=1):
-    return [queue.take(rows, lambda entry: True) for _ in range(count)]
+    return [queue.take(lambda _: rows, lambda entry: True) for _ in range(count)]
 
 
 def test_clients_take_turns_whatever_the_number_of_their_requests():
@@ -27,7 +27,7 @@ def test_clients_take_turns_whatever_the_number_of_their_requests():
         *("busy", "quiet", "other"),
         *("busy", "other", "busy", "busy", "busy", "busy"),
     ]
-    assert queue.take(1, lambda entry: True) == []
+    assert queue.take(lambda _: 1, lambda entry: True) == []
 
 
 def test_background_work_goes_last_and_gets_on():
@@ -43,9 +43,9 @@ def test_what_shares_a_slide_is_taken_together_up_to_some_rows():
     first, same, large, last = (Entry(together="s", rows=rows) for rows in (10, 12, 30, 10))
     other = Entry(together="t", rows=1)
     queue.put([first, other, same, large, last])
-    assert queue.take(32, lambda entry: True) == [first, same, last]
-    assert queue.take(32, lambda entry: entry is not other) == [large]
-    assert queue.take(32, lambda entry: entry is not other) == []
+    assert queue.take(lambda _: 32, lambda entry: True) == [first, same, last]
+    assert queue.take(lambda _: 32, lambda entry: entry is not other) == [large]
+    assert queue.take(lambda _: 32, lambda entry: entry is not other) == []
     assert len(queue) == 1
 
 

@@ -1,4 +1,4 @@
-"""What the served models share: the waiting requests, and what they repeat of a request."""
+"""What the served models share: the engine's queue, and what they repeat of a request."""
 
 import http.server
 import json
@@ -6,6 +6,7 @@ import threading
 from types import SimpleNamespace
 
 import pytest
+from m2ost_preprocess import serving
 from m2ost_preprocess.errors import UnsupportedRequest
 from m2ost_preprocess.serving import (
     METRICS_URL_ENV,
@@ -15,24 +16,26 @@ from m2ost_preprocess.serving import (
     log_line,
     number_of_rows,
     read_request,
-    waiting_requests,
 )
 
 PAGE = """# TYPE nv_inference_pending_request_count gauge
-nv_inference_pending_request_count{model="slide_tiler",version="1"} 12
-nv_inference_pending_request_count{model="m2ost",version="1"} 30
-nv_inference_pending_request_count{model="m2ost_slide",version="1"} 500
-nv_inference_exec_count{model="m2ost",version="1"} 7
+nv_inference_pending_request_count{{model="slide_tiler",version="1"}} 12
+nv_inference_pending_request_count{{model="m2ost",version="1"}} {pending}
+nv_inference_pending_request_count{{model="m2ost_slide",version="1"}} 500
+m2ost_engine_waiting_rows{{model="m2ost"}} {waiting}
+m2ost_guarded_rows_total{{model="row_guard"}} {guarded}
 """
 
 
 @pytest.fixture
 def metrics_page(monkeypatch):
+    pages = []
+
     class Page(http.server.BaseHTTPRequestHandler):
         def do_GET(self):
             self.send_response(200)
             self.end_headers()
-            self.wfile.write(PAGE.encode())
+            self.wfile.write(pages[0].encode())
 
         def log_message(self, *args):
             pass
@@ -40,18 +43,8 @@ def metrics_page(monkeypatch):
     with http.server.HTTPServer(("127.0.0.1", 0), Page) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         monkeypatch.setenv(METRICS_URL_ENV, f"http://127.0.0.1:{server.server_port}/metrics")
-        yield
+        yield pages
         server.shutdown()
-
-
-def test_the_waiting_requests_of_the_named_models_are_added_up(metrics_page):
-    assert waiting_requests(("slide_tiler", "m2ost")) == 42
-
-
-def test_metrics_that_do_not_answer_name_the_variable_to_set(monkeypatch):
-    monkeypatch.setenv(METRICS_URL_ENV, "http://127.0.0.1:9/metrics")
-    with pytest.raises(OSError, match=METRICS_URL_ENV):
-        waiting_requests(("m2ost",))
 
 
 def test_a_line_of_the_log_is_short_whatever_a_request_holds():
@@ -78,21 +71,28 @@ def test_a_refusal_repeats_no_more_of_a_request_than_gives_its_sense():
     check_release(Asked(""), "c" * 64)
 
 
-def test_the_tiler_waits_while_rows_wait_for_the_engine(metrics_page):
-    """Of the requests sent on, the last 30 wait."""
+def page(waiting=0, guarded=0, pending=0):
+    return PAGE.format(waiting=waiting, guarded=guarded, pending=pending)
+
+
+@pytest.mark.parametrize("queued", [{"waiting": 500}, {"pending": 9}], ids=["Python backend", "another backend"])
+def test_the_tiler_waits_while_its_own_rows_wait_for_the_engine(metrics_page, queued):
     queue = EngineQueue(64, pytest.fail)
-    for rows in (1, 1):
-        queue.sent(rows)
+    queue.sent(100)
+    metrics_page[:] = [page()]
     assert queue.room() == (True, True)
-    for _ in range(20):
-        queue.sent(2)
-    assert queue.room() == (True, False)
-    for _ in range(20):
-        queue.sent(2)
-    assert queue.room() == (True, False)
-    for _ in range(30):
-        queue.sent(3)
+    for guarded, room in ((30, (False, False)), (40, (True, False)), (70, (True, True))):
+        metrics_page[:] = [page(guarded=guarded, **queued)]
+        assert queue.room() == room
+
+
+def test_rows_of_which_nothing_comes_out_hold_the_tiler_up_for_a_while_only(metrics_page, monkeypatch):
+    queue = EngineQueue(64, pytest.fail)
+    queue.sent(100)
+    metrics_page[:] = [page(waiting=500)]
     assert queue.room() == (False, False)
+    monkeypatch.setattr(serving, "FORGOTTEN_S", 0.0)
+    assert queue.room() == (True, True)
 
 
 def test_where_the_metrics_do_not_answer_the_tiler_goes_on_and_says_so_once(monkeypatch):
@@ -101,7 +101,8 @@ def test_where_the_metrics_do_not_answer_the_tiler_goes_on_and_says_so_once(monk
     queue = EngineQueue(1, told.append)
     queue.sent(99)
     assert (queue.room(), queue.room()) == ((True, True), (True, True))
-    assert len(told) == 1
+    (words,) = told
+    assert METRICS_URL_ENV in words
 
 
 def test_a_number_of_rows_in_a_config():

@@ -1,17 +1,18 @@
 """The engine in Triton's Python backend: VIEW0 … → EXPRESSION. The config's parameter ``engine`` says which."""
 
+from functools import partial
 from pathlib import Path
 
-import numpy as np
 import triton_python_backend_utils as pb_utils
-from m2ost_contract import ENGINE_PARAMETER, EXPRESSION, EngineInfo
-from m2ost_preprocess import serving
+from m2ost_contract import ENGINE_PARAMETER, ENGINE_RUNS_METRIC, ENGINE_WAITING_METRIC, EXPRESSION, EngineInfo
+from m2ost_preprocess import scoring, serving
 from m2ost_preprocess.engine import CpuThreads, load_engine
-from m2ost_preprocess.queueing import Cancelled
+from m2ost_preprocess.errors import PreprocessError
+from m2ost_preprocess.queueing import QueueFull
 
 
 class TritonPythonModel:
-    """One engine, run once for each execution of Triton's, for the requests in it whose clients still wait."""
+    """Takes requests as they come, or refuses them; what it has taken is answered later, by another thread."""
 
     def initialize(self, args):
         serving.check_environment()
@@ -19,34 +20,54 @@ class TritonPythonModel:
         info = EngineInfo.from_parameters(parameters)
         release = Path(args["model_repository"]).parent
         choice, gpu = parameters.get(ENGINE_PARAMETER), int(args["model_instance_device_id"])
-        threads = CpuThreads.from_parameters(parameters)
-        self._engine = load_engine(release, info, choice, gpu, threads=threads)
-        self._views = info.views.names
-        pb_utils.Logger.log_info(serving.log_line("engine_loaded", engine=choice, runs_on=self._engine.description))
-        family = pb_utils.MetricFamily(
-            name="m2ost_engine_session_runs_total",
-            description="runs of the engine",
-            kind=pb_utils.MetricFamily.COUNTER,
+        engine = load_engine(release, info, choice, gpu, threads=CpuThreads.from_parameters(parameters))
+        pb_utils.Logger.log_info(serving.log_line("engine_loaded", engine=choice, runs_on=engine.description))
+        self._views, self._families = info.views.names, []
+        kinds = pb_utils.MetricFamily
+        runs = self._metric(ENGINE_RUNS_METRIC, "runs of the engine", kinds.COUNTER, args)
+        waiting = self._metric(ENGINE_WAITING_METRIC, "rows that wait for the engine", kinds.GAUGE, args)
+        rows = partial(serving.number_of_rows, parameters)
+        self._scoring = scoring.Scoring(
+            engine,
+            batch_rows=rows(scoring.BATCH_ROWS_PARAMETER, scoring.BATCH_ROWS),
+            waiting_rows=rows(scoring.WAITING_ROWS_PARAMETER, scoring.WAITING_ROWS),
+            tell_run=partial(runs.increment, 1),
+            tell_waiting=waiting.set,
         )
-        self._families = [family]
-        self._runs = family.Metric(labels={"model": args["model_name"]})
 
     def execute(self, requests):
-        wanted = [request for request in requests if not request.is_cancelled()]
-        parts = iter(self._score(wanted) if wanted else ())
-        return [
-            pb_utils.InferenceResponse([pb_utils.Tensor(EXPRESSION, next(parts))])
-            if request in wanted
-            else pb_utils.InferenceResponse(error=serving.triton_error(pb_utils, Cancelled("cancelled")))
-            for request in requests
-        ]
+        for request in requests:
+            reply = _Reply(request)
+            try:
+                asked = serving.read_request(request)
+                views = {name: pb_utils.get_input_tensor_by_name(request, name) for name in self._views}
+                rows = views[self._views[0]].shape()[0]
+                self._scoring.put(reply, views, rows, background=asked.background, sender=asked.sender)
+            except (PreprocessError, QueueFull) as error:  # its own: the others of the batch are served
+                reply.error(error)
 
-    def _score(self, requests):
-        batch, sizes = {}, []
-        for name in self._views:
-            tensors = [pb_utils.get_input_tensor_by_name(request, name) for request in requests]
-            batch[name] = self._engine.device.join(tensors)
-            sizes = [tensor.shape()[0] for tensor in tensors]
-        expression = self._engine.run(batch)
-        self._runs.increment(1)
-        return np.split(expression, np.cumsum(sizes)[:-1])
+    def _metric(self, name, description, kind, args):
+        self._families.append(pb_utils.MetricFamily(name=name, description=description, kind=kind))
+        return self._families[-1].Metric(labels={"model": args["model_name"]})
+
+    def finalize(self):
+        self._scoring.close()
+
+
+class _Reply:
+    """The way back to a request's client."""
+
+    def __init__(self, request):
+        self._sender = request.get_response_sender()
+
+    def is_cancelled(self):
+        return self._sender.is_cancelled()
+
+    def expression(self, expression):
+        self._send(pb_utils.InferenceResponse([pb_utils.Tensor(EXPRESSION, expression)]))
+
+    def error(self, error):
+        self._send(pb_utils.InferenceResponse(error=serving.triton_error(pb_utils, error)))
+
+    def _send(self, response):
+        self._sender.send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)

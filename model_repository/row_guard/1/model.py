@@ -2,7 +2,7 @@
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
-from m2ost_contract import EXPRESSION, STATUS
+from m2ost_contract import EXPRESSION, GUARDED_METRIC, STATUS
 from m2ost_preprocess import serving
 
 
@@ -11,6 +11,12 @@ class TritonPythonModel:
 
     def initialize(self, args):
         serving.check_environment()
+        self._family = pb_utils.MetricFamily(
+            name=GUARDED_METRIC,
+            description="rows of slides that have passed the engine",
+            kind=pb_utils.MetricFamily.COUNTER,
+        )
+        self._rows = self._family.Metric(labels={"model": args["model_name"]})
 
     def execute(self, requests):
         responses = []
@@ -18,5 +24,6 @@ class TritonPythonModel:
             expression = pb_utils.get_input_tensor_by_name(request, EXPRESSION).as_numpy()
             status = pb_utils.get_input_tensor_by_name(request, STATUS).as_numpy()
             guarded = np.where(status == 0, expression, np.float32(np.nan))
+            self._rows.increment(len(status))
             responses.append(pb_utils.InferenceResponse([pb_utils.Tensor(EXPRESSION, guarded)]))
         return responses

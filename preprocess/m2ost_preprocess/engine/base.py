@@ -71,6 +71,9 @@ class Device(Protocol):
     def join(self, tensors: Sequence[Any]) -> Any:
         """Tensors (DLPack, in any memory) as one C-contiguous array on this device; a single one here is not copied."""
 
+    def copy(self, tensor: Any) -> Any:
+        """A tensor (DLPack, in any memory) as a new C-contiguous array on this device, complete when this returns."""
+
     def empty(self, shape: tuple[int, ...]) -> Any:
         """A new float32 array on this device."""
 
@@ -91,6 +94,10 @@ class HostDevice:
         """See :class:`Device`."""
         parts = [np.from_dlpack(tensor) for tensor in tensors]
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+    def copy(self, tensor: Any) -> Any:
+        """See :class:`Device`."""
+        return np.from_dlpack(tensor).copy()
 
     def empty(self, shape: tuple[int, ...]) -> Any:
         """See :class:`Device`."""
@@ -155,6 +162,13 @@ class CudaDevice:
         with self._device, self._stream:
             parts = [self._adopt(tensor) for tensor in tensors]
             return parts[0] if len(parts) == 1 else self._cupy.concatenate(parts)
+
+    def copy(self, tensor: Any) -> Any:
+        """See :class:`Device`."""
+        with self._device, self._stream:
+            array = self._cupy.array(self._adopt(tensor), order="C", copy=True)
+            self._stream.synchronize()
+            return array
 
     def _adopt(self, tensor: Any) -> Any:
         """A tensor that is on this GPU stays where it is; one in the host's memory, or on another GPU, is copied."""

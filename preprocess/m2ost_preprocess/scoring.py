@@ -1,0 +1,228 @@
+"""What the engine's model does with requests: they wait, are run in batches, and answered. Knows nothing of Triton."""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from itertools import groupby
+from typing import Any, Protocol
+
+import numpy as np
+
+from .engine import Engine
+from .queueing import Cancelled, FairQueue
+
+BATCH_ROWS_PARAMETER, BATCH_ROWS = "batch_rows", 32
+"""Parameter of the config, and its default: rows that the engine runs at once. Requests are joined and cut to it."""
+
+WAITING_ROWS_PARAMETER, WAITING_ROWS = "waiting_rows", 1024
+"""Parameter of the config, and its default: rows that may wait. Their views take 441 KiB each at 224 px."""
+
+SLICE_ROWS = 4
+"""Rows of background work that are run at once while others ask: they wait for no more than that."""
+
+OTHERS_S = 10.0
+"""Others ask as long as the last of their requests came within this, in seconds."""
+
+
+class Reply(Protocol):
+    """The way back to a request's client; any thread may call it."""
+
+    def is_cancelled(self) -> bool:
+        """Whether the client has gone."""
+
+    def expression(self, expression: Any) -> None:
+        """Answer: float32, shape (n, G)."""
+
+    def error(self, error: Exception) -> None:
+        """Answer by an error."""
+
+
+@dataclass(eq=False)
+class _Request:
+    """Rows to score, on the engine's device, and what is known of their values."""
+
+    reply: Reply
+    views: Mapping[str, Any]
+    rows: int
+    background: bool
+    sender: str
+    out: Any = None
+    open_rows: int = field(init=False)
+    answered: bool = False
+
+    def __post_init__(self) -> None:
+        self.open_rows = self.rows
+
+    def fill(self, span: slice, expression: Any) -> None:
+        """Values of some rows; with the last of them it is answered."""
+        if self.out is None:
+            self.out = np.empty((self.rows, *expression.shape[1:]), expression.dtype)
+        self.out[span] = expression
+        self.open_rows -= len(expression)
+        if not self.open_rows and not self.answered:
+            self.answered = True
+            self.reply.expression(self.out)
+
+    def fail(self, error: Exception) -> None:
+        """Answer by an error, unless it is answered."""
+        if not self.answered:
+            self.answered = True
+            self.reply.error(error)
+
+    def drop(self) -> bool:
+        """Whether nothing more is to be done for it; where its client has gone it is answered so."""
+        if not self.answered and self.reply.is_cancelled():
+            self.fail(Cancelled("cancelled"))
+        return self.answered
+
+
+@dataclass(eq=False)
+class _Slice:
+    """Neighbouring rows of a request, which are run at once."""
+
+    request: _Request
+    span: slice
+
+    @property
+    def rows(self) -> int:
+        return int(self.span.stop - self.span.start)
+
+    @property
+    def sender(self) -> str:
+        return self.request.sender
+
+    @property
+    def background(self) -> bool:
+        return self.request.background
+
+    @property
+    def together(self) -> bool:
+        """Background work is run with its kind alone, for whoever else asks not to wait for it."""
+        return self.request.background
+
+
+class Scoring:
+    """Takes requests at once, or refuses them; runs the engine on them in turn, in a thread of its own.
+
+    Clients take turns, and background work goes last (:class:`m2ost_preprocess.queueing.FairQueue`).
+
+    Parameters
+    ----------
+    engine : Engine
+        Runs no more than ``batch_rows`` rows at once.
+    batch_rows, waiting_rows : int
+        See ``BATCH_ROWS`` and ``WAITING_ROWS``.
+    tell_run : callable
+        Called after every run of the engine.
+    tell_waiting : callable
+        Told how many rows wait whenever that has changed.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        *,
+        batch_rows: int = BATCH_ROWS,
+        waiting_rows: int = WAITING_ROWS,
+        tell_run: Callable[[], None] = lambda: None,
+        tell_waiting: Callable[[int], None] = lambda rows: None,
+    ) -> None:
+        self._engine, self._batch_rows = engine, batch_rows
+        self._tell_run, self._tell_waiting = tell_run, tell_waiting
+        self._queue: FairQueue[_Slice] = FairQueue(waiting_rows, size=lambda part: part.rows, unit="spots")
+        self._changed = threading.Condition()
+        self._others_until = -math.inf
+        self._closed = False
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+        self._thread.start()
+
+    def put(
+        self, reply: Reply, views: Mapping[str, Any], rows: int, *, background: bool = False, sender: str = ""
+    ) -> None:
+        """Take on a request, which is answered later. One thread alone may call this.
+
+        Parameters
+        ----------
+        reply : Reply
+            Answered exactly once, unless this raises.
+        views : mapping of str to tensor of uint8, each shape (n, size_px, size_px, 3)
+            Every view by its name (DLPack, in any memory); copied, so that they may go when this returns.
+        rows : int
+            n.
+        background : bool
+            Whether requests of others go first.
+        sender : str
+            Whose it is.
+
+        Raises
+        ------
+        QueueFull
+            If more rows would wait than may.
+        """
+        with self._changed:
+            self._queue.check_room(rows, background=background)
+        own = {name: self._engine.device.copy(tensor) for name, tensor in views.items()}
+        request = _Request(reply, own, rows, background, sender)
+        step = min(SLICE_ROWS, self._batch_rows) if background else self._batch_rows
+        parts = [_Slice(request, slice(start, min(start + step, rows))) for start in range(0, rows, step)]
+        with self._changed:
+            if not background:
+                self._others_until = time.monotonic() + OTHERS_S
+            self._queue.put(parts)
+            self._tell_waiting(self._queue.size)
+            self._changed.notify()
+
+    def close(self) -> None:
+        """End it after what is being run. Requests that still wait are answered by nobody."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while taken := self._next():
+            try:
+                self._score(taken)
+            except Exception as error:  # without an answer their clients would wait for ever
+                for part in taken:
+                    part.request.fail(error)
+
+    def _next(self) -> list[_Slice]:
+        """What is to be run next; empty once this is closed."""
+        with self._changed:
+            while not self._closed:
+                self._queue.remove(lambda part: part.request.drop())
+                taken = self._queue.take(self._rows_at_once, lambda part: True)
+                self._tell_waiting(self._queue.size)
+                if taken:
+                    return taken
+                self._changed.wait()
+            return []
+
+    def _rows_at_once(self, first: _Slice) -> int:
+        return SLICE_ROWS if first.background and time.monotonic() < self._others_until else self._batch_rows
+
+    def _score(self, taken: list[_Slice]) -> None:
+        # Neighbouring slices of a request are one again, so that rows which lie together are not copied.
+        spans: list[tuple[_Request, slice]] = []
+        for request, parts in groupby(taken, key=lambda part: part.request):
+            for part in parts:
+                if spans and spans[-1][0] is request and spans[-1][1].stop == part.span.start:
+                    spans[-1] = (request, slice(spans[-1][1].start, part.span.stop))
+                else:
+                    spans.append((request, part.span))
+        names = taken[0].request.views
+        join = self._engine.device.join
+        expression = self._engine.run(
+            {name: join([request.views[name][span] for request, span in spans]) for name in names}
+        )
+        self._tell_run()
+        start = 0
+        for request, span in spans:
+            stop = start + span.stop - span.start
+            request.fill(span, expression[start:stop])
+            start = stop
