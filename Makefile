@@ -64,7 +64,7 @@ unit: .venv/.complete build/browser
 	$(PYTEST) -m 'not e2e'
 
 server-views: .triton/.complete
-	.triton/bin/python -m pytest $(PYTEST_OPTIONS) tests/contract tests/preprocess tests/compat/test_matrix.py
+	.triton/bin/python -m pytest $(PYTEST_OPTIONS) tests/contract tests/preprocess tests/serving tests/compat/test_matrix.py
 
 e2e: .venv/.complete .triton/.complete
 	$(PYTEST) -m 'e2e and not alone'
@@ -80,7 +80,7 @@ fuzz: .venv/.complete $(DEMO_SLIDE)
 	.venv/bin/python -m tests.compat.fuzz --slide $(DEMO_SLIDE) --dicom $(FUZZ_DICOM) --count 1200 --out build/fuzz/fuzz.json
 
 # A release holds copies of the templates: it is made anew when a source is newer.
-SOURCES := $(shell find contract preprocess model export model_repository -name '*.py' -o -name '*.pbtxt' -o -name '*.safetensors')
+SOURCES := $(shell find contract preprocess serving model export model_repository -name '*.py' -o -name '*.pbtxt' -o -name '*.safetensors')
 SHIPPED := model/m2ost/checkpoints/her2_tumour_c
 
 build/release: $(SOURCES) | .venv/.complete
@@ -130,7 +130,7 @@ gpu-check: .venv/.complete .triton/.complete $(DEMO_SLIDE) build/release build/r
 
 # For a machine with PyTorch and CuPy but no network, on which nothing is installed: unpacked wheels for its Python, and
 # pixels for where no library that reads slides can run. There, from the checkout:
-#   PYTHONPATH=contract:preprocess:model:export:client:loadtests:build/gpu-carry/python python3 -m m2ost_loadtests.gpu_check \
+#   PYTHONPATH=contract:preprocess:serving:model:export:client:loadtests:build/gpu-carry/python python3 -m m2ost_loadtests.gpu_check \
 #     --slide build/gpu-carry/slide.svs --slide build/gpu-carry/crop.png \
 #     --release build/gpu-carry/release-fp16 --release build/gpu-carry/release --out OUT
 # Served too where M2OST_SERVER_ENV names an environment that was made there of the wheels of the extra `server-gpu` and

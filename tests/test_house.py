@@ -13,12 +13,13 @@ BELOW_CLIENT = {"m2ost_contract", "m2ost_preprocess"}
 ROOMS = {
     "contract": ("m2ost_contract", set()),
     "preprocess": ("m2ost_preprocess", {"m2ost_contract"}),
+    "serving": ("m2ost_serving", BELOW_CLIENT),
     "model": ("m2ost", BELOW_CLIENT),
-    "export": ("m2ost_export", {*BELOW_CLIENT, "m2ost"}),
+    "export": ("m2ost_export", {*BELOW_CLIENT, "m2ost_serving", "m2ost"}),
     "client": ("m2ost_client", BELOW_CLIENT),
-    "model_repository": (None, BELOW_CLIENT),
-    "loadtests": ("m2ost_loadtests", {*BELOW_CLIENT, "m2ost_client", "m2ost_export", "m2ost"}),
-    "cli": ("m2ost_cli", {*BELOW_CLIENT, "m2ost_client", "m2ost_export", "m2ost", "m2ost_loadtests"}),
+    "model_repository": (None, {*BELOW_CLIENT, "m2ost_serving"}),
+    "loadtests": ("m2ost_loadtests", {*BELOW_CLIENT, "m2ost_serving", "m2ost_client", "m2ost_export", "m2ost"}),
+    "cli": ("m2ost_cli", {*BELOW_CLIENT, "m2ost_serving", "m2ost_client", "m2ost_export", "m2ost", "m2ost_loadtests"}),
 }
 OURS = {package for package, _ in ROOMS.values() if package}
 
@@ -108,7 +109,7 @@ def test_imports_run_one_way(room):
     [
         "m2ost_client, m2ost_client.predict, m2ost_client.dense, m2ost_client.maps, m2ost_client.reports",
         "m2ost_client.archive",
-        "m2ost_preprocess.serving, m2ost_preprocess.tiler, m2ost_preprocess.decoder.worker",
+        "m2ost_serving.triton, m2ost_serving.tiler, m2ost_preprocess.decoder.worker",
         "m2ost_preprocess.istar.serving, m2ost_preprocess.istar.timing",
         "m2ost_cli.main",
         "m2ost_loadtests.gate, m2ost_loadtests.listeners",
@@ -144,8 +145,8 @@ def test_all_requests_go_the_way_that_one_module_says(room):
 
 def test_a_package_with_a_library_that_reports_to_its_maker_imports_the_one_that_keeps_it_from_that():
     for room, (package, _) in ROOMS.items():
-        if package not in (None, "m2ost_preprocess") and any(
+        if package not in (None, "m2ost_contract") and any(
             "onnxruntime" in imports_of(path) for path in (REPOSITORY / room).rglob("*.py")
         ):
             first = REPOSITORY / room / package / "__init__.py"
-            assert "m2ost_preprocess" in imports_of(first), first
+            assert "m2ost_contract" in imports_of(first), first

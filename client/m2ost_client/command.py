@@ -8,8 +8,7 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from m2ost_contract import ENV_DECODER_TRACE, MODEL_ENGINE, NO_TELEMETRY
-from m2ost_preprocess.serving import METRICS_URL_ENV
+from m2ost_contract import ENV_DECODER_TRACE, METRICS_URL_ENV, MODEL_ENGINE, NO_TELEMETRY
 from m2ost_preprocess.slides import SlideRoots
 
 from .errors import ServerStartError

@@ -38,6 +38,8 @@ from .release import (
 from .tensors import (
     BACKGROUND_PARAMETER,
     CENTER,
+    ENGINE_ROWS,
+    ENGINE_ROWS_PARAMETER,
     ENGINE_RUNS_METRIC,
     ENGINE_WAITING_METRIC,
     ENV_ALLOWED_FORMATS,
@@ -51,6 +53,7 @@ from .tensors import (
     GUARDED_METRIC,
     MAX_ROWS,
     MAX_SHOWN_NAME,
+    METRICS_URL_ENV,
     MODEL_ENGINE,
     MODEL_GUARD,
     MODEL_INFO,
@@ -70,6 +73,7 @@ from .tensors import (
     WAITING_METRIC,
     RowStatus,
     as_centers,
+    number_of_rows,
 )
 
 __all__ = [
@@ -78,6 +82,8 @@ __all__ = [
     "CHOICES",
     "DENSE_FILE",
     "ENGINE_PARAMETER",
+    "ENGINE_ROWS",
+    "ENGINE_ROWS_PARAMETER",
     "ENGINE_RUNS_METRIC",
     "ENGINE_WAITING_METRIC",
     "ENV_ALLOWED_FORMATS",
@@ -91,6 +97,7 @@ __all__ = [
     "GUARDED_METRIC",
     "MAX_ROWS",
     "MAX_SHOWN_NAME",
+    "METRICS_URL_ENV",
     "MODEL_ENGINE",
     "MODEL_GUARD",
     "MODEL_INFO",
@@ -131,6 +138,7 @@ __all__ = [
     "changed_files",
     "check_files",
     "complete_folder",
+    "number_of_rows",
     "plan_for",
     "sha256_file",
     "supports_version",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from enum import IntEnum
 from typing import Any
 
@@ -56,6 +57,13 @@ GUARDED_METRIC = "m2ost_guarded_rows_total"
 
 QUEUE_FULL = "wait for this server"
 """Words of the refusal of a request while too many wait: it tells a server that is full from one that is away."""
+
+METRICS_URL_ENV = "M2OST_METRICS_URL"
+"""Environment variable of the server: the address of its own metrics, where it is not Triton's default."""
+
+ENGINE_ROWS_PARAMETER, ENGINE_ROWS = "engine_rows", 64
+"""Parameter of the config, and its default: rows that may wait for the engine before the tiler waits. Two batches of
+the engine, whose views take 28 MiB."""
 
 ENV_SLIDE_ROOTS = "M2OST_SLIDE_ROOTS"
 """Environment variable of the server: JSON object, root name → folder."""
@@ -134,3 +142,17 @@ def as_centers(centers: Any) -> np.ndarray[Any, np.dtype[np.int32]]:
         row = int(np.flatnonzero(bad)[0])
         raise ValueError(f"spot {row}: centre {values[row].tolist()} is not a finite pixel position")
     return np.floor(values).astype(np.int32)
+
+
+def number_of_rows(settings: Mapping[str, str], parameter: str, default: int) -> int:
+    """A number of rows in a model's config.
+
+    Raises
+    ------
+    ValueError
+        If it is not a number above 0.
+    """
+    given = settings.get(parameter, str(default))
+    if not (given.isdecimal() and int(given)):
+        raise ValueError(f"the config's parameter {parameter!r} is {given!r}, not a number above 0")
+    return int(given)

@@ -19,7 +19,7 @@ import torch
 from m2ost.config import M2OSTConfig
 from m2ost.network import M2OST
 from m2ost_contract import EXPRESSION, MAX_ROWS
-from m2ost_preprocess.engine.patches import PatchGeometry, share
+from m2ost_serving.engine.patches import PatchGeometry, share
 from onnx import TensorProto
 from torch import Tensor, nn
 from torch.nn.functional import embedding, pad
@@ -55,7 +55,7 @@ class DenseM2OST(nn.Module):
         Parameters
         ----------
         *inputs : Tensor
-            As :class:`~m2ost_preprocess.engine.patches.SharedPatches` holds them: of every patching its distinct
+            As :class:`~m2ost_serving.engine.patches.SharedPatches` holds them: of every patching its distinct
             patches, uint8, shape (t, 3·p²); then of every level its index, int32, shape (B, tokens).
 
         Returns

@@ -20,9 +20,9 @@ from m2ost_client.archive.state import Part
 from m2ost_client.reports import Exports
 from m2ost_contract import ENV_DECODER_TRACE, EXPRESSION, MODEL_ENGINE, EngineInfo, Manifest
 from m2ost_preprocess.decoder import DecodedSlide, Decoder, SlideInfo
-from m2ost_preprocess.engine.onnx import cpu_session
 from m2ost_preprocess.readers.base import Pixels
 from m2ost_preprocess.spots import Spots
+from m2ost_serving.engine.onnx import cpu_session
 
 from .archive_projection import Costs
 from .errors import TargetError

@@ -19,9 +19,10 @@ from typing import Any
 
 import numpy as np
 from m2ost_contract import EXPRESSION, ViewGeometry
-from m2ost_preprocess.engine import CpuThreads, Engine, HostDevice
-from m2ost_preprocess.engine.onnx import OnnxEngine
-from m2ost_preprocess.engine.openvino import OpenVinoEngine, compile_graph
+from m2ost_serving.devices import HostDevice
+from m2ost_serving.engine import CpuThreads, Engine
+from m2ost_serving.engine.onnx import OnnxEngine
+from m2ost_serving.engine.openvino import OpenVinoEngine, compile_graph
 
 from .errors import LoadTestError
 

@@ -30,12 +30,12 @@ from m2ost_export.dense import patch_geometry
 from m2ost_export.fused import FusedM2OST
 from m2ost_preprocess.decoder import DecodedSlide, decoded_slide
 from m2ost_preprocess.dense import DenseGrid, parse_pitch
-from m2ost_preprocess.engine import load_engine
-from m2ost_preprocess.engine.base import Engine
-from m2ost_preprocess.engine.patches import PatchGeometry, share
 from m2ost_preprocess.errors import PreprocessError
 from m2ost_preprocess.rectangle import Rectangle
 from m2ost_preprocess.tissue import MASK_PX, Mask, TissueShares, tissue_mask
+from m2ost_serving.engine import load_engine
+from m2ost_serving.engine.base import Engine
+from m2ost_serving.engine.patches import PatchGeometry, share
 from torch.utils.flop_counter import FlopCounterMode
 
 from .machine import describe_machine, spread, write_report

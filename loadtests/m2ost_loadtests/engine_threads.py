@@ -25,7 +25,7 @@ from m2ost_client.stream import StreamOptions
 from m2ost_client.supervisor import TritonServer
 from m2ost_contract import MODEL_ENGINE, MODEL_TILER, SPINNING_PARAMETER, THREADS_PARAMETER, Manifest, sha256_file
 from m2ost_preprocess.slides import SlideRoots
-from m2ost_preprocess.tiler import THREADS_PARAMETER as TILER_THREADS_PARAMETER
+from m2ost_serving.tiler import THREADS_PARAMETER as TILER_THREADS_PARAMETER
 from tritonclient.grpc import model_config_pb2
 
 from .errors import LoadTestError

@@ -26,7 +26,7 @@ from m2ost_export.fused import FusedM2OST
 from m2ost_export.graph import export_onnx
 from m2ost_export.onnx_files import describe
 from m2ost_export.probes import probe_views
-from m2ost_preprocess.engine.onnx import cpu_session
+from m2ost_serving.engine.onnx import cpu_session
 
 from .machine import describe_machine, spread, write_report
 

@@ -24,12 +24,12 @@ from m2ost_client.stream import SpotStream, StreamOptions
 from m2ost_client.supervisor import TritonServer
 from m2ost_contract import EXPRESSION, Manifest, ViewGeometry
 from m2ost_preprocess.decoder import decoded_slide
-from m2ost_preprocess.engine.onnx import cpu_session
 from m2ost_preprocess.errors import PreprocessError
 from m2ost_preprocess.slides import SlideRoots
 from m2ost_preprocess.spots import grid
 from m2ost_preprocess.tissue import MASK_PX, tissue_mask
 from m2ost_preprocess.views import spatial_order
+from m2ost_serving.engine.onnx import cpu_session
 from PIL import Image
 
 from .errors import LoadTestError, TargetError

@@ -1,3 +1,3 @@
 """The M2OST network, its checkpoints, and the conversion of the authors' weights."""
 
-import m2ost_preprocess  # noqa: F401 - before any library that would report to its maker
+import m2ost_contract  # noqa: F401 - before any library that would report to its maker

@@ -4,4 +4,4 @@ Everything that touches pixels lives here once: training, the server and the cli
 the network learned on is what it is served.
 """
 
-import m2ost_contract  # noqa: F401  (first, for the variables that it sets)
+import m2ost_contract  # noqa: F401 - before any library that would report to its maker

@@ -15,7 +15,7 @@ from m2ost_client.archive import Address, SlideRow, read_status
 from m2ost_client.stream import describe_inputs
 from m2ost_contract import MODEL_INFO
 from m2ost_preprocess.slides import SlideRoots
-from m2ost_preprocess.tiling import MOST_WAITING
+from m2ost_serving.tiling import MOST_WAITING
 from tritonclient.utils import InferenceServerException
 
 from .archives import MPP, address_of, rescore, rescore_apart, rescore_async, results, tiler_decoder

@@ -94,7 +94,7 @@ def test_a_bare_machine_without_a_gpu_says_what_it_lacks(narrow, svs, crop, tmp_
         "importlib.util.find_spec = lambda name, *rest: None if name in absent else find(name, *rest)\n"
         "sys.modules.update(dict.fromkeys(absent))\n"
     )
-    rooms = [str(REPOSITORY / room) for room in ("contract", "preprocess", "model", "client", "loadtests")]
+    rooms = [str(REPOSITORY / room) for room in ("contract", "preprocess", "serving", "model", "client", "loadtests")]
     command = [sys.executable, "-m", "m2ost_loadtests.gpu_check", "--gpu", "99", "--slide", svs, "--slide", crop]
     run = subprocess.run(
         [*command, "--checkpoint", narrow / "checkpoint0", *BRIEF, "--out", tmp_path],
@@ -111,7 +111,7 @@ def test_a_bare_machine_without_a_gpu_says_what_it_lacks(narrow, svs, crop, tmp_
     assert parts["tiler"]["status"] == parts["speed of networks"]["status"] == "right"
     assert parts["served"]["reason"] == "no --release was given"
     assert "no GPU: PyTorch" in run.stdout
-    assert "cannot cut views on GPU 99" in run.stdout
+    assert "GPU 99 cannot be used" in run.stdout
 
 
 @pytest.mark.parametrize("wrong", [["--batch-rows", "257"], ["--rounds", "0"], ["--device", "tpu"]])

@@ -7,7 +7,7 @@ import threading
 import pytest
 from m2ost_preprocess.helpers import MOST_THREADS, REGIONS_AT_ONCE, Helpers
 from m2ost_preprocess.spans import Spans
-from m2ost_preprocess.tiler import thread_count
+from m2ost_serving.tiler import thread_count
 
 PATIENCE_S = 30.0
 

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 from m2ost_preprocess.errors import UnsupportedRequest
-from m2ost_preprocess.serving import Asked, read_request, request_id
+from m2ost_serving.triton import Asked, read_request, request_id
 
 
 def request(parameters="", id="a", timeout_us=0):

@@ -12,7 +12,7 @@ SWITCHES = ("ORT_DISABLE_TELEMETRY", "CI", "TF_BUILD", "JENKINS_URL", "XDG_CACHE
 
 SCRIPTS = {
     "onnxruntime": "import m2ost_preprocess, onnxruntime",
-    "openvino": "from m2ost_preprocess.engine.openvino import import_openvino; import_openvino()",
+    "openvino": "from m2ost_serving.engine.openvino import import_openvino; import_openvino()",
 }
 
 

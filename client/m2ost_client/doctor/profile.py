@@ -7,9 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from google.protobuf import text_format
-from m2ost_contract import ENGINE_PARAMETER, MODEL_ENGINE, MODEL_TILER, ManifestError
-from m2ost_preprocess.serving import number_of_rows
-from m2ost_preprocess.tiling import ENGINE_ROWS, ENGINE_ROWS_PARAMETER
+from m2ost_contract import (
+    ENGINE_PARAMETER,
+    ENGINE_ROWS,
+    ENGINE_ROWS_PARAMETER,
+    MODEL_ENGINE,
+    MODEL_TILER,
+    ManifestError,
+    number_of_rows,
+)
 from tritonclient.grpc import model_config_pb2
 
 from .facts import Profile

@@ -2,7 +2,8 @@
 
 Every part that lacks a library is reported as skipped, with the reason. Exit status: 0 all that ran is right; 1 a part
 is wrong; 2 there is no GPU, and what could be checked on the CPU is right; 64 the command is wrong. It needs a checkout
-with PYTHONPATH contract:preprocess:model:export:client:loadtests, and nothing installed but NumPy, Pillow and PyTorch.
+with PYTHONPATH contract:preprocess:serving:model:export:client:loadtests, and nothing installed but NumPy, Pillow and
+PyTorch.
 
 Usage: python -m m2ost_loadtests.gpu_check --slide FILE [--slide FILE …] [--release DIR …] --out DIR
 """

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
-from m2ost_preprocess.arrays import ArrayModuleUnavailable, Arrays, CuPyArrays, NumPyArrays
+from m2ost_serving import devices
 
 from ..machine import describe_machine
 from .parts import Skip, need
@@ -47,7 +47,7 @@ class Device:
         """PyTorch's name of it."""
         return f"cuda:{self.index}" if self.kind == "cuda" else "cpu"
 
-    def arrays(self) -> Arrays:
+    def arrays(self) -> devices.Device:
         """The array module of its tiler.
 
         Raises
@@ -56,10 +56,10 @@ class Device:
             If CuPy is not there or does not work.
         """
         if self.kind == "cpu":
-            return NumPyArrays()
+            return devices.HostDevice()
         try:
-            return CuPyArrays(self.index)
-        except ArrayModuleUnavailable as error:
+            return devices.CudaDevice(self.index)
+        except devices.DeviceUnavailable as error:
             raise Skip(str(error)) from error
 
     def synchronise(self) -> None:
@@ -99,9 +99,9 @@ def has_gpu(index: int) -> str:
     except ImportError as error:
         reasons.append(f"no PyTorch ({error})")
     try:
-        CuPyArrays(index)
+        devices.CudaDevice(index)
         return ""
-    except ArrayModuleUnavailable as error:
+    except devices.DeviceUnavailable as error:
         reasons.append(str(error))
     return "; ".join(reasons)
 

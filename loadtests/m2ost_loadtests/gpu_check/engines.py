@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from m2ost_contract import ONNXRUNTIME_CPU, ONNXRUNTIME_CUDA, TENSORRT, TENSORRT_RTX, Manifest
-from m2ost_preprocess.engine import load_engine
+from m2ost_serving.engine import load_engine
 
 from .device import Device
 from .parts import Outcome, Skip, need

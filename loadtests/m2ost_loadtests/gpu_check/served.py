@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 from m2ost_contract import MODEL_ENGINE, Manifest
-from m2ost_preprocess.tiler import ArrayTiler, PillowTiler, Tiler
 from m2ost_preprocess.tiles import TilingCounts
+from m2ost_serving.tiler import ArrayTiler, PillowTiler, Tiler
 
 from ..triton_statistics import read_settled_metrics, server_figures
 from .device import Device, Pace, interleave, ratios

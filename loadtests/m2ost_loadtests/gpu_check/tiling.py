@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 from m2ost_contract import MAX_ROWS, ViewGeometry
-from m2ost_preprocess.arrays import Arrays
 from m2ost_preprocess.decoder import DecodedSlide, Decoding
 from m2ost_preprocess.decoder.process import Slide
 from m2ost_preprocess.resample import resize
-from m2ost_preprocess.tiler import ArrayTiler, PillowTiler, Tiler
 from m2ost_preprocess.tiles import TilingCounts
+from m2ost_serving import devices
+from m2ost_serving.tiler import ArrayTiler, PillowTiler, Tiler
 from PIL import Image
 
 from .device import Device, Pace, interleave, ratios
@@ -37,7 +37,7 @@ def check_resize(outcome: Outcome, device: Device, slide: DecodedSlide, pace: Pa
         _check_resize(outcome, device, arrays, slide, pace)
 
 
-def _check_resize(outcome: Outcome, device: Device, arrays: Arrays, slide: DecodedSlide, pace: Pace) -> None:
+def _check_resize(outcome: Outcome, device: Device, arrays: devices.Device, slide: DecodedSlide, pace: Pace) -> None:
     geometry = ViewGeometry()
     n = 8 if device.kind == "cuda" else 2
     runs: dict[str, Callable[[], object]] = {}

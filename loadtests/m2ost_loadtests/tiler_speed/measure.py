@@ -19,9 +19,9 @@ from m2ost_client.stream import StreamOptions
 from m2ost_client.supervisor import TritonServer
 from m2ost_contract import EXPRESSION, Manifest
 from m2ost_preprocess.decoder import DecodedSlide
-from m2ost_preprocess.engine.onnx import cpu_session
 from m2ost_preprocess.slides import SlideRoots
 from m2ost_preprocess.tiles import TilingCounts
+from m2ost_serving.engine.onnx import cpu_session
 
 from ..errors import TargetError
 from ..machine import spread

@@ -4,29 +4,36 @@ from functools import partial
 from pathlib import Path
 
 import triton_python_backend_utils as pb_utils
-from m2ost_contract import ENGINE_PARAMETER, ENGINE_RUNS_METRIC, ENGINE_WAITING_METRIC, EXPRESSION, EngineInfo
-from m2ost_preprocess import scoring, serving
-from m2ost_preprocess.engine import CpuThreads, load_engine
+from m2ost_contract import (
+    ENGINE_PARAMETER,
+    ENGINE_RUNS_METRIC,
+    ENGINE_WAITING_METRIC,
+    EXPRESSION,
+    EngineInfo,
+    number_of_rows,
+)
 from m2ost_preprocess.errors import PreprocessError
-from m2ost_preprocess.queueing import QueueFull
+from m2ost_serving import scoring, triton
+from m2ost_serving.engine import CpuThreads, load_engine
+from m2ost_serving.queueing import QueueFull
 
 
 class TritonPythonModel:
     """Takes requests as they come, or refuses them; what it has taken is answered later, by another thread."""
 
     def initialize(self, args):
-        serving.check_environment()
-        parameters = serving.parameters(args["model_config"])
+        triton.check_environment()
+        parameters = triton.parameters(args["model_config"])
         info = EngineInfo.from_parameters(parameters)
         release = Path(args["model_repository"]).parent
         choice, gpu = parameters.get(ENGINE_PARAMETER), int(args["model_instance_device_id"])
         engine = load_engine(release, info, choice, gpu, threads=CpuThreads.from_parameters(parameters))
-        pb_utils.Logger.log_info(serving.log_line("engine_loaded", engine=choice, runs_on=engine.description))
+        pb_utils.Logger.log_info(triton.log_line("engine_loaded", engine=choice, runs_on=engine.description))
         self._views, self._families = info.views.names, []
         kinds = pb_utils.MetricFamily
         runs = self._metric(ENGINE_RUNS_METRIC, "runs of the engine", kinds.COUNTER, args)
         waiting = self._metric(ENGINE_WAITING_METRIC, "rows that wait for the engine", kinds.GAUGE, args)
-        rows = partial(serving.number_of_rows, parameters)
+        rows = partial(number_of_rows, parameters)
         self._scoring = scoring.Scoring(
             engine,
             batch_rows=rows(scoring.BATCH_ROWS_PARAMETER, scoring.BATCH_ROWS),
@@ -39,7 +46,7 @@ class TritonPythonModel:
         for request in requests:
             reply = _Reply(request)
             try:
-                asked = serving.read_request(request)
+                asked = triton.read_request(request)
                 views = {name: pb_utils.get_input_tensor_by_name(request, name) for name in self._views}
                 rows = views[self._views[0]].shape()[0]
                 self._scoring.put(reply, views, rows, background=asked.background, sender=asked.sender)
@@ -67,7 +74,7 @@ class _Reply:
         self._send(pb_utils.InferenceResponse([pb_utils.Tensor(EXPRESSION, expression)]))
 
     def error(self, error):
-        self._send(pb_utils.InferenceResponse(error=serving.triton_error(pb_utils, error)))
+        self._send(pb_utils.InferenceResponse(error=triton.triton_error(pb_utils, error)))
 
     def _send(self, response):
         self._sender.send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)

@@ -3,14 +3,14 @@
 import numpy as np
 import triton_python_backend_utils as pb_utils
 from m2ost_contract import EXPRESSION, GUARDED_METRIC, STATUS
-from m2ost_preprocess import serving
+from m2ost_serving import triton
 
 
 class TritonPythonModel:
     """Masks rows by their status."""
 
     def initialize(self, args):
-        serving.check_environment()
+        triton.check_environment()
         self._family = pb_utils.MetricFamily(
             name=GUARDED_METRIC,
             description="rows of slides that have passed the engine",

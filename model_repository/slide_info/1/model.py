@@ -8,26 +8,26 @@ import json
 import m2ost_contract as contract
 import numpy as np
 import triton_python_backend_utils as pb_utils
-from m2ost_preprocess import serving
-from m2ost_preprocess.describing import BUDGET_S, Describing, Description
 from m2ost_preprocess.errors import PreprocessError
-from m2ost_preprocess.queueing import QueueFull
 from m2ost_preprocess.slides import SlideRoots
+from m2ost_serving import triton
+from m2ost_serving.describing import BUDGET_S, Describing, Description
+from m2ost_serving.queueing import QueueFull
 
 
 class TritonPythonModel:
     """Takes requests as they come, each for one slide; they are answered later, by other threads."""
 
     def initialize(self, args):
-        serving.check_environment()
+        triton.check_environment()
         self._describing = Describing(SlideRoots.from_environment())
 
     def execute(self, requests):
         for request in requests:
-            slide = serving.text(pb_utils.get_input_tensor_by_name(request, contract.SLIDE).as_numpy().reshape(-1)[0])
+            slide = triton.text(pb_utils.get_input_tensor_by_name(request, contract.SLIDE).as_numpy().reshape(-1)[0])
             reply = _Reply(request, slide)
             try:
-                asked = serving.read_request(request)
+                asked = triton.read_request(request)
                 self._describing.put(
                     Description(
                         reply,
@@ -51,7 +51,7 @@ class _Reply:
     """The way back to a request's client."""
 
     def __init__(self, request, slide):
-        self._sender, self._id, self._slide = request.get_response_sender(), serving.request_id(request), slide
+        self._sender, self._id, self._slide = request.get_response_sender(), triton.request_id(request), slide
 
     def is_cancelled(self):
         return self._sender.is_cancelled()
@@ -64,7 +64,7 @@ class _Reply:
         self._log("slide_fingerprint" if isinstance(found, str) else "slide_info", pb_utils.Logger.log_info)
 
     def error(self, error):
-        answer = serving.triton_error(pb_utils, error)
+        answer = triton.triton_error(pb_utils, error)
         self._send(pb_utils.InferenceResponse(error=answer))
         self._log("slide_refused", pb_utils.Logger.log_warn, error=answer.message())
 
@@ -73,7 +73,7 @@ class _Reply:
 
     def _log(self, event, level, **facts):
         slide = self._slide[: contract.MAX_SHOWN_NAME]
-        level(serving.log_line(event, request_id=self._id, slide=slide, **facts))
+        level(triton.log_line(event, request_id=self._id, slide=slide, **facts))
 
 
 def _response(facts, centers=(), names=(), thumbnail=None):

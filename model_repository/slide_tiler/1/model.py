@@ -10,12 +10,12 @@ from functools import partial
 import m2ost_contract as contract
 import numpy as np
 import triton_python_backend_utils as pb_utils
-from m2ost_preprocess import serving, tiling
 from m2ost_preprocess.errors import PreprocessError, UnsupportedRequest
-from m2ost_preprocess.queueing import QueueFull, TooLate
 from m2ost_preprocess.slides import SlideRoots
-from m2ost_preprocess.tiler import make_tiler
-from m2ost_preprocess.tiling import Tiling, TilingRequest
+from m2ost_serving import tiling, triton
+from m2ost_serving.queueing import QueueFull, TooLate
+from m2ost_serving.tiler import make_tiler
+from m2ost_serving.tiling import Tiling, TilingRequest
 
 COUNTERS = {
     "spots": "spots whose views were cut",
@@ -31,8 +31,8 @@ class TritonPythonModel:
     """Takes requests as they come, or refuses them; what it has taken is answered later, by other threads."""
 
     def initialize(self, args):
-        serving.check_environment()
-        info, settings = serving.engine_info(args["model_config"]), serving.parameters(args["model_config"])
+        triton.check_environment()
+        info, settings = triton.engine_info(args["model_config"]), triton.parameters(args["model_config"])
         self._release = info.release_sha256
         gpu = int(args["model_instance_device_id"]) if args["model_instance_kind"] == "GPU" else None
         self._families, self._counters = [], {}
@@ -42,8 +42,8 @@ class TritonPythonModel:
         waiting = self._metric(
             contract.WAITING_METRIC, "requests that wait for the tiler", pb_utils.MetricFamily.GAUGE, args
         )
-        rows = partial(serving.number_of_rows, settings)
-        engine = serving.EngineQueue(rows(tiling.ENGINE_ROWS_PARAMETER, tiling.ENGINE_ROWS), _warn_of_engine)
+        rows = partial(contract.number_of_rows, settings)
+        engine = triton.EngineQueue(rows(contract.ENGINE_ROWS_PARAMETER, contract.ENGINE_ROWS), _warn_of_engine)
         self._tiling = Tiling(
             SlideRoots.from_environment(),
             lambda lane: make_tiler(settings, info.views, gpu, _log_decoding, spare=lane > 0),
@@ -59,8 +59,8 @@ class TritonPythonModel:
         for request in requests:
             reply = _Reply(request, self._names)
             try:
-                asked = serving.read_request(request)
-                serving.check_release(asked, self._release)
+                asked = triton.read_request(request)
+                triton.check_release(asked, self._release)
                 ticket = _input(request, contract.TICKET)
                 if ticket is not None:
                     self._tiling.redeem(int(ticket[0, 0]), reply)
@@ -76,7 +76,7 @@ class TritonPythonModel:
         slides, centers, scales = tensors
         return TilingRequest(
             reply,
-            [serving.text(name) for name in slides.reshape(-1)],
+            [triton.text(name) for name in slides.reshape(-1)],
             # Copies: the tensors' memory is Triton's again when execute returns.
             centers.copy(),
             scales.reshape(-1).copy(),
@@ -103,7 +103,7 @@ class _Reply:
     """The way back to a request's client."""
 
     def __init__(self, request, names):
-        self._sender, self._id, self._names = request.get_response_sender(), serving.request_id(request), names
+        self._sender, self._id, self._names = request.get_response_sender(), triton.request_id(request), names
         self._began = time.monotonic()
 
     def is_cancelled(self):
@@ -119,7 +119,7 @@ class _Reply:
         self._log("tiled", pb_utils.Logger.log_warn if bad else pb_utils.Logger.log_info, facts)
 
     def error(self, error):
-        answer = serving.triton_error(pb_utils, error)
+        answer = triton.triton_error(pb_utils, error)
         self._send(pb_utils.InferenceResponse(error=answer))
         self._log("refused", pb_utils.Logger.log_warn, {"errors": [answer.message()]})
 
@@ -128,15 +128,15 @@ class _Reply:
 
     def _log(self, event, level, facts):
         took_s = round(time.monotonic() - self._began, 4)
-        level(serving.log_line(event, request_id=self._id, **facts, took_s=took_s))
+        level(triton.log_line(event, request_id=self._id, **facts, took_s=took_s))
 
 
 def _warn_of_engine(words):
-    pb_utils.Logger.log_warn(serving.log_line("backlog_unknown", error=words))
+    pb_utils.Logger.log_warn(triton.log_line("backlog_unknown", error=words))
 
 
 def _log_decoding(slide, decoding):
-    line = serving.log_line("decoding_chosen", slide=slide.name, **vars(decoding))
+    line = triton.log_line("decoding_chosen", slide=slide.name, **vars(decoding))
     pb_utils.Logger.log_info(line)
 
 

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from m2ost_contract import EXPRESSION, sha256_file
+from m2ost_serving.engine.base import KEEP_MEMORY_ROWS
+from m2ost_serving.engine.onnx import cpu_session, give_memory_back
 
-from ..engine.base import KEEP_MEMORY_ROWS
-from ..engine.onnx import cpu_session, give_memory_back
 from .manifest import (
     CLS,
     FEATURES,

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 from m2ost_contract import CENTER, EXPRESSION, SLIDE, STATUS
+from m2ost_serving.triton import check_environment, log_line, parameters, request_id, text, triton_error
 
 from ..decoder import DecodedSlide, Decoder, SlideInfo
 from ..errors import PreprocessError, SpotError, UnknownResolution
-from ..serving import check_environment, log_line, parameters, request_id, text, triton_error
 from ..slides import SlideRoots
 from .geometry import VARIANTS
 from .manifest import INFO, MPP, NETWORK_MODELS, SPOT_DIAMETER_UM, BaselineInfo

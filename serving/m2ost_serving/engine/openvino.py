@@ -9,7 +9,8 @@ from typing import Any
 
 from m2ost_contract import MAX_ROWS, EngineError, ViewGeometry
 
-from .base import KEEP_MEMORY_ROWS, CpuThreads, Device, Expression, HostDevice, check_batch
+from ..devices import Device, HostDevice
+from .base import KEEP_MEMORY_ROWS, CpuThreads, Expression, check_batch
 
 
 class OpenVinoEngine:
@@ -39,7 +40,7 @@ class OpenVinoEngine:
         self.description = f"OpenVINO {ov.__version__}, CPU, float32, {threads.count} threads"
 
     def run(self, batch: Mapping[str, Any]) -> Expression:
-        """See :class:`~m2ost_preprocess.engine.base.Engine`."""
+        """See :class:`~m2ost_serving.engine.base.Engine`."""
         rows = check_batch(batch, self._geometry, MAX_ROWS)
         self._request.infer(dict(batch), share_inputs=True)
         # The tensor is the request's own, and the next run writes into it.

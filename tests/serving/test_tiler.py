@@ -11,7 +11,6 @@ import types
 import numpy as np
 import pytest
 from m2ost_contract import RowStatus, ViewGeometry
-from m2ost_preprocess.arrays import ArrayModuleUnavailable, CuPyArrays, NumPyArrays
 from m2ost_preprocess.decoder import Decoder, Decoding, regions
 from m2ost_preprocess.decoder.control import Control, new_control
 from m2ost_preprocess.decoder.gpu import choose_decoding, decide, read_padded_on_gpu
@@ -19,9 +18,10 @@ from m2ost_preprocess.decoder.protocol import Acknowledged, GpuSlots, ReadRegion
 from m2ost_preprocess.errors import SlideNotFound, SlideTimeout, UnreadableSlide, UnsupportedRequest
 from m2ost_preprocess.readers import open_slide
 from m2ost_preprocess.spans import Spans
-from m2ost_preprocess.tiler import ArrayTiler, PillowTiler, _Cutter, _Slots, make_tiler
 from m2ost_preprocess.tiles import CachedReader, TileCache, TilingCounts
 from m2ost_preprocess.views import Region
+from m2ost_serving.devices import CudaDevice, DeviceUnavailable, HostDevice
+from m2ost_serving.tiler import ArrayTiler, PillowTiler, _Cutter, _Slots, make_tiler
 
 from tests.preprocess.test_readers import damaged_tile
 
@@ -65,7 +65,7 @@ def take(array, indices, axis):
     return np.take(array, indices, axis=axis).view(GpuLike)
 
 
-class GpuLikeArrays(NumPyArrays):
+class GpuLikeArrays(HostDevice):
     """NumPy's arithmetic behind CuPy's rules; only what the tiler needs of the module is there."""
 
     xp = types.SimpleNamespace(**{name: on_gpu(getattr(np, name)) for name in ("empty", "zeros", "asarray")}, take=take)
@@ -187,7 +187,7 @@ def test_a_region_larger_than_a_slot_comes_in_strips(svs):
     assert len(strips) > 4
     assert [strip.last for strip in strips] == [False] * (len(strips) - 1) + [True]
     assert sum(strip.height for strip in strips) == strips[0].region.height
-    array, pillow = ArrayTiler(geometry, NumPyArrays()), PillowTiler(geometry, threads=0)
+    array, pillow = ArrayTiler(geometry, HostDevice()), PillowTiler(geometry, threads=0)
     found, expected = cut(array, svs, centers, scales), cut(pillow, svs, centers, scales)
     # Two strips share a row of tiles, which is found the second time.
     assert found[2].cached_tiles > expected[2].cached_tiles == 0
@@ -318,7 +318,7 @@ def test_strips_in_gpu_memory_become_the_same_views(svs, pillow, monkeypatch):
     child = threading.Thread(target=lambda: theirs.send(streams.read(reader, job)))
     child.start()
 
-    class Arrays(NumPyArrays):
+    class Arrays(HostDevice):
         def open_slots(self, slots):
             assert slots.handles == (b"first", b"second")
             return made[-1].memory
@@ -347,14 +347,14 @@ def test_strips_in_gpu_memory_become_the_same_views(svs, pillow, monkeypatch):
 
 
 def test_without_a_gpu_the_gpus_tiler_does_not_start():
-    with pytest.raises(ArrayModuleUnavailable, match=r"cannot cut views on GPU 99: .*profile cpu"):
+    with pytest.raises(DeviceUnavailable, match=r"GPU 99 cannot be used: .*a profile for the CPU"):
         make_tiler({"cut": "cupy"}, GEOMETRY, 99, print)
 
 
 def test_without_cupy_the_gpus_tiler_does_not_start(monkeypatch):
     monkeypatch.setitem(sys.modules, "cupy", None)
-    with pytest.raises(ArrayModuleUnavailable, match=r"CuPy cannot be imported.*m2ost-triton\[server-gpu\]"):
-        CuPyArrays(0)
+    with pytest.raises(DeviceUnavailable, match=r"CuPy cannot be imported.*m2ost-triton\[server-gpu\]"):
+        CudaDevice(0)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,8 @@ from typing import Any
 
 from m2ost_contract import EXPRESSION, TENSORRT, TENSORRT_RTX, EngineError, ViewGeometry
 
-from .base import CudaDevice, Device, Expression, check_batch
+from ..devices import CudaDevice, Device
+from .base import Expression, check_batch
 
 MODULES = {TENSORRT: ("tensorrt",), TENSORRT_RTX: ("tensorrt_rtx", "tensorrt_rtx_bindings")}
 """Python modules of a runtime, the first that is installed taken. The wheel of the bindings has the second name."""
@@ -55,7 +56,7 @@ class TensorRTEngine:
         self.description = f"{runtime} {trt.__version__}, {plan.name}, cuda {device.index}, up to {self._max_rows} rows"
 
     def run(self, batch: Mapping[str, Any]) -> Expression:
-        """See :class:`~m2ost_preprocess.engine.base.Engine`."""
+        """See :class:`~m2ost_serving.engine.base.Engine`."""
         rows, device = check_batch(batch, self._geometry, self._max_rows), self.device
         expression = device.empty((rows, self._genes))
         for name, array in batch.items():

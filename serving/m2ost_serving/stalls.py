@@ -5,9 +5,9 @@ from __future__ import annotations
 import threading
 import time
 
-from .decoder.child import ChildStalled, FilesStalled
-from .errors import SlideTimeout
-from .slides import RootedSlide
+from m2ost_preprocess.decoder.child import ChildStalled, FilesStalled
+from m2ost_preprocess.errors import SlideTimeout
+from m2ost_preprocess.slides import RootedSlide
 
 REMEMBER_S = 60.0
 """For how long they are refused, in seconds; afterwards one request finds out whether they answer again."""

@@ -108,7 +108,7 @@ class _Slice:
 class Scoring:
     """Takes requests at once, or refuses them; runs the engine on them in turn, in a thread of its own.
 
-    Clients take turns, and background work goes last (:class:`m2ost_preprocess.queueing.FairQueue`).
+    Clients take turns, and background work goes last (:class:`m2ost_serving.queueing.FairQueue`).
 
     Parameters
     ----------

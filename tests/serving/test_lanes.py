@@ -5,8 +5,8 @@ import time
 from dataclasses import dataclass, field
 
 import pytest
-from m2ost_preprocess import lanes as module
-from m2ost_preprocess.lanes import Lanes
+from m2ost_serving import lanes as module
+from m2ost_serving.lanes import Lanes
 
 WAIT_S = 20
 

@@ -13,18 +13,18 @@ from typing import Any, Protocol
 
 import numpy as np
 from m2ost_contract import ENV_TILE_CACHE_MIB, RowStatus, ViewGeometry
+from m2ost_preprocess.decoder import Decoder, Decoding
+from m2ost_preprocess.decoder.child import Limits
+from m2ost_preprocess.decoder.process import Slide
+from m2ost_preprocess.decoder.protocol import GpuSlots, Strip, remember
+from m2ost_preprocess.errors import UnsupportedRequest
+from m2ost_preprocess.helpers import default_threads
+from m2ost_preprocess.readers.base import Pixels
+from m2ost_preprocess.resample import cut_spots
+from m2ost_preprocess.tiles import TilingCounts
+from m2ost_preprocess.views import Centers, Scales, Statuses
 
-from .arrays import Arrays, CuPyArrays, NumPyArrays
-from .decoder import Decoder, Decoding
-from .decoder.child import Limits
-from .decoder.process import Slide
-from .decoder.protocol import GpuSlots, Strip, remember
-from .errors import UnsupportedRequest
-from .helpers import default_threads
-from .readers.base import Pixels
-from .resample import cut_spots
-from .tiles import TilingCounts
-from .views import Centers, Scales, Statuses
+from .devices import CudaDevice, Device, HostDevice
 
 CUT_PARAMETER, DECODE_PARAMETER, THREADS_PARAMETER = "cut", "decode", "threads"
 """Parameters of the config of ``slide_tiler``: where views are cut, where tiles are decoded for them, and the
@@ -120,8 +120,8 @@ class ArrayTiler:
     ----------
     geometry : ViewGeometry
         The views.
-    arrays : Arrays
-        The module and its device.
+    device : Device
+        Where views are cut.
     decode : {"auto", "cpu", "gpu"}
         Where tiles are decoded; ``auto`` tries both on each slide's first region.
     threads : int, optional
@@ -135,7 +135,7 @@ class ArrayTiler:
     def __init__(
         self,
         geometry: ViewGeometry,
-        arrays: Arrays,
+        device: Device,
         *,
         decode: str = "auto",
         threads: int | None = None,
@@ -143,20 +143,20 @@ class ArrayTiler:
         on_decoding: OnDecoding = lambda slide, decoding: None,
     ) -> None:
         self.geometry = geometry
-        self._arrays = arrays
+        self._device = device
         self._decode = decode
         self._on_decoding = on_decoding
         self._told: dict[Slide, Decoding] = {}
-        self._slots = _Slots(arrays)
+        self._slots = _Slots(device)
         self._decoder = Decoder(geometry, threads=threads, environment=environment)
         self._decoder.start()
-        with arrays.current():
-            self._unpin = arrays.pin(self._decoder.shared_memory)
+        with device.current():
+            self._unpin = device.pin(self._decoder.shared_memory)
 
     def buffers(self, rows: int) -> list[Any]:
         """See :class:`Tiler`."""
-        with self._arrays.current():
-            return [self._arrays.xp.zeros((rows, *self.geometry.shape), np.uint8) for _ in self.geometry.names]
+        with self._device.current():
+            return [self._device.xp.zeros((rows, *self.geometry.shape), np.uint8) for _ in self.geometry.names]
 
     def cut_views(
         self,
@@ -180,16 +180,16 @@ class ArrayTiler:
         if pyramid:
             raise UnsupportedRequest("views from a slide's lower levels are cut by the profile cpu alone")
         rows = np.arange(len(out[0]))[rows]
-        with self._arrays.current():
-            cutter = _Cutter(self._arrays, self._slots, self.geometry, centers, scales, out, rows)
+        with self._device.current():
+            cutter = _Cutter(self._device, self._slots, self.geometry, centers, scales, out, rows)
             statuses, decoding = self._decoder.read_regions(
-                slide, centers, scales, cutter, decode=self._decode, gpu=self._arrays.gpu, counts=counts, limits=limits
+                slide, centers, scales, cutter, decode=self._decode, gpu=self._device.gpu, counts=counts, limits=limits
             )
             failed = rows[statuses != RowStatus.OK]
             counts.moved_bytes += (len(rows) - len(failed)) * self.geometry.n_views * math.prod(self.geometry.shape)
             for array in out if len(failed) else ():
-                array[self._arrays.xp.asarray(failed)] = 0
-            self._arrays.synchronise()
+                array[self._device.xp.asarray(failed)] = 0
+            self._device.synchronise()
         if decoding is not None and self._told.get(slide) != decoding:
             remember(self._told, slide, decoding)
             self._on_decoding(slide, decoding)
@@ -197,7 +197,7 @@ class ArrayTiler:
 
     def close(self) -> None:
         """See :class:`Tiler`."""
-        with self._arrays.current():
+        with self._device.current():
             self._unpin()
             self._slots.close()
         self._decoder.close()
@@ -206,13 +206,13 @@ class ArrayTiler:
 class _Slots:
     """The slots in GPU memory of the decoder that lives now."""
 
-    def __init__(self, arrays: Arrays) -> None:
-        self._arrays = arrays
+    def __init__(self, device: Device) -> None:
+        self._device = device
         self._opened: list[Any] = []
 
     def open(self, slots: GpuSlots) -> None:
         self.close()
-        self._opened = self._arrays.open_slots(slots)
+        self._opened = self._device.open_slots(slots)
 
     def pixels(self, strip: Strip) -> Any:
         width = strip.region.width
@@ -220,7 +220,7 @@ class _Slots:
 
     def close(self) -> None:
         opened, self._opened = self._opened, []
-        self._arrays.close_slots(opened)
+        self._device.close_slots(opened)
 
 
 class _Cutter:
@@ -228,7 +228,7 @@ class _Cutter:
 
     def __init__(
         self,
-        arrays: Arrays,
+        device: Device,
         slots: _Slots,
         geometry: ViewGeometry,
         centers: Centers,
@@ -236,7 +236,7 @@ class _Cutter:
         out: list[Any],
         rows: Any,
     ) -> None:
-        self._arrays, self._slots, self._geometry = arrays, slots, geometry
+        self._device, self._slots, self._geometry = device, slots, geometry
         self._centers, self._scales, self._out, self._rows = centers, scales, out, rows
         self._pixels: Any = None
 
@@ -244,11 +244,11 @@ class _Cutter:
         self._slots.open(slots)
 
     def take(self, strip: Strip, pixels: Pixels | None) -> None:
-        region, xp = strip.region, self._arrays.xp
+        region, xp = strip.region, self._device.xp
         if strip.top == 0:
             self._pixels = xp.empty((region.height, region.width, 3), np.uint8)
         source = self._slots.pixels(strip) if pixels is None else pixels
-        self._arrays.upload(self._pixels[strip.top : strip.top + strip.height], source)
+        self._device.upload(self._pixels[strip.top : strip.top + strip.height], source)
         if strip.last:
             spots, origin = region.rows, (region.left, region.top)
             scale = float(self._scales[spots[0]])
@@ -289,7 +289,7 @@ def make_tiler(
     ------
     ValueError
         If a parameter has no such value, or the parameters do not fit the kind of instance.
-    ArrayModuleUnavailable
+    DeviceUnavailable
         If views are to be cut on a GPU, and CuPy or the GPU is not there.
     """
     cut, decode = parameters.get(CUT_PARAMETER, "pillow"), parameters.get(DECODE_PARAMETER, "auto")
@@ -304,9 +304,9 @@ def make_tiler(
     threads = min(threads, 1) if spare else threads
     if cut == "pillow":
         return PillowTiler(geometry, threads, environment)
-    arrays: Arrays = NumPyArrays() if gpu is None else CuPyArrays(gpu)
+    device: Device = HostDevice() if gpu is None else CudaDevice(gpu)
     return ArrayTiler(
-        geometry, arrays, decode=decode, threads=threads, environment=environment, on_decoding=on_decoding
+        geometry, device, decode=decode, threads=threads, environment=environment, on_decoding=on_decoding
     )
 
 

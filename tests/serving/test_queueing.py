@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 import pytest
-from m2ost_preprocess.queueing import BACKGROUND_TURNS, FairQueue, QueueFull
+from m2ost_serving.queueing import BACKGROUND_TURNS, FairQueue, QueueFull
 
 
 @dataclass(eq=False)

@@ -8,7 +8,7 @@ import os
 import re
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,14 +18,15 @@ from m2ost_contract import (
     ENGINE_WAITING_METRIC,
     FINGERPRINT_PARAMETER,
     GUARDED_METRIC,
+    METRICS_URL_ENV,
     MODEL_ENGINE,
     PYRAMID_PARAMETER,
     RELEASE_PARAMETER,
     EngineInfo,
 )
+from m2ost_preprocess.errors import PreprocessError, SlideChanged, SlideNotFound, SlideTimeout, UnsupportedRequest
+from m2ost_preprocess.network import read_url
 
-from .errors import PreprocessError, SlideChanged, SlideNotFound, SlideTimeout, UnsupportedRequest
-from .network import read_url
 from .queueing import Cancelled, QueueFull, TooLate
 
 
@@ -43,9 +44,6 @@ def check_environment() -> None:
             "run: pip install 'numpy<2'"
         )
 
-
-METRICS_URL_ENV = "M2OST_METRICS_URL"
-"""Environment variable with the address of the server's own metrics, where it is not Triton's default."""
 
 _PENDING = re.compile(r'^nv_inference_pending_request_count\{model="(\w+)"[^}]*\} (\d+)', re.MULTILINE)
 _OURS = re.compile(rf"^({ENGINE_WAITING_METRIC}|{GUARDED_METRIC})\{{[^}}]*\}} ([0-9.e+]+)", re.MULTILINE)
@@ -274,20 +272,6 @@ def check_release(asked: Asked, release_sha256: str) -> None:
     if asked.release not in (None, release_sha256):
         meant = _bounded(asked.release)
         raise UnsupportedRequest(f"this server serves release {release_sha256}, the request is for {meant}")
-
-
-def number_of_rows(settings: Mapping[str, str], parameter: str, default: int) -> int:
-    """A number of rows in a model's config.
-
-    Raises
-    ------
-    ValueError
-        If it is not a number above 0.
-    """
-    given = settings.get(parameter, str(default))
-    if not (given.isdecimal() and int(given)):
-        raise ValueError(f"the config's parameter {parameter!r} is {given!r}, not a number above 0")
-    return int(given)
 
 
 def text(value: Any) -> str:

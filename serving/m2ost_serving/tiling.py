@@ -12,16 +12,16 @@ from typing import Any, Protocol
 
 import numpy as np
 from m2ost_contract import RowStatus
+from m2ost_preprocess.decoder.child import Limits
+from m2ost_preprocess.errors import PreprocessError, SlideTimeout, answered
+from m2ost_preprocess.slides import RootedSlide, SlideRoots
+from m2ost_preprocess.tiles import TilingCounts
+from m2ost_preprocess.views import Centers, Scales, Statuses
 
-from .decoder.child import Limits
-from .errors import PreprocessError, SlideTimeout, answered
 from .lanes import Lanes, Room
 from .queueing import TooLate, why_dropped
-from .slides import RootedSlide, SlideRoots
 from .stalls import Stalls
 from .tiler import Tiler
-from .tiles import TilingCounts
-from .views import Centers, Scales, Statuses
 
 BUDGET_S = 110.0
 """Longest time for cutting a request, in seconds, where its client names no limit. A client of this project waits for
@@ -36,10 +36,6 @@ GRACE_S = 10.0
 JOINED_ROWS_PARAMETER, JOINED_ROWS = "joined_rows", 32
 """Parameter of the config, and its default: rows of one slide that are cut together. The engine starts on them while
 the next are cut."""
-
-ENGINE_ROWS_PARAMETER, ENGINE_ROWS = "engine_rows", 64
-"""Parameter of the config, and its default: rows that may wait for the engine before the tiler waits. Two batches of
-the engine, whose views take 28 MiB."""
 
 MOST_WAITING = 64
 """Requests that may wait for the tiler. They hold names and coordinates alone."""
@@ -121,7 +117,7 @@ class TilingRequest:
         return self.budget_s if self.until is None else max(0.0, self.until - time.monotonic())
 
     def drop(self) -> bool:
-        """See :meth:`m2ost_preprocess.lanes.Task.drop`."""
+        """See :meth:`m2ost_serving.lanes.Task.drop`."""
         if self.answered:
             return True
         arrived = self.arrived if self.until is None else math.inf  # what has begun waits no more
@@ -188,7 +184,7 @@ class Part:
         return (self.slide, self.request.pyramid) if self.rows == len(self.request.names) else None
 
     def drop(self) -> bool:
-        """See :meth:`m2ost_preprocess.lanes.Task.drop`."""
+        """See :meth:`m2ost_serving.lanes.Task.drop`."""
         return self.request.drop()
 
     def fail(self, error: Exception) -> None:
@@ -331,7 +327,7 @@ class Tiling:
     joined_rows : int
         Rows of one slide that are cut together.
     room, tell_waiting : callable
-        See :class:`m2ost_preprocess.lanes.Lanes`.
+        See :class:`m2ost_serving.lanes.Lanes`.
     sent : callable
         Told of rows whose views are about to be answered.
     """

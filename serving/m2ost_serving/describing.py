@@ -7,12 +7,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from .decoder import Decoder, SlideInfo
-from .decoder.child import Limits
-from .errors import answered
+from m2ost_preprocess.decoder import Decoder, SlideInfo
+from m2ost_preprocess.decoder.child import Limits
+from m2ost_preprocess.errors import answered
+from m2ost_preprocess.slides import RootedSlide, SlideRoots
+
 from .lanes import Lanes
 from .queueing import why_dropped
-from .slides import RootedSlide, SlideRoots
 from .stalls import Stalls
 
 BUDGET_S = 300.0
@@ -74,7 +75,7 @@ class Description:
         return self.slide.root
 
     def drop(self) -> bool:
-        """See :meth:`m2ost_preprocess.lanes.Task.drop`."""
+        """See :meth:`m2ost_serving.lanes.Task.drop`."""
         error = why_dropped(self.slide.shown, cancelled=self.reply.is_cancelled(), arrived=self.arrived)
         if error is not None:
             self.reply.error(error)

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from m2ost_contract import EXPRESSION, MAX_ROWS, EngineError, ViewGeometry
 
-from .base import KEEP_MEMORY_ROWS, CpuThreads, CudaDevice, Device, Expression, HostDevice, check_batch
+from ..devices import CudaDevice, Device, HostDevice
+from .base import KEEP_MEMORY_ROWS, CpuThreads, Expression, check_batch
 
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
@@ -57,7 +58,7 @@ class OnnxEngine:
         self.description = f"ONNX Runtime {ort.__version__}, {_PROVIDERS[device.kind]} {device.index}{counted}"
 
     def run(self, batch: Mapping[str, Any]) -> Expression:
-        """See :class:`~m2ost_preprocess.engine.base.Engine`."""
+        """See :class:`~m2ost_serving.engine.base.Engine`."""
         rows, device = check_batch(batch, self._geometry, MAX_ROWS), self.device
         expression = device.empty((rows, self._genes))
         binding = self._session.io_binding()

@@ -8,8 +8,7 @@ from collections.abc import Callable, Hashable
 from typing import Generic, Protocol, TypeVar
 
 from m2ost_contract import QUEUE_FULL
-
-from .errors import SlideTimeout
+from m2ost_preprocess.errors import SlideTimeout
 
 BACKGROUND_TURNS = 8
 """Of so many turns one belongs to background work, while there is other work: it is late, and gets on."""

@@ -6,10 +6,10 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from m2ost_preprocess import scoring
-from m2ost_preprocess.engine import HostDevice
-from m2ost_preprocess.queueing import Cancelled, QueueFull
-from m2ost_preprocess.scoring import Scoring
+from m2ost_serving import scoring
+from m2ost_serving.devices import HostDevice
+from m2ost_serving.queueing import Cancelled, QueueFull
+from m2ost_serving.scoring import Scoring
 
 from tests.conftest import wait_for
 

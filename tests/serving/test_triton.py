@@ -6,17 +6,10 @@ import threading
 from types import SimpleNamespace
 
 import pytest
-from m2ost_preprocess import serving
+from m2ost_contract import METRICS_URL_ENV, number_of_rows
 from m2ost_preprocess.errors import UnsupportedRequest
-from m2ost_preprocess.serving import (
-    METRICS_URL_ENV,
-    Asked,
-    EngineQueue,
-    check_release,
-    log_line,
-    number_of_rows,
-    read_request,
-)
+from m2ost_serving import triton
+from m2ost_serving.triton import Asked, EngineQueue, check_release, log_line, read_request
 
 PAGE = """# TYPE nv_inference_pending_request_count gauge
 nv_inference_pending_request_count{{model="slide_tiler",version="1"}} 12
@@ -91,7 +84,7 @@ def test_rows_of_which_nothing_comes_out_hold_the_tiler_up_for_a_while_only(metr
     queue.sent(100)
     metrics_page[:] = [page(waiting=500)]
     assert queue.room() == (False, False)
-    monkeypatch.setattr(serving, "FORGOTTEN_S", 0.0)
+    monkeypatch.setattr(triton, "FORGOTTEN_S", 0.0)
     assert queue.room() == (True, True)
 
 

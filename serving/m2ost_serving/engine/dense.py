@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from m2ost_contract import EXPRESSION, MAX_ROWS, ViewGeometry
 
-from .base import KEEP_MEMORY_ROWS, CpuThreads, Device, Expression, HostDevice, check_batch
+from ..devices import Device, HostDevice
+from .base import KEEP_MEMORY_ROWS, CpuThreads, Expression, check_batch
 from .onnx import cpu_session, give_memory_back
 from .patches import PatchGeometry, share
 
@@ -48,7 +49,7 @@ class DenseOnnxEngine:
         self.description = f"ONNX Runtime {ort.__version__}, CPUExecutionProvider 0, equal patches embedded once"
 
     def run(self, batch: Mapping[str, Any]) -> Expression:
-        """See :class:`~m2ost_preprocess.engine.base.Engine`."""
+        """See :class:`~m2ost_serving.engine.base.Engine`."""
         rows = check_batch(batch, self._geometry, MAX_ROWS)
         shared = share([batch[name] for name in self._geometry.names], self._patches)
         self.patches += rows * len(self._patches.patchings) * self._patches.tokens_per_patching

@@ -16,10 +16,11 @@ from m2ost_contract import (
     sha256_file,
     supports_version,
 )
-from m2ost_preprocess.engine import CpuThreads, HostDevice, load_engine
-from m2ost_preprocess.engine.base import KEEP_MEMORY_ROWS, CudaDevice
-from m2ost_preprocess.engine.onnx import cuda_session
-from m2ost_preprocess.engine.tensorrt import deserialize, import_runtime
+from m2ost_serving.devices import CudaDevice, DeviceUnavailable, HostDevice
+from m2ost_serving.engine import CpuThreads, load_engine
+from m2ost_serving.engine.base import KEEP_MEMORY_ROWS
+from m2ost_serving.engine.onnx import cuda_session
+from m2ost_serving.engine.tensorrt import deserialize, import_runtime
 
 from tests.conftest import engine_plan
 
@@ -167,13 +168,13 @@ def no_gpu():
 @pytest.mark.usefixtures("no_gpu")
 @pytest.mark.parametrize("choice", ["onnxruntime-cuda", "tensorrt", "tensorrt-rtx"])
 def test_a_gpu_that_is_absent_is_an_error_and_never_the_cpu(release, choice):
-    with pytest.raises(EngineError, match=r"GPU 0 cannot be used: .*m2ost doctor"):
+    with pytest.raises(DeviceUnavailable, match=r"GPU 0 cannot be used: .*m2ost doctor"):
         load_engine(*release, choice)
 
 
 @pytest.mark.usefixtures("no_gpu")
 def test_the_gpu_that_is_asked_for_is_named():
-    with pytest.raises(EngineError, match="GPU 3"):
+    with pytest.raises(DeviceUnavailable, match="GPU 3"):
         CudaDevice(3)
 
 

@@ -10,13 +10,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from m2ost_contract import RowStatus, ViewGeometry
-from m2ost_preprocess import lanes, tiling
 from m2ost_preprocess.decoder import Decoder
 from m2ost_preprocess.errors import SlideNotFound, SlideTimeout
-from m2ost_preprocess.queueing import Cancelled, QueueFull, TooLate
 from m2ost_preprocess.slides import SlideRoots
-from m2ost_preprocess.tiler import PillowTiler
-from m2ost_preprocess.tiling import Tiling, TilingRequest
+from m2ost_serving import lanes, tiling
+from m2ost_serving.queueing import Cancelled, QueueFull, TooLate
+from m2ost_serving.tiler import PillowTiler
+from m2ost_serving.tiling import Tiling, TilingRequest
 
 GEOMETRY = ViewGeometry()
 WAIT_S = 60

@@ -20,7 +20,8 @@ from m2ost_contract import (
     sha256_file,
 )
 
-from .base import CpuThreads, CudaDevice, Engine, HostDevice
+from ..devices import CudaDevice, HostDevice
+from .base import CpuThreads, Engine
 from .dense import DenseOnnxEngine
 from .onnx import OnnxEngine
 from .openvino import OpenVinoEngine
