@@ -7,7 +7,7 @@ import json
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -18,19 +18,7 @@ from .common import Reader, UserError, needs, use_reader
 from .serving_commands import SERVER_IS_THERE, embedded
 
 if TYPE_CHECKING:
-    from m2ost_client.archive import (
-        Access,
-        Address,
-        ArchiveReport,
-        Cluster,
-        OnRay,
-        Pool,
-        Progress,
-        Rescore,
-        RescoreOptions,
-        SlideList,
-    )
-    from m2ost_client.supervisor import TritonServer
+    from m2ost_client.archive import ArchiveReport, Progress, Rescore
 
 EXIT_INCOMPLETE = 3
 EXIT_INTERRUPTED = 130
@@ -49,9 +37,6 @@ def rescore(
         list[str] | None,
         typer.Option("--server", help="host:port of a server; repeatable. Without it one runs for this archive."),
     ] = None,
-    metrics_port: Annotated[
-        int, typer.Option(help="Port of the servers' metrics, by which requests of others are seen to wait; 0: none.")
-    ] = 8002,
     release: Annotated[
         Path | None, typer.Option(help="Release for the embedded server; by default that of the shipped checkpoint.")
     ] = None,
@@ -106,8 +91,8 @@ def rescore(
     Ctrl-C once finishes what is under way and keeps it; twice stops at once.
     """
     with needs("client"):
-        from m2ost_client.archive import RescoreOptions, Settings, connected, exclusive, is_url, read_slides
-        from m2ost_client.files import check_writable
+        from m2ost_client.archive import RescoreOptions, Servers, Settings, read_slides
+        from m2ost_client.archive import rescore as score
         from m2ost_client.reports import Exports
         from m2ost_client.stream import StreamOptions
     if send_pixels and not server:
@@ -125,11 +110,8 @@ def rescore(
     slides = read_slides(manifest, names_on_server=bool(server) and not send_pixels, follow_links=follow_links)
     if slides.unused:
         print(f"{manifest}: nothing reads the columns {', '.join(slides.unused)}", file=sys.stderr)
-    if ray and cache is None and any(is_url(row.path) for row in slides.rows):
-        raise UserError("workers read copies of remote slides; give --cache, a folder that every node of --ray sees")
     exports = Exports(geojson=geojson, spatialdata=spatialdata, report=report)
     exports.check_installed()
-    check_writable(out)
     options = RescoreOptions(
         out=out,
         settings=settings,
@@ -141,114 +123,26 @@ def rescore(
         cache=cache,
         cache_bytes=int(cache_gib * (1 << 30)),
     )
-    with ExitStack() as stack:
-        stack.enter_context(exclusive(out))
-        cluster = stack.enter_context(connected(ray)) if ray else None
-        serve = partial(embedded, release=release, checkpoint=checkpoint, log=server_log, profile=profile)
-        addresses, access, check = _servers(
-            stack, slides, options.staging_folder, server, metrics_port, send_pixels, serve
-        )
-        on_progress = stack.enter_context(_progress(len(slides.rows)))
-        made = asyncio.run(
-            _run(slides, options, addresses, access, cluster, send_pixels, window, retry_for_s, check, on_progress)
-        )
+    serve = partial(embedded, release=release, checkpoint=checkpoint, log=server_log, profile=profile)
+    elsewhere = Servers(
+        addresses=tuple(server or ()), window=window, retry_for_s=retry_for_s, send_pixels=send_pixels, ray=ray
+    )
+    with _progress(len(slides.rows)) as on_progress:
+        try:
+            made = score(
+                slides,
+                options,
+                elsewhere if server else serve,
+                on_start=_heed_signals,
+                on_progress=on_progress,
+            )
+        except asyncio.CancelledError:
+            raise KeyboardInterrupt from None
     _print_report(made, out)
     if made.drained:
         raise typer.Exit(EXIT_INTERRUPTED)
     if not made.complete:
         raise typer.Exit(EXIT_INCOMPLETE)
-
-
-def _servers(
-    stack: ExitStack,
-    slides: SlideList,
-    staging: Path,
-    servers: list[str] | None,
-    metrics_port: int,
-    send_pixels: bool,
-    serve: Callable[[dict[str, Path]], AbstractContextManager[TritonServer]],
-) -> tuple[list[Address], Callable[[Pool, OnRay | None], Access], Callable[[], None]]:
-    """Where the servers are, how slides reach them, and what tells that an embedded one was given up."""
-    from m2ost_client.archive import Address, OnServer, Sent, SentByWorkers, Shared, is_url, roots_of
-    from m2ost_preprocess.decoder import Decoder
-
-    remote = [row for row in slides.rows if is_url(row.path)]
-    if servers:
-        addresses = []
-        for address in servers:
-            host = address.rpartition(":")[0]
-            addresses.append(Address(address, f"http://{host}:{metrics_port}/metrics" if metrics_port else None))
-        if not send_pixels:
-            if remote:
-                raise UserError(
-                    f"{remote[0].path}: a server elsewhere does not see copies that are made here; give --send-pixels, "
-                    "or leave --server out"
-                )
-            return addresses, lambda pool, workers: OnServer(pool), lambda: None
-
-        def send(pool: Pool, workers: OnRay | None) -> Access:
-            decoder = stack.enter_context(Decoder(pool.info.views))
-            return SentByWorkers(pool, decoder, workers) if workers else Sent(pool, decoder)
-
-        return addresses, send, lambda: None
-    if remote:
-        staging.mkdir(parents=True, exist_ok=True)
-    roots = roots_of((row.path for row in slides.rows if not is_url(row.path)), staging if remote else None)
-    server = stack.enter_context(serve(roots))
-    return (
-        [Address(server.address, server.metrics_url)],
-        lambda pool, workers: Shared(pool, roots),
-        lambda: server.wait(0),
-    )
-
-
-async def _run(
-    slides: SlideList,
-    options: RescoreOptions,
-    addresses: list[Address],
-    access: Callable[[Pool, OnRay | None], Access],
-    cluster: Cluster | None,
-    send_pixels: bool,
-    window: int,
-    retry_for_s: float,
-    check: Callable[[], None],
-    on_progress: Callable[[Progress], None],
-) -> ArchiveReport:
-    from m2ost_client.archive import EndpointOptions, OnRay, Pool, Rescore, State
-
-    state = State(options.out)
-    try:
-        endpoint_options = EndpointOptions(window=window)
-        async with Pool(addresses, endpoint_options, retry_for_s=retry_for_s, check=check) as pool:
-            workers = (
-                OnRay(
-                    cluster,
-                    pool,
-                    addresses,
-                    window=window,
-                    retry_for_s=retry_for_s,
-                    send_pixels=send_pixels,
-                    batch_rows=options.batch_rows,
-                )
-                if cluster
-                else None
-            )
-            run = Rescore(
-                slides.rows,
-                options,
-                state,
-                pool,
-                access(pool, workers),
-                runner=workers,
-                left_out=slides.left_out,
-                on_progress=on_progress,
-            )
-            with _heed_signals(run):
-                return await run.run()
-    except asyncio.CancelledError:
-        raise KeyboardInterrupt from None
-    finally:
-        state.close()
 
 
 @contextmanager

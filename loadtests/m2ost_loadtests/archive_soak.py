@@ -10,9 +10,9 @@ everything but the arithmetic.
 from __future__ import annotations
 
 import argparse
-import asyncio
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -20,18 +20,14 @@ import numpy as np
 import pandas as pd
 import psutil
 from m2ost_client.archive import (
-    Address,
     ArchiveReport,
-    Pool,
     Progress,
     Rescore,
     RescoreOptions,
     Settings,
-    Shared,
-    SlideRow,
-    State,
-    exclusive,
+    SlideList,
     read_slides,
+    rescore,
 )
 from m2ost_client.command import ServerOptions
 from m2ost_client.supervisor import TritonServer
@@ -79,13 +75,10 @@ def measure(release: Path, slide: Path, slides: int) -> dict[str, Any]:
         pd.DataFrame([{"slide_id": row.slide_id, "path": row.path, "mpp": MPP} for row in named]).to_csv(
             manifest, index=False
         )
-        rows = read_slides(str(manifest)).rows
+        slides_of = read_slides(str(manifest))
         roots = {"slides": folder}
-        with TritonServer(ServerOptions(release=release, roots=SlideRoots(roots))) as server, exclusive(out):
-            runs = [
-                asyncio.run(_run(rows, out, server, roots, until))
-                for until in (max(2, slides // 100), slides // 2, slides)
-            ]
+        with TritonServer(ServerOptions(release=release, roots=SlideRoots(roots))) as server:
+            runs = [_run(slides_of, out, server, until) for until in (max(2, slides // 100), slides // 2, slides)]
         results = len(list((out / "results").glob("*.h5ad")))
     summaries = [report.summary for report, _ in runs]
     last = summaries[-1]
@@ -123,37 +116,37 @@ def halves(samples: Sequence[Memory]) -> tuple[Sequence[Memory], Sequence[Memory
     return samples[:middle], samples[middle:]
 
 
-async def _run(
-    rows: tuple[SlideRow, ...], out: Path, server: TritonServer, roots: dict[str, Path], until: int
-) -> tuple[ArchiveReport, list[Memory]]:
+def _run(slides: SlideList, out: Path, server: TritonServer, until: int) -> tuple[ArchiveReport, list[Memory]]:
     assert server.pid is not None
     client, triton = psutil.Process(), psutil.Process(server.pid)
     samples: list[Memory] = []
-    state = State(out)
-    try:
-        async with Pool([Address(server.address, server.metrics_url)], check=lambda: server.wait(0)) as pool:
-            options = RescoreOptions(out=out, settings=Settings(pitch_um=PITCH_UM))
+    runs: list[Rescore] = []
+    due = 0
 
-            due = 0
+    def watch(progress: Progress) -> None:
+        nonlocal due
+        if progress.spots and progress.slides >= due:
+            due = progress.slides + max(1, len(slides.rows) // SAMPLES)
+            samples.append(
+                {
+                    "client": anonymous_mib(client, descendants=False),
+                    "server": anonymous_mib(triton, descendants=True),
+                    "shared": shared_mib(server),
+                }
+            )
+        if progress.slides >= until < len(slides.rows):
+            runs[0].drain()
 
-            def watch(progress: Progress) -> None:
-                nonlocal due
-                if progress.spots and progress.slides >= due:
-                    due = progress.slides + max(1, len(rows) // SAMPLES)
-                    samples.append(
-                        {
-                            "client": anonymous_mib(client, descendants=False),
-                            "server": anonymous_mib(triton, descendants=True),
-                            "shared": shared_mib(server),
-                        }
-                    )
-                if progress.slides >= until < len(rows):
-                    run.drain()
+    @contextmanager
+    def served(roots: object) -> Iterator[TritonServer]:
+        yield server
 
-            run = Rescore(rows, options, state, pool, Shared(pool, roots), on_progress=watch)
-            return await run.run(), samples
-    finally:
-        state.close()
+    def keep(run: Rescore) -> AbstractContextManager[None]:
+        runs.append(run)
+        return nullcontext()
+
+    options = RescoreOptions(out=out, settings=Settings(pitch_um=PITCH_UM))
+    return rescore(slides, options, served, on_start=keep, on_progress=watch), samples
 
 
 def main() -> None:

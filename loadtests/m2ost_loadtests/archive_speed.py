@@ -28,19 +28,8 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from m2ost_client.archive import (
-    Address,
-    ArchiveReport,
-    OnServer,
-    Pool,
-    Progress,
-    Rescore,
-    RescoreOptions,
-    Settings,
-    SlideRow,
-    State,
-    exclusive,
-)
+from m2ost_client import archive
+from m2ost_client.archive import ArchiveReport, Progress, RescoreOptions, Servers, Settings, SlideList, SlideRow
 from m2ost_client.command import ServerOptions
 from m2ost_client.predict import PredictOptions, predict_slide
 from m2ost_client.stream import StreamOptions
@@ -113,10 +102,10 @@ class Run:
     memory_mib: list[float]
 
 
-async def rescore(
+def rescore(
     rows: Sequence[SlideRow],
     out: Path,
-    address: Address,
+    address: str,
     options: SpeedOptions,
     on_progress: Callable[[Progress], None],
 ) -> ArchiveReport:
@@ -130,13 +119,8 @@ async def rescore(
     run_options = RescoreOptions(
         out=out, settings=Settings(pitch_um=options.pitch_um), batch_rows=options.batch_rows, genes=()
     )
-    with exclusive(out):
-        state = State(out)
-        try:
-            async with Pool([address]) as pool:
-                report = await Rescore(rows, run_options, state, pool, OnServer(pool), on_progress=on_progress).run()
-        finally:
-            state.close()
+    servers = Servers(addresses=(address,))
+    report = archive.rescore(SlideList(tuple(rows)), run_options, servers, on_progress=on_progress)
     if not report.complete:
         raise TargetError(f"not every spot has a value: {report.summary['failed']}")
     return report
@@ -152,11 +136,11 @@ class Bench:
         An empty folder: the server's root.
     scratch : Path
         An empty folder for results.
-    address : Address
+    address : str
         Of the server.
     """
 
-    def __init__(self, options: SpeedOptions, folder: Path, scratch: Path, address: Address) -> None:
+    def __init__(self, options: SpeedOptions, folder: Path, scratch: Path, address: str) -> None:
         self.options, self.folder, self.scratch, self.address = options, folder, scratch, address
         self._numbers = itertools.count()
 
@@ -179,7 +163,7 @@ class Bench:
         stream = StreamOptions(batch_rows=self.options.batch_rows)
         asked = PredictOptions(slide=row.path, out=self.out(), pitch_um=self.options.pitch_um, stream=stream)
         began = time.perf_counter()
-        report = asyncio.run(predict_slide(self.address.grpc, asked))
+        report = asyncio.run(predict_slide(self.address, asked))
         seconds = time.perf_counter() - began
         n_spots = len(report.result.spots)
         if not n_spots or not report.complete:
@@ -195,7 +179,7 @@ class Bench:
             peaks[half] = max(peaks[half], anonymous_mib(client, descendants=False))
 
         began = time.perf_counter()
-        report = asyncio.run(rescore(rows, self.out(), self.address, self.options, watch))
+        report = rescore(rows, self.out(), self.address, self.options, watch)
         return Run(time.perf_counter() - began, report.summary["run"]["spots"], peaks)
 
     def resume(self, copies: int, spots: int) -> dict[str, Any]:
@@ -240,9 +224,9 @@ class Bench:
 
 
 def _rescore_apart(
-    rows: Sequence[SlideRow], out: Path, address: Address, options: SpeedOptions, progress: Connection
+    rows: Sequence[SlideRow], out: Path, address: str, options: SpeedOptions, progress: Connection
 ) -> None:
-    asyncio.run(rescore(rows, out, address, options, lambda p: progress.send(p.spots)))
+    rescore(rows, out, address, options, lambda p: progress.send(p.spots))
 
 
 def measure(options: SpeedOptions) -> dict[str, Any]:
@@ -266,7 +250,7 @@ def measure(options: SpeedOptions) -> dict[str, Any]:
         scratch.mkdir()
         roots = SlideRoots({ROOT: folder})
         with TritonServer(ServerOptions(release=options.release, roots=roots)) as server:
-            bench = Bench(options, folder, scratch, Address(server.address, server.metrics_url))
+            bench = Bench(options, folder, scratch, server.address)
             bench.predict()  # what is loaded on first use is nobody's cost
             bench.rescore(1)
             predictions, runs = [], []

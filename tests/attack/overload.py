@@ -8,9 +8,11 @@ from __future__ import annotations
 import asyncio
 import re
 import tempfile
+import threading
 import time
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,17 +20,7 @@ from typing import Any
 import grpc
 import numpy as np
 from m2ost_client import SpotStream, StreamOptions, TritonServer
-from m2ost_client.archive import (
-    Address,
-    OnServer,
-    Pool,
-    Rescore,
-    RescoreOptions,
-    Settings,
-    SlideRow,
-    State,
-    exclusive,
-)
+from m2ost_client.archive import Rescore, RescoreOptions, Servers, Settings, SlideList, SlideRow, rescore
 from m2ost_loadtests.machine import describe_machine
 from m2ost_preprocess.network import channel_options, read_url
 
@@ -210,30 +202,31 @@ async def interactive(address: str, slide: Slide, requests: int, *, pause_s: flo
 
 async def _beside_archive(server: TritonServer, slide: Slide, requests: int) -> tuple[list[float], int]:
     """The same while an archive is scored; and the spots that it scored meanwhile."""
+    done, began, over, runs = 0, threading.Event(), threading.Event(), []
+
+    def note(progress: Any) -> None:
+        nonlocal done
+        done = progress.spots
+        began.set()
+        if over.is_set():
+            runs[0].drain()
+
+    def keep(run: Rescore) -> AbstractContextManager[None]:
+        runs.append(run)
+        return nullcontext()
+
     with tempfile.TemporaryDirectory(prefix="attack-") as folder:
         options = RescoreOptions(out=Path(folder), settings=Settings(pitch_um=ARCHIVE_PITCH_UM))
-        rows = [SlideRow("dense", slide.name)]
-        done, began = 0, asyncio.Event()
-
-        def note(progress: Any) -> None:
-            nonlocal done
-            done = progress.spots
-            began.set()
-
-        with exclusive(options.out):
-            state = State(options.out)
-            try:
-                async with Pool([Address(server.address, server.metrics_url)]) as pool:
-                    run = Rescore(rows, options, state, pool, OnServer(pool), on_progress=note)
-                    task = asyncio.ensure_future(run.run())
-                    await asyncio.wait_for(began.wait(), PATIENCE_S)
-                    before = done
-                    seconds = await interactive(server.address, slide, requests)
-                    scored = done - before
-                    run.drain()
-                    await task
-            finally:
-                state.close()
+        slides, servers = SlideList((SlideRow("dense", slide.name),)), Servers(addresses=(server.address,))
+        run = asyncio.ensure_future(
+            asyncio.to_thread(rescore, slides, options, servers, on_start=keep, on_progress=note)
+        )
+        await asyncio.to_thread(began.wait, PATIENCE_S)
+        before = done
+        seconds = await interactive(server.address, slide, requests)
+        scored = done - before
+        over.set()
+        await run
     return seconds, scored
 
 

@@ -8,8 +8,8 @@ import signal
 import numpy as np
 import pytest
 from m2ost_client import ClientError, SpotStream, StreamOptions
-from m2ost_client.archive import Address, EndpointOptions
-from m2ost_client.archive.ray_runner import Servers, _seat, score_unit
+from m2ost_client.archive import EndpointOptions, Servers
+from m2ost_client.archive.ray_runner import _seat, score_unit
 from m2ost_client.archive.score import SpotRange
 from typer.testing import CliRunner
 
@@ -126,9 +126,9 @@ def test_without_a_lie_every_client_has_its_result(tmp_path):
 
 def score_by_ray(address):
     """What a task of the Ray runner returns, its body run in this process."""
-    servers = Servers((Address(address),), EndpointOptions(), RETRY_FOR_S, ENGINE.release_sha256, False)
+    servers = Servers(addresses=(address,), retry_for_s=RETRY_FOR_S)
     try:
-        return score_unit(servers, SpotRange(SLIDE, 0, GRID, 1.0), 4).part.expression
+        return score_unit(servers, ENGINE.release_sha256, SpotRange(SLIDE, 0, GRID, 1.0), 4).part.expression
     finally:
         if _seat.cache_info().currsize:
             seat = _seat(servers)

@@ -2,25 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
 import multiprocessing
 import resource
 import signal
+from contextlib import nullcontext
+from dataclasses import fields
 from pathlib import Path
 
 import psutil
-from m2ost_client.archive import (
-    Address,
-    EndpointOptions,
-    OnServer,
-    Pool,
-    Rescore,
-    RescoreOptions,
-    Settings,
-    SlideRow,
-    State,
-    exclusive,
-)
+from m2ost_client import archive
+from m2ost_client.archive import RescoreOptions, Servers, Settings, SlideList, SlideRow
 from m2ost_contract import MODEL_TILER
 from m2ost_preprocess.readers import open_slide
 from PIL import Image
@@ -52,54 +43,34 @@ def make_slides(svs: Path, folder: Path, n: int, side: int = 520) -> list[SlideR
     return rows
 
 
-async def rescore_async(
-    rows,
-    out,
-    addresses,
-    *,
-    control=None,
-    on_progress=None,
-    access=OnServer,
-    runner=None,
-    retry_for_s=30,
-    window=2,
-    check=None,
-    **options,
-):
-    """One run in this process; ``control`` receives it before it begins; ``runner`` makes its runner for a pool."""
-    options = RescoreOptions(out=out, **{"settings": Settings(pitch_um=PITCH_UM), "batch_rows": 4, **options})
-    out.mkdir(exist_ok=True)
-    with exclusive(out):
-        state = State(out)
-        try:
-            async with Pool(addresses, EndpointOptions(window=window), retry_for_s=retry_for_s, check=check) as pool:
-                tasks = runner and runner(pool)
-                run = Rescore(rows, options, state, pool, access(pool), runner=tasks, on_progress=on_progress)
-                if control is not None:
-                    control(run)
-                return await run.run()
-        finally:
-            state.close()
+def rescore(rows, out, servers, *, control=None, on_progress=None, **options):
+    """One run in this process; ``control`` receives it before it begins. Servers by object or address."""
+    addresses = tuple(server if isinstance(server, str) else server.address for server in servers)
+    usual = {"addresses": addresses, "retry_for_s": 30, "settings": Settings(pitch_um=PITCH_UM), "batch_rows": 4}
+    given = {**usual, **options}
+    elsewhere = Servers(**{field.name: given.pop(field.name) for field in fields(Servers) if field.name in given})
+
+    def on_start(run):
+        if control is not None:
+            control(run)
+        return nullcontext()
+
+    slides, options = SlideList(tuple(rows)), RescoreOptions(out=out, **given)
+    return archive.rescore(slides, options, elsewhere, on_start=on_start, on_progress=on_progress)
 
 
-def rescore(rows, out, addresses, **options):
-    """As :func:`rescore_async`, for tests that are not asynchronous themselves; servers by object or address."""
-    addresses = [a if isinstance(a, Address) else Address(a.address, a.metrics_url) for a in addresses]
-    return asyncio.run(rescore_async(rows, out, addresses, **options))
-
-
-def _child(rows, out, addresses, began, file_bytes, options):
+def _child(rows, out, address, began, file_bytes, options):
     if file_bytes is not None:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (file_bytes, file_bytes))
         began.set()  # it may not come further
-    rescore(rows, out, addresses, control=lambda run: began.set(), **options)
+    rescore(rows, out, [address], control=lambda run: began.set(), **options)
 
 
-def rescore_apart(rows, out, addresses, *, file_bytes=None, **options):
+def rescore_apart(rows, out, server, *, file_bytes=None, **options):
     """Start a run in a process of its own, which writes no file beyond ``file_bytes``; returns it once it begins."""
     began = forkserver.Event()
-    process = forkserver.Process(target=_child, args=(rows, out, addresses, began, file_bytes, options))
+    process = forkserver.Process(target=_child, args=(rows, out, server.address, began, file_bytes, options))
     process.start()
     assert began.wait(30)
     return process
@@ -109,10 +80,6 @@ def results(out: Path) -> dict[str, bytes]:
     """Every file that a run leaves for people, but for the summary, which tells of the run."""
     files = [out / "archive.parquet", *(out / "results").iterdir()]
     return {str(f.relative_to(out)): f.read_bytes() for f in sorted(files)}
-
-
-def address_of(server) -> Address:
-    return Address(server.address, server.metrics_url)
 
 
 def tiler_decoders(server) -> list[psutil.Process]:

@@ -12,12 +12,11 @@ import numpy as np
 import pandas as pd
 import pytest
 from m2ost_client import InputError
-from m2ost_client.archive import Sent, Settings, SlideRow, read_status
+from m2ost_client.archive import Settings, SlideRow, read_status
 from m2ost_client.reports import Exports
-from m2ost_preprocess.decoder import Decoder
 from PIL import Image
 
-from .archives import MPP, address_of, rescore, rescore_apart, results
+from .archives import MPP, rescore, rescore_apart, results
 from .conftest import by_pytorch
 
 READ = ("slide_info", "slide_fingerprint")
@@ -83,9 +82,8 @@ def test_the_same_run_again_does_nothing_and_leaves_the_same(undisturbed, slides
 def test_values_do_not_depend_on_how_spots_are_joined_or_sent(undisturbed, slides, server, tmp_path):
     folder, rows = slides
     rows = [row for row in rows if row.slide_id in ("s00", "large")]
-    with Decoder() as decoder:
-        local = [replace(row, path=str(folder / row.path.removeprefix("archive/"))) for row in rows]
-        rescore(local, tmp_path / "sent", [server], access=lambda pool: Sent(pool, decoder), batch_rows=32)
+    local = [replace(row, path=str(folder / row.path.removeprefix("archive/"))) for row in rows]
+    rescore(local, tmp_path / "sent", [server], send_pixels=True, batch_rows=32)
     rescore(rows, tmp_path / "ones", [server], batch_rows=1, window=8)
     for name in ("s00", "large"):
         for other in ("sent", "ones"):
@@ -96,7 +94,7 @@ def test_kill_9_at_twenty_random_moments(undisturbed, slides, server, tmp_path):
     out, moments = tmp_path / "out", random.Random(7)
     kills = 0
     while kills < 20:
-        process = rescore_apart(slides[1], out, [address_of(server)], spots_in_flight=64)
+        process = rescore_apart(slides[1], out, server, spots_in_flight=64)
         process.join(moments.uniform(0, 0.6))
         if process.exitcode is None:
             process.kill()

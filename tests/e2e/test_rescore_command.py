@@ -119,8 +119,7 @@ def test_ctrl_c_once_drains_and_twice_stops_and_the_same_command_ends_it(archive
     server, out, manifest = archive_server, tmp_path / "out", tmp_path / "slides.parquet"
     rows = [archive_slides[1][1], replace(archive_slides[1][0], pitch_um=40.0)]
     pd.DataFrame([row.to_dict() for row in rows]).to_parquet(manifest)
-    port = server.metrics_url.split(":")[-1].split("/")[0]
-    command = ["rescore", manifest, "--out", out, "--server", server.address, "--metrics-port", port, "--batch-rows", 4]
+    command = ["rescore", manifest, "--out", out, "--server", server.address, "--batch-rows", 4]
 
     def interrupt(times, due):
         """Run the command until something is true and the tiler stands still, then press Ctrl-C."""

@@ -4,22 +4,22 @@ import asyncio
 import os
 import signal
 import time
-from contextlib import aclosing
 from dataclasses import replace
 
 import pandas as pd
 import pytest
 import tritonclient.grpc as triton
 from m2ost_client import InputError, ServerOptions, ServerUnavailable, SpotStream, StreamOptions, TritonServer
-from m2ost_client.archive import Address, SlideRow, read_status
+from m2ost_client.archive import SlideRow, read_status
 from m2ost_client.stream import describe_inputs
 from m2ost_contract import MODEL_INFO
 from m2ost_preprocess.slides import SlideRoots
+from m2ost_serving.queueing import BACKGROUND_TURNS
 from m2ost_serving.tiling import MOST_WAITING
 from tritonclient.utils import InferenceServerException
 
-from .archives import MPP, address_of, rescore, rescore_apart, rescore_async, results, tiler_decoder
-from .conftest import raw_request, wait_for
+from .archives import MPP, rescore, rescore_apart, results, tiler_decoder
+from .conftest import raw_request
 
 
 def serve(release, folder, **options):
@@ -93,7 +93,7 @@ def test_one_of_two_servers_gone(narrow_release, slides, server, expected, tmp_p
 
 def test_no_server_left_ends_the_run_which_another_takes_up(narrow_release, slides, server, expected, tmp_path):
     with pytest.raises(ServerUnavailable, match=r"no server has answered .*run the same command again"):
-        rescore(slides[1], tmp_path / "out", [Address("127.0.0.1:9")], retry_for_s=0.5)
+        rescore(slides[1], tmp_path / "out", ["127.0.0.1:9"], retry_for_s=0.5)
     with serve(narrow_release, slides[0], max_restarts=0) as victim:
         stop = Once(8, lambda: os.kill(victim.pid, signal.SIGKILL))
         with pytest.raises(ServerUnavailable, match=f"{victim.address}: .*the same command again"):
@@ -106,39 +106,32 @@ def test_no_server_left_ends_the_run_which_another_takes_up(narrow_release, slid
     assert results(tmp_path / "out") == expected
 
 
-def test_requests_of_others_go_first(server, slides, expected, tmp_path, monkeypatch):
-    monkeypatch.setattr("m2ost_client.probe.METRICS_TIMEOUT_S", 20.0)  # blind, the run would not give way
-    runs, decoder = [], tiler_decoder(server)
-
-    def hold_up(run):
-        runs.append(run)
-        decoder.suspend()
-
-    async def drain(batches):
-        async with aclosing(batches):
-            async for _ in batches:
-                pass
+def test_requests_of_others_go_first(server, slides, expected, tmp_path):
+    """While others wait, one turn of the tiler's in eight is the archive's."""
+    seen, answered = [], 0
 
     async def beside_others():
-        async with SpotStream(server.address, StreamOptions(batch_rows=4, window=48)) as others:
-            # Six batches of the server's at a time: one is at work, and others wait.
-            flood = asyncio.ensure_future(drain(others.predict("archive/large.png", [(800, 800)] * 8000)))
-            options = {"control": hold_up}
-            run = asyncio.ensure_future(rescore_async(slides[1], tmp_path / "out", [address_of(server)], **options))
-            try:
-                await asyncio.to_thread(wait_for, lambda: runs and runs[0].pool.endpoints[0].waits >= 10, "giving way")
-                slipped_in = runs[0].pool.endpoints[0].in_flight
-            finally:
-                decoder.resume()
-                flood.cancel()
-                await asyncio.wait([flood])
-            return await run, slipped_in
+        nonlocal answered
+        run = asyncio.ensure_future(
+            asyncio.to_thread(
+                rescore, slides[1], tmp_path / "out", [server], batch_rows=1, window=1, on_progress=seen_by
+            )
+        )
+        async with SpotStream(server.address, StreamOptions(batch_rows=32, window=8)) as others:
+            # A request of the most rows that are cut at once is a turn of its own.
+            async for _ in others.predict("archive/large.png", [(800, 800)] * 32 * 64):
+                answered += 1
+        return await run
 
-    report, slipped_in = asyncio.run(beside_others())
-    (counts,) = report.summary["run"]["servers"]
-    assert counts["sees_others_wait"]
-    assert counts["gave_way"] >= 10
-    assert slipped_in == 0
+    def seen_by(progress):
+        if 0 < answered < 56:
+            seen.append((progress.spots, answered))
+
+    report = asyncio.run(beside_others())
+    assert report.complete
+    assert seen, "both are at work at a time"
+    (first, others_before), (last, others_after) = seen[0], seen[-1]
+    assert last - first <= (others_after - others_before) / (BACKGROUND_TURNS - 1) + 2
     assert results(tmp_path / "out") == expected
 
 
@@ -160,7 +153,7 @@ def test_a_full_queue_is_waited_out(server, slides, expected, tmp_path, monkeypa
             tasks.append(asyncio.ensure_future(keep_full()))
 
         options = {"batch_rows": 1, "window": 32, "on_progress": Once(8, begin), "control": runs.append}
-        report = rescore(slides[1], out, [Address(server.address)], **options)
+        report = rescore(slides[1], out, [server], **options)
     assert report.summary["run"]["retries"] > 0
     assert report.summary["run"]["servers"][0]["ejections"] == 0, "full is not gone"
     assert results(out) == expected
@@ -251,7 +244,7 @@ def test_bad_slides_are_named_and_cost_nobody_else_anything(
 @pytest.mark.parametrize("file_bytes", [70_000, 400_000], ids=["state", "results"])
 def test_a_full_disk_ends_the_run_and_the_next_goes_on(server, slides, expected, tmp_path, file_bytes):
     out = tmp_path / "out"
-    process = rescore_apart(slides[1], out, [address_of(server)], file_bytes=file_bytes)
+    process = rescore_apart(slides[1], out, server, file_bytes=file_bytes)
     process.join(60)
     assert process.exitcode == 1
     assert [f for f in (out / "results").iterdir() if f.suffix not in (".h5ad", ".json")] == []
@@ -264,7 +257,7 @@ def test_a_second_run_on_a_folder_is_refused_while_the_first_works(server, slide
     decoder = tiler_decoder(server)
     decoder.suspend()  # the first is not to end before the second asks
     try:
-        first = rescore_apart(slides[1], out, [address_of(server)])
+        first = rescore_apart(slides[1], out, server)
         with pytest.raises(InputError, match=rf"process {first.pid} on .* is working on this archive"):
             rescore(slides[1], out, [server])
     finally:

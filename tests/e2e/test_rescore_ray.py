@@ -15,8 +15,7 @@ import anndata
 import psutil
 import pytest
 from m2ost_client import InputError, ReleaseChanged, ServerUnavailable
-from m2ost_client.archive import Address, OnRay, SentByWorkers, SlideRow, connected
-from m2ost_preprocess.decoder import Decoder
+from m2ost_client.archive import SlideRow, connected
 
 from tests.attack.liar import Liar, lies
 from tests.client.conftest import ENGINE
@@ -94,20 +93,7 @@ def cluster(head):
     with pytest.MonkeyPatch.context() as environment:
         for name, value in LOOPBACK.items():
             environment.setenv(name, value)
-        with connected(head[1]) as cluster:
-            yield cluster
-
-
-def on_ray(cluster, made, *, send_pixels=False):
-    """Makes a runner whose tasks have eight spots, and keeps it in ``made``."""
-
-    def make(pool):
-        addresses = [endpoint.address for endpoint in pool.endpoints]
-        options = {"window": 2, "retry_for_s": 30, "send_pixels": send_pixels, "batch_rows": 4, "range_spots": 9}
-        made.append(OnRay(cluster, pool, addresses, **options))
-        return made[-1]
-
-    return make
+        yield head[1]
 
 
 def test_the_same_bytes_as_from_one_process_with_slides_split_over_workers(
@@ -118,18 +104,20 @@ def test_the_same_bytes_as_from_one_process_with_slides_split_over_workers(
         archive_slides[1],
         out,
         [archive_server],
-        runner=on_ray(cluster, made),
+        ray=cluster,
+        range_spots=9,
+        control=made.append,
         on_progress=lambda progress: at_a_time.append(len(at_work(head[0]))),
     )
     assert report.complete
     assert results(out) == results(undisturbed)
     for process in (psutil.Process(), *head[0].children(recursive=True)):
         assert listens_at(process) <= {"127.0.0.1"}, process
-    run, workers = report.summary["run"], made[0].workers
+    run, workers = report.summary["run"], made[0].runner.workers
     assert 1 <= max(at_a_time) <= PLACES, "as many tasks at a time as the resource allows"
     assert len(workers) >= 2
     tasks = {"tasks": workers.total(), "workers": len(workers)}
-    assert run["ray"] == {"address": cluster.address, "places": PLACES, **tasks}
+    assert run["ray"] == {"address": cluster, "places": PLACES, **tasks}
     assert workers.total() > len(archive_slides[1]), "the large slide is more than one task"
     assert sum(server["spots"] for server in run["servers"]) == run["spots"] == report.summary["spots"]
 
@@ -138,12 +126,12 @@ def test_the_same_bytes_as_from_one_process_with_slides_split_over_workers(
 def test_a_server_that_lies_to_workers_gets_no_result_out_of_them(cluster, tmp_path, lie):
     rows, out = [SlideRow(name, f"root/{name}.png") for name in "ab"], tmp_path / "out"
     with Liar(ENGINE, lies()[lie]) as server:
-        options = {"runner": on_ray(cluster, []), "retry_for_s": 5}
+        options = {"ray": cluster, "range_spots": 9, "retry_for_s": 5}
         if lie == "another release in mid-run":
             with pytest.raises((ReleaseChanged, ServerUnavailable)):
-                rescore(rows, out, [Address(server.address)], **options)
+                rescore(rows, out, [server.address], **options)
         else:
-            failed = rescore(rows, out, [Address(server.address)], **options).summary["failed"]
+            failed = rescore(rows, out, [server.address], **options).summary["failed"]
             assert [slide["slide_id"] for slide in failed] == ["a", "b"]
             assert all("the server's answer cannot be used" in slide["reason"] for slide in failed)
     assert list((out / "results").iterdir()) == []
@@ -173,7 +161,9 @@ def test_a_worker_killed_in_mid_run_costs_nothing(head, cluster, archive_server,
         archive_slides[1],
         out,
         [archive_server],
-        runner=on_ray(cluster, made),
+        ray=cluster,
+        range_spots=9,
+        control=made.append,
         on_progress=once_something_is_scored,
     )
     killer.join()
@@ -181,23 +171,18 @@ def test_a_worker_killed_in_mid_run_costs_nothing(head, cluster, archive_server,
     assert report.complete
     assert results(out) == results(undisturbed)
     assert report.summary["run"]["spots"] == report.summary["spots"], "no spot is counted twice"
-    assert {worker.pid for worker in in_its_place} & {pid for _, pid in made[0].workers}, "another took its place"
+    assert {worker.pid for worker in in_its_place} & {pid for _, pid in made[0].runner.workers}, (
+        "another took its place"
+    )
 
 
 def test_workers_read_and_send_slides_and_say_which_are_bad(
     cluster, archive_server, archive_slides, truncated_svs, undisturbed, tmp_path
 ):
-    folder, made = archive_slides[0], []
+    folder = archive_slides[0]
     rows = [replace(row, path=str(folder / Path(row.path).name)) for row in archive_slides[1] if row.slide_id == "s00"]
     rows.append(SlideRow("half", str(truncated_svs), mpp=MPP))
-    with Decoder() as decoder:
-        report = rescore(
-            rows,
-            tmp_path / "out",
-            [archive_server],
-            runner=on_ray(cluster, made, send_pixels=True),
-            access=lambda pool: SentByWorkers(pool, decoder, made[0]),
-        )
+    report = rescore(rows, tmp_path / "out", [archive_server], ray=cluster, range_spots=9, send_pixels=True)
     (failed,) = report.summary["failed"]
     assert failed["slide_id"] == "half"
     assert "truncated.svs: " in failed["reason"]

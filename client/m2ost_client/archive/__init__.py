@@ -11,12 +11,13 @@ return.
 """
 
 from .access import Access, OnServer, Sent, Shared, roots_of
-from .endpoint import Address, EndpointOptions
+from .endpoint import EndpointOptions
 from .manifest import SlideList, SlideRow, read_slides
-from .options import ArchiveReport, Progress, RescoreOptions
+from .options import ArchiveReport, Progress, RescoreOptions, Servers
 from .plan import Settings
 from .pool import Pool
 from .ray_runner import Cluster, OnRay, SentByWorkers, connected
+from .rescore import rescore
 from .run import Rescore
 from .runner import Runner
 from .scan import LeftOut
@@ -26,7 +27,6 @@ from .storage import is_url
 
 __all__ = [
     "Access",
-    "Address",
     "ArchiveReport",
     "ArchiveStatus",
     "Cluster",
@@ -41,6 +41,7 @@ __all__ = [
     "Runner",
     "Sent",
     "SentByWorkers",
+    "Servers",
     "Settings",
     "Shared",
     "SlideList",
@@ -51,5 +52,6 @@ __all__ = [
     "is_url",
     "read_slides",
     "read_status",
+    "rescore",
     "roots_of",
 ]

@@ -9,21 +9,13 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from m2ost_contract import MODEL_ENGINE, MODEL_TILER, EngineInfo
+from m2ost_contract import EngineInfo
 
 from ..connection import Connection, Window, open_client
 from ..errors import ClientError, ReleaseChanged, ServerUnavailable
-from ..probe import is_dead_stub, pending_requests, probe
+from ..probe import is_dead_stub, probe
 
 LIVE_TIMEOUT_S = 2.0
-PENDING_FRESH_S = 0.05
-"""A count of waiting requests is taken anew once it is older than this, in seconds."""
-
-METRICS_PAUSE_S = 30.0
-"""Metrics that do not answer are left alone for this long, in seconds."""
-
-TRICKLE_S = 10.0
-"""A server whose other callers' requests always wait still gets one of the archive's this often, in seconds."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,35 +25,16 @@ class EndpointOptions:
     Parameters
     ----------
     window : int
-        Most requests in flight. Small: an interactive request waits behind all of them.
+        Most requests in flight. They are background work, which a server does last.
     deadline_s : float
         Deadline of one request in seconds.
     probe_pause_s : float
         First pause between two attempts to take an ejected server back, in seconds; doubles up to 5.
-    peers_in_flight : int
-        Most requests that other processes of the same run have in flight at it: they are no others' that wait.
     """
 
     window: int = 2
     deadline_s: float = 120.0
     probe_pause_s: float = 0.25
-    peers_in_flight: int = 0
-
-
-@dataclass(frozen=True)
-class Address:
-    """Where a server is.
-
-    Parameters
-    ----------
-    grpc : str
-        ``host:port`` of the gRPC service.
-    metrics_url : str, optional
-        Its Prometheus metrics: without them nobody can tell whether requests of others wait.
-    """
-
-    grpc: str
-    metrics_url: str | None = None
 
 
 def is_late(error: ServerUnavailable | ReleaseChanged) -> bool:
@@ -76,7 +49,8 @@ class Endpoint:
 
     Parameters
     ----------
-    address : Address
+    address : str
+        ``host:port`` of its gRPC service.
     options : EndpointOptions
     on_change : callable
         Called whenever it may have become usable.
@@ -93,26 +67,22 @@ class Endpoint:
         Requests under way.
     in_flight_spots : int
         Their spots: by this the pool balances.
-    requests, spots, ejections, returns, waits : int
-        Counts, for the summary: answered requests and their spots, how often it was ejected and taken back, and how
-        often a request was held back for those of others.
+    requests, spots, ejections, returns : int
+        Counts, for the summary: answered requests and their spots, how often it was ejected and taken back.
     """
 
-    def __init__(self, address: Address, options: EndpointOptions, on_change: Callable[[], None]) -> None:
+    def __init__(self, address: str, options: EndpointOptions, on_change: Callable[[], None]) -> None:
         self.address = address
         self.healthy, self.reason = False, "not asked yet"
         self.window = Window(options.window)
         self.in_flight = self.in_flight_spots = 0
-        self.requests = self.spots = self.ejections = self.returns = self.waits = 0
+        self.requests = self.spots = self.ejections = self.returns = 0
         self._options = options
         self._on_change = on_change
         self._connection: Connection | None = None
         self._retired: list[Connection] = []
         self._busy_until = 0.0
         self._pause_s = 0.1
-        self._pending: tuple[float, bool] = (-PENDING_FRESH_S, False)
-        self._last_sent = time.monotonic()
-        self.sees_others = address.metrics_url is not None
 
     @property
     def connection(self) -> Connection:
@@ -139,7 +109,7 @@ class Endpoint:
             If it serves no release of this project.
         """
         connection = Connection(
-            self.address.grpc,
+            self.address,
             deadline_s=self._options.deadline_s,
             retry_for_s=0.0,
             full_for_s=0.0,
@@ -165,7 +135,7 @@ class Endpoint:
         served = connection.info.release_sha256
         if release_sha256 not in (None, served):
             return f"serves release {served[:12]}, not {str(release_sha256)[:12]}"
-        health = await asyncio.to_thread(probe, self.address.grpc, connection.info)
+        health = await asyncio.to_thread(probe, self.address, connection.info)
         return "" if health.ready else f"does not answer: {', '.join((*health.dead, *health.silent))}"
 
     async def keep_trying(self, release_sha256: str) -> None:
@@ -192,37 +162,10 @@ class Endpoint:
             return 0
         return max(0, self.window.size - self.in_flight)
 
-    async def others_wait(self) -> bool:
-        """Whether other callers are there and would have to wait longer, by the server's own metrics.
-
-        Of this client's requests in flight one at least is at work where nobody else is there. So if as many wait in
-        the server's queues as are in flight from here, others wait, or one of theirs is at work. Never true for longer
-        than ``TRICKLE_S``.
-        """
-        url = self.address.metrics_url
-        if url is None:
-            return False
-        taken, waiting = self._pending
-        now = time.monotonic()
-        if now - taken >= PENDING_FRESH_S:
-            mine = self.in_flight + self._options.peers_in_flight
-            try:
-                waiting = await asyncio.to_thread(pending_requests, url, (MODEL_TILER, MODEL_ENGINE)) >= max(1, mine)
-                self.sees_others, taken = True, time.monotonic()
-            except OSError:
-                waiting, self.sees_others, taken = False, False, time.monotonic() + METRICS_PAUSE_S
-            self._pending = (taken, waiting)
-        if not waiting or now - self._last_sent >= TRICKLE_S:
-            return False
-        self.waits += 1
-        asyncio.get_running_loop().call_later(PENDING_FRESH_S, self._on_change)
-        return True
-
     def begin(self, spots: int) -> None:
         """Note that a request is being sent."""
         self.in_flight += 1
         self.in_flight_spots += spots
-        self._last_sent = time.monotonic()
 
     def end(self, spots: int) -> None:
         """Note that it came to an end, whichever."""
@@ -256,7 +199,7 @@ class Endpoint:
 
     async def _is_live(self) -> bool:
         # On a connection of its own: one that has lost its server waits before it tries again.
-        client = open_client(self.address.grpc)
+        client = open_client(self.address)
         try:
             return bool(await client.is_server_live(client_timeout=LIVE_TIMEOUT_S))
         except Exception:  # whatever it is, it is no answer
@@ -267,13 +210,11 @@ class Endpoint:
     def counts(self) -> dict[str, Any]:
         """For the summary."""
         return {
-            "address": self.address.grpc,
+            "address": self.address,
             "healthy": self.healthy,
             "reason": self.reason or None,
             "requests": self.requests,
             "spots": self.spots,
             "ejections": self.ejections,
             "returns": self.returns,
-            "gave_way": self.waits,
-            "sees_others_wait": self.sees_others,
         }

@@ -17,7 +17,7 @@ class RescoreOptions:
     Parameters
     ----------
     out : Path
-        The archive's folder; locked by the caller (:func:`~m2ost_client.archive.state.exclusive`).
+        The archive's folder.
     settings : Settings
         What all results have in common.
     genes : tuple of str, optional
@@ -50,6 +50,34 @@ class RescoreOptions:
     def staging_folder(self) -> Path:
         """Where remote slides are staged."""
         return self.cache or self.out / "cache"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Servers:
+    """Servers that score an archive, and how they are used.
+
+    Parameters
+    ----------
+    addresses : tuple of str
+        ``host:port`` of their gRPC services, as whoever asks them sees them.
+    window : int
+        Most requests in flight at each of them; on Ray, of each task.
+    retry_for_s : float
+        How long the run goes on while none is healthy, or none answers a single request, in seconds.
+    send_pixels : bool
+        Whether slides are read here, and their views sent; else ``path`` names a slide under the servers' roots.
+    ray : str, optional
+        Address of a Ray cluster whose workers ask the servers.
+    range_spots : int
+        On Ray, about so many spots a task: what one costs that is run again.
+    """
+
+    addresses: tuple[str, ...]
+    window: int = 2
+    retry_for_s: float = 300.0
+    send_pixels: bool = False
+    ray: str | None = None
+    range_spots: int = 1024
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from typing import Any
 from m2ost_contract import EngineInfo
 
 from ..errors import ClientError, InputError, ReleaseChanged, RequestRejected, ServerUnavailable
-from .endpoint import Address, Endpoint, EndpointOptions, is_late
+from .endpoint import Endpoint, EndpointOptions, is_late
 
 _WATCH_S = 0.2
 
@@ -39,7 +39,8 @@ class Pool:
 
     Parameters
     ----------
-    addresses : sequence of Address
+    addresses : sequence of str
+        ``host:port`` of their gRPC services.
     options : EndpointOptions, optional
     retry_for_s : float
         How long the run goes on while no server is healthy, or none answers a single request, in seconds.
@@ -55,7 +56,7 @@ class Pool:
 
     def __init__(
         self,
-        addresses: Sequence[Address],
+        addresses: Sequence[str],
         options: EndpointOptions | None = None,
         *,
         retry_for_s: float = 300.0,
@@ -250,7 +251,7 @@ class Pool:
             await self._changed.wait()
             self._changed.clear()
             while self._waiting:
-                endpoint = await self._roomiest()
+                endpoint = self._roomiest()
                 if endpoint is None:
                     break
                 while self._waiting:
@@ -260,15 +261,13 @@ class Pool:
                         future.set_result(endpoint)
                         break
 
-    async def _roomiest(self) -> Endpoint | None:
-        """The server with the fewest spots in flight that has room and whose other callers are not kept waiting."""
-        for endpoint in sorted(self.endpoints, key=lambda e: (e.in_flight_spots, e.in_flight)):
-            if endpoint.room and not await endpoint.others_wait() and endpoint.room:
-                return endpoint
-        return None
+    def _roomiest(self) -> Endpoint | None:
+        """The server with the fewest spots in flight that has room."""
+        able = [endpoint for endpoint in self.endpoints if endpoint.room]
+        return min(able, key=lambda e: (e.in_flight_spots, e.in_flight), default=None)
 
     async def _watch(self) -> None:
-        """Take servers back, look again at those that gave way, and give up where none is left."""
+        """Take servers back, and give up where none is left."""
         without_since: float | None = None
         while True:
             await asyncio.sleep(_WATCH_S)
@@ -298,7 +297,7 @@ class Pool:
                 future.set_exception(error)
 
     def _unavailable(self, seconds: float, words: str = "") -> ServerUnavailable:
-        reasons = words or "; ".join(f"{e.address.grpc}: {e.reason}" for e in self.endpoints)
+        reasons = words or "; ".join(f"{e.address}: {e.reason}" for e in self.endpoints)
         return ServerUnavailable(
             f"no server has answered for {seconds:.0f} s ({reasons}); check that it runs (`m2ost serve`), then run the "
             "same command again"
@@ -319,8 +318,8 @@ class Pool:
         for endpoint in healthy[1:]:
             if endpoint.info.release_sha256 != self._info.release_sha256:
                 raise InputError(
-                    f"{endpoint.address.grpc} serves release {endpoint.info.release_sha256[:12]} and "
-                    f"{healthy[0].address.grpc} {self._info.release_sha256[:12]}; an archive is scored with one: "
+                    f"{endpoint.address} serves release {endpoint.info.release_sha256[:12]} and "
+                    f"{healthy[0].address} {self._info.release_sha256[:12]}; an archive is scored with one: "
                     "leave one out"
                 )
 

@@ -24,16 +24,14 @@ from m2ost_preprocess.errors import SlideError
 
 from ..errors import InputError, ReleaseChanged, ServerUnavailable
 from .access import Sent, existing
-from .endpoint import Address, EndpointOptions
+from .endpoint import EndpointOptions
+from .options import Servers
 from .pool import Drained, Pool
 from .score import ByName, BySending, Scorer, SpotRange, score_range
 from .state import Part
 
 RESOURCE = "triton"
 """Ray's custom resource: a task needs one of it."""
-
-RANGE_SPOTS = 1024
-"""About so many spots a task: what one costs that is run again."""
 
 RETRIES = 3
 """How often Ray runs a task again that died with its worker: a slide may be what kills it."""
@@ -43,31 +41,6 @@ KNOCK_S = 5.0
 
 AHEAD = 2
 """Tasks that Ray is given, for every one that can run: the next is there when one ends, and a run can be drained."""
-
-
-@dataclass(frozen=True)
-class Servers:
-    """How a worker reaches the servers.
-
-    Parameters
-    ----------
-    addresses : tuple of Address
-        As workers see them.
-    options : EndpointOptions
-        Its ``window``: requests in flight a task.
-    retry_for_s : float
-        As in :class:`~m2ost_client.archive.pool.Pool`.
-    release_sha256 : str
-        What the archive is scored with.
-    send_pixels : bool
-        Whether workers read the slides and send views.
-    """
-
-    addresses: tuple[Address, ...]
-    options: EndpointOptions
-    retry_for_s: float
-    release_sha256: str
-    send_pixels: bool
 
 
 @dataclass(frozen=True)
@@ -86,21 +59,31 @@ class _Seat:
     def __init__(self, servers: Servers) -> None:
         turn = os.getpid() % len(servers.addresses)
         addresses = (*servers.addresses[turn:], *servers.addresses[:turn])
-        self.pool = Pool(addresses, servers.options, retry_for_s=servers.retry_for_s)
+        options = EndpointOptions(window=servers.window)
+        self.pool = Pool(addresses, options, retry_for_s=servers.retry_for_s)
         self.loop = asyncio.Runner()
         self.loop.run(self.pool.__aenter__())
         self.decoder = Decoder(self.pool.info.views)
         self.scorer: Scorer = BySending(self.pool, self.decoder) if servers.send_pixels else ByName(self.pool)
 
     def counts(self) -> dict[str, tuple[int, int]]:
-        return {e.address.grpc: (e.requests, e.spots) for e in self.pool.endpoints}
+        return {e.address: (e.requests, e.spots) for e in self.pool.endpoints}
 
 
 _seat = lru_cache(maxsize=1)(_Seat)
 
 
-def score_unit(servers: Servers, unit: SpotRange, batch_rows: int) -> Scored:
+def score_unit(servers: Servers, release_sha256: str, unit: SpotRange, batch_rows: int) -> Scored:
     """Score one unit; the body of a task.
+
+    Parameters
+    ----------
+    servers : Servers
+    release_sha256 : str
+        What the archive is scored with.
+    unit : SpotRange
+    batch_rows : int
+        Spots a request.
 
     Raises
     ------
@@ -109,21 +92,21 @@ def score_unit(servers: Servers, unit: SpotRange, batch_rows: int) -> Scored:
     """
     try:
         seat = _seat(servers)
-        return seat.loop.run(_score_unit(seat, servers, unit, batch_rows))
+        return seat.loop.run(_score_unit(seat, servers.window, release_sha256, unit, batch_rows))
     except (ServerUnavailable, ReleaseChanged):
         _seat.cache_clear()
         raise
 
 
-async def _score_unit(seat: _Seat, servers: Servers, unit: SpotRange, batch_rows: int) -> Scored:
+async def _score_unit(seat: _Seat, window: int, release_sha256: str, unit: SpotRange, batch_rows: int) -> Scored:
     pool = seat.pool
-    if pool.info.release_sha256 != servers.release_sha256:
+    if pool.info.release_sha256 != release_sha256:
         raise ReleaseChanged(
             f"the servers serve release {pool.info.release_sha256[:12]}, the archive is scored with "
-            f"{servers.release_sha256[:12]}; roll it back, or run again with --rescore-changed"
+            f"{release_sha256[:12]}; roll it back, or run again with --rescore-changed"
         )
     retries, before = pool.retries, seat.counts()
-    part = await score_range(seat.scorer, unit, batch_rows=batch_rows, concurrency=servers.options.window)
+    part = await score_range(seat.scorer, unit, batch_rows=batch_rows, concurrency=window)
     await pool.check_release()
     by_address = {a: (n - before[a][0], spots - before[a][1]) for a, (n, spots) in seat.counts().items()}
     return Scored(part, (os.uname().nodename, os.getpid()), pool.retries - retries, by_address)
@@ -202,42 +185,28 @@ class OnRay:
     cluster : Cluster
     pool : Pool
         Of this process; what tasks report is added to its counts.
-    addresses : sequence of Address
-        Of the servers, as workers see them.
-    window : int
-        Most requests in flight a task.
-    retry_for_s : float
-        How long a task goes on waiting while no server is healthy, in seconds.
-    send_pixels : bool
-        Whether workers read the slides and send views.
+    servers : Servers
+        As workers see them.
     batch_rows : int
         Spots a request.
-    range_spots : int
-        Most spots a task; made a multiple of ``batch_rows``.
     """
 
     def __init__(
         self,
         cluster: Cluster,
         pool: Pool,
-        addresses: Sequence[Address],
+        servers: Servers,
         *,
-        window: int,
-        retry_for_s: float,
-        send_pixels: bool,
         batch_rows: int,
-        range_spots: int = RANGE_SPOTS,
     ) -> None:
         import ray
 
-        self.range_spots: int | None = max(range_spots // batch_rows, 1) * batch_rows
+        self.range_spots: int | None = max(servers.range_spots // batch_rows, 1) * batch_rows
         self.workers: Counter[tuple[str, int]] = Counter()
         self._cluster, self._pool, self._batch_rows = cluster, pool, batch_rows
-        options = EndpointOptions(window=window, peers_in_flight=window * (cluster.places - 1))
-        release = pool.info.release_sha256
-        self._servers = ray.put(Servers(tuple(addresses), options, retry_for_s, release, send_pixels))
+        self._servers = ray.put(servers)
         # A task that sends coordinates only waits for its answers.
-        needs = {"num_cpus": int(send_pixels), "max_retries": RETRIES}
+        needs = {"num_cpus": int(servers.send_pixels), "max_retries": RETRIES}
         self._score = ray.remote(score_unit).options(resources={RESOURCE: 1}, **needs)
         self._describe = ray.remote(describe_slide).options(num_cpus=1, max_retries=RETRIES)
         self._room = asyncio.Semaphore(AHEAD * cluster.places)
@@ -254,7 +223,9 @@ class OnRay:
                 try:
                     if self._drained:
                         raise Drained
-                    scored: Scored = await self._task(self._score, unit.slide, unit, self._batch_rows)
+                    scored: Scored = await self._task(
+                        self._score, unit.slide, self._pool.info.release_sha256, unit, self._batch_rows
+                    )
                 except Exception as error:
                     failures.append(error)
                     return
@@ -289,7 +260,7 @@ class OnRay:
         self.workers[scored.worker] += 1
         self._pool.retries += scored.retries
         for endpoint in self._pool.endpoints:
-            requests, spots = scored.by_address[endpoint.address.grpc]
+            requests, spots = scored.by_address[endpoint.address]
             endpoint.requests += requests
             endpoint.spots += spots
 

@@ -78,6 +78,8 @@ class Rescore:
     ----------
     pool : Pool
         The servers, with what they did.
+    runner : Runner
+        Where spots are scored.
     """
 
     def __init__(
@@ -94,7 +96,7 @@ class Rescore:
     ) -> None:
         self._rows, self._left_out, self._options, self._state = rows, left_out, options, state
         self.pool, self._access = pool, access
-        self._runner = runner or InProcess(pool, access.scorer, options.batch_rows)
+        self.runner = runner or InProcess(pool, access.scorer, options.batch_rows)
         self._on_progress = on_progress or (lambda progress: None)
         self._staging = Staging(options.staging_folder, options.cache_bytes)
         self._budget = Budget(options.spots_in_flight)
@@ -106,7 +108,7 @@ class Rescore:
     def drain(self) -> None:
         """Take up nothing new; what is under way comes to its end and is kept."""
         self._drained = True
-        self._runner.drain()
+        self.runner.drain()
         self.pool.drain()
 
     async def run(self) -> ArchiveReport:
@@ -293,10 +295,10 @@ class Rescore:
             self._tell()
 
         n_spots = len(plan.spots)
-        ranges = missing(have, n_spots, self._runner.range_spots or max(n_spots, 1))
+        ranges = missing(have, n_spots, self.runner.range_spots or max(n_spots, 1))
         units = [plan.unit(self._access.name(path), first, end) for first, end in ranges]
         try:
-            await self._runner.score(units, priority=self._position[slide_id], on_part=on_part)
+            await self.runner.score(units, priority=self._position[slide_id], on_part=on_part)
         except BaseException:
             keep()
             raise
@@ -356,7 +358,7 @@ class Rescore:
             "batch_rows": self._options.batch_rows,
             "pixels_sent_by_client": self._access.sends_pixels,
             "cache_peak_bytes": self._staging.peak_bytes,
-            **self._runner.facts(),
+            **self.runner.facts(),
             **asdict(self._options.settings),
             "release_sha256": self.pool.info.release_sha256,
         }
