@@ -104,13 +104,13 @@ def rescore(
 def _check_reachable(slides: SlideList, options: RescoreOptions, servers: Servers) -> None:
     """Refuse remote slides that servers or workers would not see."""
     remote = next((row.path for row in slides.rows if is_url(row.path)), None)
+    if remote and servers.ray and options.cache is None:
+        raise InputError(f"{remote}: workers read copies of remote slides; give --cache, a folder that every node sees")
     if remote and not servers.send_pixels:
         raise InputError(
-            f"{remote}: a server elsewhere does not see copies that are made here; send pixels (--send-pixels), or let "
-            "a server be started here (leave --server out)"
+            f"{remote}: a server elsewhere does not see copies that are made here; give --send-pixels, or leave "
+            "--server out"
         )
-    if remote and servers.ray and options.cache is None:
-        raise InputError(f"{remote}: workers read copies of remote slides; give a cache (--cache) that every node sees")
 
 
 def _roots(slides: SlideList, options: RescoreOptions) -> Mapping[str, Path]:
