@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .engines import EnginePlan
+from .engines import EnginePlan, plan_for
 from .errors import M2OSTError
 from .geometry import ViewGeometry
 from .tensors import MODEL_ENGINE
@@ -158,44 +158,93 @@ class ReleaseError(ManifestError):
     """A file of a release is missing, truncated or swapped; the message names it."""
 
 
-def changed_files(release: Path, manifest: Manifest, names: Iterable[str] | None = None) -> list[str]:
-    """Every file of a release that is missing or not what it was when the manifest was written.
+@dataclass(frozen=True)
+class Release:
+    """A release's folder, and what its manifest says of it.
 
     Parameters
     ----------
-    release : Path
-        The folder.
+    folder : Path
     manifest : Manifest
-        Its manifest.
-    names : iterable of str, optional
-        Which of the manifest's files to look at; by default all.
-
-    Returns
-    -------
-    list of str
-        One line a file: its path below the release, and what is wrong.
     """
-    problems = []
-    for name in sorted(manifest.files if names is None else names):
-        expected = manifest.files[name]
-        try:
-            found = sha256_file(release / name)
-        except OSError as error:
-            problems.append(f"{name}: {error.strerror}")
-            continue
-        if found != expected:
-            problems.append(f"{name}: truncated, changed or swapped: sha256 is {found}, the manifest says {expected}")
-    return problems
 
+    folder: Path
+    manifest: Manifest
 
-def check_files(release: Path, manifest: Manifest) -> None:
-    """Refuse a release with a file that is missing, truncated or swapped.
+    @classmethod
+    def open(cls, folder: Path) -> Release:
+        """Read a release's manifest; its files are not looked at.
 
-    Raises
-    ------
-    ReleaseError
-        Names every such file.
-    """
-    problems = changed_files(release, manifest)
-    if problems:
-        raise ReleaseError(f"{release}: {'; '.join(problems)}; a release never changes: copy or export it anew")
+        Raises
+        ------
+        FileNotFoundError
+            If ``folder`` is not a release.
+        ManifestError
+            If its manifest is damaged.
+        """
+        return cls(folder, Manifest.read(folder))
+
+    @property
+    def engine(self) -> EngineInfo:
+        """Identity, panel and views, as served."""
+        return self.manifest.engine
+
+    @property
+    def onnx(self) -> Path:
+        """Its graph."""
+        return self.folder / ONNX_FILE
+
+    @property
+    def dense(self) -> Path | None:
+        """Its graph for dense maps; None where it was exported without."""
+        return self.folder / DENSE_FILE if DENSE_FILE in self.manifest.files else None
+
+    def plan(self, toolkit: str, compute_capability: str) -> EnginePlan:
+        """Its engine for one kind of GPU; see :func:`m2ost_contract.engines.plan_for`."""
+        return plan_for(self.manifest.engines, toolkit, compute_capability)
+
+    def changed(self, names: Iterable[str] | None = None) -> list[str]:
+        """Every file that is missing or not what it was when the manifest was written.
+
+        Parameters
+        ----------
+        names : iterable of str, optional
+            Which of the manifest's files to look at; by default all.
+
+        Returns
+        -------
+        list of str
+            One line a file: its path below the release, and what is wrong.
+        """
+        problems = []
+        for name in sorted(self.manifest.files if names is None else names):
+            expected = self.manifest.files.get(name)
+            if expected is None:
+                problems.append(f"{name}: not in the manifest")
+                continue
+            try:
+                found = sha256_file(self.folder / name)
+            except OSError as error:
+                problems.append(f"{name}: {error.strerror}")
+                continue
+            if found != expected:
+                words = f"sha256 is {found}, the manifest says {expected}"
+                problems.append(f"{name}: truncated, changed or swapped: {words}")
+        return problems
+
+    def check(self, names: Iterable[str] | None = None) -> None:
+        """Refuse a release with a file that is missing, truncated or swapped.
+
+        Parameters
+        ----------
+        names : iterable of str, optional
+            As for :meth:`changed`.
+
+        Raises
+        ------
+        ReleaseError
+            Names every such file.
+        """
+        problems = self.changed(names)
+        if problems:
+            raise ReleaseError(f"{self.folder}: {'; '.join(problems)}; a release never changes: copy or export it anew")

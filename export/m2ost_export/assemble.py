@@ -14,7 +14,6 @@ from m2ost_contract import MODEL_ENGINE, EngineInfo, EnginePlan, Manifest, sha25
 
 from .repository import write_repository
 
-ONNX_FILE = "model.onnx"
 _TOOLS = ("m2ost-triton", "torch", "onnx", "onnxscript", "onnxruntime", "numpy")
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from m2ost_contract import DENSE_FILE, Manifest, check_files, complete_folder
+from m2ost_contract import DENSE_FILE, ONNX_FILE, Manifest, Release, complete_folder
 
-from .assemble import ONNX_FILE, assemble, engine_folder
+from .assemble import assemble, engine_folder
 from .engines import EngineOptions, build_plans
 from .onnx_files import load_checked
 
@@ -42,16 +42,17 @@ def add_engines(release: Path, destination: Path, options: EngineOptions) -> Man
     FileExistsError
         If ``destination`` exists.
     """
-    manifest = Manifest.read(release)
-    check_files(release, manifest)
-    onnx_path = engine_folder(release) / ONNX_FILE
+    source = Release.open(release)
+    source.check()
+    manifest = source.manifest
+    onnx_path = source.onnx
     load_checked(onnx_path, manifest.engine.views)
     with complete_folder(destination) as scratch:
         engine_folder(scratch).mkdir(parents=True)
-        copy = engine_folder(scratch) / ONNX_FILE
+        copy = scratch / ONNX_FILE
         shutil.copyfile(onnx_path, copy)
-        if DENSE_FILE in manifest.files:
-            shutil.copyfile(release / DENSE_FILE, scratch / DENSE_FILE)
+        if source.dense is not None:
+            shutil.copyfile(source.dense, scratch / DENSE_FILE)
         built = build_plans(copy, manifest.engine, options)
         replaced = {(plan.toolkit, plan.compute_capability) for plan in built}
         kept = [p for p in manifest.engines if (p.toolkit, p.compute_capability) not in replaced]

@@ -8,9 +8,9 @@ from typing import Any
 import onnx
 from m2ost.checkpoint import ModelCard
 from m2ost.network import M2OST
-from m2ost_contract import DENSE_FILE, EngineInfo, Manifest, complete_folder, sha256_file
+from m2ost_contract import DENSE_FILE, ONNX_FILE, EngineInfo, Manifest, complete_folder, sha256_file
 
-from .assemble import ONNX_FILE, assemble, engine_folder, tool_versions
+from .assemble import assemble, engine_folder, tool_versions
 from .dense import DenseM2OST, export_dense, measure_dense_parity
 from .engines import EngineOptions, build_plans, find_targets
 from .errors import ExportError
@@ -69,7 +69,7 @@ def build_release(
         find_targets(engines)
     with complete_folder(destination) as scratch:
         engine_folder(scratch).mkdir(parents=True)
-        onnx_path = engine_folder(scratch) / ONNX_FILE
+        onnx_path = scratch / ONNX_FILE
         fused = FusedM2OST(model, precision).eval()
         graph = export_onnx(fused, onnx_path)
         if precision == "fp32":

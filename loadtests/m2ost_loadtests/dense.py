@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from m2ost.config import M2OSTConfig
 from m2ost.network import M2OST
-from m2ost_contract import ONNXRUNTIME_CPU, ONNXRUNTIME_CPU_DENSE, Manifest
+from m2ost_contract import ONNXRUNTIME_CPU, ONNXRUNTIME_CPU_DENSE, Release
 from m2ost_export.dense import patch_geometry
 from m2ost_export.fused import FusedM2OST
 from m2ost_preprocess.decoder import DecodedSlide, decoded_slide
@@ -118,9 +118,9 @@ def batches_of(grid: DenseGrid, mask: Mask, rows: int) -> list[Any]:
     ]
 
 
-def views_of(slide: DecodedSlide, centers: Any, manifest: Manifest) -> Views:
+def views_of(slide: DecodedSlide, centers: Any, release: Release) -> Views:
     """Ready views of a batch, by name."""
-    return dict(zip(manifest.engine.views.names, slide.views(centers), strict=True))
+    return dict(zip(release.engine.views.names, slide.views(centers), strict=True))
 
 
 def evenly(items: list[Any], most: int) -> list[Any]:
@@ -164,15 +164,15 @@ def time_in_turn(engines: dict[str, Engine], batches: list[Views], rounds: int) 
 
 def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     """Count and time."""
-    manifest = Manifest.read(arguments.release)
-    with decoded_slide(arguments.slide, geometry=manifest.engine.views) as slide:
-        return _measure(arguments, manifest, slide)
+    release = Release.open(arguments.release)
+    with decoded_slide(arguments.slide, geometry=release.engine.views) as slide:
+        return _measure(arguments, release, slide)
 
 
-def _measure(arguments: argparse.Namespace, manifest: Manifest, slide: DecodedSlide) -> dict[str, Any]:
-    config = M2OSTConfig.from_dict(manifest.architecture)
+def _measure(arguments: argparse.Namespace, release: Release, slide: DecodedSlide) -> dict[str, Any]:
+    config = M2OSTConfig.from_dict(release.manifest.architecture)
     choices = {"fresh": ONNXRUNTIME_CPU, "shared": ONNXRUNTIME_CPU_DENSE}
-    engines = {name: load_engine(arguments.release, manifest.engine, choice) for name, choice in choices.items()}
+    engines = {name: load_engine(release, choice) for name, choice in choices.items()}
     mask = tissue_mask(slide.thumbnail(MASK_PX))
     region = Rectangle.parse(arguments.region) if arguments.region else busiest_region(slide.size, mask)
     grid = DenseGrid.over(slide.size, parse_pitch(arguments.dense), region)
@@ -181,10 +181,10 @@ def _measure(arguments: argparse.Namespace, manifest: Manifest, slide: DecodedSl
         raise SystemExit(f"error: region {region} of {arguments.slide} holds no tissue; choose another --region")
     counted = evenly(requests, arguments.count_batches)
     geometry, operations = patch_geometry(config), Operations.of(config)
-    positions, patches, distinct = count_patches((views_of(slide, c, manifest) for c in counted), geometry)
+    positions, patches, distinct = count_patches((views_of(slide, c, release) for c in counted), geometry)
     fresh, embedding = positions * operations.position, operations.embedding(patches)
     left = operations.embedding(distinct)
-    timed = [views_of(slide, centers, manifest) for centers in evenly(requests, arguments.time_batches)]
+    timed = [views_of(slide, centers, release) for centers in evenly(requests, arguments.time_batches)]
     return {
         "machine": describe_machine(),
         "slide": arguments.slide.name,
@@ -192,8 +192,8 @@ def _measure(arguments: argparse.Namespace, manifest: Manifest, slide: DecodedSl
         "pitch_px": grid.pitch_px,
         "positions": sum(map(len, requests)),
         "batch_rows": arguments.batch_rows,
-        "precision": manifest.engine.precision,
-        "release_sha256": manifest.engine.release_sha256,
+        "precision": release.engine.precision,
+        "release_sha256": release.engine.release_sha256,
         "counted": {
             "positions": positions,
             "gflop_per_position": operations.position / 1e9,

@@ -3,7 +3,7 @@
 import hashlib
 
 import pytest
-from m2ost_contract import EngineInfo, Manifest, ManifestError, ReleaseError, ViewGeometry, changed_files, check_files
+from m2ost_contract import EngineInfo, Manifest, ManifestError, Release, ReleaseError, ViewGeometry
 
 from tests.conftest import engine_plan
 
@@ -33,10 +33,13 @@ def release(tmp_path):
 
 
 def test_a_release_as_it_was_made(release):
-    manifest = Manifest.read(release)
-    assert manifest.engines == (PLAN,)
-    assert changed_files(release, manifest) == []
-    assert manifest.engines[0].max_rows == 256
+    opened = Release.open(release)
+    assert opened.manifest.engines == (PLAN,)
+    assert opened.plan("tensorrt", "8.9").max_rows == 256
+    assert opened.onnx.read_bytes() == b"graph"
+    assert opened.dense is None
+    assert opened.changed() == []
+    opened.check()
 
 
 def test_every_file_that_is_missing_truncated_or_swapped_is_named(release):
@@ -44,7 +47,7 @@ def test_every_file_that_is_missing_truncated_or_swapped_is_named(release):
     (release / PLAN.file).write_bytes(b"an eng")
     (release / "m2ost/1/model.onnx").write_bytes(b"hparg")
     with pytest.raises(ReleaseError, match="export it anew") as error:
-        check_files(release, Manifest.read(release))
+        Release.open(release).check()
     assert "m2ost/config.pbtxt: No such file" in str(error.value)
     assert "m2ost/1/model-sm89.plan: truncated, changed or swapped: sha256 is" in str(error.value)
     assert "m2ost/1/model.onnx: truncated, changed or swapped: sha256 is" in str(error.value)

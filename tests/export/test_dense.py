@@ -6,7 +6,7 @@ import torch
 from m2ost.checkpoint import load, save
 from m2ost.config import M2OSTConfig
 from m2ost.shipped import shipped_checkpoint
-from m2ost_contract import ONNXRUNTIME_CPU_DENSE, EngineError, Manifest
+from m2ost_contract import ONNXRUNTIME_CPU_DENSE, EngineError, Release
 from m2ost_export.dense import DenseM2OST, export_dense, measure_dense_parity, patch_geometry
 from m2ost_export.errors import ExportError
 from m2ost_export.fused import FusedM2OST
@@ -70,7 +70,7 @@ def test_a_reduced_precision_has_no_graph_for_a_cpu(tmp_path):
 
 def test_an_engine_asked_of_a_release_without_the_graph(small_release):
     with pytest.raises(EngineError, match="m2ost export --dense"):
-        load_engine(small_release, Manifest.read(small_release).engine, ONNXRUNTIME_CPU_DENSE)
+        load_engine(Release.open(small_release), ONNXRUNTIME_CPU_DENSE)
 
 
 def test_operations_are_counted_exactly():

@@ -11,6 +11,8 @@ from m2ost_contract import (
     EngineError,
     EngineInfo,
     Manifest,
+    Release,
+    ReleaseError,
     ViewGeometry,
     plan_for,
     sha256_file,
@@ -63,9 +65,10 @@ def release(tmp_path_factory):
     folder = tmp_path_factory.mktemp("release")
     (folder / ONNX_FILE).parent.mkdir(parents=True)
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), folder / ONNX_FILE)
-    info = replace(INFO, onnx_sha256=sha256_file(folder / ONNX_FILE))
-    Manifest(info, {}, {}, {}, engines=(PLAN,)).write(folder)
-    return folder, info
+    sha256 = sha256_file(folder / ONNX_FILE)
+    info = replace(INFO, onnx_sha256=sha256)
+    Manifest(info, {}, {}, {}, {ONNX_FILE: sha256}, engines=(PLAN,)).write(folder)
+    return Release.open(folder)
 
 
 def batch_of(rows):
@@ -79,7 +82,7 @@ ON_A_CPU = {"onnxruntime-cpu": "CPUExecutionProvider", "openvino-cpu": "OpenVINO
 @pytest.mark.parametrize("rows", [1, 7, KEEP_MEMORY_ROWS + 1, 256])
 @pytest.mark.parametrize("choice", ON_A_CPU)
 def test_arrays_taken_where_they_lie_give_what_the_graph_says(release, choice, rows):
-    engine = load_engine(*release, choice)
+    engine = load_engine(release, choice)
     batch = batch_of(rows)
     found = engine.run(batch)
     mean = sum(view.astype(np.float64).mean(axis=(1, 2, 3)) for view in batch.values()) / 2
@@ -93,10 +96,10 @@ def test_arrays_taken_where_they_lie_give_what_the_graph_says(release, choice, r
 def test_threads_are_those_that_the_config_asks_for(release):
     threads = CpuThreads.from_parameters({"engine_threads": "1", "engine_spinning": "1"})
     assert threads == CpuThreads(1, spinning=True)
-    options = load_engine(*release, "onnxruntime-cpu", threads=threads)._session.get_session_options()
+    options = load_engine(release, "onnxruntime-cpu", threads=threads)._session.get_session_options()
     assert options.intra_op_num_threads == 1
     assert options.get_session_config_entry("session.intra_op.allow_spinning") == "1"
-    compiled = load_engine(*release, "openvino-cpu", threads=threads)._request.get_compiled_model()
+    compiled = load_engine(release, "openvino-cpu", threads=threads)._request.get_compiled_model()
     assert compiled.get_property("INFERENCE_NUM_THREADS") == 1
     everything = CpuThreads(len(os.sched_getaffinity(0)), spinning=False)
     assert CpuThreads.from_parameters({"engine_threads": "all"}) == CpuThreads.from_parameters({}) == everything
@@ -107,14 +110,14 @@ def test_threads_are_those_that_the_config_asks_for(release):
 
 
 def test_openvino_computes_in_float32_where_the_processor_has_bfloat16(release):
-    compiled = load_engine(*release, "openvino-cpu")._request.get_compiled_model()
+    compiled = load_engine(release, "openvino-cpu")._request.get_compiled_model()
     assert compiled.get_property("INFERENCE_PRECISION_HINT").to_string() == "f32"
 
 
 def test_openvino_that_is_not_installed_is_an_error_and_never_another_engine(release, monkeypatch):
     monkeypatch.setitem(sys.modules, "openvino", None)
     with pytest.raises(EngineError, match=r"no OpenVINO .*pip install 'm2ost-triton\[openvino\]'"):
-        load_engine(*release, "openvino-cpu")
+        load_engine(release, "openvino-cpu")
 
 
 def test_requests_are_joined_in_order_and_a_single_one_is_not_copied():
@@ -136,22 +139,22 @@ def test_requests_are_joined_in_order_and_a_single_one_is_not_copied():
     ],
 )
 def test_a_batch_that_an_address_would_misread_is_refused(release, spoil):
-    engine, batch = load_engine(*release, "onnxruntime-cpu"), batch_of(3)
+    engine, batch = load_engine(release, "onnxruntime-cpu"), batch_of(3)
     spoil(batch)
     with pytest.raises(ValueError, match=r"VIEW1|rows"):
         engine.run(batch)
 
 
 def test_an_engine_file_that_is_not_the_releases(release):
-    folder, info = release
-    with pytest.raises(EngineError, match=r"sha256 is .* the release says"):
-        load_engine(folder, replace(info, onnx_sha256="0" * 64), "onnxruntime-cpu")
+    other = Release(release.folder, replace(release.manifest, files={ONNX_FILE: "0" * 64}))
+    with pytest.raises(ReleaseError, match=r"sha256 is .* the manifest says"):
+        load_engine(other, "onnxruntime-cpu")
 
 
 @pytest.mark.parametrize("choice", [None, "", "cuda", "onnxruntime"])
 def test_an_engine_that_is_none_is_an_error_and_not_a_default(release, choice):
     with pytest.raises(EngineError, match=r"not one of onnxruntime-cpu, .*onnxruntime-cuda, openvino-cpu, tensorrt"):
-        load_engine(*release, choice)
+        load_engine(release, choice)
 
 
 @pytest.fixture
@@ -169,7 +172,7 @@ def no_gpu():
 @pytest.mark.parametrize("choice", ["onnxruntime-cuda", "tensorrt", "tensorrt-rtx"])
 def test_a_gpu_that_is_absent_is_an_error_and_never_the_cpu(release, choice):
     with pytest.raises(DeviceUnavailable, match=r"GPU 0 cannot be used: .*m2ost doctor"):
-        load_engine(*release, choice)
+        load_engine(release, choice)
 
 
 @pytest.mark.usefixtures("no_gpu")
@@ -183,7 +186,7 @@ def test_onnx_runtime_without_cuda_is_an_error_and_never_the_cpu(release):
     if "CUDAExecutionProvider" in ort.get_available_providers():
         pytest.skip("this ONNX Runtime has CUDA")
     with pytest.raises(EngineError, match=r"no CUDA provider, only .*CPUExecutionProvider"):
-        cuda_session(release[0] / ONNX_FILE)
+        cuda_session(release.onnx)
 
 
 def test_the_plan_for_a_gpu():
@@ -220,4 +223,4 @@ def test_a_plan_that_is_none_is_refused_in_the_runtimes_words(tmp_path):
 
 
 def test_engines_survive_the_manifest(release):
-    assert Manifest.read(release[0]).engines == (PLAN,)
+    assert release.manifest.engines == (PLAN,)

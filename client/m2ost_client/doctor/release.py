@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from m2ost_contract import ONNX_FILE, EngineError, Manifest, changed_files, plan_for
+from m2ost_contract import ONNX_FILE, EngineError, Manifest, Release, plan_for
 
 from .facts import Gpu, Profile
 from .findings import Finding, error, ok, warning
@@ -29,7 +29,7 @@ def check_files(release: Path, manifest: Manifest, files: Iterable[str]) -> list
         An error for every file that is missing, truncated or swapped; one that all is well where none is.
     """
     wanted = set(files)
-    changed = changed_files(release, manifest, wanted)
+    changed = Release(release, manifest).changed(wanted)
     if changed:
         return [error("files", f"{release}/{words}", f"copy the release again, or {_EXPORT}") for words in changed]
     size = sum((release / name).stat().st_size for name in wanted)

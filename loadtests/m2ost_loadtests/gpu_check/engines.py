@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from m2ost_contract import ONNXRUNTIME_CPU, ONNXRUNTIME_CUDA, TENSORRT, TENSORRT_RTX, Manifest
+from m2ost_contract import ONNXRUNTIME_CPU, ONNXRUNTIME_CUDA, TENSORRT, TENSORRT_RTX, Release
 from m2ost_serving.engine import load_engine
 
 from .device import Device
@@ -90,11 +90,11 @@ def load_scorer(release: Path, engine: str, device: Device) -> Scorer:
         If the engine does not run here.
     """
     device.arrays()
-    info = Manifest.read(release).engine
-    loaded = load_engine(release, info, engine, device.index)
+    opened = Release.open(release)
+    loaded = load_engine(opened, engine, device.index)
 
     def score(views: Sequence[Any]) -> Any:
         arrays = [loaded.device.join([view]) for view in views]
-        return loaded.run(dict(zip(info.views.names, arrays, strict=True)))
+        return loaded.run(dict(zip(opened.engine.views.names, arrays, strict=True)))
 
     return score

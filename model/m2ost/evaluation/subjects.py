@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-from m2ost_contract import EXPRESSION, MODEL_ENGINE, Manifest, ViewGeometry
+from m2ost_contract import EXPRESSION, Release, ViewGeometry
 
 from ..data.errors import DataError
 from ..data.section import TARGETS, Section
@@ -77,13 +77,13 @@ def open_subject(
     if (path / "model.json").is_file():
         return CheckpointSubject(path, cache, target)
     if path.is_dir():
-        manifest = Manifest.read(path)
+        release = Release.open(path)
         facts = Facts(
-            name=f"{path.name} ({manifest.engine.release_sha256[:12]})",
-            genes=manifest.engine.genes,
-            target=_target(path, manifest.engine.target, target),
+            name=f"{path.name} ({release.engine.release_sha256[:12]})",
+            genes=release.engine.genes,
+            target=_target(path, release.engine.target, target),
         )
-        return OnnxSubject(path / MODEL_ENGINE / "1" / "model.onnx", facts, cache)
+        return OnnxSubject(release.onnx, facts, cache)
     if path.suffix == ".onnx":
         if genes is None:
             raise DataError(f"{path}: an .onnx file has no gene names; give its panel with --genes")

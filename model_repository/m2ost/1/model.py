@@ -9,7 +9,7 @@ from m2ost_contract import (
     ENGINE_RUNS_METRIC,
     ENGINE_WAITING_METRIC,
     EXPRESSION,
-    EngineInfo,
+    Release,
     number_of_rows,
 )
 from m2ost_preprocess.errors import PreprocessError
@@ -24,12 +24,11 @@ class TritonPythonModel:
     def initialize(self, args):
         triton.check_environment()
         parameters = triton.parameters(args["model_config"])
-        info = EngineInfo.from_parameters(parameters)
-        release = Path(args["model_repository"]).parent
+        release = Release.open(Path(args["model_repository"]).parent)
         choice, gpu = parameters.get(ENGINE_PARAMETER), int(args["model_instance_device_id"])
-        engine = load_engine(release, info, choice, gpu, threads=CpuThreads.from_parameters(parameters))
+        engine = load_engine(release, choice, gpu, threads=CpuThreads.from_parameters(parameters))
         pb_utils.Logger.log_info(triton.log_line("engine_loaded", engine=choice, runs_on=engine.description))
-        self._views, self._families = info.views.names, []
+        self._views, self._families = release.engine.views.names, []
         kinds = pb_utils.MetricFamily
         runs = self._metric(ENGINE_RUNS_METRIC, "runs of the engine", kinds.COUNTER, args)
         waiting = self._metric(ENGINE_WAITING_METRIC, "rows that wait for the engine", kinds.GAUGE, args)

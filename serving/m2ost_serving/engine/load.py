@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from m2ost_contract import (
     CHOICES,
     DENSE_FILE,
@@ -14,10 +12,7 @@ from m2ost_contract import (
     ONNXRUNTIME_CUDA,
     OPENVINO_CPU,
     EngineError,
-    EngineInfo,
-    Manifest,
-    plan_for,
-    sha256_file,
+    Release,
 )
 
 from ..devices import CudaDevice, HostDevice
@@ -29,8 +24,7 @@ from .tensorrt import TensorRTEngine
 
 
 def load_engine(
-    release: Path,
-    info: EngineInfo,
+    release: Release,
     choice: str | None,
     device_index: int = 0,
     *,
@@ -40,10 +34,7 @@ def load_engine(
 
     Parameters
     ----------
-    release : Path
-        The release folder.
-    info : EngineInfo
-        Identity and views, out of the model's config.
+    release : Release
     choice : str or None
         The config's parameter ``engine``, one of ``CHOICES``. It is taken at its word: where that engine cannot run,
         none does.
@@ -55,35 +46,30 @@ def load_engine(
     Raises
     ------
     EngineError
-        If there is no such engine, its file is not the release's, or it cannot run here.
+        If there is no such engine, or it cannot run here.
+    DeviceUnavailable
+        If the GPU cannot be used.
+    ReleaseError
+        If its file is not the release's.
     """
-    if choice == ONNXRUNTIME_CPU:
-        return OnnxEngine(_checked(release, ONNX_FILE, info.onnx_sha256), info.views, HostDevice(), threads)
+    views = release.engine.views
     if choice == ONNXRUNTIME_CPU_DENSE:
-        return _dense_engine(release, info, threads)
-    if choice == OPENVINO_CPU:
-        return OpenVinoEngine(_checked(release, ONNX_FILE, info.onnx_sha256), info.views, threads)
-    if choice == ONNXRUNTIME_CUDA:
-        return OnnxEngine(_checked(release, ONNX_FILE, info.onnx_sha256), info.views, CudaDevice(device_index))
+        if release.dense is None:
+            raise EngineError(
+                f"{release.folder}: has no {DENSE_FILE}; export the checkpoint anew with: m2ost export --dense"
+            )
+        release.check([DENSE_FILE])
+        return DenseOnnxEngine(release.dense, views, int(release.manifest.architecture["patch_px"]), threads)
+    if choice in (ONNXRUNTIME_CPU, OPENVINO_CPU, ONNXRUNTIME_CUDA):
+        release.check([ONNX_FILE])
+        if choice == OPENVINO_CPU:
+            return OpenVinoEngine(release.onnx, views, threads)
+        if choice == ONNXRUNTIME_CUDA:
+            return OnnxEngine(release.onnx, views, CudaDevice(device_index))
+        return OnnxEngine(release.onnx, views, HostDevice(), threads)
     if choice not in CHOICES:
         raise EngineError(f"the config's parameter {ENGINE_PARAMETER!r} is {choice!r}, not one of {', '.join(CHOICES)}")
     device = CudaDevice(device_index)
-    plan = plan_for(Manifest.read(release).engines, choice, device.compute_capability)
-    return TensorRTEngine(_checked(release, plan.file, plan.sha256), info.views, choice, device)
-
-
-def _dense_engine(release: Path, info: EngineInfo, threads: CpuThreads | None) -> DenseOnnxEngine:
-    manifest = Manifest.read(release)
-    sha256 = manifest.files.get(DENSE_FILE)
-    if sha256 is None:
-        raise EngineError(f"{release}: has no {DENSE_FILE}; export the checkpoint anew with: m2ost export --dense")
-    patch_px = int(manifest.architecture["patch_px"])
-    return DenseOnnxEngine(_checked(release, DENSE_FILE, sha256), info.views, patch_px, threads)
-
-
-def _checked(release: Path, file: str, sha256: str) -> Path:
-    path = release / file
-    found = sha256_file(path)
-    if found != sha256:
-        raise EngineError(f"{path}: sha256 is {found}, the release says {sha256}; export it anew")
-    return path
+    plan = release.plan(choice, device.compute_capability)
+    release.check([plan.file])
+    return TensorRTEngine(release.folder / plan.file, views, choice, device)
