@@ -10,6 +10,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+from m2ost_contract import ENGINE_RUNS_METRIC
 from m2ost_preprocess.network import read_url
 
 from .errors import TargetError
@@ -17,7 +18,7 @@ from .errors import TargetError
 METRICS_TIMEOUT_S = 5.0
 SETTLE_S, SETTLE_READS = 0.1, 20
 
-_LINE = re.compile(r"^(nv_inference_\w+)\{([^}]*)\} ([0-9.e+]+)$", re.MULTILINE)
+_LINE = re.compile(rf"^(nv_inference_\w+|{ENGINE_RUNS_METRIC})\{{([^}}]*)\}} ([0-9.e+]+)$", re.MULTILINE)
 _MODEL = re.compile(r'\bmodel="([^"]*)"')
 
 Counts = Mapping[str, Mapping[str, float]]
@@ -25,7 +26,7 @@ Counts = Mapping[str, Mapping[str, float]]
 
 
 def read_metrics(url: str) -> Counts:
-    """Every ``nv_inference_…`` metric by model, added up over versions and reasons.
+    """Every ``nv_inference_…`` metric and the engine's runs by model, added up over versions and reasons.
 
     Raises
     ------
@@ -84,21 +85,22 @@ def server_figures(before: Counts, after: Counts) -> dict[str, dict[str, Any]]:
         earlier = before.get(model, {})
 
         def grown(metric: str, latest: Mapping[str, float] = latest, earlier: Mapping[str, float] = earlier) -> float:
-            name = f"nv_inference_{metric}"
-            return latest.get(name, 0.0) - earlier.get(name, 0.0)
+            return latest.get(metric, 0.0) - earlier.get(metric, 0.0)
 
-        executions, requests = grown("exec_count"), grown("request_success")
+        # An engine that takes requests as they come joins them itself: Triton sees one request an execution.
+        runs = ENGINE_RUNS_METRIC if ENGINE_RUNS_METRIC in latest else "nv_inference_exec_count"
+        executions, requests = grown(runs), grown("nv_inference_request_success")
         if executions <= 0 or requests <= 0:
             continue
         figures[model] = {
             "requests": int(requests),
-            "failed": int(grown("request_failure")),
-            "rows": int(grown("count")),
+            "failed": int(grown("nv_inference_request_failure")),
+            "rows": int(grown("nv_inference_count")),
             "executions": int(executions),
-            "rows_per_execution": grown("count") / executions,
+            "rows_per_execution": grown("nv_inference_count") / executions,
             "requests_per_execution": requests / executions,
-            "request_s": grown("request_duration_us") / 1e6,
-            "queue_ms": grown("queue_duration_us") / requests / 1e3,
-            "compute_ms": grown("compute_infer_duration_us") / requests / 1e3,
+            "request_s": grown("nv_inference_request_duration_us") / 1e6,
+            "queue_ms": grown("nv_inference_queue_duration_us") / requests / 1e3,
+            "compute_ms": grown("nv_inference_compute_infer_duration_us") / requests / 1e3,
         }
     return figures

@@ -127,12 +127,12 @@ def test_requests_are_batched_for_real(narrow_server):
         def grown(name):
             return after[name] - before.get(name, 0)
 
-        # The supervisor's probe adds a row to the engine alone, at any time; it executes by itself or joins a batch.
+        # The supervisor's probe adds a row to the engine alone, at any time; it runs by itself or joins a batch.
         probes = grown("nv_inference_count{m2ost}") - 240
         assert 0 <= probes <= 5
         assert grown("m2ost_tiler_spots_total{slide_tiler}") == 240
         assert grown("m2ost_tiler_moved_bytes_total{slide_tiler}") > 240 * 3 * 224 * 224 * 3
-        return grown("nv_inference_exec_count{m2ost}") - probes
+        return grown("m2ost_engine_session_runs_total{m2ost}") - probes
 
     # On a busy machine requests may come one at a time; without batches they always do.
     assert any(executions() <= 60 * 0.6 for _ in range(3)), "requests of 4 rows, up to 16 in flight, were hardly joined"

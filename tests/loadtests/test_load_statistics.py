@@ -113,6 +113,13 @@ def test_what_a_server_did_between_two_readings():
     assert server_figures(after, after) == {}
 
 
+def test_of_an_engine_that_joins_requests_itself_its_runs_are_counted():
+    counts = {"success": 8, "rejected": 0, "rows": 32, "executions": 8, "duration": 1e6, "queue": 0}
+    page = METRICS.format(**counts) + 'm2ost_engine_session_runs_total{model="m2ost"} 2\n'
+    figures = server_figures({}, parse_metrics(page))["m2ost"]
+    assert (figures["executions"], figures["rows_per_execution"], figures["requests_per_execution"]) == (2, 16, 4)
+
+
 @pytest.mark.parametrize("url", ["http://127.0.0.1:9/metrics", "127.0.0.1:9", "nonsense"])
 def test_metrics_that_are_not_there(url):
     with pytest.raises(TargetError, match="--metrics-url"):
