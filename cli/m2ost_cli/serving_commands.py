@@ -60,7 +60,7 @@ def serve(
     slides: Annotated[
         list[str], typer.Option("--slides", help="FOLDER or NAME=FOLDER to read slides from; repeatable.")
     ],
-    baseline: Annotated[
+    istar: Annotated[
         Path | None, typer.Option(help="A folder of `m2ost export-istar`, served beside the release.")
     ] = None,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
@@ -85,13 +85,16 @@ def serve(
         from m2ost_client.command import HTTP_RISK, ServerOptions
         from m2ost_client.host import Ports
         from m2ost_client.supervisor import TritonServer
+        from m2ost_istar.manifest import IStarManifest
     if log_level not in _LEVELS:
         raise UserError(f"--log-level must be one of {', '.join(_LEVELS)}")
     use_reader(reader, reads_here=True)
+    if istar is not None:
+        IStarManifest.read(istar)  # else the error would not say what makes one
     options = ServerOptions(
         release=release,
         roots=parse_roots(slides),
-        baseline=baseline,
+        beside=(istar,) if istar else (),
         host=host,
         ports=Ports(grpc_port, http_port, metrics_port),
         http=http,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -158,28 +158,25 @@ class ReleaseError(ManifestError):
     """A file of a release is missing, truncated or swapped; the message names it."""
 
 
-def changed_files(release: Path, manifest: Manifest, names: Iterable[str] | None = None) -> list[str]:
-    """Every file of a release that is missing or not what it was when the manifest was written.
+def changed_files(folder: Path, files: Mapping[str, str]) -> list[str]:
+    """Every file of a folder that is missing or not what it was when the manifest was written.
 
     Parameters
     ----------
-    release : Path
-        The folder.
-    manifest : Manifest
-        Its manifest.
-    names : iterable of str, optional
-        Which of the manifest's files to look at; by default all.
+    folder : Path
+        A release, or another folder with such a manifest.
+    files : mapping of str to str
+        Path below the folder → sha256: what its manifest says of the files to look at.
 
     Returns
     -------
     list of str
-        One line a file: its path below the release, and what is wrong.
+        One line a file: its path below the folder, and what is wrong.
     """
     problems = []
-    for name in sorted(manifest.files if names is None else names):
-        expected = manifest.files[name]
+    for name, expected in sorted(files.items()):
         try:
-            found = sha256_file(release / name)
+            found = sha256_file(folder / name)
         except OSError as error:
             problems.append(f"{name}: {error.strerror}")
             continue
@@ -196,6 +193,6 @@ def check_files(release: Path, manifest: Manifest) -> None:
     ReleaseError
         Names every such file.
     """
-    problems = changed_files(release, manifest)
+    problems = changed_files(release, manifest.files)
     if problems:
         raise ReleaseError(f"{release}: {'; '.join(problems)}; a release never changes: copy or export it anew")

@@ -35,7 +35,7 @@ def release(tmp_path):
 def test_a_release_as_it_was_made(release):
     manifest = Manifest.read(release)
     assert manifest.engines == (PLAN,)
-    assert changed_files(release, manifest) == []
+    assert changed_files(release, manifest.files) == []
     assert manifest.engines[0].max_rows == 256
 
 
