@@ -64,7 +64,7 @@ unit: .venv/.complete build/browser
 	$(PYTEST) -m 'not e2e'
 
 server-views: .triton/.complete
-	.triton/bin/python -m pytest $(PYTEST_OPTIONS) tests/contract tests/preprocess tests/compat/test_matrix.py
+	.triton/bin/python -m pytest $(PYTEST_OPTIONS) tests/contract tests/preprocess tests/istar/pipeline tests/compat/test_matrix.py
 
 e2e: .venv/.complete .triton/.complete
 	$(PYTEST) -m 'e2e and not alone'

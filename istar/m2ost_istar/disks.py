@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 from m2ost_contract import RowStatus
+from m2ost_preprocess.errors import SpotError
 from scipy.sparse import csr_array
 
-from ..errors import SpotError
 from .geometry import MPP, scaled_size
 from .sizes import SUPERPIXEL_PX
 

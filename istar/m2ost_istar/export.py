@@ -1,4 +1,4 @@
-"""A baseline: one immutable folder with iStar's networks and models, which Triton loads beside a release."""
+"""iStar as one immutable folder with its networks and models, which Triton loads beside a release."""
 
 from __future__ import annotations
 
@@ -10,10 +10,15 @@ from typing import Any
 import numpy as np
 import onnx
 import torch
-from m2ost.peers.istar import IStar
 from m2ost_contract import EXPRESSION, MAX_ROWS, complete_folder, sha256_file
-from m2ost_preprocess.istar.geometry import VARIANTS
-from m2ost_preprocess.istar.manifest import (
+from m2ost_export.assemble import file_hashes, sha256_json, tool_versions
+from m2ost_export.errors import ExportError
+from m2ost_export.graph import Parity, compare, write_graph
+from m2ost_export.onnx_files import Door
+from m2ost_export.repository import finish_config, parse_config, write_models
+
+from .geometry import VARIANTS
+from .manifest import (
     CLS,
     FEATURES,
     GRID,
@@ -22,19 +27,14 @@ from m2ost_preprocess.istar.manifest import (
     PATCH,
     REGION,
     TOKENS,
-    BaselineInfo,
-    BaselineManifest,
+    IStarInfo,
+    IStarManifest,
 )
-from m2ost_preprocess.istar.sizes import PATCH_PX, Sizes
-from m2ost_preprocess.istar.sizes import TOKENS as TOKENS_A_PATCH
+from .networks.istar import IStar
+from .sizes import PATCH_PX, Sizes
+from .sizes import TOKENS as TOKENS_A_PATCH
 
-from .assemble import file_hashes, sha256_json, tool_versions
-from .errors import ExportError
-from .graph import Parity, compare, write_graph
-from .onnx_files import Door
-from .repository import finish_config, parse_config, write_models
-
-FAMILY = "istar"
+TEMPLATES = "m2ost_istar.repository"
 ONNX_FILE = "model.onnx"
 
 PATCH_BATCHES, HEAD_BATCHES = (1, 2, 7), (1, 2, 301)
@@ -42,10 +42,8 @@ REGION_GRIDS = ((1, 1), (2, 9), (14, 14), (23, 16))
 _FLOAT = onnx.TensorProto.FLOAT
 
 
-def build_baseline(
-    model: IStar, genes: tuple[str, ...], destination: Path, *, variant: str = "tissue"
-) -> BaselineManifest:
-    """Export iStar's networks and write the baseline folder; nothing is left behind unless every gate passes.
+def build_istar(model: IStar, genes: tuple[str, ...], destination: Path, *, variant: str = "tissue") -> IStarManifest:
+    """Export iStar's networks and write their folder; nothing is left behind unless every gate passes.
 
     Parameters
     ----------
@@ -60,14 +58,14 @@ def build_baseline(
 
     Returns
     -------
-    BaselineManifest
+    IStarManifest
 
     Raises
     ------
     ExportError
         If a graph differs from its network by more than 1e-4, or genes or variant do not fit.
     FileExistsError
-        If ``destination`` exists: a baseline is immutable.
+        If ``destination`` exists: an exported folder is immutable.
     """
     if variant not in VARIANTS:
         raise ExportError(f"the variant must be one of {', '.join(VARIANTS)}, not {variant!r}")
@@ -83,9 +81,9 @@ def build_baseline(
                 raise ExportError(
                     f"refused: the {network} network on ONNX Runtime differs from PyTorch by "
                     f"{parity[network].max_abs_diff} (batch: max |Δ|), tolerance {parity[network].tolerance:g}; "
-                    "no baseline was written"
+                    "nothing was written"
                 )
-        info = BaselineInfo(
+        info = IStarInfo(
             genes=genes,
             sizes=model.sizes,
             variant=variant,
@@ -94,13 +92,13 @@ def build_baseline(
             precision="fp32",
             weights=model.weights,
             onnx_sha256={network: sha256_file(path) for network, path in graphs.items()},
-            baseline_sha256="",
+            folder_sha256="",
         )
         _write(scratch, info)
         # The identity is that of every file as it stands without the identity itself, which the configs carry.
-        info = replace(info, baseline_sha256=sha256_json(file_hashes(scratch)))
+        info = replace(info, folder_sha256=sha256_json(file_hashes(scratch)))
         _write(scratch, info)
-        manifest = BaselineManifest(
+        manifest = IStarManifest(
             info=info,
             flop={"patch": model.sizes.patch_flop, "head": model.sizes.head_flop},
             parity={
@@ -172,12 +170,12 @@ def _normal(shape: tuple[int, ...], *, seed: int) -> Any:
     return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
 
 
-def _write(folder: Path, info: BaselineInfo) -> None:
-    write_models(folder, lambda template: fit_baseline_config(template, info), FAMILY)
+def _write(folder: Path, info: IStarInfo) -> None:
+    write_models(folder, lambda template: fit_istar_config(template, info), TEMPLATES)
 
 
-def fit_baseline_config(template: str, info: BaselineInfo) -> str:
-    """One of the baseline's configs fitted to its networks; all carry the baseline's identity as parameters."""
+def fit_istar_config(template: str, info: IStarInfo) -> str:
+    """One of the configs fitted to the networks; all carry the folder's identity as parameters."""
     config = parse_config(template)
     for tensor in (*config.input, *config.output):
         for axis, length in _widths(info.sizes).get(tensor.name, {}).items():

@@ -1,4 +1,4 @@
-"""What the baseline does to a slide, counted before a pixel is read."""
+"""What iStar does to a slide, counted before a pixel is read."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+from m2ost_preprocess.readers.resolution import MPP_PLAUSIBLE
+from m2ost_preprocess.tissue import Mask, cell_tissue
 
-from ..readers.resolution import MPP_PLAUSIBLE
-from ..tissue import Mask, cell_tissue
 from .sizes import GRID, PATCH_PX, SUPERPIXEL_PX, TOKENS, Sizes
 
 MPP = 0.5
@@ -34,7 +34,7 @@ Positions = np.ndarray[Any, np.dtype[np.int32]]
 
 @dataclass(frozen=True)
 class Variant:
-    """One way to run the baseline.
+    """One way to run iStar.
 
     Parameters
     ----------
@@ -74,7 +74,7 @@ VARIANTS = {
 
 @dataclass(frozen=True)
 class Plan:
-    """The baseline's work on one slide.
+    """iStar's work on one slide.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""The baseline as it is served: names of models and tensors, and the manifest of a baseline folder."""
+"""iStar as it is served: names of models and tensors, and the manifest of an exported folder."""
 
 from __future__ import annotations
 
@@ -27,12 +27,16 @@ SPOT_DIAMETER_UM, MPP, INFO = "SPOT_DIAMETER_UM", "MPP", "INFO"
 MAX_HEAD_ROWS = 4096
 """Most superpixels in one request to the head: one block of the pipeline."""
 
-KIND = "istar-baseline"
+KIND = "istar"
+
+_FORMER_KIND = "istar-baseline"
+_FORMER_NAMES = {"baseline_sha256": "folder_sha256"}
+"""What folders that were exported earlier say in place of today's words."""
 
 
 @dataclass(frozen=True)
-class BaselineInfo:
-    """Identity of a served baseline, as its models' config parameters carry it.
+class IStarInfo:
+    """Identity of an exported folder, as its models' config parameters carry it.
 
     Parameters
     ----------
@@ -51,7 +55,7 @@ class BaselineInfo:
         sha256 of HIPT's files, where they were given.
     onnx_sha256 : dict of str to str
         Network → sha256 of its graph.
-    baseline_sha256 : str
+    folder_sha256 : str
         Identity of the folder.
     """
 
@@ -63,7 +67,7 @@ class BaselineInfo:
     precision: str
     weights: dict[str, str]
     onnx_sha256: dict[str, str]
-    baseline_sha256: str
+    folder_sha256: str
 
     def to_parameters(self) -> dict[str, str]:
         """Triton model parameters: every value a string."""
@@ -71,7 +75,7 @@ class BaselineInfo:
         return {k: v if isinstance(v, str) else json.dumps(v, sort_keys=True) for k, v in raw.items()}
 
     @classmethod
-    def from_parameters(cls, parameters: Mapping[str, str]) -> BaselineInfo:
+    def from_parameters(cls, parameters: Mapping[str, str]) -> IStarInfo:
         """Inverse of :meth:`to_parameters`.
 
         Raises
@@ -79,10 +83,11 @@ class BaselineInfo:
         ValueError
             If a parameter is missing.
         """
-        missing = sorted(set(cls.__dataclass_fields__) - set(parameters))
+        given = _renamed(parameters)
+        missing = sorted(set(cls.__dataclass_fields__) - set(given))
         if missing:
             raise ValueError(f"the model's config has no parameter {', '.join(missing)}; `m2ost export-istar` anew")
-        values: dict[str, Any] = {k: parameters[k] for k in cls.__dataclass_fields__}
+        values: dict[str, Any] = {k: given[k] for k in cls.__dataclass_fields__}
         for name in ("sizes", "pretrained", "head_trained", "weights", "onnx_sha256"):
             values[name] = json.loads(values[name])
         values["genes"] = tuple(values["genes"].split("\n"))
@@ -91,12 +96,12 @@ class BaselineInfo:
 
 
 @dataclass(frozen=True)
-class BaselineManifest:
-    """``manifest.json`` of a baseline folder.
+class IStarManifest:
+    """``manifest.json`` of an exported folder.
 
     Parameters
     ----------
-    info : BaselineInfo
+    info : IStarInfo
     flop : dict of str to float
         Operations of ViT-256 a patch and of the head a superpixel.
     parity : dict
@@ -107,7 +112,7 @@ class BaselineManifest:
         Relative path → sha256 of every file.
     """
 
-    info: BaselineInfo
+    info: IStarInfo
     flop: dict[str, float]
     parity: dict[str, Any]
     tools: dict[str, str]
@@ -121,25 +126,29 @@ class BaselineManifest:
         (folder / self.FILENAME).write_text(text + "\n", encoding="utf-8")
 
     @classmethod
-    def read(cls, folder: Path) -> BaselineManifest:
-        """Read a baseline's manifest.
+    def read(cls, folder: Path) -> IStarManifest:
+        """Read a folder's manifest.
 
         Raises
         ------
         FileNotFoundError
-            If ``folder`` is no baseline.
+            If ``folder`` has none.
         ManifestError
             If its manifest is damaged, or that of something else.
         """
         path = folder / cls.FILENAME
         if not path.is_file():
-            raise FileNotFoundError(f"{folder}: not a baseline (no {cls.FILENAME}); make one with `m2ost export-istar`")
+            raise FileNotFoundError(f"{folder}: not iStar's (no {cls.FILENAME}); make one with `m2ost export-istar`")
         try:
             raw = json.loads(path.read_text(encoding="utf-8"))
-            if raw.pop("kind", None) != KIND:
-                raise ManifestError(f"{folder}: not a baseline; make one with `m2ost export-istar`")
-            info = dict(raw.pop("info"))
+            if raw.pop("kind", None) not in (KIND, _FORMER_KIND):
+                raise ManifestError(f"{folder}: not iStar's; make one with `m2ost export-istar`")
+            info = _renamed(raw.pop("info"))
             info["genes"], info["sizes"] = tuple(info["genes"]), Sizes.from_dict(info["sizes"])
-            return cls(info=BaselineInfo(**info), **raw)
+            return cls(info=IStarInfo(**info), **raw)
         except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise ManifestError(f"{path}: damaged manifest ({error!r}); export the baseline anew") from error
+            raise ManifestError(f"{path}: damaged manifest ({error!r}); export iStar anew") from error
+
+
+def _renamed(raw: Mapping[str, Any]) -> dict[str, Any]:
+    return {_FORMER_NAMES.get(key, key): value for key, value in raw.items()}

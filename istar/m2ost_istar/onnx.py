@@ -1,4 +1,4 @@
-"""The networks of a baseline folder on ONNX Runtime, configured as M2OST's engine is."""
+"""The networks of an exported folder on ONNX Runtime, configured as M2OST's engine is."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from m2ost_contract import EXPRESSION, sha256_file
+from m2ost_preprocess.engine.base import KEEP_MEMORY_ROWS
+from m2ost_preprocess.engine.onnx import cpu_session, give_memory_back
 
-from ..engine.base import KEEP_MEMORY_ROWS
-from ..engine.onnx import cpu_session, give_memory_back
 from .manifest import (
     CLS,
     FEATURES,
@@ -20,8 +20,8 @@ from .manifest import (
     PATCH,
     REGION,
     TOKENS,
-    BaselineInfo,
-    BaselineManifest,
+    IStarInfo,
+    IStarManifest,
 )
 
 OpenSession = Callable[[Path], Any]
@@ -64,7 +64,7 @@ class OnnxNetwork:
         Its graph.
     network : str
         ``patch``, ``region`` or ``head``.
-    info : BaselineInfo
+    info : IStarInfo
         Of the folder that the graph is from.
     open_session : callable
         Graph → session of ONNX Runtime; by default on the CPU.
@@ -75,10 +75,10 @@ class OnnxNetwork:
         If the graph is not that of the folder.
     """
 
-    def __init__(self, path: Path, network: str, info: BaselineInfo, open_session: OpenSession = cpu_session) -> None:
+    def __init__(self, path: Path, network: str, info: IStarInfo, open_session: OpenSession = cpu_session) -> None:
         found, expected = sha256_file(path), info.onnx_sha256[network]
         if found != expected:
-            raise RuntimeError(f"{path}: sha256 is {found}, the baseline says {expected}; export it anew")
+            raise RuntimeError(f"{path}: sha256 is {found}, its folder's manifest says {expected}; export it anew")
         self.tensors = NETWORKS[network]
         self._session = open_session(path)
         # A GPU's memory is the session's own.
@@ -92,11 +92,11 @@ class OnnxNetwork:
 
 
 class OnnxNetworks:
-    """A baseline folder's networks in this process: ``pipeline.Networks``.
+    """An exported folder's networks in this process: ``pipeline.Networks``.
 
     Parameters
     ----------
-    baseline : Path
+    folder : Path
         A folder that ``m2ost export-istar`` made.
     open_session : callable
         Graph → session of ONNX Runtime; by default on the CPU.
@@ -107,11 +107,11 @@ class OnnxNetworks:
         If it is none.
     """
 
-    def __init__(self, baseline: Path, open_session: OpenSession = cpu_session) -> None:
-        self.info = BaselineManifest.read(baseline).info
+    def __init__(self, folder: Path, open_session: OpenSession = cpu_session) -> None:
+        self.info = IStarManifest.read(folder).info
         self.sizes = self.info.sizes
         self._networks = {
-            network: OnnxNetwork(baseline / model / "1" / "model.onnx", network, self.info, open_session)
+            network: OnnxNetwork(folder / model / "1" / "model.onnx", network, self.info, open_session)
             for network, model in NETWORK_MODELS.items()
         }
 

@@ -1,4 +1,4 @@
-"""The baseline from a slide to the expression of its spots, on whatever runs the networks.
+"""iStar from a slide to the expression of its spots, on whatever runs the networks.
 
 Memory: ``Plan.memory_bytes``, and what does not grow with the slide: one mini-batch (192 KiB of pixels and 394 KiB of
 features a patch) for each that is in flight, one strip of 256×4096 px as float32 (12 MiB, a few times over), and one
@@ -12,10 +12,10 @@ from typing import Any, Protocol
 
 import numpy as np
 from m2ost_contract import as_centers
+from m2ost_preprocess.errors import SpotError
+from m2ost_preprocess.readers.base import Pixels
+from m2ost_preprocess.tissue import MASK_PX, tissue_mask
 
-from ..errors import SpotError
-from ..readers.base import Pixels
-from ..tissue import MASK_PX, tissue_mask
 from .disks import Disks, SpotMeans, disks
 from .features import Features
 from .geometry import Plan, Variant, plan

@@ -8,8 +8,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Protocol
 
 import numpy as np
+from m2ost_preprocess.readers.base import Pixels
 
-from ..readers.base import Pixels
 from .disks import Disks
 from .features import FeatureMap, Features
 from .geometry import WHITE, Plan

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any, Protocol
 
 import numpy as np
+from m2ost_preprocess.readers.base import Pixels
 
-from ..readers.base import Pixels
 from .geometry import Plan
 from .sizes import PATCH_PX
 from .stopwatch import Stopwatch
@@ -17,7 +17,7 @@ STRIP_PX = 4096
 
 
 class PixelSource(Protocol):
-    """What the baseline needs of a slide: a :class:`~m2ost_preprocess.readers.SlideReader` has it."""
+    """What iStar needs of a slide: a :class:`~m2ost_preprocess.readers.SlideReader` has it."""
 
     @property
     def size(self) -> tuple[int, int]:

@@ -1,4 +1,4 @@
-"""What the baseline's models do. Imports nothing of Triton: the models hand it in."""
+"""What iStar's models do. Imports nothing of Triton: the models hand it in."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 from m2ost_contract import CENTER, EXPRESSION, SLIDE, STATUS
+from m2ost_preprocess.decoder import DecodedSlide, Decoder, SlideInfo
+from m2ost_preprocess.errors import PreprocessError, SpotError, UnknownResolution
+from m2ost_preprocess.serving import check_environment, log_line, parameters, request_id, text, triton_error
+from m2ost_preprocess.slides import SlideRoots
 
-from ..decoder import DecodedSlide, Decoder, SlideInfo
-from ..errors import PreprocessError, SpotError, UnknownResolution
-from ..serving import check_environment, log_line, parameters, request_id, text, triton_error
-from ..slides import SlideRoots
 from .geometry import VARIANTS
-from .manifest import INFO, MPP, NETWORK_MODELS, SPOT_DIAMETER_UM, BaselineInfo
+from .manifest import INFO, MPP, NETWORK_MODELS, SPOT_DIAMETER_UM, IStarInfo
 from .onnx import NETWORKS, OnnxNetwork
 from .pipeline import plan_slide, run_slide
 from .run import SlideRun
@@ -37,12 +37,12 @@ class NetworkModel:
     Raises
     ------
     RuntimeError
-        If the environment corrupts tensors, or the graph is not that of the baseline.
+        If the environment corrupts tensors, or the graph is not that of its folder.
     """
 
     def __init__(self, pb_utils: Any, args: dict[str, str], network: str) -> None:
         check_environment()
-        info = BaselineInfo.from_parameters(parameters(args["model_config"]))
+        info = IStarInfo.from_parameters(parameters(args["model_config"]))
         onnx = Path(args["model_repository"]) / args["model_version"] / "model.onnx"
         self._pb_utils, self._network = pb_utils, OnnxNetwork(onnx, network, info)
 
@@ -121,7 +121,7 @@ class SlideModel:
     def __init__(self, pb_utils: Any, args: dict[str, str]) -> None:
         check_environment()
         settings = parameters(args["model_config"])
-        self._pb_utils, self._info = pb_utils, BaselineInfo.from_parameters(settings)
+        self._pb_utils, self._info = pb_utils, IStarInfo.from_parameters(settings)
         self._variant = VARIANTS[self._info.variant]
         self._batch_rows, self._in_flight = int(settings["batch_rows"]), int(settings["in_flight"])
         self._memory_limit_gib = float(settings["memory_limit_gib"])
@@ -179,7 +179,7 @@ class SlideModel:
             "seconds": {stage: round(seconds, 6) for stage, seconds in watch.seconds.items()},
             "pretrained": self._info.pretrained,
             "head_trained": self._info.head_trained,
-            "baseline_sha256": self._info.baseline_sha256,
+            "folder_sha256": self._info.folder_sha256,
         }
         tensor = self._pb_utils.Tensor
         tensors = [

@@ -1,4 +1,4 @@
-"""Sizes of the baseline's networks, and the arithmetic that they cost."""
+"""Sizes of iStar's networks, and the arithmetic that they cost."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ class Sizes:
         """
         unknown = sorted(set(raw) - {f.name for f in fields(cls)})
         if unknown:
-            raise ValueError(f"unknown size of the baseline: {', '.join(unknown)}")
+            raise ValueError(f"unknown size of iStar's networks: {', '.join(unknown)}")
         return cls(**raw)
 
 

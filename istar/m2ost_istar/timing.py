@@ -1,4 +1,4 @@
-"""How long the baseline takes on a slide too large to wait for: a sample of its work, scaled by exact counts."""
+"""How long iStar takes on a slide too large to wait for: a sample of its work, scaled by exact counts."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, TypeVar
 
-from ..tissue import MASK_PX, tissue_mask
+from m2ost_preprocess.tissue import MASK_PX, tissue_mask
+
 from .disks import SpotMeans
 from .geometry import Variant, plan
 from .pipeline import OverviewSource, plan_slide
@@ -15,7 +16,7 @@ from .run import Networks, SlideRun
 from .stopwatch import Stopwatch
 
 READING = ("overview", "read", "read whole slide")
-"""Stages that read the slide; rescaling it is work of the baseline's own."""
+"""Stages that read the slide; rescaling it is work of iStar's own."""
 
 T = TypeVar("T")
 
@@ -155,7 +156,7 @@ def time_variant(
     Raises
     ------
     SlideError, SpotError, ValueError
-        As :func:`~m2ost_preprocess.istar.pipeline.predict_slide`.
+        As :func:`~m2ost_istar.pipeline.predict_slide`.
     """
     if (centers is None) != (spot_diameter_um is None):
         raise ValueError("spots need both, centers and spot_diameter_um")

@@ -1,4 +1,4 @@
-"""The baseline beside a release in one real Triton: iStar through the same door as M2OST."""
+"""iStar beside a release in one real Triton, asked by slide name as M2OST is."""
 
 import json
 import signal
@@ -10,19 +10,20 @@ import numpy as np
 import psutil
 import pytest
 import tritonclient.grpc as triton
-from m2ost.peers.istar import TorchNetworks, build
 from m2ost_client import ServerOptions, TritonServer
 from m2ost_client.probe import tensor
 from m2ost_contract import RowStatus
-from m2ost_export.istar import build_baseline
+from m2ost_istar.export import build_istar
+from m2ost_istar.geometry import VARIANTS
+from m2ost_istar.manifest import IStarManifest
+from m2ost_istar.networks.istar import build
+from m2ost_istar.pipeline import predict_slide
 from m2ost_loadtests.closed_load import run_closed_load
 from m2ost_loadtests.workload import Load
-from m2ost_preprocess.istar.geometry import VARIANTS
-from m2ost_preprocess.istar.pipeline import predict_slide
 from m2ost_preprocess.readers import open_slide
 from tritonclient.utils import InferenceServerException
 
-from tests.model.peers.conftest import NARROW
+from tests.istar.narrow import NARROW, TorchNetworks
 
 from .conftest import by_server, metrics_of, process_of, wait_for
 
@@ -40,9 +41,9 @@ def model():
 
 @pytest.fixture(scope="module")
 def server(model, narrow_release, roots, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("istar") / "baseline"
-    build_baseline(model, GENES, folder)
-    options = ServerOptions(release=narrow_release, baseline=folder, roots=roots, probe_interval_s=0.5)
+    folder = tmp_path_factory.mktemp("export") / "istar"
+    build_istar(model, GENES, folder)
+    options = ServerOptions(release=narrow_release, beside=(folder,), roots=roots, probe_interval_s=0.5)
     with TritonServer(options) as server:
         yield server
 
@@ -79,7 +80,7 @@ def in_process(model, slide, mpp):
     return expression
 
 
-def test_locusts_users_drive_the_baseline_through_its_door(server):
+def test_locusts_users_drive_it_as_they_drive_m2ost(server):
     load = Load(spots=4, spot_diameter_um=100.0, deadline_s=60)
     report = run_closed_load(
         server.address,
@@ -106,7 +107,7 @@ def test_what_is_served_is_what_the_pipeline_computes(server, model, svs):
     assert (info["variant"], info["mpp"], info["mpp_source"]) == ("tissue", 0.499, "aperio.MPP")
     assert (info["pretrained"], info["head_trained"], info["spots"]) == (False, False, 6)
     assert info["superpixels"] > 300
-    assert info["baseline_sha256"] == server.baseline.baseline_sha256
+    assert info["folder_sha256"] == IStarManifest.read(server.options.beside[0]).info.folder_sha256
     assert {"read", "patch", "region", "features", "head"} <= set(info["seconds"])
     assert by_server(server.address, SLIDE, [(800, 800)])[1].tolist() == [0], "M2OST answers beside it"
 
@@ -175,7 +176,7 @@ def test_errors_cost_others_nothing_and_patches_of_concurrent_slides_are_batched
     assert any(scored_together() <= 0.8 * requests for _ in range(5)), "requests of 16 rows were hardly joined"
 
 
-def test_a_dead_model_of_the_baseline_is_noticed_and_the_server_restarted(server):
+def test_a_dead_model_of_it_is_noticed_and_the_server_restarted(server):
     restarts = server.restarts
     process_of(server, "/istar_slide/1/model.py").send_signal(signal.SIGSEGV)
     wait_for(lambda: server.restarts == restarts + 1, "restart")
@@ -195,7 +196,7 @@ def test_a_decoder_that_died_is_replaced_without_the_server(server):
     restarts = server.restarts
     children = psutil.Process(server.pid).children(recursive=True)
     decoders = [child for child in children if "m2ost_preprocess.decoder.worker" in child.cmdline()]
-    assert len(decoders) == 4, "of the tiler, of the slide information, and of two instances of the baseline"
+    assert len(decoders) == 4, "of the tiler, of the slide information, and of two instances of istar_slide"
     for decoder in decoders:
         decoder.send_signal(signal.SIGKILL)
     # A request that reaches a decoder while it dies is refused, and names its slide; one after that finds a new one.

@@ -1,10 +1,9 @@
-"""Narrow networks of iStar's."""
+"""Narrow networks of iStar's, and the networks on PyTorch, against which graphs are held."""
 
 from __future__ import annotations
 
-import pytest
-from m2ost.peers.istar import build
-from m2ost_preprocess.istar.sizes import Sizes
+import torch
+from m2ost_istar.sizes import Sizes
 
 NARROW = Sizes(
     n_genes=6,
@@ -20,6 +19,20 @@ NARROW = Sizes(
 )
 
 
-@pytest.fixture(scope="session")
-def narrow():
-    return build(NARROW)
+class TorchNetworks:
+    """``pipeline.Networks`` without a graph."""
+
+    def __init__(self, model):
+        self.sizes, self._model = model.sizes, model
+
+    @torch.inference_mode()
+    def patch(self, pixels):
+        return tuple(output.numpy() for output in self._model.vit256(torch.tensor(pixels)))
+
+    @torch.inference_mode()
+    def region(self, cls_grid):
+        return self._model.vit4k(torch.tensor(cls_grid)).numpy()
+
+    @torch.inference_mode()
+    def head(self, features):
+        return self._model.head(torch.tensor(features)).numpy()

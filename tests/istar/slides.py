@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
-import pytest
-from m2ost_preprocess.istar.sizes import Sizes
-from m2ost_preprocess.readers import open_slide
+from m2ost_istar.sizes import Sizes
 
 
 class ArraySlide:
-    """Pixels behind the face that the baseline needs."""
+    """Pixels behind the face that the pipeline needs."""
 
     def __init__(self, pixels):
         self.pixels, self.size = pixels, (pixels.shape[1], pixels.shape[0])
@@ -47,14 +45,3 @@ class Colours:
     def head(self, features):
         mix = np.linspace(-1, 1, 2 * features.shape[1], dtype=np.float64).reshape(-1, 2)
         return np.square(features @ mix).astype(np.float32)
-
-
-@pytest.fixture
-def colours():
-    return Colours()
-
-
-@pytest.fixture(scope="session")
-def tissue_pixels(svs):
-    """Real tissue and its border, 1,000 × 1,300 px."""
-    return np.array(open_slide(svs).read(200, 700, 1000, 1300))

@@ -1,1 +1,1 @@
-"""Other systems that M2OST is compared with, built from their papers."""
+"""HIPT's two networks and iStar's head in PyTorch, built from their papers."""

@@ -11,11 +11,11 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from m2ost_preprocess.istar.sizes import GRID, SUPERPIXEL_PX, Sizes
+from m2ost.checkpoint import CheckpointError, unpickle_weights
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
-from ..checkpoint import CheckpointError, unpickle_weights
+from ..sizes import GRID, SUPERPIXEL_PX, Sizes
 
 TABLE = 14
 """Side of both position tables: the networks were trained on 224-px patches and on 14 patches a side."""

@@ -10,15 +10,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
+from m2ost.checkpoint import CheckpointError
 from m2ost_contract import sha256_file
-from m2ost_preprocess.istar.sizes import Sizes
 from torch import Tensor, nn
 
-from ..checkpoint import CheckpointError
+from ..sizes import Sizes
 from .hipt import ViT4K, ViT256, load_vit4k, load_vit256
 
 SLOPE, ALPHA = 0.1, 0.01
@@ -115,35 +113,3 @@ def build(sizes: Sizes | None = None, *, vit256: Path | None = None, vit4k: Path
         return IStar(sizes, networks[0].eval(), networks[1].eval(), head.eval(), False, {})
     hashes = {"vit256": sha256_file(vit256), "vit4k": sha256_file(vit4k)}
     return IStar(sizes, load_vit256(vit256, sizes), load_vit4k(vit4k, sizes), head.eval(), True, hashes)
-
-
-class TorchNetworks:
-    """The networks behind the baseline's pipeline, on PyTorch: ``m2ost_preprocess.istar.pipeline.Networks``.
-
-    Parameters
-    ----------
-    model : IStar
-    device : str
-        Where they run.
-    """
-
-    def __init__(self, model: IStar, device: str = "cpu") -> None:
-        self.sizes, self._device = model.sizes, device
-        self._networks = [network.to(device) for network in (model.vit256, model.vit4k, model.head)]
-
-    def _run(self, network: int, array: Any) -> Any:
-        with torch.inference_mode():
-            return self._networks[network](torch.from_numpy(np.ascontiguousarray(array)).to(self._device))
-
-    def patch(self, pixels: Any) -> tuple[Any, Any]:
-        """ViT-256 on uint8 (n, 256, 256, 3)."""
-        cls, tokens = self._run(0, pixels)
-        return cls.cpu().numpy(), tokens.cpu().numpy()
-
-    def region(self, cls_grid: Any) -> Any:
-        """ViT-4K on float32 (h, w, dim)."""
-        return self._run(1, cls_grid).cpu().numpy()
-
-    def head(self, features: Any) -> Any:
-        """The head on float32 (n, feature_dim)."""
-        return self._run(2, features).cpu().numpy()

@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 import torch
 from m2ost.checkpoint import CheckpointError
-from m2ost.peers.hipt import TABLE, ViT4K, ViT256, interpolate, load_vit4k, load_vit256
-from m2ost.peers.istar import Head
-from m2ost_preprocess.istar.sizes import Sizes
+from m2ost_istar.networks.hipt import TABLE, ViT4K, ViT256, interpolate, load_vit4k, load_vit256
+from m2ost_istar.networks.istar import Head, build
+from m2ost_istar.sizes import Sizes
 from m2ost_preprocess.readers import open_slide
 from scipy.special import erf, softmax
 from torch.utils.flop_counter import FlopCounterMode
 
-from .conftest import NARROW
+from ..narrow import NARROW
 
 
 def cost(network, *shape):
@@ -120,7 +120,8 @@ def test_position_tables_are_resampled_as_pytorch_does(size):
     torch.testing.assert_close(interpolate(table, *size), expected.permute(1, 2, 0), atol=1e-5, rtol=0)
 
 
-def test_float_pixels_are_those_of_uint8(narrow):
+def test_float_pixels_are_those_of_uint8():
+    narrow = build(NARROW)
     pixels = torch.randint(0, 256, (1, 256, 256, 3), dtype=torch.uint8)
     with torch.inference_mode():
         torch.testing.assert_close(narrow.vit256(pixels), narrow.vit256(pixels / 255))

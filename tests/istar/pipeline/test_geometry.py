@@ -2,8 +2,8 @@
 
 import numpy as np
 import pytest
-from m2ost_preprocess.istar.geometry import VARIANTS, Variant, patch_origin, plan
-from m2ost_preprocess.istar.sizes import Sizes
+from m2ost_istar.geometry import VARIANTS, Variant, patch_origin, plan
+from m2ost_istar.sizes import Sizes
 
 HER2ST = (9274, 9911)
 HER2ST_MPP = 0.688

@@ -3,14 +3,14 @@
 import numpy as np
 import pytest
 from m2ost_contract import RowStatus
+from m2ost_istar.disks import MAX_PAIRS, disks
+from m2ost_istar.geometry import VARIANTS, plan
+from m2ost_istar.scaled import ScaledSlide
+from m2ost_istar.stopwatch import Stopwatch
 from m2ost_preprocess.errors import SpotError
-from m2ost_preprocess.istar.disks import MAX_PAIRS, disks
-from m2ost_preprocess.istar.geometry import VARIANTS, plan
-from m2ost_preprocess.istar.scaled import ScaledSlide
-from m2ost_preprocess.istar.stopwatch import Stopwatch
 from skimage.transform import resize
 
-from .conftest import ArraySlide
+from ..slides import ArraySlide
 
 
 def scaled(pixels, mpp):

@@ -1,11 +1,11 @@
 """A sample of the work, scaled, is what the whole takes: on a clock that counts operations instead of time."""
 
 import pytest
-from m2ost_preprocess.istar.geometry import VARIANTS
-from m2ost_preprocess.istar.timing import time_variant
+from m2ost_istar.geometry import VARIANTS
+from m2ost_istar.timing import time_variant
 from m2ost_preprocess.readers import open_slide
 
-from .conftest import Colours
+from ..slides import Colours
 
 CENTERS = [(800, 900), (1500, 2000), (30, 2900), (2219, 0)]
 

@@ -1,7 +1,7 @@
 """ViT-256 on ONNX Runtime in Triton's Python backend: PATCH → CLS, TOKENS."""
 
 import triton_python_backend_utils as pb_utils
-from m2ost_preprocess.istar.serving import NetworkModel
+from m2ost_istar.serving import NetworkModel
 
 
 class TritonPythonModel:

@@ -1,7 +1,7 @@
 """ViT-4K on ONNX Runtime in Triton's Python backend: GRID → REGION."""
 
 import triton_python_backend_utils as pb_utils
-from m2ost_preprocess.istar.serving import NetworkModel
+from m2ost_istar.serving import NetworkModel
 
 
 class TritonPythonModel:

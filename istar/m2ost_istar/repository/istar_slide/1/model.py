@@ -1,11 +1,11 @@
-"""The baseline from a slide to its spots: SLIDE, CENTER, SPOT_DIAMETER_UM, optional MPP → EXPRESSION, STATUS, INFO.
+"""iStar from a slide to its spots: SLIDE, CENTER, SPOT_DIAMETER_UM, optional MPP → EXPRESSION, STATUS, INFO.
 
 Pixels are read by a decoder process of its own; the networks are asked through Triton, so that the patches of
 concurrent requests are batched together.
 """
 
 import triton_python_backend_utils as pb_utils
-from m2ost_preprocess.istar.serving import SlideModel
+from m2ost_istar.serving import SlideModel
 
 
 class TritonPythonModel:
