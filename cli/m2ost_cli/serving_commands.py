@@ -85,12 +85,13 @@ def serve(
         from m2ost_client.command import HTTP_RISK, ServerOptions
         from m2ost_client.host import Ports
         from m2ost_client.supervisor import TritonServer
-        from m2ost_istar.manifest import IStarManifest
     if log_level not in _LEVELS:
         raise UserError(f"--log-level must be one of {', '.join(_LEVELS)}")
     use_reader(reader, reads_here=True)
     if istar is not None:
-        IStarManifest.read(istar)  # else the error would not say what makes one
+        from m2ost_istar.manifest import IStarManifest
+
+        IStarManifest.read(istar)  # its errors say what makes such a folder
     options = ServerOptions(
         release=release,
         roots=parse_roots(slides),
