@@ -64,7 +64,7 @@ unit: .venv/.complete build/browser
 	$(PYTEST) -m 'not e2e'
 
 server-views: .triton/.complete
-	.triton/bin/python -m pytest $(PYTEST_OPTIONS) tests/contract tests/preprocess tests/serving tests/compat/test_matrix.py
+	.triton/bin/python -m pytest $(PYTEST_OPTIONS) tests/contract tests/preprocess tests/serving tests/istar/pipeline tests/compat/test_matrix.py
 
 e2e: .venv/.complete .triton/.complete
 	$(PYTEST) -m 'e2e and not alone'
@@ -80,7 +80,7 @@ fuzz: .venv/.complete $(DEMO_SLIDE)
 	.venv/bin/python -m tests.compat.fuzz --slide $(DEMO_SLIDE) --dicom $(FUZZ_DICOM) --count 1200 --out build/fuzz/fuzz.json
 
 # A release holds copies of the templates: it is made anew when a source is newer.
-SOURCES := $(shell find contract preprocess serving model export model_repository -name '*.py' -o -name '*.pbtxt' -o -name '*.safetensors')
+SOURCES := $(shell find contract preprocess serving istar model export model_repository -name '*.py' -o -name '*.pbtxt' -o -name '*.safetensors')
 SHIPPED := model/m2ost/checkpoints/her2_tumour_c
 
 build/release: $(SOURCES) | .venv/.complete

@@ -10,6 +10,7 @@ import pytest
 from tests.conftest import REPOSITORY
 
 BELOW_CLIENT = {"m2ost_contract", "m2ost_preprocess"}
+BELOW_LOADTESTS = {*BELOW_CLIENT, "m2ost_serving", "m2ost_client", "m2ost_export", "m2ost_istar", "m2ost"}
 ROOMS = {
     "contract": ("m2ost_contract", set()),
     "preprocess": ("m2ost_preprocess", {"m2ost_contract"}),
@@ -17,9 +18,10 @@ ROOMS = {
     "model": ("m2ost", BELOW_CLIENT),
     "export": ("m2ost_export", {*BELOW_CLIENT, "m2ost_serving", "m2ost"}),
     "client": ("m2ost_client", BELOW_CLIENT),
+    "istar": ("m2ost_istar", {*BELOW_CLIENT, "m2ost_serving", "m2ost", "m2ost_export"}),
     "model_repository": (None, {*BELOW_CLIENT, "m2ost_serving"}),
-    "loadtests": ("m2ost_loadtests", {*BELOW_CLIENT, "m2ost_serving", "m2ost_client", "m2ost_export", "m2ost"}),
-    "cli": ("m2ost_cli", {*BELOW_CLIENT, "m2ost_serving", "m2ost_client", "m2ost_export", "m2ost", "m2ost_loadtests"}),
+    "loadtests": ("m2ost_loadtests", BELOW_LOADTESTS),
+    "cli": ("m2ost_cli", {*BELOW_LOADTESTS, "m2ost_loadtests"}),
 }
 OURS = {package for package, _ in ROOMS.values() if package}
 
@@ -110,7 +112,7 @@ def test_imports_run_one_way(room):
         "m2ost_client, m2ost_client.predict, m2ost_client.dense, m2ost_client.maps, m2ost_client.reports",
         "m2ost_client.archive",
         "m2ost_serving.triton, m2ost_serving.tiler, m2ost_preprocess.decoder.worker",
-        "m2ost_preprocess.istar.serving, m2ost_preprocess.istar.timing",
+        "m2ost_istar.serving, m2ost_istar.timing",
         "m2ost_cli.main",
         "m2ost_loadtests.gate, m2ost_loadtests.listeners",
         "m2ost_export.engine_release",

@@ -21,14 +21,14 @@ EXIT_UNFAIR = 3
 _SIZE = re.compile(r"([0-9]*\.?[0-9]+) *(MiB|GiB)")
 
 
-@bench.command()
-def istar(
+@bench.command("istar")
+def compare_with_istar(
     slide: Annotated[Path, typer.Argument(help="A slide file.")],
     out: Annotated[Path, typer.Option("--out", help="Folder for JSON, Markdown and the bar chart.")],
     release: Annotated[
         Path | None, typer.Option(help="M2OST, as exported; by default that of the shipped checkpoint.")
     ] = None,
-    baseline: Annotated[
+    istar: Annotated[
         Path | None, typer.Option(help="iStar, as `m2ost export-istar` writes it; by default with random weights.")
     ] = None,
     memory_cap: Annotated[str, typer.Option(help="Most memory of a system and its decoder, in MiB or GiB.")] = "2GiB",
@@ -51,15 +51,15 @@ def istar(
         from m2ost.complexity import count
         from m2ost.config import M2OSTConfig
         from m2ost_contract import Manifest
+        from m2ost_istar.geometry import VARIANTS
         from m2ost_loadtests.comparison import ComparisonOptions, compare
         from m2ost_loadtests.comparison_report import draw, to_markdown
         from m2ost_loadtests.machine import write_report
-        from m2ost_preprocess.istar.geometry import VARIANTS
     release = release or shipped_release()
     options = ComparisonOptions(
         slide=slide,
         release=release,
-        baseline=baseline or _random_baseline(),
+        istar=istar or _random_istar(),
         flop_per_spot=count(M2OSTConfig.from_dict(Manifest.read(release).architecture)).flop,
         memory_cap_bytes=_bytes(memory_cap),
         spots_file=spots,
@@ -91,19 +91,19 @@ def _bytes(size: str) -> int:
     return int(float(found[1]) * (1 << (20 if found[2] == "MiB" else 30)))
 
 
-def _random_baseline() -> Path:
-    """The baseline with random weights, exported into the user's cache the first time it is asked for."""
-    from m2ost.peers.istar import build
-    from m2ost_export.istar import FAMILY, build_baseline
+def _random_istar() -> Path:
+    """iStar with random weights, exported into the user's cache the first time it is asked for."""
     from m2ost_export.repository import template_sha256
-    from m2ost_preprocess.istar.sizes import Sizes
+    from m2ost_istar.export import TEMPLATES, build_istar
+    from m2ost_istar.networks.istar import build
+    from m2ost_istar.sizes import Sizes
 
     sizes = Sizes()
-    folder = cache_folder() / f"istar-random-{template_sha256(FAMILY)[:12]}"
+    folder = cache_folder() / f"istar-random-{template_sha256(TEMPLATES)[:12]}"
     if not folder.exists():
         print(f"exporting iStar with random weights to {folder}, once", file=sys.stderr)
         with suppress(FileExistsError):  # another run was faster
-            build_baseline(build(sizes), read_genes(None, sizes.n_genes), folder, variant="tissue")
+            build_istar(build(sizes), read_genes(None, sizes.n_genes), folder, variant="tissue")
     return folder
 
 

@@ -1,4 +1,4 @@
-"""Commands that make what is served: ``export``, ``build-engine``, and ``export-istar``, the baseline."""
+"""Commands that make what is served: ``export``, ``build-engine`` and ``export-istar``."""
 
 from __future__ import annotations
 
@@ -144,7 +144,7 @@ def _print_release(out: Path, manifest: Manifest) -> None:
 
 
 def export_istar(
-    out: Annotated[Path, typer.Option("--out", help="Baseline folder to create; never overwritten.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder to create; never overwritten.")],
     vit256: Annotated[Path | None, typer.Option(help="HIPT's vit256_small_dino.pth.")] = None,
     vit4k: Annotated[Path | None, typer.Option(help="HIPT's vit4k_xs_dino.pth.")] = None,
     genes: Annotated[Path | None, typer.Option("--genes", help="Gene panel: one name a line.")] = None,
@@ -152,21 +152,21 @@ def export_istar(
     variant: Annotated[str, typer.Option(help="What is served: stock, no_shift or tissue.")] = "tissue",
     seed: Annotated[int, typer.Option(help="One seed gives one set of random weights.")] = 0,
 ) -> None:
-    """Export iStar, the baseline, for `m2ost serve RELEASE --baseline OUT`: it shows speed, not expression."""
+    """Export iStar for `m2ost serve RELEASE --istar OUT`: it shows speed, not expression."""
     with needs("export"):
-        from m2ost.peers.istar import build
-        from m2ost_export.istar import build_baseline
-        from m2ost_preprocess.istar.sizes import Sizes
+        from m2ost_istar.export import build_istar
+        from m2ost_istar.networks.istar import build
+        from m2ost_istar.sizes import Sizes
     panel = read_genes(genes, outputs)
     try:
         sizes = Sizes(n_genes=len(panel))
     except ValueError as error:
         raise UserError(str(error)) from error
-    manifest = build_baseline(build(sizes, vit256=vit256, vit4k=vit4k, seed=seed), panel, out, variant=variant)
+    manifest = build_istar(build(sizes, vit256=vit256, vit4k=vit4k, seed=seed), panel, out, variant=variant)
     worst = max(d for parity in manifest.parity.values() for d in parity["max_abs_diff"].values())
     weights = "HIPT's weights, UNTRAINED head" if manifest.info.pretrained else "RANDOM weights"
     print(
-        f"{out}: baseline {manifest.info.baseline_sha256[:12]}, {weights}, {manifest.info.precision}, variant "
+        f"{out}: iStar {manifest.info.folder_sha256[:12]}, {weights}, {manifest.info.precision}, variant "
         f"{variant}, {len(panel)} outputs; ONNX against PyTorch at most {worst:.1e} apart"
     )
 

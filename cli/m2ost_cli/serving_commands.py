@@ -60,7 +60,7 @@ def serve(
     slides: Annotated[
         list[str], typer.Option("--slides", help="FOLDER or NAME=FOLDER to read slides from; repeatable.")
     ],
-    baseline: Annotated[
+    istar: Annotated[
         Path | None, typer.Option(help="A folder of `m2ost export-istar`, served beside the release.")
     ] = None,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
@@ -88,10 +88,14 @@ def serve(
     if log_level not in _LEVELS:
         raise UserError(f"--log-level must be one of {', '.join(_LEVELS)}")
     use_reader(reader, reads_here=True)
+    if istar is not None:
+        from m2ost_istar.manifest import IStarManifest
+
+        IStarManifest.read(istar)  # its errors say what makes such a folder
     options = ServerOptions(
         release=release,
         roots=parse_roots(slides),
-        baseline=baseline,
+        beside=(istar,) if istar else (),
         host=host,
         ports=Ports(grpc_port, http_port, metrics_port),
         http=http,

@@ -8,7 +8,7 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from m2ost_contract import ENV_DECODER_TRACE, METRICS_URL_ENV, MODEL_ENGINE, NO_TELEMETRY
+from m2ost_contract import ENV_DECODER_TRACE, METRICS_URL_ENV, NO_TELEMETRY
 from m2ost_preprocess.slides import SlideRoots
 
 from .errors import ServerStartError
@@ -54,8 +54,9 @@ class ServerOptions:
         The release folder.
     roots : SlideRoots
         Folders that slides are read from.
-    baseline : Path, optional
-        A folder of `m2ost export-istar`, served beside the release.
+    beside : tuple of Path
+        Further model repositories, of whatever systems, served beside the release. Each has a ``manifest.json`` whose
+        ``files`` give the sha256 of its files by their paths.
     host : str
         Address to listen on, or a name of this machine. The embedded tritonserver has known advisories: keep it on
         loopback.
@@ -82,7 +83,7 @@ class ServerOptions:
 
     release: Path
     roots: SlideRoots = field(default_factory=lambda: SlideRoots({}))
-    baseline: Path | None = None
+    beside: tuple[Path, ...] = ()
     host: str = "127.0.0.1"
     ports: Ports = field(default_factory=Ports)
     http: bool = False
@@ -137,7 +138,7 @@ def build_command(
     runtime : Path
         Folder for what is laid out for this server; its path is plain.
     """
-    repositories = [folder.resolve() for folder in (options.release, options.baseline) if folder]
+    repositories = [folder.resolve() for folder in (options.release, *options.beside)]
     # The HTTP server takes an IPv6 address for such by this prefix, and else binds another one without a word.
     http_host = f"ipv6:{options.host}" if ":" in options.host else options.host
     grpc_host = host_port(options.host, 0).removesuffix(":0")
@@ -212,14 +213,14 @@ def metrics_url(host: str, ports: Ports) -> str:
     return f"http://{host_port(host, ports.metrics)}/metrics"
 
 
-def check_profile(folder: Path, profile: str, model: str = MODEL_ENGINE) -> None:
+def check_profile(folder: Path, profile: str) -> None:
     """Triton takes the default config for a profile it does not find; here that is an error.
 
     Raises
     ------
     ServerStartError
-        If ``folder``, a release or a baseline whose engine is ``model``, has no such profile.
+        If no model of ``folder`` has such a profile.
     """
-    known = [DEFAULT_PROFILE, *sorted(path.stem for path in (folder / model / "configs").glob("*.pbtxt"))]
+    known = [DEFAULT_PROFILE, *sorted({path.stem for path in folder.glob("*/configs/*.pbtxt")})]
     if profile not in known:
         raise ServerStartError(f"{folder} has no profile {profile!r}; it has {', '.join(known)}")

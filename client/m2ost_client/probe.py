@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import queue
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -13,11 +13,11 @@ import m2ost_contract as contract
 import numpy as np
 import tritonclient.grpc as triton
 from m2ost_contract import EngineInfo
-from m2ost_preprocess.istar import manifest as istar
-from m2ost_preprocess.istar.manifest import BaselineInfo
-from m2ost_preprocess.istar.sizes import PATCH_PX
 from m2ost_preprocess.network import channel_options, read_url
-from tritonclient.utils import InferenceServerException, np_to_triton_dtype
+from tritonclient.grpc import model_config_pb2
+from tritonclient.utils import InferenceServerException, np_to_triton_dtype, triton_to_np_dtype
+
+from .served_models import may_take_long
 
 PROBE_TIMEOUT_S = 5.0
 METRICS_TIMEOUT_S = 1.0
@@ -47,21 +47,19 @@ class Health:
         Models whose process has died.
     words : str
         What was heard in place of the silent models' answers.
+    overdue : tuple of str
+        Silent models that ought to execute something now and then: those that no request may keep for any time.
     """
 
     silent: tuple[str, ...] = ()
     dead: tuple[str, ...] = ()
     words: str = ""
+    overdue: tuple[str, ...] = ()
 
     @property
     def ready(self) -> bool:
         """Whether every model answers real inferences."""
         return not self.silent and not self.dead
-
-    @property
-    def overdue(self) -> tuple[str, ...]:
-        """Silent models that ought to execute something now and then; a slide may keep the baseline for any time."""
-        return tuple(model for model in self.silent if model != istar.MODEL_SLIDE)
 
 
 def is_dead_stub(message: str) -> bool:
@@ -101,11 +99,11 @@ def pending_requests(metrics_url: str, models: Collection[str]) -> int:
     return sum(int(float(count)) for model, count in _PENDING.findall(text) if model in models)
 
 
-def probe(address: str, engine: EngineInfo, baseline: BaselineInfo | None = None, *, request_id: str = "") -> Health:
+def probe(address: str, engine: EngineInfo, beside: Mapping[str, Any] | None = None, *, request_id: str = "") -> Health:
     """Score one black spot, guard one row, and ask tiler and slide information for a slide that cannot exist.
 
-    All are asked at once, so that one that hangs hides none of the others. Of a baseline, its networks are asked for
-    one patch, one grid of a patch and one superpixel, and its slide model for the same slide.
+    All are asked at once, so that one that hangs hides none of the others. A model that is served beside is asked for
+    zeros and for the same slide, as its config wants them.
 
     Parameters
     ----------
@@ -113,12 +111,13 @@ def probe(address: str, engine: EngineInfo, baseline: BaselineInfo | None = None
         ``host:port`` of the gRPC service.
     engine : EngineInfo
         What is served.
-    baseline : BaselineInfo, optional
-        What is served beside it.
+    beside : mapping of str to ModelConfig, optional
+        What is served beside it: see :func:`~m2ost_client.served_models.models_beside`.
     request_id : str
         Of all its requests, by which their sender knows them in the server's log.
     """
-    requests = _engine_requests(engine) | (_baseline_requests(baseline) if baseline else {})
+    beside = beside or {}
+    requests = _engine_requests(engine) | _requests_of_zeros(beside)
     answers: queue.SimpleQueue[tuple[str, str]] = queue.SimpleQueue()
     with triton.InferenceServerClient(address, channel_args=channel_options(address)) as client:
         for model, (asked, inputs) in requests.items():
@@ -132,7 +131,8 @@ def probe(address: str, engine: EngineInfo, baseline: BaselineInfo | None = None
         words = dict(answers.get() for _ in requests)
     dead = tuple(model for model in requests if is_dead_stub(words[model]))
     silent = tuple(m for m in requests if words[m] and PROBE_SLIDE not in words[m] and m not in dead)
-    return Health(silent, dead, "; ".join(dict.fromkeys(words[model] for model in silent)))
+    overdue = tuple(model for model in silent if model not in beside or not may_take_long(beside[model]))
+    return Health(silent, dead, "; ".join(dict.fromkeys(words[model] for model in silent)), overdue)
 
 
 Requests = dict[str, tuple[str, list[Any]]]
@@ -159,23 +159,22 @@ def _engine_requests(engine: EngineInfo) -> Requests:
     }
 
 
-def _baseline_requests(baseline: BaselineInfo) -> Requests:
-    sizes = baseline.sizes
-    patch = tensor(istar.PATCH, np.zeros((1, PATCH_PX, PATCH_PX, 3), np.uint8))
-    grid = tensor(istar.GRID, np.zeros((1, 1, sizes.patch_dim), np.float32))
-    superpixel = tensor(istar.FEATURES, np.zeros((1, sizes.feature_dim), np.float32))
-    slide = [
-        tensor(contract.SLIDE, np.array([PROBE_SLIDE], dtype=object)),
-        tensor(contract.CENTER, np.zeros((1, 2), np.int32)),
-        tensor(istar.SPOT_DIAMETER_UM, np.ones(1)),
-    ]
-    inputs = {
-        istar.MODEL_PATCH: [patch],
-        istar.MODEL_REGION: [grid],
-        istar.MODEL_HEAD: [superpixel],
-        istar.MODEL_SLIDE: slide,
+def _requests_of_zeros(configs: Mapping[str, Any]) -> Requests:
+    """One row of zeros for every input that must be given; for a slide's name, that of one that cannot exist."""
+    return {
+        model: (model, [_zeros(wanted, config.max_batch_size) for wanted in config.input if not wanted.optional])
+        for model, config in configs.items()
     }
-    return {model: (model, values) for model, values in inputs.items()}
+
+
+def _zeros(wanted: Any, max_batch_size: int) -> Any:
+    shape = [*([1] if max_batch_size else []), *(max(1, dim) for dim in wanted.dims)]
+    kind = model_config_pb2.DataType.Name(wanted.data_type).removeprefix("TYPE_").replace("STRING", "BYTES")
+    text = PROBE_SLIDE if wanted.name == contract.SLIDE else ""
+    zeros = np.full(shape, text, object) if kind == "BYTES" else np.zeros(shape, triton_to_np_dtype(kind))
+    value = triton.InferInput(wanted.name, shape, kind)
+    value.set_data_from_numpy(zeros)
+    return value
 
 
 def _hand_in(

@@ -16,7 +16,6 @@ from typing import Any
 
 from m2ost_contract import Manifest
 from m2ost_preprocess.home import user_cache
-from m2ost_preprocess.istar.manifest import MODEL_PATCH, BaselineManifest
 
 from . import logs
 from .command import HTTP_RISK, Command, ServerOptions, build_command, check_profile, metrics_url
@@ -35,6 +34,7 @@ from .plain_paths import is_plain, temporary_parent
 from .policy import START_GRACE_S, Backoff, HangWatch, StartWatch
 from .probe import Health, executions_so_far, probe
 from .process import ServerProcess
+from .served_models import models_beside
 from .sockets import Peer, named, peers, peers_at_end, unproved_ports
 
 STOP_GRACE_S = 12.0
@@ -66,8 +66,6 @@ class TritonServer:
 
     Attributes
     ----------
-    baseline : BaselineInfo or None
-        What is served beside the release.
     ports : Ports
         The ports in use, chosen where 0 was asked for; no other program is given them until the server is stopped. Of
         HTTP it is None where ``options`` do not ask for it.
@@ -81,10 +79,12 @@ class TritonServer:
     Raises
     ------
     FileNotFoundError
-        If the release or the baseline is none.
+        If the release is none.
+    ManifestError
+        If a manifest or a config is damaged.
     ServerStartError
-        If there is no tritonserver, release or baseline has no such profile, or a requested port is taken or
-        requested twice.
+        If there is no tritonserver, a folder has no such profile, two hold a model of one name, or a requested port is
+        taken or requested twice.
     """
 
     def __init__(
@@ -96,11 +96,10 @@ class TritonServer:
     ) -> None:
         self.options = replace(options, host=numeric_host(options.host))
         self.manifest = Manifest.read(options.release)
-        check_profile(options.release, options.profile)
-        self.baseline = None
-        if options.baseline is not None:
-            self.baseline = BaselineManifest.read(options.baseline).info
-            check_profile(options.baseline, options.profile, MODEL_PATCH)
+        folders = (options.release, *options.beside)
+        for folder in folders:
+            check_profile(folder, options.profile)
+        self._beside = models_beside(folders, options.profile)
         self.ready = False
         self.restarts = 0
         self._installation = installation or find_installation()
@@ -285,7 +284,7 @@ class TritonServer:
                 if status is not None:
                     return ended(f"tritonserver ended with status {status}")
                 seen.append(peers(self.ports))
-                health = probe(self.address, self.manifest.engine, self.baseline, request_id=self._probe_id)
+                health = probe(self.address, self.manifest.engine, self._beside, request_id=self._probe_id)
                 now = time.monotonic()
                 if health.dead:
                     return ended(f"a Python model's process died: {', '.join(health.dead)}")

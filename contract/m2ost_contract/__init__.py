@@ -32,6 +32,7 @@ from .release import (
     ManifestError,
     Release,
     ReleaseError,
+    changed_files,
     sha256_file,
 )
 from .tensors import (
@@ -135,6 +136,7 @@ __all__ = [
     "RowStatus",
     "ViewGeometry",
     "as_centers",
+    "changed_files",
     "complete_folder",
     "number_of_rows",
     "plan_for",

@@ -158,6 +158,33 @@ class ReleaseError(ManifestError):
     """A file of a release is missing, truncated or swapped; the message names it."""
 
 
+def changed_files(folder: Path, files: Mapping[str, str]) -> list[str]:
+    """Every file of a folder that is missing or not what it was when its manifest was written.
+
+    Parameters
+    ----------
+    folder : Path
+        A release, or another folder with such a manifest.
+    files : mapping of str to str
+        Path below the folder → sha256: what its manifest says of the files to look at.
+
+    Returns
+    -------
+    list of str
+        One line a file: its path below the folder, and what is wrong.
+    """
+    problems = []
+    for name, expected in sorted(files.items()):
+        try:
+            found = sha256_file(folder / name)
+        except OSError as error:
+            problems.append(f"{name}: {error.strerror}")
+            continue
+        if found != expected:
+            problems.append(f"{name}: truncated, changed or swapped: sha256 is {found}, the manifest says {expected}")
+    return problems
+
+
 @dataclass(frozen=True)
 class Release:
     """A release's folder, and what its manifest says of it.
@@ -203,48 +230,20 @@ class Release:
         """Its engine for one kind of GPU; see :func:`m2ost_contract.engines.plan_for`."""
         return plan_for(self.manifest.engines, toolkit, compute_capability)
 
-    def changed(self, names: Iterable[str] | None = None) -> list[str]:
-        """Every file that is missing or not what it was when the manifest was written.
-
-        Parameters
-        ----------
-        names : iterable of str, optional
-            Which of the manifest's files to look at; by default all.
-
-        Returns
-        -------
-        list of str
-            One line a file: its path below the release, and what is wrong.
-        """
-        problems = []
-        for name in sorted(self.manifest.files if names is None else names):
-            expected = self.manifest.files.get(name)
-            if expected is None:
-                problems.append(f"{name}: not in the manifest")
-                continue
-            try:
-                found = sha256_file(self.folder / name)
-            except OSError as error:
-                problems.append(f"{name}: {error.strerror}")
-                continue
-            if found != expected:
-                words = f"sha256 is {found}, the manifest says {expected}"
-                problems.append(f"{name}: truncated, changed or swapped: {words}")
-        return problems
-
     def check(self, names: Iterable[str] | None = None) -> None:
         """Refuse a release with a file that is missing, truncated or swapped.
 
         Parameters
         ----------
         names : iterable of str, optional
-            As for :meth:`changed`.
+            Which of the manifest's files to look at; by default all.
 
         Raises
         ------
         ReleaseError
             Names every such file.
         """
-        problems = self.changed(names)
+        files = self.manifest.files
+        problems = changed_files(self.folder, files if names is None else {name: files.get(name, "") for name in names})
         if problems:
             raise ReleaseError(f"{self.folder}: {'; '.join(problems)}; a release never changes: copy or export it anew")

@@ -17,17 +17,20 @@ from tritonclient.grpc import model_config_pb2
 _VIEW = re.compile(r"VIEW\d+$")
 _PROFILE = re.compile(r"trt_profile_(min|opt|max)_shapes$")
 
+TEMPLATES = "m2ost_repository"
+"""The package that holds the templates of a release's models."""
+
 
 def parse_config(text: str) -> Any:
     """A ``config.pbtxt`` as a ``ModelConfig`` message."""
     return text_format.Parse(text, model_config_pb2.ModelConfig())
 
 
-def template_sha256(family: str = "") -> str:
-    """sha256 over one family of templates, by which an export made by another version of this package is told."""
+def template_sha256(package: str = TEMPLATES) -> str:
+    """sha256 over the templates in a package, by which an export made by another version of it is told."""
     digest = hashlib.sha256()
-    with as_file(files("m2ost_repository")) as templates:
-        for folder in _models(templates / family):
+    with as_file(files(package)) as templates:
+        for folder in _models(templates):
             for path in sorted(p for p in folder.rglob("*") if p.suffix in (".py", ".pbtxt")):
                 digest.update(str(path.relative_to(templates)).encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()
@@ -53,8 +56,8 @@ def write_repository(destination: Path, info: EngineInfo, plans: Sequence[Engine
     write_models(destination, lambda template: fit_config(template, info, plan_files))
 
 
-def write_models(destination: Path, fit: Callable[[str], str], family: str = "") -> None:
-    """Write the models of one family of templates.
+def write_models(destination: Path, fit: Callable[[str], str], package: str = TEMPLATES) -> None:
+    """Write the models of a package of templates.
 
     Parameters
     ----------
@@ -62,12 +65,11 @@ def write_models(destination: Path, fit: Callable[[str], str], family: str = "")
         An existing folder; receives a folder a model, each at version 1. Configs already there are rewritten.
     fit : callable
         Text of a template's config → text of the config.
-    family : str
-        Folder of templates below ``model_repository``. A release's stand at its top; those below another name, such
-        as ``istar``, never come into a release.
+    package : str
+        Import name of the package that holds them, a folder a model.
     """
-    with as_file(files("m2ost_repository")) as templates:
-        for source in _models(templates / family):
+    with as_file(files(package)) as templates:
+        for source in _models(templates):
             target = destination / source.name
             (target / "1").mkdir(parents=True, exist_ok=True)
             if (source / "1" / "model.py").is_file():

@@ -13,10 +13,10 @@ import tritonclient.grpc as triton
 from m2ost_client.command import ServerOptions
 from m2ost_client.supervisor import TritonServer
 from m2ost_contract import Manifest, as_centers
+from m2ost_istar.geometry import VARIANTS, plan
+from m2ost_istar.manifest import IStarManifest
+from m2ost_istar.timing import VariantTiming
 from m2ost_preprocess.decoder import DecodedSlide, decoded_slide
-from m2ost_preprocess.istar.geometry import VARIANTS, plan
-from m2ost_preprocess.istar.manifest import BaselineManifest
-from m2ost_preprocess.istar.timing import VariantTiming
 from m2ost_preprocess.network import channel_options
 from m2ost_preprocess.slides import SlideRoots
 from m2ost_preprocess.spot_places import check_places
@@ -52,7 +52,7 @@ class ComparisonOptions:
     slide : Path
     release : Path
         M2OST, as exported.
-    baseline : Path
+    istar : Path
         iStar, as exported.
     flop_per_spot : float
         Operations of M2OST on one spot.
@@ -83,7 +83,7 @@ class ComparisonOptions:
 
     slide: Path
     release: Path
-    baseline: Path
+    istar: Path
     flop_per_spot: float
     memory_cap_bytes: int
     spots_file: Path | None = None
@@ -157,7 +157,7 @@ def survey(options: ComparisonOptions, slide: DecodedSlide) -> Site:
         centers = as_centers(spots.centers)
         centers = centers[spatial_order(centers)]
     mask = tissue_mask(slide.thumbnail(MASK_PX))
-    sizes = BaselineManifest.read(options.baseline).info.sizes
+    sizes = IStarManifest.read(options.istar).info.sizes
     superpixels = {name: plan(slide.size, mpp, v, mask, sizes=sizes).superpixels for name, v in VARIANTS.items()}
     return Site(slide.size, mpp, centers, superpixels)
 
@@ -183,7 +183,7 @@ def compare(options: ComparisonOptions, progress: Progress = lambda text: None) 
     FileNotFoundError, ManifestError
         If release or baseline is none.
     """
-    manifest, baseline = Manifest.read(options.release), BaselineManifest.read(options.baseline)
+    manifest, baseline = Manifest.read(options.release), IStarManifest.read(options.istar)
     if options.device == "cuda" and "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
         raise LoadTestError("ONNX Runtime has no CUDA provider here; pip install onnxruntime-gpu, or --device cpu")
     with decoded_slide(options.slide) as slide:
@@ -237,7 +237,7 @@ def _makers(options: ComparisonOptions, site: Site) -> dict[str, tuple[Callable[
 
     def istar(variant: str) -> Callable[[int], IStarSystem]:
         return lambda rows: IStarSystem(
-            options.baseline,
+            options.istar,
             slide,
             site.mpp,
             site.centers,
@@ -288,7 +288,7 @@ def _served(options: ComparisonOptions, site: Site) -> Iterator[dict[str, Callab
     slide = options.slide.resolve()
     server_options = ServerOptions(
         release=options.release,
-        baseline=options.baseline,
+        beside=(options.istar,),
         profile=PROFILES[options.device],
         roots=SlideRoots({ROOT: slide.parent}),
         probe_interval_s=600.0,  # a probe runs the networks, and would be timed with them

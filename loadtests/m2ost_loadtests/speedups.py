@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from m2ost_preprocess.istar.geometry import VARIANTS
-from m2ost_preprocess.istar.timing import VariantTiming
+from m2ost_istar.geometry import VARIANTS
+from m2ost_istar.timing import VariantTiming
 
 from .machine import Spread, spread
 from .systems import M2OST, seconds

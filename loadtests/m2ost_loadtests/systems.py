@@ -13,11 +13,11 @@ from typing import Any
 from m2ost_client.probe import tensor
 from m2ost_client.stream import SpotStream, StreamOptions
 from m2ost_contract import ENV_TILE_CACHE_MIB, EXPRESSION, MODEL_ENGINE, Manifest
+from m2ost_istar.geometry import VARIANTS
+from m2ost_istar.onnx import OnnxNetworks
+from m2ost_istar.stopwatch import Stopwatch
+from m2ost_istar.timing import READING, StageTiming, VariantTiming, time_variant
 from m2ost_preprocess.decoder import DecodedSlide, Decoder
-from m2ost_preprocess.istar.geometry import VARIANTS
-from m2ost_preprocess.istar.onnx import OnnxNetworks
-from m2ost_preprocess.istar.stopwatch import Stopwatch
-from m2ost_preprocess.istar.timing import READING, StageTiming, VariantTiming, time_variant
 from m2ost_serving.engine.onnx import cpu_session, cuda_session
 
 from .doors import MODEL_ISTAR, istar_tensors

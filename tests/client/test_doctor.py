@@ -378,7 +378,7 @@ def test_files_that_are_not_those_of_the_release(release, manifest, damage):
         plan.with_name("model.sm90.plan").touch()
         (plan.parent / "__pycache__").mkdir()
         (plan.parent / "__pycache__" / "model.cpython-311.pyc").touch()
-    findings = check_files(release, manifest, manifest.files)
+    findings = check_files(release, manifest.files)
     if damage == "extra":
         fits(findings)
         (finding,) = extra_files(release, manifest)
@@ -399,8 +399,8 @@ def test_only_the_files_that_are_served_are_read_before_a_start(manifest, served
         ("python-tensorrt-rtx", {PLANS[1].file}),
     ):
         files = files_served(manifest, served[name], (L4, H100))
-        assert files & engines == expected
-        assert files - engines == set(manifest.files) - engines
+        assert set(files) & engines == expected
+        assert set(files) - engines == set(manifest.files) - engines
 
 
 def test_the_answer_of_nvidia_smi():

@@ -10,7 +10,7 @@ from m2ost_client.host import Ports
 from m2ost_client.installation import Installation
 from m2ost_client.plain_paths import is_plain, plain_path, temporary_parent
 
-from .test_supervisor import baseline_folder
+from .beside import folder_beside
 
 ODD = ["my release", "müller", "R&D", "a;b", "$HOME", "it's", "(2024)", "a\nb", "*"]
 
@@ -32,18 +32,18 @@ def test_a_plain_folder_is_its_own_path(tmp_path):
     assert not (tmp_path / "runtime").exists()
 
 
-def test_triton_is_given_plain_paths_of_a_release_and_a_baseline(tmp_path):
+def test_triton_is_given_plain_paths_of_all_that_is_served(tmp_path):
     (tmp_path / "my release").mkdir()
-    baseline = baseline_folder(tmp_path / "my baseline")
+    other = folder_beside(tmp_path / "my other")
     command = build_command(
-        ServerOptions(release=tmp_path / "my release", baseline=baseline),
+        ServerOptions(release=tmp_path / "my release", beside=(other,)),
         Installation(Path("/bin/tritonserver")),
         ports=Ports(1, 2, 3),
         shm_prefix="m2ost-test-",
         runtime=tmp_path / "runtime",
     )
     given = [Path(a.partition("=")[2]) for a in command.arguments if a.startswith("--model-repository=")]
-    assert [path.resolve().name for path in given] == ["my release", "my baseline"]
+    assert [path.resolve().name for path in given] == ["my release", "my other"]
     assert all(map(is_plain, given))
 
 

@@ -28,11 +28,10 @@ from m2ost_client.process import ServerProcess
 from m2ost_client.sockets import MOST_PEERS, Peers, named, peers, peers_at_end
 from m2ost_contract import Manifest
 from m2ost_export.repository import write_repository
-from m2ost_preprocess.istar.manifest import BaselineInfo, BaselineManifest
-from m2ost_preprocess.istar.sizes import Sizes
 
 from tests.conftest import in_namespaces, need_address, wait_for
 
+from .beside import folder_beside
 from .conftest import ENGINE
 
 LOCALHOST = "127.0.0.1"
@@ -77,13 +76,6 @@ def test_a_server_whose_metrics_do_not_answer_either_is_hung():
     assert watch.hung(["m2ost"], {"m2ost": 3}, 0) is None
     assert watch.hung(["m2ost"], {}, 8) is None
     assert watch.hung(["m2ost"], {}, 11) == "m2ost"
-
-
-def test_a_baseline_that_works_on_a_slide_for_long_is_not_hung_and_its_networks_are_watched():
-    health = Health(silent=("istar_slide", "istar_patch", "m2ost"))
-    assert health.overdue == ("istar_patch", "m2ost")
-    assert not health.ready
-    assert Health(dead=("istar_slide",)).dead, "its death counts"
 
 
 class Metrics(http.server.BaseHTTPRequestHandler):
@@ -474,30 +466,13 @@ def test_a_profile_for_gpus_has_a_pool_on_each_and_no_pinned_memory(tmp_path, mo
         assert pools[-1] == "--pinned-memory-pool-byte-size=0"
 
 
-def baseline_folder(folder):
-    folder.mkdir()
-    info = BaselineInfo(("a",), Sizes(n_genes=1), "tissue", False, False, "fp32", {}, {}, "d" * 64)
-    BaselineManifest(info, {}, {}, {}).write(folder)
-    (folder / "istar_patch" / "configs").mkdir(parents=True)
-    (folder / "istar_patch" / "configs" / "onnxruntime.pbtxt").touch()
-    return folder
-
-
-def test_a_baseline_is_a_second_model_repository(tmp_path):
-    server = fake_server(tmp_path, 'for a; do echo "$a"; done', baseline=baseline_folder(tmp_path / "baseline"))
+def test_what_is_served_beside_is_a_further_model_repository(tmp_path):
+    server = fake_server(tmp_path, 'for a; do echo "$a"; done', beside=(folder_beside(tmp_path / "other"),))
     done = subprocess.run(server.print_command(), shell=True, capture_output=True, text=True, check=True)
     repositories = [line for line in done.stdout.splitlines() if line.startswith("--model-repository=")]
-    assert repositories == [f"--model-repository={tmp_path / name}" for name in ("release", "baseline")]
-    assert server.baseline.genes == ("a",)
+    assert repositories == [f"--model-repository={tmp_path / name}" for name in ("release", "other")]
 
 
-def test_a_baseline_must_be_one_and_have_the_profile(tmp_path):
-    (tmp_path / "release" / "m2ost" / "configs").mkdir(parents=True)
-    (tmp_path / "release" / "m2ost" / "configs" / "tensorrt.pbtxt").touch()
-    Manifest(ENGINE, {}, {}, {}).write(tmp_path / "release")
-    options = {"release": tmp_path / "release", "profile": "tensorrt"}
-    with pytest.raises(FileNotFoundError, match="not a baseline"):
-        TritonServer(ServerOptions(baseline=tmp_path, **options))
-    baseline = baseline_folder(tmp_path / "baseline")
-    with pytest.raises(ServerStartError, match="baseline has no profile 'tensorrt'; it has cpu, onnxruntime"):
-        TritonServer(ServerOptions(baseline=baseline, **options))
+def test_what_is_served_beside_must_have_the_profile(tmp_path):
+    with pytest.raises(ServerStartError, match="other has no profile 'tensorrt'; it has cpu, onnxruntime"):
+        fake_server(tmp_path, "exit", beside=(folder_beside(tmp_path / "other"),), profile="tensorrt")

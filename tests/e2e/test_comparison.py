@@ -9,36 +9,38 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
-from m2ost.peers.istar import build
-from m2ost_export.istar import build_baseline
+from m2ost_istar.export import build_istar
+from m2ost_istar.geometry import VARIANTS, plan
+from m2ost_istar.networks.istar import build
 from m2ost_loadtests.systems import M2OSTSystem, Runtime
-from m2ost_preprocess.istar.geometry import VARIANTS, plan
 from m2ost_preprocess.readers import open_slide
 from m2ost_preprocess.tissue import MASK_PX, tissue_mask
 
-from tests.model.peers.conftest import NARROW
+from tests.istar.former import as_formerly
+from tests.istar.narrow import NARROW
 
 SIZES = replace(NARROW, patch_depth=1)
 
 
 @pytest.fixture(scope="module")
-def baseline(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("istar") / "baseline"
-    build_baseline(build(SIZES), tuple(f"g{i}" for i in range(SIZES.n_genes)), folder)
-    return folder
+def former(tmp_path_factory):
+    """iStar as it was exported formerly, which is served all the same."""
+    folder = tmp_path_factory.mktemp("export")
+    build_istar(build(SIZES), tuple(f"g{i}" for i in range(SIZES.n_genes)), folder / "istar")
+    return as_formerly(folder / "istar", folder / "former")
 
 
-def bench(slide, release, baseline, out, *options):
+def bench(slide, release, istar, out, *options):
     command = [str(Path(sys.executable).with_name("m2ost")), "bench", "istar", str(slide), "--out", str(out)]
-    command += ["--release", str(release), "--baseline", str(baseline), "--pitch-um", "200", *options]
+    command += ["--release", str(release), "--istar", str(istar), "--pitch-um", "200", *options]
     return subprocess.run(command, capture_output=True, text=True, timeout=240)
 
 
-def test_the_report_counts_the_work_of_every_system(svs, narrow_release, baseline, tmp_path):
+def test_the_report_counts_the_work_of_every_system(svs, narrow_release, former, tmp_path):
     done = bench(
-        svs, narrow_release, baseline, tmp_path, "--memory-cap", "500MiB", "--variant", "tissue", "--rounds", "2"
+        svs, narrow_release, former, tmp_path, "--memory-cap", "500MiB", "--variant", "tissue", "--rounds", "2"
     )
-    # A narrow baseline is all overhead; whether the comparison is fair is not the point, but the status must say it.
+    # A narrow network is all overhead; whether the comparison is fair is not the point, but the status must say it.
     report = json.loads((tmp_path / "istar.json").read_text())
     assert done.returncode == (0 if report["fair"] else 3), done.stderr
     names = {"m2ost", "istar tissue", "m2ost, served", "istar tissue, served"}
@@ -79,14 +81,14 @@ def test_every_round_of_m2ost_reads_the_slide_anew(svs, narrow_release):
         (("--rounds", "0"), "rounds and sample_batches must be positive"),
     ],
 )
-def test_what_cannot_be_compared_is_said(svs, narrow_release, baseline, tmp_path, options, words):
-    done = bench(svs, narrow_release, baseline, tmp_path / "out", "--no-served", *options)
+def test_what_cannot_be_compared_is_said(svs, narrow_release, former, tmp_path, options, words):
+    done = bench(svs, narrow_release, former, tmp_path / "out", "--no-served", *options)
     assert done.returncode == 1
     assert words in done.stderr
     assert not (tmp_path / "out").exists()
 
 
-def test_a_slide_without_a_resolution(section, narrow_release, baseline, tmp_path):
-    done = bench(section, narrow_release, baseline, tmp_path / "out", "--no-served")
+def test_a_slide_without_a_resolution(section, narrow_release, former, tmp_path):
+    done = bench(section, narrow_release, former, tmp_path / "out", "--no-served")
     assert done.returncode == 1
     assert "carries no µm/px; give it with --mpp" in done.stderr

@@ -3,12 +3,12 @@
 from pathlib import Path
 
 import pytest
+from m2ost_istar.timing import StageTiming, VariantTiming
 from m2ost_loadtests.comparison import ComparisonOptions, interleave, survey
 from m2ost_loadtests.comparison_report import draw, to_markdown
 from m2ost_loadtests.speedups import summarise
 from m2ost_preprocess.decoder import DecodedSlide, Decoder
 from m2ost_preprocess.errors import SpotError
-from m2ost_preprocess.istar.timing import StageTiming, VariantTiming
 
 SUPERPIXELS = {"stock": 1000, "no_shift": 1000, "tissue": 200}
 
@@ -125,7 +125,7 @@ def test_spots_that_are_places_on_an_array_are_not_measured(svs, tmp_path):
     spots = tmp_path / "spots.csv"
     spots.write_text("x,y\n" + "".join(f"{x},{y}\n" for x in range(1, 34) for y in range(1, 36)))
     options = ComparisonOptions(
-        slide=svs, release=Path(), baseline=Path(), flop_per_spot=1, memory_cap_bytes=1, spots_file=spots
+        slide=svs, release=Path(), istar=Path(), flop_per_spot=1, memory_cap_bytes=1, spots_file=spots
     )
     with Decoder() as decoder, pytest.raises(SpotError, match=r"spots.csv: x, y .*places on an array"):
         survey(options, DecodedSlide(decoder, svs))

@@ -16,6 +16,7 @@ from ..errors import ServerStartError
 from ..host import SHM, Ports, held_ports, numeric_host
 from ..installation import Installation, find_installation
 from ..plain_paths import temporary_parent
+from ..served_models import read_hashes
 from . import checks
 from .collect import CannotAsk, host_facts, server_facts
 from .facts import HostFacts, Profile, ServerFacts
@@ -71,7 +72,7 @@ def examine(
         findings += checks.check_identity(manifest, wanted) + checks.check_engine_choice(wanted)
         findings += checks.check_precision(manifest, wanted)
     if manifest is not None and release is not None:
-        findings += check_files(release, manifest, manifest.files) + extra_files(release, manifest)
+        findings += check_files(release, manifest.files) + extra_files(release, manifest)
     findings += _check_server(wanted, manifest)
     findings += check_folders() + check_ports(host, ports) + check_roots(roots)
     return findings
@@ -164,9 +165,9 @@ def check_roots(roots: Mapping[str, Path]) -> list[Finding]:
 def check_start(options: ServerOptions, manifest: Manifest, installation: Installation) -> list[Finding]:
     """Refuse to start what cannot run, before it is tried.
 
-    The part of :func:`examine` that decides, and no more than that: the files that the profile serves, its backends,
-    /dev/shm, the user's limits, a folder for temporary files; OpenVINO where the profile runs on it; GPU, driver and
-    runtimes, which take a second or two to ask, only where the profile is for a GPU.
+    The part of :func:`examine` that decides, and no more than that: the files that the profile serves, and all of the
+    folders beside; its backends, /dev/shm, the user's limits, a folder for temporary files; OpenVINO where the profile
+    runs on it; GPU, driver and runtimes, which take a second or two to ask, only where the profile is for a GPU.
 
     Parameters
     ----------
@@ -189,7 +190,8 @@ def check_start(options: ServerOptions, manifest: Manifest, installation: Instal
     """
     try:
         profile = read_profile(options.release, options.profile)
-    except ManifestError as problem:
+        beside = {folder: read_hashes(folder) for folder in options.beside}
+    except (OSError, ManifestError) as problem:
         raise ServerStartError(str(problem)) from problem
     findings = checks.check_identity(manifest, profile) + checks.check_engine_choice(profile)
     findings += checks.check_precision(manifest, profile)
@@ -210,7 +212,9 @@ def check_start(options: ServerOptions, manifest: Manifest, installation: Instal
             findings += checks.check_openvino(profile, server_facts(installation, probe=False))
         except CannotAsk as problem:
             findings.append(error("environment", str(problem), "as the README's Install by role says"))
-    findings += check_files(options.release, manifest, files_served(manifest, profile, gpus))
+    findings += check_files(options.release, files_served(manifest, profile, gpus))
+    for folder, files in beside.items():
+        findings += check_files(folder, files)
     wrong = errors(findings)
     if wrong:
         lines = "".join(f"\n  {finding}" for finding in wrong)

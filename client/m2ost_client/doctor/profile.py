@@ -6,7 +6,6 @@ import math
 from pathlib import Path
 from typing import Any
 
-from google.protobuf import text_format
 from m2ost_contract import (
     ENGINE_PARAMETER,
     ENGINE_ROWS,
@@ -18,12 +17,12 @@ from m2ost_contract import (
 )
 from tritonclient.grpc import model_config_pb2
 
+from ..served_models import ENSEMBLE, read_configs
 from .facts import Profile
 
 USUAL_ROWS = 32
 """Rows of a request where the caller does not say: what the queue's memory is counted with."""
 
-_ENSEMBLE = "ensemble"
 _SHM_GROWTH = 1.5
 """Size of a model's region in /dev/shm over the tensors in it: it grows before its holes are used again. Measured on
 batches of 32 and 256 rows: 46 and 268 MiB in all, for 28 and 221 MiB of tensors."""
@@ -44,24 +43,21 @@ def read_profile(release: Path, name: str) -> Profile:
     release : Path
         The release folder.
     name : str
-        Triton's ``--model-config-name``: ``configs/NAME.pbtxt`` of a model that has it, else its ``config.pbtxt``.
+        Triton's ``--model-config-name``.
 
     Raises
     ------
     ManifestError
         If a config is missing or cannot be read.
     """
-    configs = {}
-    for default in sorted(release.glob("*/config.pbtxt")):
-        own = default.parent / "configs" / f"{name}.pbtxt"
-        configs[default.parent.name] = _parse(own if own.is_file() else default)
+    configs = read_configs(release, name)
     if MODEL_ENGINE not in configs or MODEL_TILER not in configs:
         raise ManifestError(f"{release}: no config for {MODEL_ENGINE} or {MODEL_TILER}; export the release anew")
     engine, tiler = configs[MODEL_ENGINE], configs[MODEL_TILER]
     kinds = {group.kind for config in configs.values() for group in config.instance_group}
     return Profile(
         name=name,
-        backends=tuple(sorted({c.backend for c in configs.values() if c.backend and c.platform != _ENSEMBLE})),
+        backends=tuple(sorted({c.backend for c in configs.values() if c.backend and c.platform != ENSEMBLE})),
         backend=engine.backend,
         engine=engine.parameters[ENGINE_PARAMETER].string_value if ENGINE_PARAMETER in engine.parameters else "",
         accelerators=tuple(a.name for a in engine.optimization.execution_accelerators.gpu_execution_accelerator),
@@ -73,13 +69,6 @@ def read_profile(release: Path, name: str) -> Profile:
         queue_bytes=(_engine_rows(tiler) + USUAL_ROWS) * _row_bytes(tiler.output),
         release_sha256=engine.parameters["release_sha256"].string_value,
     )
-
-
-def _parse(path: Path) -> Any:
-    try:
-        return text_format.Parse(path.read_text(encoding="utf-8"), model_config_pb2.ModelConfig())
-    except (OSError, UnicodeDecodeError, text_format.ParseError) as error:
-        raise ManifestError(f"{path}: cannot be read ({error}); export the release anew") from error
 
 
 def _engine_rows(tiler: Any) -> int:

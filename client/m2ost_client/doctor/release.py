@@ -2,38 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from m2ost_contract import ONNX_FILE, EngineError, Manifest, Release, plan_for
+from m2ost_contract import ONNX_FILE, EngineError, Manifest, changed_files, plan_for
 
 from .facts import Gpu, Profile
 from .findings import Finding, error, ok, warning
 
-_EXPORT = "m2ost export CHECKPOINT --out NEW_RELEASE"
 
-
-def check_files(release: Path, manifest: Manifest, files: Iterable[str]) -> list[Finding]:
-    """Compare the sha256 of files with the manifest.
+def check_files(folder: Path, files: Mapping[str, str]) -> list[Finding]:
+    """Compare the sha256 of files with what a manifest says.
 
     Parameters
     ----------
-    release : Path
-    manifest : Manifest
-    files : iterable of str
-        Which of the manifest's.
+    folder : Path
+        A release, or another model repository with a manifest.
+    files : mapping of str to str
+        Path below the folder → sha256.
 
     Returns
     -------
     list of Finding
         An error for every file that is missing, truncated or swapped; one that all is well where none is.
     """
-    wanted = set(files)
-    changed = Release(release, manifest).changed(wanted)
+    changed = changed_files(folder, files)
     if changed:
-        return [error("files", f"{release}/{words}", f"copy the release again, or {_EXPORT}") for words in changed]
-    size = sum((release / name).stat().st_size for name in wanted)
-    return [ok("files", f"{len(wanted)} files, {size / 1e6:.1f} MB, sha256 as in the manifest")]
+        return [error("files", f"{folder}/{words}", "copy the folder again, or export it anew") for words in changed]
+    size = sum((folder / name).stat().st_size for name in files)
+    return [ok("files", f"{len(files)} files, {size / 1e6:.1f} MB, sha256 as in the manifest")]
 
 
 def extra_files(release: Path, manifest: Manifest) -> list[Finding]:
@@ -50,8 +47,8 @@ def extra_files(release: Path, manifest: Manifest) -> list[Finding]:
     ]
 
 
-def files_served(manifest: Manifest, profile: Profile, gpus: Iterable[Gpu]) -> set[str]:
-    """The files that are read under a profile: all but the graph and the plans that it does not serve."""
+def files_served(manifest: Manifest, profile: Profile, gpus: Iterable[Gpu]) -> dict[str, str]:
+    """The files that are read under a profile, with their sha256: all but graph and plans that it does not serve."""
     engines = {ONNX_FILE, *(engine.file for engine in manifest.engines)}
     served = set()
     if not profile.runtime:
@@ -61,4 +58,4 @@ def files_served(manifest: Manifest, profile: Profile, gpus: Iterable[Gpu]) -> s
             served.add(plan_for(manifest.engines, profile.runtime, gpu.compute_capability).file)
         except EngineError:
             continue  # check_engine says so
-    return set(manifest.files) - engines | served & set(manifest.files)
+    return {name: digest for name, digest in manifest.files.items() if name in served or name not in engines}

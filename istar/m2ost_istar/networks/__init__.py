@@ -1,0 +1,1 @@
+"""HIPT's two networks and iStar's head in PyTorch, built from their papers."""

@@ -1,0 +1,14 @@
+"""ViT-4K on ONNX Runtime in Triton's Python backend: GRID → REGION."""
+
+import triton_python_backend_utils as pb_utils
+from m2ost_istar.serving import NetworkModel
+
+
+class TritonPythonModel:
+    """One session, run once for each execution of Triton's."""
+
+    def initialize(self, args):
+        self._model = NetworkModel(pb_utils, args, "region")
+
+    def execute(self, requests):
+        return self._model.execute(requests)

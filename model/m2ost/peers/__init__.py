@@ -1,1 +1,0 @@
-"""Other systems that M2OST is compared with, built from their papers."""

@@ -1,0 +1,35 @@
+"""``m2ost export-istar``: the paper's networks as a folder, and what it refuses."""
+
+import pytest
+import torch
+from m2ost_cli.main import app
+from m2ost_istar.manifest import IStarManifest
+from typer.testing import CliRunner
+
+
+def run(*arguments):
+    return CliRunner().invoke(app, ["export-istar", *map(str, arguments)])
+
+
+def test_the_papers_networks_become_a_folder_that_says_it_is_random(tmp_path):
+    panel = tmp_path / "panel.txt"
+    panel.write_text("DDX5\nB2M\n")
+    done = run("--out", tmp_path / "istar", "--genes", panel, "--variant", "no_shift")
+    assert done.exit_code == 0, done.output
+    assert "RANDOM weights" in done.output
+    info = IStarManifest.read(tmp_path / "istar").info
+    assert (info.genes, info.variant, info.pretrained) == (("DDX5", "B2M"), "no_shift", False)
+    assert info.sizes.patch_flop == pytest.approx(12.28e9, rel=0.01)
+
+
+def test_half_of_hipt_an_unknown_variant_and_a_foreign_file_are_refused(tmp_path):
+    torch.save({"a": torch.zeros(1)}, tmp_path / "a.pth")
+    for arguments, words in [
+        (("--vit256", tmp_path / "a.pth"), "give both"),
+        (("--vit256", tmp_path / "a.pth", "--vit4k", tmp_path / "a.pth"), "does not fit"),
+        (("--variant", "fast"), "stock, no_shift, tissue"),
+    ]:
+        done = run("--out", tmp_path / "istar", *arguments)
+        assert done.exit_code == 1
+        assert words in str(done.exception)
+        assert not (tmp_path / "istar").exists()
