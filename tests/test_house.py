@@ -17,7 +17,7 @@ ROOMS = {
     "serving": ("m2ost_serving", BELOW_CLIENT),
     "model": ("m2ost", BELOW_CLIENT),
     "export": ("m2ost_export", {*BELOW_CLIENT, "m2ost_serving", "m2ost"}),
-    "client": ("m2ost_client", BELOW_CLIENT),
+    "client": ("m2ost_client", {*BELOW_CLIENT, "m2ost_serving"}),
     "istar": ("m2ost_istar", {*BELOW_CLIENT, "m2ost_serving", "m2ost", "m2ost_export"}),
     "model_repository": (None, {*BELOW_CLIENT, "m2ost_serving"}),
     "loadtests": ("m2ost_loadtests", BELOW_LOADTESTS),

@@ -93,10 +93,10 @@ def _bytes(size: str) -> int:
 
 def _random_istar() -> Path:
     """iStar with random weights, exported into the user's cache the first time it is asked for."""
-    from m2ost_export.repository import template_sha256
     from m2ost_istar.export import TEMPLATES, build_istar
     from m2ost_istar.networks.istar import build
     from m2ost_istar.sizes import Sizes
+    from m2ost_serving.repository import template_sha256
 
     sizes = Sizes()
     folder = cache_folder() / f"istar-random-{template_sha256(TEMPLATES)[:12]}"

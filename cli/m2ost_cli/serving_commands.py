@@ -312,7 +312,7 @@ def shipped_release(*, dense: bool = False) -> Path:
         from m2ost.checkpoint import load
         from m2ost.shipped import CHECKPOINT, shipped_checkpoint
         from m2ost_export.release import build_release
-        from m2ost_export.repository import template_sha256
+        from m2ost_serving.repository import template_sha256
     with shipped_checkpoint() as folder:
         model, card = load(folder)
         kind = f"{CHECKPOINT}-dense" if dense else CHECKPOINT

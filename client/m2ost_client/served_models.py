@@ -83,13 +83,14 @@ def read_hashes(folder: Path) -> dict[str, str]:
         raise ManifestError(f"{path}: damaged manifest ({error!r}); export its folder anew") from error
 
 
-def models_beside(folders: Iterable[Path], profile: str) -> dict[str, Any]:
-    """The models with a process of their own that are none of a release's: name → ``ModelConfig``.
+def models_beside(release: Path, folders: Iterable[Path], profile: str) -> dict[str, Any]:
+    """The models with a process of their own that are served beside a release: name → ``ModelConfig``.
 
     Parameters
     ----------
+    release : Path
     folders : iterable of Path
-        Everything that one server loads.
+        What else the server loads.
     profile : str
         Triton's ``--model-config-name``.
 
@@ -101,13 +102,13 @@ def models_beside(folders: Iterable[Path], profile: str) -> dict[str, Any]:
         If a config cannot be read.
     """
     found: dict[str, Any] = {}
-    where: dict[str, Path] = {}
+    where = dict.fromkeys({*OWN_MODELS, *read_configs(release, profile)}, release)
     for folder in folders:
         for name, config in read_configs(folder, profile).items():
             if name in where:
                 raise ServerStartError(f"{where[name]} and {folder} both hold a model {name}; serve one of them")
             where[name] = folder
-            if name not in OWN_MODELS and config.platform != ENSEMBLE:
+            if config.platform != ENSEMBLE:
                 found[name] = config
     return found
 

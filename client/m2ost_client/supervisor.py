@@ -14,8 +14,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from m2ost_contract import Manifest
+from m2ost_contract import Release
 from m2ost_preprocess.home import user_cache
+from m2ost_serving.repository import current_models
 
 from . import logs
 from .command import HTTP_RISK, Command, ServerOptions, build_command, check_profile, metrics_url
@@ -95,11 +96,11 @@ class TritonServer:
         installation: Installation | None = None,
     ) -> None:
         self.options = replace(options, host=numeric_host(options.host))
-        self.manifest = Manifest.read(options.release)
+        self.release = Release.open(options.release)
         folders = (options.release, *options.beside)
         for folder in folders:
             check_profile(folder, options.profile)
-        self._beside = models_beside(folders, options.profile)
+        self._beside = models_beside(options.release, options.beside, options.profile)
         self.ready = False
         self.restarts = 0
         self._installation = installation or find_installation()
@@ -154,7 +155,7 @@ class TritonServer:
         if self._thread is not None or self._stop.is_set():
             raise RuntimeError("a TritonServer starts once; make a new one")
         try:
-            for finding in check_start(self.options, self.manifest, self._installation):
+            for finding in check_start(self.options, self.release.manifest, self._installation):
                 self._sink(logs.event("warning", "server_warned", subject=finding.subject, reason=str(finding)))
             if self.options.http:
                 self._sink(logs.event("warning", "server_warned", subject="http", reason=HTTP_RISK))
@@ -199,8 +200,11 @@ class TritonServer:
         self.stop()
 
     def _command(self, runtime: Path, shm_prefix: str) -> Command:
+        folder = current_models(self.release, runtime / f"release-{self.release.engine.release_sha256[:12]}")
+        if folder != self.release.folder:
+            self._sink(logs.event("info", "models_renewed", release=str(self.release.folder)))
         return build_command(
-            self.options,
+            replace(self.options, release=folder),
             self._installation,
             ports=self.ports,
             shm_prefix=shm_prefix,
@@ -251,7 +255,7 @@ class TritonServer:
         if not self._ready.is_set():
             return self._run_once(runtime)
         try:
-            check_start(self.options, self.manifest, self._installation)
+            check_start(self.options, self.release.manifest, self._installation)
             return self._run_once(runtime)
         except Exception as error:  # whatever it is, it may be over the next time
             return _Run(f"it could not be started anew: {error}")
@@ -284,7 +288,7 @@ class TritonServer:
                 if status is not None:
                     return ended(f"tritonserver ended with status {status}")
                 seen.append(peers(self.ports))
-                health = probe(self.address, self.manifest.engine, self._beside, request_id=self._probe_id)
+                health = probe(self.address, self.release.engine, self._beside, request_id=self._probe_id)
                 now = time.monotonic()
                 if health.dead:
                     return ended(f"a Python model's process died: {', '.join(health.dead)}")

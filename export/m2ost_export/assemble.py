@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from m2ost_contract import MODEL_ENGINE, EngineInfo, EnginePlan, Manifest, sha256_file
-
-from .repository import write_repository
+from m2ost_serving.repository import MODELS_TOOL, template_sha256, write_repository
 
 _TOOLS = ("m2ost-triton", "torch", "onnx", "onnxscript", "onnxruntime", "numpy")
 
@@ -56,7 +55,7 @@ def assemble(
         engine=info,
         architecture=architecture,
         parity=parity,
-        tools=tools,
+        tools={**tools, MODELS_TOOL: template_sha256()},
         files=file_hashes(scratch),
         graph=graph,
         engines=tuple(plans),

@@ -15,7 +15,7 @@ from m2ost_export.assemble import file_hashes, sha256_json, tool_versions
 from m2ost_export.errors import ExportError
 from m2ost_export.graph import Parity, compare, write_graph
 from m2ost_export.onnx_files import Door
-from m2ost_export.repository import finish_config, parse_config, write_models
+from m2ost_serving.repository import finish_config, parse_config, write_models
 
 from .geometry import VARIANTS
 from .manifest import (

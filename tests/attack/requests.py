@@ -333,4 +333,4 @@ def attack_release(release: Path, slide: Path, folder: Path, *, seed: int, count
 def ground_of(server: TritonServer, slide: Path, trap: target.Trap) -> Ground:
     """What requests to a server are made for, with the slide ``wsi/…``."""
     size = target.open_slide(slide).size
-    return Ground(target.Slide(f"wsi/{slide.name}", size), trap, len(server.manifest.engine.genes))
+    return Ground(target.Slide(f"wsi/{slide.name}", size), trap, len(server.release.engine.genes))

@@ -28,7 +28,7 @@ from m2ost_client.errors import ServerStartError
 from m2ost_client.host import SHM, Ports
 from m2ost_client.installation import Installation
 from m2ost_contract import Manifest, ManifestError, ViewGeometry, sha256_file
-from m2ost_export.repository import write_repository
+from m2ost_serving.repository import write_repository
 
 from tests.conftest import engine_plan
 

@@ -12,7 +12,7 @@ from m2ost_client.installation import Installation
 from m2ost_client.probe import PROBE_SLIDE, probe
 from m2ost_client.served_models import OWN_MODELS, models_beside
 from m2ost_contract import Manifest
-from m2ost_export.repository import write_repository
+from m2ost_serving.repository import write_repository
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from .beside import NETWORK, folder_beside
@@ -59,15 +59,13 @@ def probed(beside, **words):
 
 @pytest.fixture
 def beside(release, tmp_path):
-    return models_beside((release, folder_beside(tmp_path / "other")), "cpu")
+    return models_beside(release, (folder_beside(tmp_path / "other"),), "cpu")
 
 
-def test_what_stands_beside_is_every_model_with_a_process_that_is_not_a_releases_own(release, tmp_path):
-    folder_beside(release / "..", {"other_network": NETWORK})
-    (tmp_path / "other_network").rename(release / "extra")
-    found = models_beside((release, folder_beside(tmp_path / "other")), "onnxruntime")
-    assert found.keys() == {"extra", "other_network", "other_slides", "other_hurried", "other_long"}
-    assert {path.parent.name for path in release.glob("*/config.pbtxt")} - {"extra"} == OWN_MODELS
+def test_what_stands_beside_is_every_model_with_a_process_of_the_folders_beside(release, tmp_path):
+    found = models_beside(release, (folder_beside(tmp_path / "other"),), "onnxruntime")
+    assert found.keys() == {"other_network", "other_slides", "other_hurried", "other_long"}
+    assert {path.parent.name for path in release.glob("*/config.pbtxt")} == OWN_MODELS
     assert (found["other_network"].backend, found["other_slides"].backend) == ("onnxruntime", "python")
 
 
@@ -112,7 +110,7 @@ def test_a_model_that_may_take_long_is_never_overdue(beside):
 
 def test_two_folders_with_a_model_of_one_name_are_refused(release, tmp_path):
     with pytest.raises(ServerStartError, match="both hold a model slide_tiler"):
-        models_beside((release, folder_beside(tmp_path / "other", {"slide_tiler": NETWORK})), "cpu")
+        models_beside(release, (folder_beside(tmp_path / "other", {"slide_tiler": NETWORK}),), "cpu")
 
 
 @pytest.mark.parametrize("damage", ["changed", "missing", "no manifest", "damaged manifest"])

@@ -27,7 +27,7 @@ from m2ost_client.probe import Health, executions_so_far
 from m2ost_client.process import ServerProcess
 from m2ost_client.sockets import MOST_PEERS, Peers, named, peers, peers_at_end
 from m2ost_contract import Manifest
-from m2ost_export.repository import write_repository
+from m2ost_serving.repository import MODELS_TOOL, template_sha256, write_repository
 
 from tests.conftest import in_namespaces, need_address, wait_for
 
@@ -137,7 +137,7 @@ def fake_server(tmp_path, script, on_log=None, **options):
     for folder in (release, program.parent, tmp_path / "backends" / "python"):
         folder.mkdir(parents=True)
     write_repository(release, ENGINE)
-    Manifest(ENGINE, {}, {}, {}).write(release)
+    Manifest(ENGINE, {}, {}, {MODELS_TOOL: template_sha256()}).write(release)
     program.write_text(f"#!/bin/sh\n{script}\n")
     program.chmod(0o755)
     return TritonServer(ServerOptions(release=release, **options), on_log=on_log, installation=Installation(program))

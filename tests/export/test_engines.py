@@ -17,7 +17,7 @@ from m2ost_export.engines.plans import Twin, check_size
 from m2ost_export.engines.toolkit import Toolkit, load_toolkit
 from m2ost_export.errors import EngineBuildError, ExportError
 from m2ost_export.onnx_files import as_float32
-from m2ost_export.repository import parse_config
+from m2ost_serving.repository import parse_config
 from onnx import load, numpy_helper, save_model
 
 from .conftest import SMALL

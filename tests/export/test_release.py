@@ -13,7 +13,7 @@ from m2ost_export.errors import ExportError
 from m2ost_export.graph import export_onnx, measure_parity
 from m2ost_export.probes import probe_views
 from m2ost_export.release import build_release
-from m2ost_export.repository import parse_config
+from m2ost_serving.repository import parse_config
 from tritonclient.grpc import model_config_pb2
 
 from .conftest import small_network

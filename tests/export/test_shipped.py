@@ -6,7 +6,7 @@ from dataclasses import asdict, replace
 import pytest
 from m2ost_contract import MAX_ROWS, Manifest, changed_files, plan_for, sha256_file
 from m2ost_export.gate import MIN_R_GENE
-from m2ost_export.repository import parse_config, write_repository
+from m2ost_serving.repository import parse_config, write_repository
 
 RTX = "tensorrt-rtx"
 

@@ -8,12 +8,12 @@ import pytest
 import torch
 from m2ost_contract import Manifest, ManifestError, sha256_file
 from m2ost_export.graph import ExportError, Parity
-from m2ost_export.repository import parse_config
 from m2ost_istar import export
 from m2ost_istar.export import build_istar, probe_patches
 from m2ost_istar.manifest import IStarInfo, IStarManifest
 from m2ost_istar.networks.istar import build
 from m2ost_istar.onnx import OnnxNetworks
+from m2ost_serving.repository import parse_config
 
 from tests.client.conftest import ENGINE
 

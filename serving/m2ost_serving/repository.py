@@ -1,4 +1,4 @@
-"""The templates of ``model_repository``, fitted to one engine."""
+"""The files that Triton loads: the templates of ``model_repository`` fitted to one engine."""
 
 from __future__ import annotations
 
@@ -11,7 +11,17 @@ from pathlib import Path
 from typing import Any
 
 from google.protobuf import text_format
-from m2ost_contract import EXPRESSION, MODEL_ENGINE, MODEL_TILER, EngineInfo, EnginePlan, ViewGeometry
+from m2ost_contract import (
+    EXPRESSION,
+    MODEL_ENGINE,
+    MODEL_TILER,
+    EngineInfo,
+    EnginePlan,
+    Manifest,
+    Release,
+    ViewGeometry,
+    complete_folder,
+)
 from tritonclient.grpc import model_config_pb2
 
 _VIEW = re.compile(r"VIEW\d+$")
@@ -36,6 +46,9 @@ def template_sha256(package: str = TEMPLATES) -> str:
     return digest.hexdigest()
 
 
+MODELS_TOOL = "models"
+"""Among the tools of a release's manifest: :func:`template_sha256` of the models that it holds."""
+
 TENSORRT = "tensorrt"
 """Name of the toolkit, of Triton's backend and of the profile that serves its plans."""
 
@@ -54,6 +67,33 @@ def write_repository(destination: Path, info: EngineInfo, plans: Sequence[Engine
     """
     plan_files = {p.compute_capability: Path(p.file).name for p in plans if p.toolkit == TENSORRT}
     write_models(destination, lambda template: fit_config(template, info, plan_files))
+
+
+def current_models(release: Release, folder: Path) -> Path:
+    """A release's models as this version of the package has them: what they import is this version's too.
+
+    Parameters
+    ----------
+    release : Release
+    folder : Path
+        Made, where the release was exported with other models: its engines under those of this version.
+
+    Returns
+    -------
+    Path
+        The release's own folder, or ``folder``.
+    """
+    if release.manifest.tools.get(MODELS_TOOL) == template_sha256():
+        return release.folder
+    if not folder.exists():
+        with complete_folder(folder) as scratch:
+            write_repository(scratch, release.engine, release.manifest.engines)
+            for name in (*release.manifest.files, Manifest.FILENAME):
+                link = scratch / name
+                if Path(name).suffix not in (".py", ".pbtxt"):
+                    link.parent.mkdir(parents=True, exist_ok=True)
+                    link.symlink_to((release.folder / name).resolve())
+    return folder
 
 
 def write_models(destination: Path, fit: Callable[[str], str], package: str = TEMPLATES) -> None:
