@@ -18,7 +18,8 @@ ROOMS = {
     "client": ("m2ost_client", BELOW_CLIENT),
     "model_repository": (None, BELOW_CLIENT),
     "loadtests": ("m2ost_loadtests", {*BELOW_CLIENT, "m2ost_client", "m2ost_export", "m2ost"}),
-    "cli": ("m2ost_cli", {*BELOW_CLIENT, "m2ost_client", "m2ost_export", "m2ost", "m2ost_loadtests"}),
+    "benchmarks": ("m2ost_bench", {*BELOW_CLIENT, "m2ost_client", "m2ost_export", "m2ost", "m2ost_loadtests"}),
+    "cli": ("m2ost_cli", {*BELOW_CLIENT, "m2ost_client", "m2ost_export", "m2ost", "m2ost_loadtests", "m2ost_bench"}),
 }
 OURS = {package for package, _ in ROOMS.values() if package}
 
@@ -36,7 +37,7 @@ def imports_of(path: Path) -> set[str]:
 OPENING = ("cucim", "cucim_first", "image", "openslide", "select")
 """Modules of ``m2ost_preprocess.readers`` that open slides."""
 
-COMPETITORS = {"loadtests/m2ost_loadtests/tiler_speed/ways.py": {"openslide", "cucim"}}
+COMPETITORS = {"benchmarks/m2ost_bench/tiler/ways.py": {"openslide", "cucim"}}
 """Files that read slides with other libraries alone, to time these: file → libraries."""
 
 
@@ -111,7 +112,7 @@ def test_imports_run_one_way(room):
         "m2ost_preprocess.serving, m2ost_preprocess.tiler, m2ost_preprocess.decoder.worker",
         "m2ost_preprocess.istar.serving, m2ost_preprocess.istar.timing",
         "m2ost_cli.main",
-        "m2ost_loadtests.gate, m2ost_loadtests.listeners",
+        "m2ost_loadtests.gate.measure, m2ost_loadtests.load.listeners",
         "m2ost_export.engine_release",
     ],
 )

@@ -50,9 +50,9 @@ def istar(
     with needs("loadtest"), needs("export"):
         from m2ost.complexity import count
         from m2ost.config import M2OSTConfig
+        from m2ost_bench.istar.comparison import ComparisonOptions, compare
+        from m2ost_bench.istar.comparison_report import draw, to_markdown
         from m2ost_contract import Manifest
-        from m2ost_loadtests.comparison import ComparisonOptions, compare
-        from m2ost_loadtests.comparison_report import draw, to_markdown
         from m2ost_loadtests.machine import write_report
         from m2ost_preprocess.istar.geometry import VARIANTS
     release = release or shipped_release()
@@ -141,10 +141,10 @@ def gate(
 ) -> None:
     """Exit 0 if a release is served as fast as the thresholds ask; 1 failures, 3 one missed, 4 no baseline."""
     with needs("loadtest"):
-        from m2ost_loadtests.gate import GateOptions, Target, measure, read_speedups
-        from m2ost_loadtests.gate_report import write_results
-        from m2ost_loadtests.thresholds import SHIPPED, read_thresholds
-        from m2ost_loadtests.verdicts import Baseline, Status, judge, status_of
+        from m2ost_loadtests.gate.measure import GateOptions, Target, measure, read_speedups
+        from m2ost_loadtests.gate.report import write_results
+        from m2ost_loadtests.gate.thresholds import SHIPPED, read_thresholds
+        from m2ost_loadtests.gate.verdicts import Baseline, Status, judge, status_of
     limits = read_thresholds(thresholds or SHIPPED)
     if baseline is not None and limits.baseline_tolerance is None:
         raise UserError(f"{thresholds}: --baseline needs `baseline_tolerance` in the thresholds file")
@@ -207,7 +207,7 @@ def engines(
     """Compare engines on this CPU: speed as ratios, interleaved, and r per gene on real spots."""
     with needs("loadtest"), needs("export"):
         from m2ost.shipped import shipped_checkpoint
-        from m2ost_loadtests.engine_speed import EngineSpeedOptions, measure, to_markdown
+        from m2ost_bench.engines.speed import EngineSpeedOptions, measure, to_markdown
         from m2ost_loadtests.machine import write_report
     if rounds < 1 or most_spots < 2 or any(n < 1 for n in [*threads, *batch]):
         raise UserError("--rounds, --threads and --batch must be 1 at least, --most-spots 2")

@@ -15,8 +15,8 @@ from m2ost_client import ServerOptions, TritonServer
 from m2ost_client.probe import tensor
 from m2ost_contract import RowStatus
 from m2ost_export.istar import build_baseline
-from m2ost_loadtests.closed_load import run_closed_load
-from m2ost_loadtests.workload import Load
+from m2ost_loadtests.load.closed_load import run_closed_load
+from m2ost_loadtests.load.workload import Load
 from m2ost_preprocess.istar.geometry import VARIANTS
 from m2ost_preprocess.istar.pipeline import predict_slide
 from m2ost_preprocess.readers import open_slide

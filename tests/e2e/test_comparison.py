@@ -10,8 +10,8 @@ import numpy as np
 import psutil
 import pytest
 from m2ost.peers.istar import build
+from m2ost_bench.istar.systems import M2OSTSystem, Runtime
 from m2ost_export.istar import build_baseline
-from m2ost_loadtests.systems import M2OSTSystem, Runtime
 from m2ost_preprocess.istar.geometry import VARIANTS, plan
 from m2ost_preprocess.readers import open_slide
 from m2ost_preprocess.tissue import MASK_PX, tissue_mask

@@ -1,0 +1,123 @@
+"""Memory of client and server while many spots stream through a release.
+
+Usage: python -m m2ost_bench.served.soak --release DIR --slide FILE --spots 50000 --out DIR
+
+Use a depth-1, narrow release: what is watched is the serving path, not the arithmetic.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+from collections.abc import Callable
+from contextlib import aclosing
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+from m2ost_client.command import ServerOptions
+from m2ost_client.stream import SpotStream, StreamOptions
+from m2ost_client.supervisor import TritonServer
+from m2ost_loadtests.machine import describe_machine, write_report
+from m2ost_preprocess.decoder import decoded_slide
+from m2ost_preprocess.slides import SlideRoots
+
+from ..process_memory import anonymous_mib, shared_mib
+
+SAMPLES = 20
+# Heaps and shared memory keep what the largest burst took: it comes first, and what they gain after it is growth. Its
+# requests are larger, as those of several sizes leave gaps in shared memory that the next does not fit into.
+BURST_ROWS = 2
+BURST_REQUESTS = 16
+
+
+def measure(
+    release: Path, slide: Path, spots: int, *, stream: StreamOptions | None = None, seed: int = 0
+) -> dict[str, Any]:
+    """Stream ``spots`` random spots of ``slide`` after a burst, and sample the memory at twenty rests on the way.
+
+    With nothing under way, it is what is kept: a batch takes tens of MiB more or less while it is decoded and cut.
+
+    Returns
+    -------
+    dict
+        ``samples``: MiB of client, server (with its models' processes) and shared memory, with ``idle`` taken before
+        any request; ``growth_mib``: for each, the maximum of the second half less that of the first: 0 or below where
+        memory is flat.
+    """
+    slide, options = slide.resolve(), stream or StreamOptions()
+    with decoded_slide(slide, threads=0) as source:
+        size = source.size
+    centers = np.random.default_rng(seed).integers((0, 0), size, (spots, 2))
+    with TritonServer(ServerOptions(release=release, roots=SlideRoots({"soak": slide.parent}))) as server:
+        probe = partial(_sample, server)
+        idle = probe(0)
+        samples = asyncio.run(_stream(server.address, f"soak/{slide.name}", centers, options, probe))
+    halves = samples[: SAMPLES // 2], samples[SAMPLES // 2 :]
+    peaks = [{name: max(s[name] for s in half) for name in ("client", "server", "shared")} for half in halves]
+    return {
+        "machine": describe_machine(),
+        "slide": slide.name,
+        "spots": spots,
+        "restarts": server.restarts,
+        "idle": idle,
+        "samples": samples,
+        "growth_mib": {name: peak - peaks[0][name] for name, peak in peaks[1].items()},
+    }
+
+
+def _sample(server: TritonServer, done: int) -> dict[str, float]:
+    assert server.pid is not None
+    return {
+        "spots": done,
+        "client": anonymous_mib(psutil.Process(), descendants=False),
+        "server": anonymous_mib(psutil.Process(server.pid), descendants=True),
+        "shared": shared_mib(server),
+    }
+
+
+async def _stream(
+    address: str, slide: str, centers: Any, options: StreamOptions, probe: Callable[[int], dict[str, float]]
+) -> list[dict[str, float]]:
+    burst = replace(options, batch_rows=options.batch_rows * BURST_ROWS)
+    spots = centers[: BURST_REQUESTS * burst.batch_rows]
+    async with SpotStream(address, burst) as stream, aclosing(stream.predict(slide, spots)) as batches:
+        async for _ in batches:
+            pass
+    samples: list[dict[str, float]] = []
+    done = 0
+    async with SpotStream(address, options) as stream:
+        for part in np.array_split(centers, SAMPLES):
+            async with aclosing(stream.predict(slide, part)) as batches:
+                async for batch in batches:
+                    done += len(batch.rows)
+            samples.append(probe(done))
+    return samples
+
+
+def main() -> None:
+    """Parse the command line, measure, print and write."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--release", type=Path, required=True)
+    parser.add_argument("--slide", type=Path, required=True)
+    parser.add_argument("--spots", type=int, default=50_000)
+    parser.add_argument("--window", type=int, default=StreamOptions().window, help="requests in flight")
+    parser.add_argument("--out", type=Path, required=True)
+    arguments = parser.parse_args()
+    report = measure(arguments.release, arguments.slide, arguments.spots, stream=StreamOptions(window=arguments.window))
+    lines = [f"{'spots':>8} {'client':>8} {'server':>8} {'shared':>8}  MiB"]
+    lines += ["{spots:8.0f} {client:8.1f} {server:8.1f} {shared:8.1f}".format(**s) for s in report["samples"]]
+    lines.append(
+        "growth of the peak from the first to the second half: {client:+.1f} {server:+.1f} {shared:+.1f} MiB".format(
+            **report["growth_mib"]
+        )
+    )
+    lines.append(str(write_report(report, arguments.out, "soak")))
+    print("\n".join(lines))  # noqa: T201
+
+
+if __name__ == "__main__":
+    main()
