@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from m2ost_preprocess.tissue import MASK_PX, tissue_mask
 from m2ost_preprocess.views import spatial_order
 
 from .errors import TargetError
-from .machine import spread
+from .rounds import time_in_turn
 
 
 def bare_runner(release: Path, slide: Path, centers: Any, batch_rows: int) -> Callable[[], Any]:
@@ -85,8 +84,8 @@ def spots_to_score(slide: Path, pitch_um: float, *, mpp: float | None = None) ->
     return centers[spatial_order(centers)]
 
 
-def interleave(runners: Mapping[str, Callable[[], Any]], spots: int, rounds: int) -> dict[str, Any]:
-    """Time every way to score the same spots, ``rounds`` times in turn, after one untimed run of each.
+def score_in_turn(runners: Mapping[str, Callable[[], Any]], spots: int, rounds: int) -> dict[str, Any]:
+    """Time every way to score the same spots, in turn, after one untimed run of each.
 
     Parameters
     ----------
@@ -99,24 +98,17 @@ def interleave(runners: Mapping[str, Callable[[], Any]], spots: int, rounds: int
     Returns
     -------
     dict
-        ``spots_per_s`` by name, ``ratios`` of served to each other (of the same round), and ``max_abs_diff_to_bare``.
+        Facts of the rounds, ``spots_per_s`` by name, ``ratios`` of served to each other (of the same round), and
+        ``max_abs_diff_to_bare``.
     """
     results = {name: run() for name, run in runners.items()}
-    seconds: dict[str, list[float]] = {name: [] for name in runners}
-    for _ in range(rounds):
-        for name, run in runners.items():
-            began = time.perf_counter()
-            run()
-            seconds[name].append(time.perf_counter() - began)
-    rates = {name: [spots / s for s in values] for name, values in seconds.items()}
+    timed = time_in_turn(runners, rounds)
+    rates = timed.map(lambda seconds: spots / seconds.clock)
+    ratios = rates.ratios("served")
     return {
+        **timed.facts(),
         "spots": spots,
-        "rounds": rounds,
-        "spots_per_s": {name: spread(values) for name, values in rates.items()},
-        "ratios": {
-            f"served/{other}": spread([a / b for a, b in zip(rates["served"], rates[other], strict=True)])
-            for other in rates
-            if other != "served"
-        },
+        "spots_per_s": rates.spreads(),
+        "ratios": {f"served/{other}": ratio for other, ratio in ratios.items() if other != "served"},
         "max_abs_diff_to_bare": {n: float(np.abs(r - results["bare"]).max()) for n, r in results.items()},
     }

@@ -3,9 +3,10 @@
 from pathlib import Path
 
 import pytest
-from m2ost_bench.istar.comparison import ComparisonOptions, interleave, survey
+from m2ost_bench.istar.comparison import ComparisonOptions, survey
 from m2ost_bench.istar.comparison_report import draw, to_markdown
 from m2ost_bench.istar.speedups import summarise
+from m2ost_loadtests.rounds import Rounds
 from m2ost_preprocess.decoder import DecodedSlide, Decoder
 from m2ost_preprocess.errors import SpotError
 from m2ost_preprocess.istar.timing import StageTiming, VariantTiming
@@ -48,7 +49,7 @@ def timings():
 
 
 def test_ratios_are_taken_round_by_round(timings):
-    found = summarise(timings, SUPERPIXELS, 10)
+    found = summarise(Rounds(timings), SUPERPIXELS, 10)
     assert found["speedups"]["istar stock"] == {"median": 100, "min": 100, "max": 100}
     without = found["speedups_without_reading"]["istar stock"]
     assert without == {"median": pytest.approx((180 + 380 / 3) / 2), "min": pytest.approx(380 / 3), "max": 180}
@@ -56,7 +57,7 @@ def test_ratios_are_taken_round_by_round(timings):
 
 
 def test_m2ost_as_dense_as_the_variant(timings):
-    found = summarise(timings, SUPERPIXELS, 10)
+    found = summarise(Rounds(timings), SUPERPIXELS, 10)
     # M2OST: 2 s and 4 s for 10 spots, 200 s and 400 s for 1,000 superpixels.
     assert found["dense"]["istar stock"] == {"median": 1, "min": 1, "max": 1}
     # The variant's head ran on 50 of 200 superpixels: 2 + 6 + 2·4 s, against 40 s and 80 s.
@@ -64,7 +65,7 @@ def test_m2ost_as_dense_as_the_variant(timings):
 
 
 def test_places_and_rates_are_those_of_each_system(timings):
-    systems = summarise(timings, SUPERPIXELS, 10)["systems"]
+    systems = summarise(Rounds(timings), SUPERPIXELS, 10)["systems"]
     assert {name: s["places"] for name, s in systems.items()} == {
         "m2ost": 10,
         "istar stock": 1000,
@@ -81,20 +82,9 @@ def test_places_and_rates_are_those_of_each_system(timings):
 @pytest.mark.parametrize(("patch_s", "fair"), [(20, True), (60, False)])
 def test_a_slow_baseline_makes_no_fair_comparison(patch_s, fair):
     # M2OST: 80 GFLOP in 1 s. The baseline: 1,200 GFLOP in 20 s or 60 s, 60 or 20 GFLOP/s.
-    found = summarise({"m2ost": [m2ost(1, 1)], "istar stock": [istar("stock", 1, patch_s, 0)]}, SUPERPIXELS, 10)
+    found = summarise(Rounds({"m2ost": [m2ost(1, 1)], "istar stock": [istar("stock", 1, patch_s, 0)]}), SUPERPIXELS, 10)
     assert found["gflop_share_of_m2ost"]["istar stock"] == pytest.approx(15 / patch_s)
     assert found["fair"] is fair
-
-
-def test_every_round_begins_with_another_system():
-    order = []
-
-    def system(name):
-        return lambda: order.append(name) or m2ost(1, 1)
-
-    timings = interleave({name: system(name) for name in "abc"}, 3)
-    assert "".join(order) == "abcbcacab"
-    assert {name: len(runs) for name, runs in timings.items()} == {"a": 3, "b": 3, "c": 3}
 
 
 def test_the_report_says_what_every_figure_depends_on(timings, tmp_path):
@@ -110,7 +100,7 @@ def test_the_report_says_what_every_figure_depends_on(timings, tmp_path):
         "memory_cap_mib": 1024.0,
         "rounds": 2,
         "superpixels": SUPERPIXELS,
-        **summarise(timings, SUPERPIXELS, 10),
+        **summarise(Rounds(timings), SUPERPIXELS, 10),
         "timings": {name: [t.to_dict() for t in runs] for name, runs in timings.items()},
     }
     text = to_markdown(report)

@@ -10,12 +10,13 @@ import pytest
 from m2ost.checkpoint import initialise, save
 from m2ost.config import M2OSTConfig
 from m2ost_bench.gpu_check.__main__ import main
-from m2ost_bench.gpu_check.device import Device, Pace, interleave, ratios
+from m2ost_bench.gpu_check.device import Device, Pace, time_on, times_as_fast
 from m2ost_bench.gpu_check.engines import build_with
 from m2ost_bench.gpu_check.inputs import PITCHES_PX, FreshSlide, grids_on, load_network, spots_on
 from m2ost_bench.gpu_check.networks import Networks, compare
 from m2ost_bench.gpu_check.parts import Outcome, Skip, run_part
 from m2ost_export.release import build_release
+from m2ost_loadtests.rounds import Rounds
 
 from scripts.crop_slide import main as crop_slide
 from tests.conftest import REPOSITORY
@@ -177,7 +178,7 @@ def test_every_run_reads_a_slide_under_a_new_name(crop, tmp_path):
 def test_speeds_are_taken_in_turn():
     order = []
     runs = {name: lambda name=name: order.append(name) for name in "ab"}
-    seconds = interleave(Device("cpu"), runs, Pace(2, 0.0))
-    assert order == ["a", "b", "a", "b", "a", "b"]
-    assert {len(values) for values in seconds.values()} == {2}
-    assert ratios({"a": [1.0, 2.0], "b": [2.0, 4.0]}, "b") == {"a": 2.0, "b": 1.0}
+    seconds = time_on(Device("cpu"), runs, Pace(2, 0.0))
+    assert order == ["a", "b", "a", "b", "b", "a"]
+    assert {len(values) for values in seconds.found.values()} == {2}
+    assert times_as_fast(Rounds({"a": [1.0, 2.0], "b": [2.0, 4.0]}), "b") == {"a": 2.0, "b": 1.0}

@@ -23,6 +23,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -46,7 +47,8 @@ from m2ost_client.predict import PredictOptions, predict_slide
 from m2ost_client.stream import StreamOptions
 from m2ost_client.supervisor import TritonServer
 from m2ost_loadtests.errors import LoadTestError, TargetError
-from m2ost_loadtests.machine import describe_machine, spread, write_report
+from m2ost_loadtests.machine import write_report
+from m2ost_loadtests.rounds import Rounds, interleave, timed
 from m2ost_preprocess.slides import SlideRoots
 
 from ..process_memory import anonymous_mib
@@ -178,13 +180,11 @@ class Bench:
         (row,) = self.copies(1)
         stream = StreamOptions(batch_rows=self.options.batch_rows)
         asked = PredictOptions(slide=row.path, out=self.out(), pitch_um=self.options.pitch_um, stream=stream)
-        began = time.perf_counter()
-        report = asyncio.run(predict_slide(self.address.grpc, asked))
-        seconds = time.perf_counter() - began
+        report, seconds = timed(lambda: asyncio.run(predict_slide(self.address.grpc, asked)))
         n_spots = len(report.result.spots)
         if not n_spots or not report.complete:
             raise TargetError(f"{row.path}: no spots, or not all of them have a value; choose another --slide")
-        return n_spots / seconds, n_spots / report.metadata["timings"]["score_s"]
+        return n_spots / seconds.clock, n_spots / report.metadata["timings"]["score_s"]
 
     def rescore(self, copies: int) -> Run:
         """One undisturbed run over new copies."""
@@ -194,9 +194,8 @@ class Bench:
             half = int(2 * progress.slides > progress.of_slides)
             peaks[half] = max(peaks[half], anonymous_mib(client, descendants=False))
 
-        began = time.perf_counter()
-        report = asyncio.run(rescore(rows, self.out(), self.address, self.options, watch))
-        return Run(time.perf_counter() - began, report.summary["run"]["spots"], peaks)
+        report, seconds = timed(lambda: asyncio.run(rescore(rows, self.out(), self.address, self.options, watch)))
+        return Run(seconds.clock, report.summary["run"]["spots"], peaks)
 
     def resume(self, copies: int, spots: int) -> dict[str, Any]:
         """Kill a run once half of its spots are scored, begin it again, and let it end.
@@ -269,10 +268,12 @@ def measure(options: SpeedOptions) -> dict[str, Any]:
             bench = Bench(options, folder, scratch, Address(server.address, server.metrics_url))
             bench.predict()  # what is loaded on first use is nobody's cost
             bench.rescore(1)
-            predictions, runs = [], []
-            for _ in range(options.rounds):
-                predictions.append(bench.predict())
-                runs.append(bench.rescore(options.copies))
+            measures: dict[str, Callable[[], Any]] = {
+                "predict": bench.predict,
+                "rescore": partial(bench.rescore, options.copies),
+            }
+            found = interleave(measures, options.rounds)
+            runs: Sequence[Run] = found.found["rescore"]
             resumed = bench.resume(options.copies, runs[0].spots)
         costs, stages = measure_stages(
             options.release,
@@ -283,15 +284,14 @@ def measure(options: SpeedOptions) -> dict[str, Any]:
             written_spots=options.archive.spots_a_slide,
         )
     return {
-        "machine": describe_machine(),
+        **found.facts(),
         "load_average_before": load_average,
         "slide": options.slide.name,
         "copies": options.copies,
-        "rounds": options.rounds,
         "pitch_um": options.pitch_um,
         "batch_rows": options.batch_rows,
         "spots": runs[0].spots,
-        **rates(predictions, runs),
+        **rates(found.found["predict"], runs),
         "resume": resumed,
         "memory_mib": [run.memory_mib for run in runs],
         "stages": {"medians": asdict(costs), "slides": stages, "written_spots": options.archive.spots_a_slide},
@@ -303,14 +303,13 @@ def measure(options: SpeedOptions) -> dict[str, Any]:
 
 def rates(predictions: Sequence[tuple[float, float]], runs: Sequence[Run]) -> dict[str, Any]:
     """Spots/s of runs and predictions, and their ratios, each of one round."""
-    archive = [run.spots / run.seconds for run in runs]
     whole, scoring = zip(*predictions, strict=True)
+    archive = [run.spots / run.seconds for run in runs]
+    found = Rounds({"rescore": archive, "predict": whole, "predict_scoring_alone": scoring})
+    others = ("predict", "predict_scoring_alone")
     return {
-        "spots_per_s": {"rescore": spread(archive), "predict": spread(whole), "predict_scoring_alone": spread(scoring)},
-        "ratios": {
-            "rescore/predict": spread([a / b for a, b in zip(archive, whole, strict=True)]),
-            "rescore/predict_scoring_alone": spread([a / b for a, b in zip(archive, scoring, strict=True)]),
-        },
+        "spots_per_s": found.spreads(),
+        "ratios": {f"rescore/{other}": found.ratio("rescore", other) for other in others},
     }
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from m2ost_loadtests.rounds import spread_text
+
 _PER = {"describe_s": "slide", "decode_s": "spot", "cut_s": "spot", "infer_s": "spot", "write_s": "slide"}
 
 
@@ -18,9 +20,9 @@ def to_markdown(report: dict[str, Any]) -> str:
         "",
         "| | spots/s |",
         "|---|---|",
-        *(f"| {name.replace('_', ' ')} | {_spread(s)} |" for name, s in report["spots_per_s"].items()),
+        *(f"| {name.replace('_', ' ')} | {spread_text(s)} |" for name, s in report["spots_per_s"].items()),
         "",
-        *(f"- {name.replace('_', ' ')}: **{_spread(s)}**" for name, s in report["ratios"].items()),
+        *(f"- {name.replace('_', ' ')}: **{spread_text(s)}**" for name, s in report["ratios"].items()),
         f"- killed after {resume['killed_after_spots']:,} spots: {resume['to_first_new_spot_s']:.1f} s from its start "
         f"to the first new spot, {resume['spots_of_second_run']:,} spots scored in the second run",
         "- client's memory, peak of first and second half, MiB: "
@@ -60,7 +62,3 @@ def _engine(server: dict[str, Any]) -> str:
         return f"Servers without a GPU, each like this machine; {tiling}."
     rate = f"{server['gpu_spots_per_s']:,.0f} spots/s an engine, given ({server['gpu_source']}), not measured here"
     return f"{rate}; tiling as measured here; {tiling}."
-
-
-def _spread(value: dict[str, float]) -> str:
-    return f"{value['median']:.3g} [{value['min']:.3g} … {value['max']:.3g}]"

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from statistics import median
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from m2ost_client.archive import Settings, SlideRow
@@ -18,23 +17,15 @@ from m2ost_client.archive.output import RESULTS, assemble, write_slide
 from m2ost_client.archive.plan import SlidePlan, plan_slide
 from m2ost_client.archive.state import Part
 from m2ost_client.reports import Exports
-from m2ost_contract import ENV_DECODER_TRACE, EXPRESSION, MODEL_ENGINE, EngineInfo, Manifest
+from m2ost_contract import ENV_DECODER_TRACE, EXPRESSION, ONNX_FILE, EngineInfo, Manifest
 from m2ost_loadtests.errors import TargetError
+from m2ost_loadtests.rounds import seconds_of, timed
 from m2ost_preprocess.decoder import DecodedSlide, Decoder, SlideInfo
 from m2ost_preprocess.engine.onnx import cpu_session
 from m2ost_preprocess.readers.base import Pixels
 from m2ost_preprocess.spots import Spots
 
 from .projection import Costs
-
-T = TypeVar("T")
-
-
-def timed(run: Callable[[], T]) -> tuple[T, float]:
-    """What ``run`` returns, and its wall-clock seconds."""
-    began = time.perf_counter()
-    value = run()
-    return value, time.perf_counter() - began
 
 
 def measure_stages(
@@ -74,24 +65,24 @@ def measure_stages(
         If a slide cannot be read.
     """
     engine = Manifest.read(release).engine
-    session = cpu_session(release / MODEL_ENGINE / "1" / "model.onnx")
+    session = cpu_session(release / ONNX_FILE)
     (out / RESULTS).mkdir(parents=True)
     trace = out / "decoder.jsonl"
     measured = []
     # Without helpers reading and cutting take turns, and neither hides in the other's time.
     with Decoder(engine.views, threads=0, environment={ENV_DECODER_TRACE: str(trace)}) as decoder:
         for path in slides:
-            plan, describe_s = timed(partial(_plan, decoder, path, settings, engine))
+            plan, describing = timed(partial(_plan, decoder, path, settings, engine))
             if not len(plan.spots):
                 raise TargetError(f"{path.name}: no spots at a pitch of {settings.pitch_um:g} µm; choose a smaller one")
             views, decode_s, cut_s = _cut(decoder, trace, path, plan)
             measured.append(
                 {
                     "spots": len(plan.spots),
-                    "describe_s": describe_s,
+                    "describe_s": describing.clock,
                     "decode_s": decode_s,
                     "cut_s": cut_s,
-                    "infer_s": timed(partial(_infer, session, engine.views.names, views, batch_rows))[1],
+                    "infer_s": seconds_of(partial(_infer, session, engine.views.names, views, batch_rows)).clock,
                     "write_s": _write(with_spots(plan, written_spots), engine, out),
                 }
             )
@@ -114,7 +105,7 @@ def _cut(decoder: Decoder, trace: Path, path: Path, plan: SlidePlan) -> tuple[li
     views, seconds = timed(partial(slide.views, plan.centers, plan.scale))
     spans = map(json.loads, trace.read_bytes()[told:].splitlines())
     decode_s = sum(span["end_ns"] - span["start_ns"] for span in spans if span["name"] == "read") / 1e9
-    return views, decode_s, seconds - decode_s
+    return views, decode_s, seconds.clock - decode_s
 
 
 def _infer(session: Any, names: Sequence[str], views: list[Pixels], batch_rows: int) -> None:
@@ -128,7 +119,7 @@ def _write(plan: SlidePlan, engine: EngineInfo, out: Path) -> float:
     n_spots = len(plan.spots)
     values = np.random.default_rng(0).random((n_spots, len(engine.genes)), np.float32)
     result = assemble(plan, engine, Part(0, values, np.zeros(n_spots, np.int32)))
-    return timed(lambda: write_slide(plan, result, out, None, exports=Exports(), pixels_sent=False))[1]
+    return seconds_of(lambda: write_slide(plan, result, out, None, exports=Exports(), pixels_sent=False)).clock
 
 
 def with_spots(plan: SlidePlan, n_spots: int) -> SlidePlan:

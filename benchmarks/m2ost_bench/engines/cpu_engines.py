@@ -9,10 +9,10 @@ from __future__ import annotations
 import multiprocessing
 import os
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 from m2ost_contract import EXPRESSION, ViewGeometry
 from m2ost_loadtests.errors import LoadTestError
+from m2ost_loadtests.rounds import Seconds, seconds_of
 from m2ost_preprocess.engine import CpuThreads, Engine, HostDevice
 from m2ost_preprocess.engine.onnx import OnnxEngine
 from m2ost_preprocess.engine.openvino import OpenVinoEngine, compile_graph
@@ -170,9 +171,7 @@ def _serve(pipe: Connection, name: str, subject: Subject, threads: int, spots: s
             pipe.send(np.concatenate(parts))
             continue
         chosen = [np.resize(view, (batch, *view.shape[1:])) if batch > rows else view[:batch] for view in views]
-        clock, processor = time.perf_counter(), time.process_time()
-        score(chosen)
-        pipe.send((time.perf_counter() - clock, time.process_time() - processor))
+        pipe.send(seconds_of(partial(score, chosen)))
 
 
 class EngineProcess:
@@ -211,11 +210,11 @@ class EngineProcess:
         self._pipe.send(0)
         return self._answer()
 
-    def seconds(self, batch: int) -> tuple[float, float]:
-        """Seconds of one batch by the clock, and of processor time of all threads."""
+    def seconds(self, batch: int) -> Seconds:
+        """Of one batch."""
         self._pipe.send(batch)
-        clock, processor = self._answer()
-        return clock, processor
+        seconds: Seconds = self._answer()
+        return seconds
 
     def _answer(self) -> Any:
         try:

@@ -14,7 +14,6 @@ The release is one of ``m2ost export --dense``. Without a region it is the squar
 from __future__ import annotations
 
 import argparse
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -28,7 +27,8 @@ from m2ost.network import M2OST
 from m2ost_contract import ONNXRUNTIME_CPU, ONNXRUNTIME_CPU_DENSE, Manifest
 from m2ost_export.dense import patch_geometry
 from m2ost_export.fused import FusedM2OST
-from m2ost_loadtests.machine import describe_machine, spread, write_report
+from m2ost_loadtests.machine import describe_machine, write_report
+from m2ost_loadtests.rounds import Rounds, time_in_turn
 from m2ost_preprocess.decoder import DecodedSlide, decoded_slide
 from m2ost_preprocess.dense import DenseGrid, parse_pitch
 from m2ost_preprocess.engine import load_engine
@@ -138,26 +138,22 @@ def count_patches(batches: Iterator[Views], geometry: PatchGeometry) -> tuple[in
     return positions, np.full_like(distinct, positions * geometry.tokens_per_patching), distinct
 
 
-def time_in_turn(engines: dict[str, Engine], batches: list[Views], rounds: int) -> dict[str, Any]:
+def time_engines(engines: dict[str, Engine], batches: list[Views], rounds: int) -> dict[str, Any]:
     """Run the same batches both ways, in turn, after one untimed run of each."""
     expression = {name: [engine.run(views) for views in batches] for name, engine in engines.items()}
-    seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in engines}
-    for _ in range(rounds):
-        for views in batches:
-            for name, engine in engines.items():
-                clock, processor = time.perf_counter(), time.process_time()
-                engine.run(views)
-                seconds[name].append((time.perf_counter() - clock, time.process_time() - processor))
+    timed = [time_in_turn({name: partial(e.run, views) for name, e in engines.items()}, rounds) for views in batches]
+    seconds = Rounds({name: [s for batch in timed for s in batch.found[name]] for name in engines})
+    clock, processor = seconds.map(lambda s: s.clock), seconds.map(lambda s: s.processor)
     positions = sum(len(part) for part in expression["fresh"])
     pairs = zip(expression["fresh"], expression["shared"], strict=True)
-    ratios = np.array(seconds["shared"]) / np.array(seconds["fresh"])
     return {
-        "positions": positions,
+        "order": list(engines),
         "rounds": rounds,
+        "positions": positions,
         "max_abs_diff": max(float(np.abs(a - b).max()) for a, b in pairs),
-        "shared_over_fresh_by_the_clock": spread(ratios[:, 0].tolist()),
-        "shared_over_fresh_by_processor_time": spread(ratios[:, 1].tolist()),
-        "positions_per_s": {n: rounds * positions / float(np.array(s)[:, 0].sum()) for n, s in seconds.items()},
+        "shared_over_fresh_by_the_clock": clock.ratio("shared", "fresh"),
+        "shared_over_fresh_by_processor_time": processor.ratio("shared", "fresh"),
+        "positions_per_s": {name: rounds * positions / sum(values) for name, values in clock.found.items()},
     }
 
 
@@ -204,7 +200,7 @@ def _measure(arguments: argparse.Namespace, manifest: Manifest, slide: DecodedSl
             "shared_over_fresh": (fresh - embedding + left) / fresh,
             "least_possible": (fresh - embedding) / fresh,
         },
-        "timed": time_in_turn(engines, timed, arguments.rounds),
+        "timed": time_engines(engines, timed, arguments.rounds),
     }
 
 

@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,8 @@ from m2ost_export.graph import export_onnx
 from m2ost_export.onnx_files import with_attention
 from m2ost_export.probes import slide_views
 from m2ost_loadtests.errors import LoadTestError
-from m2ost_loadtests.machine import cpu_instructions, describe_machine, spread
+from m2ost_loadtests.machine import cpu_instructions, describe_machine, versions
+from m2ost_loadtests.rounds import interleave, spread, spread_text
 
 from .cpu_engines import PLAIN, REFERENCE, EngineProcess, Subject, engines
 
@@ -104,10 +105,11 @@ def measure(options: EngineSpeedOptions, say: Callable[[str], None]) -> dict[str
     return {
         "machine": describe_machine(),
         "instructions": cpu_instructions(),
-        "versions": {name: _version(name) for name in RUNTIMES},
+        "versions": versions(RUNTIMES),
         "slide": options.slide.name,
         "spots": len(views[0]),
         "rounds": options.rounds,
+        "order": [name for name in names if name not in found[-1]["refused"]],
         "speed_as_a_multiple_of": PLAIN,
         "min_r_gene": MIN_R_GENE,
         "engines": {name: known[name][0] for name in names},
@@ -141,14 +143,11 @@ def _with_threads(
         for batch in options.batches:
             for engine in running:
                 engine.seconds(batch)
-            rounds = [{e.name: e.seconds(batch) for e in running} for _ in range(options.rounds)]
-            speed[str(batch)] = {
-                e.name: {
-                    by: spread([r[PLAIN][i] / r[e.name][i] for r in rounds]) for i, by in enumerate((CLOCK, PROCESSOR))
-                }
-                for e in running
-            }
-            seconds[str(batch)] = spread([r[PLAIN][0] for r in rounds])
+            timed = interleave({e.name: partial(e.seconds, batch) for e in running}, options.rounds)
+            clock, processor = timed.map(lambda s: s.clock), timed.map(lambda s: s.processor)
+            ratios = {CLOCK: clock.ratios(PLAIN), PROCESSOR: processor.ratios(PLAIN)}
+            speed[str(batch)] = {e.name: {by: found[e.name] for by, found in ratios.items()} for e in running}
+            seconds[str(batch)] = spread(clock.found[PLAIN])
             say(f"{threads} thread(s), batch {batch}: done")
     return {"expression": expression, "speed": speed, "seconds": seconds, "refused": refused}
 
@@ -171,13 +170,6 @@ def _truth(expression: dict[str, Any], genes: Sequence[str]) -> dict[str, Any]:
     return truth
 
 
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "not installed"
-
-
 def to_markdown(report: dict[str, Any]) -> str:
     """The report as a table, one row an engine."""
     columns = [(n, b) for n, batches in report["speed"].items() for b in batches]
@@ -191,9 +183,7 @@ def to_markdown(report: dict[str, Any]) -> str:
         for n, b in columns:
             speed = report["speed"][n][b][name]
             clock, processor = speed[CLOCK], speed[PROCESSOR]
-            cells.append(
-                f"{clock['median']:.2f}× [{clock['min']:.2f} … {clock['max']:.2f}], {processor['median']:.2f}×"
-            )
+            cells.append(f"{spread_text(clock, '.2f', '×')}, {processor['median']:.2f}×")
         truth = report["truth"][name]
         lowest, apart = truth["min_r_gene"], truth["max_abs_diff"]
         cells += ["not finite", "–"] if lowest is None else [f"{lowest:.6f} ({truth['worst_gene']})", f"{apart:.1e}"]

@@ -12,7 +12,6 @@ import argparse
 import os
 import shutil
 import tempfile
-import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -25,7 +24,8 @@ from m2ost_client.stream import StreamOptions
 from m2ost_client.supervisor import TritonServer
 from m2ost_contract import MODEL_ENGINE, MODEL_TILER, SPINNING_PARAMETER, THREADS_PARAMETER, Manifest, sha256_file
 from m2ost_loadtests.errors import LoadTestError
-from m2ost_loadtests.machine import describe_machine, spread, write_report
+from m2ost_loadtests.machine import write_report
+from m2ost_loadtests.rounds import time_in_turn
 from m2ost_loadtests.runners import bare_runner, served_runner, spots_to_score
 from m2ost_preprocess.slides import SlideRoots
 from m2ost_preprocess.tiler import THREADS_PARAMETER as TILER_THREADS_PARAMETER
@@ -106,21 +106,15 @@ def measure(release: Path, slide: Path, pitch_um: float, rounds: int) -> dict[st
             runners[str(split)] = served_runner(server.address, f"bench/{slide.name}", centers, stream)
         for run in runners.values():
             run()
-        seconds = [{name: _seconds(run) for name, run in runners.items()} for _ in range(rounds)]
+        timed = time_in_turn(runners, rounds)
+    times_as_fast = timed.map(lambda seconds: seconds.clock).ratios("bare")
     return {
-        "machine": describe_machine(),
+        **timed.facts(),
         "slide": slide.name,
         "spots": len(centers),
-        "rounds": rounds,
         "served_as_a_multiple_of": "a bare ONNX Runtime session on all cores",
-        "splits": {n: spread([r["bare"] / r[n] for r in seconds]) for n in runners if n != "bare"},
+        "splits": {name: ratio for name, ratio in times_as_fast.items() if name != "bare"},
     }
-
-
-def _seconds(run: Callable[[], Any]) -> float:
-    began = time.perf_counter()
-    run()
-    return time.perf_counter() - began
 
 
 def main() -> None:

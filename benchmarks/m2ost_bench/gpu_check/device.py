@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import shutil
 import subprocess
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from statistics import median
+from functools import partial
 from typing import Any
 
-from m2ost_loadtests.machine import describe_machine
+from m2ost_loadtests.machine import describe_machine, versions
+from m2ost_loadtests.rounds import Rounds, interleave
 from m2ost_preprocess.arrays import ArrayModuleUnavailable, Arrays, CuPyArrays, NumPyArrays
 
 from .parts import Skip, need
@@ -108,7 +108,7 @@ def has_gpu(index: int) -> str:
 
 def describe(device: Device) -> dict[str, Any]:
     """Machine, GPU, driver, limits of the clocks, and versions."""
-    facts: dict[str, Any] = {**describe_machine(), "versions": _versions()}
+    facts: dict[str, Any] = {**describe_machine(), "versions": versions(_DISTRIBUTIONS)}
     return {**facts, "gpu": nvidia_smi(device, _GPU_FACTS)} if device.kind == "cuda" else facts
 
 
@@ -133,16 +133,6 @@ def nvidia_smi(device: Device, fields: str) -> dict[str, str]:
     return dict(zip(fields.split(","), values, strict=True))
 
 
-def _versions() -> dict[str, str]:
-    found = {}
-    for name in _DISTRIBUTIONS:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
-
-
 @dataclass(frozen=True)
 class Pace:
     """How long speeds are measured.
@@ -159,32 +149,14 @@ class Pace:
     at_least_s: float = 0.5
 
 
-def interleave(device: Device, runs: Mapping[str, Callable[[], object]], pace: Pace) -> dict[str, list[float]]:
-    """Time several things in turn, so that a machine that changes its pace changes it for all.
-
-    Parameters
-    ----------
-    device : Device
-    runs : mapping of str to callable
-        What is timed; each is run once before, uncounted.
-    pace : Pace
-
-    Returns
-    -------
-    dict of str to list of float
-        Seconds a run, a figure a round.
-    """
-    seconds: dict[str, list[float]] = {name: [] for name in runs}
+def time_on(device: Device, runs: Mapping[str, Callable[[], object]], pace: Pace) -> Rounds[float]:
+    """Seconds a run of several things in turn, each run once before, uncounted."""
     for run in runs.values():
         device.seconds(run)
-    for _ in range(pace.rounds):
-        for name, run in runs.items():
-            seconds[name].append(device.seconds(run, at_least_s=pace.at_least_s))
-    return seconds
+    measures = {name: partial(device.seconds, run, at_least_s=pace.at_least_s) for name, run in runs.items()}
+    return interleave(measures, pace.rounds)
 
 
-def ratios(seconds: Mapping[str, list[float]], reference: str) -> dict[str, float]:
+def times_as_fast(seconds: Rounds[float], reference: str) -> dict[str, float]:
     """How many times as fast as ``reference`` each is: the median over the rounds."""
-    return {
-        name: median(b / a for a, b in zip(values, seconds[reference], strict=True)) for name, values in seconds.items()
-    }
+    return {name: ratio["median"] for name, ratio in seconds.ratios(reference).items()}

@@ -14,7 +14,7 @@ from m2ost.metrics import pearson
 from m2ost_contract import Manifest
 from m2ost_preprocess.decoder import decoded_slide
 
-from .device import Device, Pace, clocks, interleave, ratios
+from .device import Device, Pace, clocks, time_on, times_as_fast
 from .engines import TOOLKITS, Scorer, build_with, load_scorer, onnxruntime_scorer
 from .parts import RIGHT, Outcome, need, run_part
 
@@ -23,7 +23,7 @@ R_AT_LEAST = 0.9999
 
 REFERENCE = "torch-eager-fp32"
 
-BASELINE_FP16 = "torch-compiled-fp16"
+TORCH_FP16 = "torch-compiled-fp16"
 """Every layer in float16 as PyTorch does it. No engine of ours: its r is reported and held to nothing."""
 
 
@@ -83,7 +83,7 @@ class Networks:
         """Name, precision and maker of every form."""
         forms: list[tuple[str, str, Callable[[Outcome], Scorer]]] = [
             (REFERENCE, "fp32", self._eager),
-            (BASELINE_FP16, "fp16", self._compiled),
+            (TORCH_FP16, "fp16", self._compiled),
         ]
         for release in releases:
             precision = Manifest.read(release).engine.precision
@@ -130,7 +130,7 @@ class Networks:
     def _check(self, name: str, precision: str, make: Callable[[Outcome], Scorer], outcome: Outcome) -> None:
         scorer = make(outcome)
         found = scorer(self.on_device(0, len(self.expected)))
-        compare(outcome, found, self.expected, r_at_least=-1.0 if name == BASELINE_FP16 else R_AT_LEAST)
+        compare(outcome, found, self.expected, r_at_least=-1.0 if name == TORCH_FP16 else R_AT_LEAST)
         if outcome.status == RIGHT:
             self.scorers[name], self.precision[name] = scorer, precision
 
@@ -151,13 +151,13 @@ class Networks:
         """
         views = self.on_device(0, batch_rows)
         runs = {name: partial(scorer, views) for name, scorer in self.scorers.items()}
-        seconds = interleave(self.device, runs, pace)
+        seconds = time_on(self.device, runs, pace)
         outcome.figures["gpu_afterwards"] = clocks(self.device)
-        speeds = {name: batch_rows / median(values) for name, values in seconds.items()}
+        speeds = {name: batch_rows / median(values) for name, values in seconds.found.items()}
         self.fastest = max(speeds, key=lambda name: speeds[name], default=REFERENCE)
         outcome.figures.update(batch_rows=batch_rows, gflop_per_spot=flop / 1e9, spots_per_s=speeds)
-        if REFERENCE in seconds:
-            outcome.figures[f"times_as_fast_as_{REFERENCE}"] = ratios(seconds, REFERENCE)
+        if REFERENCE in seconds.found:
+            outcome.figures[f"times_as_fast_as_{REFERENCE}"] = times_as_fast(seconds, REFERENCE)
         for name, speed in speeds.items():
             rate = rates.get(f"matmul_{self.precision[name]}_tflop_per_s")
             if rate is not None:

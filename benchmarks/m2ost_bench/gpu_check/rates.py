@@ -7,7 +7,7 @@ from functools import partial
 from statistics import median
 from typing import Any
 
-from .device import Device, Pace, interleave
+from .device import Device, Pace, time_on
 from .parts import Outcome, need
 
 MATRIX = {"cuda": 8192, "cpu": 512}
@@ -33,8 +33,8 @@ def measure_rates(outcome: Outcome, device: Device, pace: Pace) -> dict[str, Any
         pinned = pageable.pin_memory()
         runs["copy_host_to_device_gb_per_s"] = lambda: there.copy_(pageable)
         runs["copy_pinned_to_device_gb_per_s"] = lambda: there.copy_(pinned, non_blocking=True)
-    seconds = interleave(device, runs, pace)
-    for name, values in seconds.items():
+    seconds = time_on(device, runs, pace)
+    for name, values in seconds.found.items():
         work = 2 * n**3 / 1e12 if name.startswith("matmul") else size / 1e9
         outcome.figures[name] = work / median(values)
     outcome.figures["matrix_side"], outcome.figures["copied_bytes"] = n, size

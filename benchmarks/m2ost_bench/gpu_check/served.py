@@ -12,13 +12,14 @@ from typing import Any
 
 import numpy as np
 from m2ost_contract import MODEL_ENGINE, Manifest
+from m2ost_loadtests.rounds import Rounds
 from m2ost_loadtests.triton_statistics import read_settled_metrics, server_figures
 from m2ost_preprocess.tiler import ArrayTiler, PillowTiler, Tiler
 from m2ost_preprocess.tiles import TilingCounts
 
-from .device import Device, Pace, interleave, ratios
+from .device import Device, Pace, time_on, times_as_fast
 from .inputs import FreshSlide
-from .networks import BASELINE_FP16, REFERENCE, Networks, compare
+from .networks import REFERENCE, TORCH_FP16, Networks, compare
 from .parts import Outcome, Skip, need
 from .tiling import cut
 
@@ -41,9 +42,9 @@ class Work:
     centers: Any
     grids: Mapping[str, Any]
 
-    def spots_per_s(self, seconds: Mapping[str, list[float]]) -> dict[str, float]:
+    def spots_per_s(self, seconds: Rounds[float]) -> dict[str, float]:
         """Of runs whose names begin with their grid's: the median over the rounds."""
-        return {name: len(self.grids[name.split()[0]]) / median(values) for name, values in seconds.items()}
+        return {name: len(self.grids[name.split()[0]]) / median(values) for name, values in seconds.found.items()}
 
 
 def measure_end_to_end(
@@ -72,7 +73,7 @@ def measure_end_to_end(
     try:
         for where, tiler in tilers.items():
             for form in forms:
-                if form != BASELINE_FP16:
+                if form != TORCH_FP16:
                     found = score(tiler, form, work.centers, TilingCounts())
                     compare(outcome, found, networks.expected, f"{where} tiler, {form}")
         for grid, centers in work.grids.items():
@@ -85,7 +86,7 @@ def measure_end_to_end(
             for where, tiler in tilers.items()
             for form in forms
         }
-        seconds = interleave(device, runs, replace(pace, at_least_s=0.0))
+        seconds = time_on(device, runs, replace(pace, at_least_s=0.0))
     finally:
         for tiler in tilers.values():
             tiler.close()
@@ -93,8 +94,8 @@ def measure_end_to_end(
     if REFERENCE in forms:
         for grid in work.grids:
             slowest = f"{grid} spots, pillow tiler, {REFERENCE}"
-            own = {name: values for name, values in seconds.items() if name.startswith(f"{grid} ")}
-            outcome.figures[f"times_as_fast_as {slowest}"] = ratios(own, slowest)
+            own = Rounds({name: values for name, values in seconds.found.items() if name.startswith(f"{grid} ")})
+            outcome.figures[f"times_as_fast_as {slowest}"] = times_as_fast(own, slowest)
 
 
 def measure_served(outcome: Outcome, networks: Networks, release: Path, profile: str, work: Work, pace: Pace) -> None:
@@ -131,7 +132,7 @@ def measure_served(outcome: Outcome, networks: Networks, release: Path, profile:
         runs: dict[str, Callable[[], Any]] = {
             f"{grid} spots": partial(score, centers) for grid, centers in work.grids.items()
         }
-        seconds = interleave(Device("cpu"), runs, replace(pace, at_least_s=0.0))
+        seconds = time_on(Device("cpu"), runs, replace(pace, at_least_s=0.0))
         engine = server_figures(before, read_settled_metrics(server.metrics_url))[MODEL_ENGINE]
     outcome.figures.update(
         profile=profile, spots_per_s=work.spots_per_s(seconds), rows_per_execution=engine["rows_per_execution"]

@@ -18,7 +18,7 @@ from m2ost_preprocess.tiler import ArrayTiler, PillowTiler, Tiler
 from m2ost_preprocess.tiles import TilingCounts
 from PIL import Image
 
-from .device import Device, Pace, interleave, ratios
+from .device import Device, Pace, time_on, times_as_fast
 from .inputs import spots_on
 from .parts import Outcome
 
@@ -56,14 +56,14 @@ def _check_resize(outcome: Outcome, device: Device, arrays: Arrays, slide: Decod
                 runs[f"pillow_{key}"] = partial(_by_pillow, windows, geometry.size_px)
                 pixels[key] = windows.size // 3
     outcome.expect(differing == 0, f"{differing} values differ from Pillow's")
-    seconds = interleave(device, runs, pace)
+    seconds = time_on(device, runs, pace)
     outcome.figures.update(
         differing_values=differing,
-        ns_per_window_px={name: 1e9 * median(s) / pixels[name.split("_", 1)[1]] for name, s in seconds.items()},
+        ns_per_window_px={name: 1e9 * median(s) / pixels[name.split("_", 1)[1]] for name, s in seconds.found.items()},
         array_module=arrays.xp.__name__,
     )
     for key in pixels:
-        outcome.figures[f"times_as_fast_as_pillow_{key}"] = ratios(seconds, f"pillow_{key}")[f"array_{key}"]
+        outcome.figures[f"times_as_fast_as_pillow_{key}"] = times_as_fast(seconds, f"pillow_{key}")[f"array_{key}"]
 
 
 def _windows(slide: DecodedSlide, side: int, n: int) -> Any:
@@ -104,7 +104,7 @@ def check_tiler(
         outcome.expect(worst <= 1, f"views differ from Pillow's by up to {worst} grey levels")
         outcome.expect(decoded_on_gpu or differing == 0, f"{differing} values differ although the CPU decoded")
         runs = {"array": lambda: cut(tiler, path, centers), "pillow": lambda: cut(pillow, path, centers)}
-        seconds = interleave(device, runs, pace)
+        seconds = time_on(device, runs, pace)
         counts = TilingCounts()
         cut(tiler, path, centers, counts=counts)
     finally:
@@ -116,14 +116,14 @@ def check_tiler(
         share_of_values_that_differ=differing / values,
         decoding=[vars(decoding) for decoding in decodings],
         spots=len(centers),
-        spots_per_s={name: len(centers) / median(values) for name, values in seconds.items()},
-        times_as_fast_as_pillow=ratios(seconds, "pillow")["array"],
+        spots_per_s={name: len(centers) / median(values) for name, values in seconds.found.items()},
+        times_as_fast_as_pillow=times_as_fast(seconds, "pillow")["array"],
         uploaded_bytes=uploaded,
         included="regions out of tiles that are kept decoded, cutting, views ready on the device (array) or the host",
     )
     copy = rates.get("copy_pinned_to_device_gb_per_s", rates.get("copy_device_to_device_gb_per_s"))
     if copy is not None:
-        outcome.figures["share_of_copy_rate"] = uploaded / 1e9 / median(seconds["array"]) / copy
+        outcome.figures["share_of_copy_rate"] = uploaded / 1e9 / median(seconds.found["array"]) / copy
 
 
 def cut(tiler: Tiler, slide: Slide, centers: Any, scale: float = 1.0, counts: TilingCounts | None = None) -> list[Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +14,7 @@ from m2ost_client.command import ServerOptions
 from m2ost_client.supervisor import TritonServer
 from m2ost_contract import Manifest, as_centers
 from m2ost_loadtests.errors import LoadTestError, MemoryCapExceeded
-from m2ost_loadtests.machine import describe_machine
+from m2ost_loadtests.rounds import interleave
 from m2ost_loadtests.runners import spots_to_score
 from m2ost_preprocess.decoder import DecodedSlide, decoded_slide
 from m2ost_preprocess.istar.geometry import VARIANTS, plan
@@ -162,17 +162,6 @@ def survey(options: ComparisonOptions, slide: DecodedSlide) -> Site:
     return Site(slide.size, mpp, centers, superpixels)
 
 
-def interleave(systems: Mapping[str, Callable[[], VariantTiming]], rounds: int) -> dict[str, list[VariantTiming]]:
-    """Run every system once a round; each round begins with another one, so that none always follows the same."""
-    names = list(systems)
-    timings: dict[str, list[VariantTiming]] = {name: [] for name in names}
-    for index in range(rounds):
-        first = index % len(names)
-        for name in (*names[first:], *names[:first]):
-            timings[name].append(systems[name]())
-    return timings
-
-
 def compare(options: ComparisonOptions, progress: Progress = lambda text: None) -> dict[str, Any]:
     """Measure; returns the report.
 
@@ -206,9 +195,9 @@ def compare(options: ComparisonOptions, progress: Progress = lambda text: None) 
             progress("starting one Triton for both")
             systems |= stack.enter_context(_served(options, site))
         progress(f"{options.rounds} rounds of {', '.join(systems)}")
-        timings = interleave(systems, options.rounds)
+        timed = interleave(systems, options.rounds)
     return {
-        "machine": describe_machine(),
+        **timed.facts(),
         "slide": options.slide.name,
         "size_px": list(site.size_px),
         "mpp": site.mpp,
@@ -218,12 +207,11 @@ def compare(options: ComparisonOptions, progress: Progress = lambda text: None) 
         "trained": manifest.engine.trained,
         "istar_pretrained": baseline.info.pretrained,
         "memory_cap_mib": options.memory_cap_bytes / 2**20,
-        "rounds": options.rounds,
         "batches": {name: {"rows": capped[name].rows, "tried": search.peak_bytes} for name, search in searches.items()},
         "peak_bytes": {name: system.peak_bytes for name, system in capped.items()},
-        **summarise(timings, site.superpixels, len(site.centers)),
+        **summarise(timed, site.superpixels, len(site.centers)),
         "superpixels": site.superpixels,
-        "timings": {name: [t.to_dict() for t in runs] for name, runs in timings.items()},
+        "timings": {name: [t.to_dict() for t in runs] for name, runs in timed.found.items()},
     }
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from m2ost_loadtests.machine import Spread, spread
+from m2ost_loadtests.rounds import Rounds, spread
 from m2ost_preprocess.istar.geometry import VARIANTS
 from m2ost_preprocess.istar.timing import VariantTiming
 
@@ -15,15 +15,13 @@ FAIR = 0.7
 """Least share of M2OST's achieved operations a second that the baseline must reach for a comparison to be fair."""
 
 
-def summarise(
-    timings: Mapping[str, Sequence[VariantTiming]], superpixels: Mapping[str, int], spots: int
-) -> dict[str, Any]:
+def summarise(timed: Rounds[VariantTiming], superpixels: Mapping[str, int], spots: int) -> dict[str, Any]:
     """Figures and ratios of interleaved timings.
 
     Parameters
     ----------
-    timings : mapping of str to sequence of VariantTiming
-        System → one a round.
+    timed : Rounds of VariantTiming
+        By system.
     superpixels : mapping of str to int
         Variant → places of the baseline's dense prediction.
     spots : int
@@ -37,19 +35,20 @@ def summarise(
         way. ``dense``: the same where M2OST must predict at every superpixel of the baseline's. ``fair``: whether the
         baseline reached 0.7 of M2OST's operations a second.
     """
-    systems = {name: _system(runs, superpixels, spots) for name, runs in timings.items()}
+    systems = {name: _system(runs, superpixels, spots) for name, runs in timed.found.items()}
+    whole = timed.map(lambda timing: seconds(timing, reading=True))
+    networks = timed.map(lambda timing: seconds(timing, reading=False))
     speedups, without_reading, dense = {}, {}, {}
-    for name, runs in timings.items():
+    for name, runs in timed.found.items():
         if not name.startswith("istar"):
             continue
         served = name.endswith("served")
-        own = timings[f"{M2OST}, served" if served else M2OST]
-        speedups[name] = _ratio(runs, own, reading=True)
+        speedups[name] = whole.ratio(name, f"{M2OST}, served" if served else M2OST)
         if not served:
-            without_reading[name] = _ratio(runs, own, reading=False)
+            without_reading[name] = networks.ratio(name, M2OST)
             factor = superpixels[runs[0].variant] / spots
-            pairs = zip(runs, own, strict=True)
-            dense[name] = spread([_dense_s(a, superpixels) / (seconds(b, reading=True) * factor) for a, b in pairs])
+            pairs = zip(runs, whole.found[M2OST], strict=True)
+            dense[name] = spread([_dense_s(timing, superpixels) / (own_s * factor) for timing, own_s in pairs])
     rates = {name: entry["gflop_per_s"]["median"] for name, entry in systems.items() if "gflop_per_s" in entry}
     shares = {name: rate / rates[M2OST] for name, rate in rates.items() if name != M2OST}
     return {
@@ -60,10 +59,6 @@ def summarise(
         "gflop_share_of_m2ost": shares,
         "fair": all(share >= FAIR for share in shares.values()),
     }
-
-
-def _ratio(runs: Sequence[VariantTiming], own: Sequence[VariantTiming], *, reading: bool) -> Spread:
-    return spread([seconds(a, reading=reading) / seconds(b, reading=reading) for a, b in zip(runs, own, strict=True)])
 
 
 def _system(runs: Sequence[VariantTiming], superpixels: Mapping[str, int], spots: int) -> dict[str, Any]:

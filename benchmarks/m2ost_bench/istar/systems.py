@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,9 +11,10 @@ from typing import Any
 
 from m2ost_client.probe import tensor
 from m2ost_client.stream import SpotStream, StreamOptions
-from m2ost_contract import ENV_TILE_CACHE_MIB, EXPRESSION, MODEL_ENGINE, Manifest
+from m2ost_contract import ENV_TILE_CACHE_MIB, EXPRESSION, ONNX_FILE, Manifest
 from m2ost_loadtests.errors import MemoryCapExceeded
 from m2ost_loadtests.load.requests import MODEL_ISTAR, istar_tensors
+from m2ost_loadtests.rounds import seconds_of
 from m2ost_preprocess.decoder import DecodedSlide, Decoder
 from m2ost_preprocess.engine.onnx import cpu_session, cuda_session
 from m2ost_preprocess.istar.geometry import VARIANTS
@@ -95,7 +95,7 @@ class M2OSTSystem:
         # Every run decodes the slide, as the baseline's do: with tiles kept, those after the first would not.
         decoder = Decoder(geometry, threads=0, environment={ENV_TILE_CACHE_MIB: "0"})
         slide = DecodedSlide(decoder, self.slide)
-        session = self.runtime.open_session(self.release / MODEL_ENGINE / "1" / "model.onnx")
+        session = self.runtime.open_session(self.release / ONNX_FILE)
 
         def run() -> VariantTiming:
             watch = Stopwatch()
@@ -189,7 +189,5 @@ def served_istar(client: Any, slide: str, centers: Any, *, mpp: float, spot_diam
 
 
 def _served(name: str, n: int, run: Callable[[], Any], batch_rows: int) -> VariantTiming:
-    began = time.perf_counter()
-    run()
-    spent = time.perf_counter() - began
+    spent = seconds_of(run).clock
     return VariantTiming(name, batch_rows, {"spots": n}, (StageTiming(SERVED, "spots", n, n, spent, spent),))

@@ -22,8 +22,8 @@ from m2ost_client.stream import StreamOptions
 from m2ost_client.supervisor import TritonServer
 from m2ost_contract import ViewGeometry
 from m2ost_loadtests.errors import LoadTestError
-from m2ost_loadtests.machine import describe_machine, write_report
-from m2ost_loadtests.runners import bare_runner, interleave, served_runner, spots_to_score
+from m2ost_loadtests.machine import write_report
+from m2ost_loadtests.runners import bare_runner, score_in_turn, served_runner, spots_to_score
 from m2ost_preprocess.decoder import decoded_slide
 from m2ost_preprocess.errors import PreprocessError
 from m2ost_preprocess.slides import SlideRoots
@@ -75,9 +75,8 @@ def measure(release: Path, checkpoint: Path, slide: Path, pitch_um: float, round
             "served": served_runner(server.address, f"bench/{slide.name}", centers, stream),
             "authors": authors_runner(checkpoint, slide, centers),
         }
-        timed = interleave(runners, len(centers), rounds)
+        timed = score_in_turn(runners, len(centers), rounds)
     return {
-        "machine": describe_machine(),
         "slide": slide.name,
         "precision": "fp32",
         "batch_rows": stream.batch_rows,

@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import tempfile
-import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import m2ost_contract as contract
 import numpy as np
 from m2ost_client.command import ServerOptions
 from m2ost_client.predict import PredictOptions, predict_slide
 from m2ost_client.stream import StreamOptions
 from m2ost_client.supervisor import TritonServer
-from m2ost_contract import EXPRESSION, Manifest
+from m2ost_contract import EXPRESSION, ONNX_FILE, Manifest
 from m2ost_loadtests.errors import TargetError
-from m2ost_loadtests.machine import spread
+from m2ost_loadtests.rounds import interleave, seconds_of, spread, time_in_turn
 from m2ost_loadtests.runners import bare_runner, spots_to_score
 from m2ost_preprocess.decoder import DecodedSlide
 from m2ost_preprocess.engine.onnx import cpu_session
@@ -27,10 +26,10 @@ from m2ost_preprocess.slides import SlideRoots
 from m2ost_preprocess.tiles import TilingCounts
 
 from .layouts import layouts
-from .ways import AGAINST, BATCH_ROWS, WINDOW_PX, all_cores, collect, kept_decoder, ours, ways
+from .ways import AGAINST, BATCH_ROWS, WINDOW_PX, Way, all_cores, collect, kept_decoder, ours, ways
 
-BASELINE_SPOTS = 64
-"""Spots that a baseline is timed on: neighbours from the middle of the layout, for they too keep some tiles."""
+SAMPLE_SPOTS = 64
+"""Spots that others are timed on: neighbours from the middle of the layout, for they too keep some tiles."""
 
 Progress = Callable[[str], None]
 
@@ -66,9 +65,9 @@ def compare_tilers(slide: Path, rounds: int, tell: Progress) -> list[dict[str, A
     for name, centers in layouts(source.size, source.mpp).items():
         tell(name)
         middle = len(centers) // 2
-        sample = centers[middle : middle + BASELINE_SPOTS]
+        sample = centers[middle : middle + SAMPLE_SPOTS]
         counts = TilingCounts()
-        deque(ours(slide, centers, counts, threads=all_cores()), maxlen=0)
+        _exhaust(ours(slide, centers, counts, threads=all_cores()))
         inner = _inner(source.size, sample)
         expected = collect(ours(slide, sample))
         equal = {
@@ -77,22 +76,20 @@ def compare_tilers(slide: Path, rounds: int, tell: Progress) -> list[dict[str, A
             )
             for way, run in ways().items()
         }
-        ms: dict[str, list[float]] = {way: [] for way in ways()}
-        for _ in range(rounds):
-            for way, run in ways().items():
-                spots = sample if way in AGAINST else centers
-                ms[way].append(1000 * _seconds(run(slide, spots)) / len(spots))
+        ms = interleave(
+            {
+                way: partial(_ms_a_spot, run, slide, sample if way in AGAINST else centers)
+                for way, run in ways().items()
+            },
+            rounds,
+        )
         tables.append(
             {
                 "layout": name,
                 "spots": len(centers),
                 "baseline_spots": len(sample),
-                "ms_a_spot": {way: spread(values) for way, values in ms.items()},
-                "times_as_fast": {
-                    way: spread([theirs / mine for theirs, mine in zip(ms[way], ms[AGAINST[way]], strict=True)])
-                    for way in ms
-                    if way in AGAINST
-                },
+                "ms_a_spot": ms.spreads(),
+                "times_as_fast": {way: ms.ratio(way, AGAINST[way]) for way in ms.found if way in AGAINST},
                 "equal": equal,
                 "counts": asdict(counts),
                 "decoded_over_needed": counts.decoded_px / needed_px(source.size, source.tile, centers),
@@ -101,10 +98,12 @@ def compare_tilers(slide: Path, rounds: int, tell: Progress) -> list[dict[str, A
     return tables
 
 
-def _seconds(batches: Iterator[object]) -> float:
-    began = time.perf_counter()
+def _ms_a_spot(way: Way, slide: Path, centers: Any) -> float:
+    return 1000 * seconds_of(lambda: _exhaust(way(slide, centers))).clock / len(centers)
+
+
+def _exhaust(batches: Iterator[object]) -> None:
     deque(batches, maxlen=0)
-    return time.perf_counter() - began
 
 
 def _inner(size: tuple[int, int], centers: Any) -> Any:
@@ -146,7 +145,6 @@ def compare_whole_path(release: Path, slide: Path, pitch_um: float, rounds: int)
     slide = slide.resolve()
     source = DecodedSlide(kept_decoder(0), slide)
     centers = spots_to_score(slide, pitch_um)
-    seconds: dict[str, list[float]] = {"file to table": [], "bare inference": [], "bare decoding": []}
     options = ServerOptions(release=release, roots=SlideRoots({"bench": slide.parent}))
     with TritonServer(options) as server, tempfile.TemporaryDirectory() as out:
         stream = StreamOptions(batch_rows=BATCH_ROWS)
@@ -156,17 +154,14 @@ def compare_whole_path(release: Path, slide: Path, pitch_um: float, rounds: int)
             "bare inference": bare_runner(release, slide, centers, BATCH_ROWS),
             "bare decoding": lambda: _decode(source, centers),
         }
-        for i in range(rounds + 1):
-            for name, run in runs.items():
-                began = time.perf_counter()
-                run()
-                if i > 0:  # the first time is a warm-up
-                    seconds[name].append(time.perf_counter() - began)
-    rounds_s = zip(*seconds.values(), strict=True)
+        for run in runs.values():
+            run()
+        seconds = time_in_turn(runs, rounds).map(lambda s: s.clock)
+    rounds_s = zip(*seconds.found.values(), strict=True)
     return {
         "spots": len(centers),
         "pitch_um": pitch_um,
-        "seconds": {name: spread(values) for name, values in seconds.items()},
+        "seconds": seconds.spreads(),
         "slower_half_over_whole": spread([max(engine, decode) / whole for whole, engine, decode in rounds_s]),
     }
 
@@ -202,7 +197,7 @@ def lower_levels(release: Path, slide: Path, spots: int, rounds: int) -> dict[st
         spots between the two, and the largest difference in units of the gene's standard deviation.
     """
     centers = spots_to_score(slide, 200.0)[:spots]
-    session = cpu_session(release / contract.MODEL_ENGINE / "1" / "model.onnx")
+    session = cpu_session(release / ONNX_FILE)
     names = Manifest.read(release).engine.views.names
     expression, decoded = [], []
     for pyramid in (False, True):
@@ -212,12 +207,13 @@ def lower_levels(release: Path, slide: Path, spots: int, rounds: int) -> dict[st
         expression.append(np.concatenate(parts).astype(np.float64))
         decoded.append(counts.decoded_px)
     native, lower = expression
-    faster = [_seconds(ours(slide, centers)) / _seconds(ours(slide, centers, pyramid=True)) for _ in range(rounds)]
+    runs = {name: partial(ours, pyramid=pyramid) for name, pyramid in (("level 0", False), ("lower levels", True))}
+    ms = interleave({name: partial(_ms_a_spot, run, slide, centers) for name, run in runs.items()}, rounds)
     r = [float(np.corrcoef(a, b)[0, 1]) for a, b in zip(native.T, lower.T, strict=True)]
     return {
         "spots": len(centers),
         "decoded_px": {"level 0": decoded[0], "lower levels": decoded[1]},
         "r_per_gene": {"min": min(r), "median": float(np.median(r))},
-        "times_as_fast": spread(faster),
+        "times_as_fast": ms.ratio("level 0", "lower levels"),
         "max_difference_sd": float((np.abs(native - lower) / native.std(axis=0)).max()),
     }

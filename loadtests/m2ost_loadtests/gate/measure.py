@@ -20,8 +20,9 @@ from ..errors import TargetError, ThresholdsError
 from ..load.closed_load import run_closed_load
 from ..load.load_report import LoadReport
 from ..load.workload import Load
-from ..machine import Spread, fingerprint
-from ..runners import bare_runner, interleave, served_runner, spots_to_score
+from ..machine import fingerprint
+from ..rounds import Spread
+from ..runners import bare_runner, score_in_turn, served_runner, spots_to_score
 from .thresholds import Thresholds
 from .verdicts import Measurement, check_measurable
 
@@ -167,7 +168,7 @@ def measure(
             "bare": bare_runner(options.release, options.slide, centers, stream.batch_rows),
             "served": served_runner(target.address, target.slide, centers, stream),
         }
-        timed = interleave(runners, len(centers), options.rounds)
+        timed = score_in_turn(runners, len(centers), options.rounds)
     return _measurement(options, manifest, load, timed, speedups or {})
 
 

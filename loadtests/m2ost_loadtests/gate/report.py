@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ..machine import Spread
+from ..rounds import Spread
 from .thresholds import AT_LEAST
 from .verdicts import Measurement, Status, Verdict, status_of
 

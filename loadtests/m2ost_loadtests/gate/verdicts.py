@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import BaselineError, ThresholdsError
-from ..machine import Spread
+from ..rounds import Spread
 from .thresholds import AT_LEAST, AT_MOST, Limit, Thresholds
 
 
