@@ -17,7 +17,7 @@ ROOMS = {
     "export": ("m2ost_export", {*BELOW_CLIENT, "m2ost"}),
     "client": ("m2ost_client", BELOW_CLIENT),
     "model_repository": (None, BELOW_CLIENT),
-    "loadtests": ("m2ost_loadtests", {*BELOW_CLIENT, "m2ost_client", "m2ost_export", "m2ost"}),
+    "loadtests": ("m2ost_loadtests", {*BELOW_CLIENT, "m2ost_client"}),
     "benchmarks": ("m2ost_bench", {*BELOW_CLIENT, "m2ost_client", "m2ost_export", "m2ost", "m2ost_loadtests"}),
     "cli": ("m2ost_cli", {*BELOW_CLIENT, "m2ost_client", "m2ost_export", "m2ost", "m2ost_loadtests", "m2ost_bench"}),
 }

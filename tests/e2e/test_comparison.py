@@ -29,8 +29,8 @@ def baseline(tmp_path_factory):
 
 
 def bench(slide, release, baseline, out, *options):
-    command = [str(Path(sys.executable).with_name("m2ost")), "bench", "istar", str(slide), "--out", str(out)]
-    command += ["--release", str(release), "--baseline", str(baseline), "--pitch-um", "200", *options]
+    command = [Path(sys.executable).with_name("m2ost"), "bench", "istar", release, slide, "--out", out]
+    command += ["--istar", baseline, "--pitch-um", "200", *options]
     return subprocess.run(command, capture_output=True, text=True, timeout=240)
 
 
@@ -76,7 +76,7 @@ def test_every_round_of_m2ost_reads_the_slide_anew(svs, narrow_release):
         (("--variant", "fast"), "unknown variant fast; there are stock, no_shift, tissue"),
         (("--device", "cuda"), "ONNX Runtime has no CUDA provider here"),
         (("--device", "tpu"), "unknown device 'tpu'; there are cpu, cuda"),
-        (("--rounds", "0"), "rounds and sample_batches must be positive"),
+        (("--sample-batches", "-1"), "rounds and sample_batches must be positive"),
     ],
 )
 def test_what_cannot_be_compared_is_said(svs, narrow_release, baseline, tmp_path, options, words):

@@ -258,7 +258,7 @@ def test_an_unknown_profile_is_not_silently_the_default(narrow_release, roots):
 
 def test_memory_stays_flat_over_5000_spots(narrow_release, svs, tmp_path):
     # A client of its own: this process has servers of other tests, whose logs it keeps.
-    command = [sys.executable, "-m", "m2ost_bench.served.soak", "--release", narrow_release, "--slide", svs]
+    command = [Path(sys.executable).with_name("m2ost"), "bench", "soak", narrow_release, svs]
     command += ["--spots", 5000, "--out", tmp_path]
     subprocess.run(list(map(str, command)), check=True, capture_output=True, timeout=600)
     report = json.loads((tmp_path / "soak.json").read_text())

@@ -1,4 +1,4 @@
-"""Requests at the three doors, held against the configs that a server reads."""
+"""Requests to the three models, held against the configs that a server reads."""
 
 import numpy as np
 import pytest

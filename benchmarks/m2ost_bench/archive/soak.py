@@ -1,7 +1,5 @@
 """An archive of very many very small slides: every one once, memory flat, and what a slide costs beside its spots.
 
-Usage: python -m m2ost_bench.archive.soak --release DIR --slide FILE --slides 10000 --out DIR
-
 The slides are squares of a real one, each other pixels. The run is drained after the first hundredth, when all that a
 run needs is loaded, and half-way, and begun anew each time. Use a depth-1, narrow release: what is watched is
 everything but the arithmetic.
@@ -9,7 +7,6 @@ everything but the arithmetic.
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import tempfile
 from collections.abc import Sequence
@@ -35,7 +32,7 @@ from m2ost_client.archive import (
 )
 from m2ost_client.command import ServerOptions
 from m2ost_client.supervisor import TritonServer
-from m2ost_loadtests.machine import describe_machine, write_report
+from m2ost_loadtests.machine import describe_machine
 from m2ost_preprocess.decoder import decoded_slide
 from m2ost_preprocess.slides import SlideRoots
 from PIL import Image
@@ -74,12 +71,12 @@ def measure(release: Path, slide: Path, slides: int) -> dict[str, Any]:
         folder.mkdir()
         out.mkdir()
         cut_slides(slide, folder, slides)
-        manifest = Path(scratch, "slides.csv")
+        slide_list = Path(scratch, "slides.csv")
         named = read_slides(str(folder)).rows
         pd.DataFrame([{"slide_id": row.slide_id, "path": row.path, "mpp": MPP} for row in named]).to_csv(
-            manifest, index=False
+            slide_list, index=False
         )
-        rows = read_slides(str(manifest)).rows
+        rows = read_slides(str(slide_list)).rows
         roots = {"slides": folder}
         with TritonServer(ServerOptions(release=release, roots=SlideRoots(roots))) as server, exclusive(out):
             runs = [
@@ -156,35 +153,22 @@ async def _run(
         state.close()
 
 
-def main() -> None:
-    """Parse the command line, measure, print and write."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--release", type=Path, required=True)
-    parser.add_argument("--slide", type=Path, required=True)
-    parser.add_argument("--slides", type=int, default=10_000)
-    parser.add_argument("--out", type=Path, required=True)
-    arguments = parser.parse_args()
-    report = measure(arguments.release, arguments.slide, arguments.slides)
+def to_markdown(report: dict[str, Any]) -> str:
+    """The report as a list."""
     rates = ", ".join(f"{rate:.1f}" for rate in report["slides_per_s"])
     lines = [
         "{done:,} of {slides:,} slides done, {failed} failed, {results:,} results; {spots:,} spots, {scored_twice} of "
         "them scored twice".format(**report),
-        f"{rates} slides/s in the runs that were drained and the last",
+        "",
+        f"- {rates} slides/s in the runs that were drained and the last",
         *(
-            f"{name}, MiB: "
+            f"- {name}, MiB: "
             + "; ".join(" ".join(f"{sample[name]:.0f}" for sample in run) for run in report["memory_mib"])
             for name in ("client", "server", "shared")
         ),
         *(
-            "growth of the peak, {}: client {client:+.1f}, server {server:+.1f}, shared {shared:+.1f} MiB".format(
-                where, **growth
-            )
+            f"- growth of the peak, {where}: " + ", ".join(f"{name} {mib:+.1f} MiB" for name, mib in growth.items())
             for where, growth in report["growth_mib"].items()
         ),
-        str(write_report(report, arguments.out, "archive-soak")),
     ]
-    print("\n".join(lines))  # noqa: T201
-
-
-if __name__ == "__main__":
-    main()
+    return "\n".join(lines) + "\n"

@@ -7,13 +7,10 @@
 - **resume**: the run in a process of its own, killed half-way; from starting it again to the first new spot.
 - **memory**: what the client has filled itself, its peak over each half of an archive.
 - **stages**: see :mod:`m2ost_bench.archive.stages`; **projection**: :mod:`m2ost_bench.archive.projection`.
-
-Usage: python -m m2ost_bench.archive.speed --release DIR --slide FILE --copies 20 --out DIR
 """
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import itertools
 import multiprocessing
@@ -47,13 +44,11 @@ from m2ost_client.predict import PredictOptions, predict_slide
 from m2ost_client.stream import StreamOptions
 from m2ost_client.supervisor import TritonServer
 from m2ost_loadtests.errors import LoadTestError, TargetError
-from m2ost_loadtests.machine import write_report
 from m2ost_loadtests.rounds import Rounds, interleave, timed
 from m2ost_preprocess.slides import SlideRoots
 
 from ..process_memory import anonymous_mib
 from .projection import Archive, Server, project
-from .speed_report import to_markdown
 from .stages import measure_stages
 
 ROOT = "archive"
@@ -82,6 +77,11 @@ class SpeedOptions:
     servers : tuple of int
     gpu_source : str, optional
         Where the GPU's rate comes from, in words.
+
+    Raises
+    ------
+    LoadTestError
+        If a GPU's rate is given without its source, or the reverse.
     """
 
     release: Path
@@ -94,6 +94,12 @@ class SpeedOptions:
     server: Server = field(default_factory=Server)
     servers: tuple[int, ...] = (1, 2, 4, 8, 16)
     gpu_source: str | None = None
+
+    def __post_init__(self) -> None:
+        if (self.server.gpu_spots_per_s is None) != (self.gpu_source is None):
+            raise LoadTestError(
+                "--gpu-spots-per-s and --gpu-source go together: a rate that nobody measured projects nothing"
+            )
 
 
 @dataclass(frozen=True)
@@ -311,46 +317,3 @@ def rates(predictions: Sequence[tuple[float, float]], runs: Sequence[Run]) -> di
         "spots_per_s": found.spreads(),
         "ratios": {f"rescore/{other}": found.ratio("rescore", other) for other in others},
     }
-
-
-def main() -> None:
-    """Parse the command line, measure, print and write."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--release", type=Path, required=True)
-    parser.add_argument("--slide", type=Path, required=True)
-    parser.add_argument("--out", type=Path, required=True)
-    for name in ("copies", "rounds", "pitch_um", "batch_rows"):
-        default = getattr(SpeedOptions, name)
-        parser.add_argument(f"--{name.replace('_', '-')}", type=type(default), default=default)
-    projected = parser.add_argument_group("projection")
-    projected.add_argument("--slides", type=int, default=100_000)
-    projected.add_argument("--spots-a-slide", type=int, default=10_000)
-    projected.add_argument("--decoders", type=int, default=1, help="decoder processes a server")
-    projected.add_argument("--gpu-spots-per-s", type=float, help="rate of the engine on a GPU; without it the CPU's")
-    projected.add_argument("--gpu-source", help="where that rate comes from; goes with it")
-    arguments = parser.parse_args()
-    if (arguments.gpu_spots_per_s is None) != (arguments.gpu_source is None):
-        parser.error("--gpu-spots-per-s and --gpu-source go together: a rate that nobody measured projects nothing")
-    options = SpeedOptions(
-        release=arguments.release,
-        slide=arguments.slide.resolve(),
-        copies=arguments.copies,
-        rounds=arguments.rounds,
-        pitch_um=arguments.pitch_um,
-        batch_rows=arguments.batch_rows,
-        archive=Archive(slides=arguments.slides, spots_a_slide=arguments.spots_a_slide),
-        server=Server(decoders=arguments.decoders, gpu_spots_per_s=arguments.gpu_spots_per_s),
-        gpu_source=arguments.gpu_source,
-    )
-    try:
-        report = measure(options)
-    except LoadTestError as error:
-        raise SystemExit(f"error: {error}") from error
-    text = to_markdown(report)
-    path = write_report(report, arguments.out, "archive")
-    path.with_suffix(".md").write_text(text)
-    print(f"{text}\n{path}")  # noqa: T201
-
-
-if __name__ == "__main__":
-    main()

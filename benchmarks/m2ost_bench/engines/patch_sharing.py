@@ -6,14 +6,11 @@
 Operations are counted exactly, for the batches in which ``m2ost predict --dense`` asks for the region; seconds are
 those of a sample of these batches, both ways in turn, by the clock and as processor time of all threads, which other
 programs on the machine hardly lengthen. Both get ready views: cutting them is the tiler's and the same.
-
-Usage: python -m m2ost_bench.engines.patch_sharing --release DIR --slide FILE [--region X,Y,W,H] --out DIR
 The release is one of ``m2ost export --dense``. Without a region it is the square of 2,048 pixels with most tissue.
 """
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -27,14 +24,14 @@ from m2ost.network import M2OST
 from m2ost_contract import ONNXRUNTIME_CPU, ONNXRUNTIME_CPU_DENSE, Manifest
 from m2ost_export.dense import patch_geometry
 from m2ost_export.fused import FusedM2OST
-from m2ost_loadtests.machine import describe_machine, write_report
-from m2ost_loadtests.rounds import Rounds, time_in_turn
+from m2ost_loadtests.errors import LoadTestError
+from m2ost_loadtests.machine import describe_machine
+from m2ost_loadtests.rounds import Rounds, spread_text, time_in_turn
 from m2ost_preprocess.decoder import DecodedSlide, decoded_slide
 from m2ost_preprocess.dense import DenseGrid, parse_pitch
 from m2ost_preprocess.engine import load_engine
 from m2ost_preprocess.engine.base import Engine
 from m2ost_preprocess.engine.patches import PatchGeometry, share
-from m2ost_preprocess.errors import PreprocessError
 from m2ost_preprocess.rectangle import Rectangle
 from m2ost_preprocess.tissue import MASK_PX, Mask, TissueShares, tissue_mask
 from torch.utils.flop_counter import FlopCounterMode
@@ -157,36 +154,76 @@ def time_engines(engines: dict[str, Engine], batches: list[Views], rounds: int) 
     }
 
 
-def measure(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Count and time."""
-    manifest = Manifest.read(arguments.release)
-    with decoded_slide(arguments.slide, geometry=manifest.engine.views) as slide:
-        return _measure(arguments, manifest, slide)
+@dataclass(frozen=True, kw_only=True)
+class PatchSharingOptions:
+    """What to measure.
+
+    Parameters
+    ----------
+    release : Path
+        Of ``m2ost export --dense``.
+    slide : Path
+    region : str, optional
+        ``X,Y,W,H`` in level-0 pixels; by default the square of ``REGION_PX`` with most tissue.
+    pitch : str
+        Of the map, as ``m2ost predict --dense`` takes it.
+    batch_rows : int
+        Positions a batch.
+    count_batches : int
+        Batches to count operations over, evenly spread; 0 takes all.
+    time_batches : int
+        Batches to time, likewise.
+    rounds : int
+    """
+
+    release: Path
+    slide: Path
+    region: str | None = None
+    pitch: str = "16px"
+    batch_rows: int = 32
+    count_batches: int = 64
+    time_batches: int = 3
+    rounds: int = 3
 
 
-def _measure(arguments: argparse.Namespace, manifest: Manifest, slide: DecodedSlide) -> dict[str, Any]:
+def measure(options: PatchSharingOptions) -> dict[str, Any]:
+    """Count and time.
+
+    Raises
+    ------
+    LoadTestError
+        If the region holds no tissue.
+    EngineError
+        If the release has no graph for dense maps.
+    """
+    manifest = Manifest.read(options.release)
+    with decoded_slide(options.slide, geometry=manifest.engine.views) as slide:
+        return _measure(options, manifest, slide)
+
+
+def _measure(options: PatchSharingOptions, manifest: Manifest, slide: DecodedSlide) -> dict[str, Any]:
     config = M2OSTConfig.from_dict(manifest.architecture)
     choices = {"fresh": ONNXRUNTIME_CPU, "shared": ONNXRUNTIME_CPU_DENSE}
-    engines = {name: load_engine(arguments.release, manifest.engine, choice) for name, choice in choices.items()}
+    engines = {name: load_engine(options.release, manifest.engine, choice) for name, choice in choices.items()}
     mask = tissue_mask(slide.thumbnail(MASK_PX))
-    region = Rectangle.parse(arguments.region) if arguments.region else busiest_region(slide.size, mask)
-    grid = DenseGrid.over(slide.size, parse_pitch(arguments.dense), region)
-    requests = batches_of(grid, mask, arguments.batch_rows)
+    region = Rectangle.parse(options.region) if options.region else busiest_region(slide.size, mask)
+    grid = DenseGrid.over(slide.size, parse_pitch(options.pitch), region)
+    requests = batches_of(grid, mask, options.batch_rows)
     if not requests:
-        raise SystemExit(f"error: region {region} of {arguments.slide} holds no tissue; choose another --region")
-    counted = evenly(requests, arguments.count_batches)
+        raise LoadTestError(f"region {region} of {options.slide} holds no tissue; choose another --region")
+    counted = evenly(requests, options.count_batches)
     geometry, operations = patch_geometry(config), Operations.of(config)
     positions, patches, distinct = count_patches((views_of(slide, c, manifest) for c in counted), geometry)
     fresh, embedding = positions * operations.position, operations.embedding(patches)
     left = operations.embedding(distinct)
-    timed = [views_of(slide, centers, manifest) for centers in evenly(requests, arguments.time_batches)]
+    timed = [views_of(slide, centers, manifest) for centers in evenly(requests, options.time_batches)]
     return {
         "machine": describe_machine(),
-        "slide": arguments.slide.name,
+        "slide": options.slide.name,
         "region": str(region),
         "pitch_px": grid.pitch_px,
         "positions": sum(map(len, requests)),
-        "batch_rows": arguments.batch_rows,
+        "batch_rows": options.batch_rows,
         "precision": manifest.engine.precision,
         "release_sha256": manifest.engine.release_sha256,
         "counted": {
@@ -200,51 +237,26 @@ def _measure(arguments: argparse.Namespace, manifest: Manifest, slide: DecodedSl
             "shared_over_fresh": (fresh - embedding + left) / fresh,
             "least_possible": (fresh - embedding) / fresh,
         },
-        "timed": time_engines(engines, timed, arguments.rounds),
+        "timed": time_engines(engines, timed, options.rounds),
     }
 
 
-def to_text(report: dict[str, Any]) -> str:
+def to_markdown(report: dict[str, Any]) -> str:
     """The report in words."""
     counted, timed = report["counted"], report["timed"]
-    least = counted["least_possible"]
+    clock, processor = (
+        spread_text(timed[f"shared_over_fresh_{by}"], ".3f") for by in ("by_the_clock", "by_processor_time")
+    )
     lines = [
         f"{report['slide']}, region {report['region']}: {report['positions']} positions {report['pitch_px']} px apart, "
         f"batches of {report['batch_rows']}, {report['precision']}, {report['machine']['processor']}",
-        f"  operations, counted over {counted['positions']} positions at {counted['gflop_per_position']:.3f} GFLOP:",
-        f"    patch embeddings are {counted['embedding_share']:.2%} of the network; "
-        f"{counted['embedding_left']:.2%} of them are left",
-        f"    shared ÷ fresh {counted['shared_over_fresh']:.4f}; {least:.4f} if embeddings were free",
-        f"    not shared: the first block's projections, {counted['first_projection_share']:.2%} of the network",
-        f"  seconds, {timed['positions']} positions, {timed['rounds']} rounds in turn:",
+        "",
+        f"- operations, counted over {counted['positions']} positions at {counted['gflop_per_position']:.3f} GFLOP: "
+        f"shared ÷ fresh {counted['shared_over_fresh']:.4f}; {counted['least_possible']:.4f} if embeddings were free",
+        f"- patch embeddings are {counted['embedding_share']:.2%} of the network; {counted['embedding_left']:.2%} of "
+        f"them are left; not shared: the first block's projections, {counted['first_projection_share']:.2%}",
+        f"- seconds, {timed['positions']} positions, {timed['rounds']} rounds in turn: shared ÷ fresh {clock} by the "
+        f"clock, {processor} by processor time",
+        f"- the two differ by at most {timed['max_abs_diff']:.1e}",
     ]
-    for key, words in (("by_the_clock", "by the clock"), ("by_processor_time", "by processor time")):
-        ratio = timed[f"shared_over_fresh_{key}"]
-        lines.append(f"    shared ÷ fresh {ratio['median']:.3f} [{ratio['min']:.3f} … {ratio['max']:.3f}] {words}")
-    lines.append(f"  the two differ by at most {timed['max_abs_diff']:.1e}")
-    return "\n".join(lines)
-
-
-def main() -> None:
-    """Parse the command line, measure, print and write."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--release", type=Path, required=True)
-    parser.add_argument("--slide", type=Path, required=True)
-    parser.add_argument("--region", help="X,Y,W,H in level-0 pixels")
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--dense", default="16px", help="pitch of the map")
-    parser.add_argument("--batch-rows", type=int, default=32)
-    parser.add_argument("--count-batches", type=int, default=64, help="batches to count over, evenly spread; 0: all")
-    parser.add_argument("--time-batches", type=int, default=3, help="batches to time, evenly spread")
-    parser.add_argument("--rounds", type=int, default=3)
-    arguments = parser.parse_args()
-    try:
-        report = measure(arguments)
-    except (PreprocessError, OSError) as error:
-        raise SystemExit(f"error: {error}") from error
-    print(to_text(report))  # noqa: T201
-    print(f"  {write_report(report, arguments.out, 'dense')}")  # noqa: T201
-
-
-if __name__ == "__main__":
-    main()
+    return "\n".join(lines) + "\n"

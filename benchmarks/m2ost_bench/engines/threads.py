@@ -2,13 +2,10 @@
 
 Every split is a server of its own, of the same release with other parameters in the configs of both; in each round
 each scores the slide once, and so does a bare ONNX Runtime session on all cores, on views that lie ready.
-
-Usage: python -m m2ost_bench.engines.threads --release DIR --slide FILE --out DIR
 """
 
 from __future__ import annotations
 
-import argparse
 import os
 import shutil
 import tempfile
@@ -23,9 +20,7 @@ from m2ost_client.command import DEFAULT_PROFILE, ServerOptions
 from m2ost_client.stream import StreamOptions
 from m2ost_client.supervisor import TritonServer
 from m2ost_contract import MODEL_ENGINE, MODEL_TILER, SPINNING_PARAMETER, THREADS_PARAMETER, Manifest, sha256_file
-from m2ost_loadtests.errors import LoadTestError
-from m2ost_loadtests.machine import write_report
-from m2ost_loadtests.rounds import time_in_turn
+from m2ost_loadtests.rounds import spread_text, time_in_turn
 from m2ost_loadtests.runners import bare_runner, served_runner, spots_to_score
 from m2ost_preprocess.slides import SlideRoots
 from m2ost_preprocess.tiler import THREADS_PARAMETER as TILER_THREADS_PARAMETER
@@ -89,8 +84,21 @@ def release_with(release: Path, split: Split, folder: Path) -> Path:
     return copy
 
 
-def measure(release: Path, slide: Path, pitch_um: float, rounds: int) -> dict[str, Any]:
-    """Time all splits in turn."""
+def measure(release: Path, slide: Path, *, pitch_um: float, rounds: int) -> dict[str, Any]:
+    """Time all splits in turn.
+
+    Parameters
+    ----------
+    release, slide : Path
+    pitch_um : float
+        Pitch of the grid of spots in µm.
+    rounds : int
+
+    Raises
+    ------
+    TargetError
+        If the slide carries no µm/px or has no spots.
+    """
     slide, stream = slide.resolve(), StreamOptions()
     centers = spots_to_score(slide, pitch_um)
     with ExitStack() as stack:
@@ -117,25 +125,13 @@ def measure(release: Path, slide: Path, pitch_um: float, rounds: int) -> dict[st
     }
 
 
-def main() -> None:
-    """Parse the command line, measure, print and write."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--release", type=Path, required=True)
-    parser.add_argument("--slide", type=Path, required=True)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--pitch-um", type=float, default=50.0)
-    parser.add_argument("--rounds", type=int, default=5)
-    arguments = parser.parse_args()
-    try:
-        report = measure(arguments.release, arguments.slide, arguments.pitch_um, arguments.rounds)
-    except LoadTestError as error:
-        raise SystemExit(f"error: {error}") from error
-    lines = [f"{report['spots']} spots of {report['slide']}, {report['rounds']} rounds; served ÷ bare"]
-    for name, ratio in report["splits"].items():
-        lines.append(f"  {name:44} {ratio['median']:.3f}  [{ratio['min']:.3f} … {ratio['max']:.3f}]")
-    lines.append(f"  {write_report(report, arguments.out, 'engine_threads')}")
-    print("\n".join(lines))  # noqa: T201
-
-
-if __name__ == "__main__":
-    main()
+def to_markdown(report: dict[str, Any]) -> str:
+    """The splits as a table."""
+    lines = [
+        f"{report['spots']} spots of {report['slide']}, {report['rounds']} rounds, {report['machine']['processor']}",
+        "",
+        "| split | served ÷ bare |",
+        "|---|---|",
+        *(f"| {name} | {spread_text(ratio, '.3f')} |" for name, ratio in report["splits"].items()),
+    ]
+    return "\n".join(lines) + "\n"

@@ -52,7 +52,7 @@ class ComparisonOptions:
     slide : Path
     release : Path
         M2OST, as exported.
-    baseline : Path
+    istar : Path
         iStar, as exported.
     flop_per_spot : float
         Operations of M2OST on one spot.
@@ -69,7 +69,7 @@ class ComparisonOptions:
     rounds : int
         Rounds; in each, every system runs once.
     sample_batches : int or None
-        Mini-batches of the baseline to run a round, scaled to the whole; None runs all.
+        Mini-batches of iStar to run a round, scaled to the whole; None runs all.
     served : bool
         Whether both are also measured through one Triton.
     device : str
@@ -83,7 +83,7 @@ class ComparisonOptions:
 
     slide: Path
     release: Path
-    baseline: Path
+    istar: Path
     flop_per_spot: float
     memory_cap_bytes: int
     spots_file: Path | None = None
@@ -121,7 +121,7 @@ class Site:
     centers : ndarray of int32, shape (n, 2)
         Spots, in level-0 pixels, neighbours after each other.
     superpixels : dict of str to int
-        Variant → places where the baseline predicts when it predicts as densely as it can.
+        Variant → places where iStar predicts when it predicts as densely as it can.
     """
 
     size_px: tuple[int, int]
@@ -157,7 +157,7 @@ def survey(options: ComparisonOptions, slide: DecodedSlide) -> Site:
         centers = as_centers(spots.centers)
         centers = centers[spatial_order(centers)]
     mask = tissue_mask(slide.thumbnail(MASK_PX))
-    sizes = BaselineManifest.read(options.baseline).info.sizes
+    sizes = BaselineManifest.read(options.istar).info.sizes
     superpixels = {name: plan(slide.size, mpp, v, mask, sizes=sizes).superpixels for name, v in VARIANTS.items()}
     return Site(slide.size, mpp, centers, superpixels)
 
@@ -170,9 +170,9 @@ def compare(options: ComparisonOptions, progress: Progress = lambda text: None) 
     LoadTestError
         If the slide has no spots or no µm/px, or the cap is too small for a batch of one.
     FileNotFoundError, ManifestError
-        If release or baseline is none.
+        If release or iStar is none.
     """
-    manifest, baseline = Manifest.read(options.release), BaselineManifest.read(options.baseline)
+    manifest, guest = Manifest.read(options.release), BaselineManifest.read(options.istar)
     if options.device == "cuda" and "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
         raise LoadTestError("ONNX Runtime has no CUDA provider here; pip install onnxruntime-gpu, or --device cpu")
     with decoded_slide(options.slide) as slide:
@@ -205,7 +205,7 @@ def compare(options: ComparisonOptions, progress: Progress = lambda text: None) 
         "device": options.device,
         "precision": {"m2ost": manifest.engine.precision, "istar": "fp32"},
         "trained": manifest.engine.trained,
-        "istar_pretrained": baseline.info.pretrained,
+        "istar_pretrained": guest.info.pretrained,
         "memory_cap_mib": options.memory_cap_bytes / 2**20,
         "batches": {name: {"rows": capped[name].rows, "tried": search.peak_bytes} for name, search in searches.items()},
         "peak_bytes": {name: system.peak_bytes for name, system in capped.items()},
@@ -225,7 +225,7 @@ def _makers(options: ComparisonOptions, site: Site) -> dict[str, tuple[Callable[
 
     def istar(variant: str) -> Callable[[int], IStarSystem]:
         return lambda rows: IStarSystem(
-            options.baseline,
+            options.istar,
             slide,
             site.mpp,
             site.centers,
@@ -276,7 +276,7 @@ def _served(options: ComparisonOptions, site: Site) -> Iterator[dict[str, Callab
     slide = options.slide.resolve()
     server_options = ServerOptions(
         release=options.release,
-        baseline=options.baseline,
+        baseline=options.istar,
         profile=PROFILES[options.device],
         roots=SlideRoots({ROOT: slide.parent}),
         probe_interval_s=600.0,  # a probe runs the networks, and would be timed with them

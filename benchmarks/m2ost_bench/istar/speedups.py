@@ -12,7 +12,7 @@ from m2ost_preprocess.istar.timing import VariantTiming
 from .systems import M2OST, seconds
 
 FAIR = 0.7
-"""Least share of M2OST's achieved operations a second that the baseline must reach for a comparison to be fair."""
+"""Least share of M2OST's achieved operations a second that iStar must reach for a comparison to be fair."""
 
 
 def summarise(timed: Rounds[VariantTiming], superpixels: Mapping[str, int], spots: int) -> dict[str, Any]:
@@ -23,7 +23,7 @@ def summarise(timed: Rounds[VariantTiming], superpixels: Mapping[str, int], spot
     timed : Rounds of VariantTiming
         By system.
     superpixels : mapping of str to int
-        Variant → places of the baseline's dense prediction.
+        Variant → places of iStar's dense prediction.
     spots : int
         Places of M2OST's.
 
@@ -31,9 +31,9 @@ def summarise(timed: Rounds[VariantTiming], superpixels: Mapping[str, int], spot
     -------
     dict
         ``systems``: seconds a slide, with and without reading it, GFLOP/s and places of each system. ``speedups``,
-        ``speedups_without_reading``: for each of the baseline's, its seconds over those of M2OST measured in the same
-        way. ``dense``: the same where M2OST must predict at every superpixel of the baseline's. ``fair``: whether the
-        baseline reached 0.7 of M2OST's operations a second.
+        ``speedups_without_reading``: for each of iStar's, its seconds over those of M2OST measured in the same
+        way. ``dense``: the same where M2OST must predict at every superpixel of iStar's. ``fair``: whether iStar
+        reached 0.7 of M2OST's operations a second.
     """
     systems = {name: _system(runs, superpixels, spots) for name, runs in timed.found.items()}
     whole = timed.map(lambda timing: seconds(timing, reading=True))

@@ -1,4 +1,4 @@
-"""What is compared: M2OST and the baseline, each with one decoder on the same runtime, and both through one server."""
+"""What is compared: M2OST and iStar, each with one decoder on the same runtime, and both through one server."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ class M2OSTSystem:
     def open(self) -> Callable[[], VariantTiming]:
         """See :class:`~m2ost_bench.istar.workers.System`."""
         geometry = Manifest.read(self.release).engine.views
-        # Every run decodes the slide, as the baseline's do: with tiles kept, those after the first would not.
+        # Every run decodes the slide, as iStar's do: with tiles kept, those after the first would not.
         decoder = Decoder(geometry, threads=0, environment={ENV_TILE_CACHE_MIB: "0"})
         slide = DecodedSlide(decoder, self.slide)
         session = self.runtime.open_session(self.release / ONNX_FILE)
@@ -118,11 +118,11 @@ class M2OSTSystem:
 
 @dataclass(frozen=True)
 class IStarSystem:
-    """The baseline on a slide, whole or on a sample of its batches.
+    """iStar on a slide, whole or on a sample of its batches.
 
     Parameters
     ----------
-    baseline : Path
+    istar : Path
         A folder of ``m2ost export-istar``.
     slide : Path
         Resolved.
@@ -139,7 +139,7 @@ class IStarSystem:
     runtime : Runtime
     """
 
-    baseline: Path
+    istar: Path
     slide: Path
     mpp: float
     centers: Any
@@ -152,7 +152,7 @@ class IStarSystem:
     def open(self) -> Callable[[], VariantTiming]:
         """See :class:`~m2ost_bench.istar.workers.System`."""
         slide = DecodedSlide(Decoder(threads=0), self.slide)
-        networks = OnnxNetworks(self.baseline, self.runtime.open_session)
+        networks = OnnxNetworks(self.istar, self.runtime.open_session)
 
         def run() -> VariantTiming:
             with self.runtime.within_limit():

@@ -4,13 +4,10 @@
 - **served**: from slide ids and coordinates through gRPC, tiler and engine of an embedded Triton.
 - **authors**: Pillow crops and resizes every view from the decoded slide, PyTorch float32 in eager mode, batch 48.
   Decoding the whole slide, which their data loader does once, is not counted.
-
-Usage: python -m m2ost_bench.served.served_vs_bare --release DIR --checkpoint DIR --slide FILE --out DIR
 """
 
 from __future__ import annotations
 
-import argparse
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -21,11 +18,9 @@ from m2ost_client.command import ServerOptions
 from m2ost_client.stream import StreamOptions
 from m2ost_client.supervisor import TritonServer
 from m2ost_contract import ViewGeometry
-from m2ost_loadtests.errors import LoadTestError
-from m2ost_loadtests.machine import write_report
+from m2ost_loadtests.rounds import spread_text
 from m2ost_loadtests.runners import bare_runner, score_in_turn, served_runner, spots_to_score
 from m2ost_preprocess.decoder import decoded_slide
-from m2ost_preprocess.errors import PreprocessError
 from m2ost_preprocess.slides import SlideRoots
 from PIL import Image
 
@@ -63,8 +58,27 @@ def _authors_view(image: Image.Image, geometry: ViewGeometry, view: int, center:
     return crop if side == size else crop.resize((size, size), Image.Resampling.BILINEAR)
 
 
-def measure(release: Path, checkpoint: Path, slide: Path, pitch_um: float, rounds: int, stream: StreamOptions) -> Any:
-    """Time the three ways on a server of their own; also checks that they agree."""
+def measure(
+    release: Path, slide: Path, *, checkpoint: Path, pitch_um: float, rounds: int, stream: StreamOptions
+) -> dict[str, Any]:
+    """Time the three ways on a server of their own; also checks that they agree.
+
+    Parameters
+    ----------
+    release, slide : Path
+    checkpoint : Path
+        What the release was exported from.
+    pitch_um : float
+        Pitch of the grid of spots in µm.
+    rounds : int
+    stream : StreamOptions
+        Of the client; its batch is also that of bare inference.
+
+    Raises
+    ------
+    TargetError
+        If the slide carries no µm/px or has no spots.
+    """
     slide = slide.resolve()
     centers = spots_to_score(slide, pitch_um)
     began = time.perf_counter()
@@ -91,36 +105,16 @@ def measure(release: Path, checkpoint: Path, slide: Path, pitch_um: float, round
     }
 
 
-def main() -> None:
-    """Parse the command line, measure, print and write."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--release", type=Path, required=True)
-    parser.add_argument("--checkpoint", type=Path, required=True, help="what the release was exported from")
-    parser.add_argument("--slide", type=Path, required=True)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--pitch-um", type=float, default=50.0)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--batch-rows", type=int, default=StreamOptions().batch_rows)
-    parser.add_argument("--window", type=int, default=StreamOptions().window)
-    arguments = parser.parse_args()
-    stream = StreamOptions(batch_rows=arguments.batch_rows, window=arguments.window)
-    try:
-        report = measure(
-            arguments.release, arguments.checkpoint, arguments.slide, arguments.pitch_um, arguments.rounds, stream
-        )
-    except (LoadTestError, PreprocessError) as error:
-        raise SystemExit(f"error: {error}") from error
+def to_markdown(report: dict[str, Any]) -> str:
+    """Rates and ratios as lists."""
     lines = [
-        f"{report['spots']} spots of {report['slide']}, {report['rounds']} rounds, {report['machine']['processor']}"
+        f"{report['spots']} spots of {report['slide']}, {report['rounds']} rounds, {report['machine']['processor']}",
+        "",
+        *(
+            f"- {name}: {rate['median']:.2f} spots/s ({report['included'][name]})"
+            for name, rate in report["spots_per_s"].items()
+        ),
+        *(f"- {name}: {spread_text(ratio, '.3f')}" for name, ratio in report["ratios"].items()),
+        f"- cold start: {report['cold_start_s']:.1f} s",
     ]
-    for name, rate in report["spots_per_s"].items():
-        lines.append(f"  {name:8} {rate['median']:6.2f} spots/s  ({report['included'][name]})")
-    for name, ratio in report["ratios"].items():
-        lines.append(f"  {name:15} {ratio['median']:.3f}  [{ratio['min']:.3f} … {ratio['max']:.3f}]")
-    lines.append(f"  cold start {report['cold_start_s']:.1f} s")
-    lines.append(f"  {write_report(report, arguments.out, 'served_vs_bare')}")
-    print("\n".join(lines))  # noqa: T201
-
-
-if __name__ == "__main__":
-    main()
+    return "\n".join(lines) + "\n"

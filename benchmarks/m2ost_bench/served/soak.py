@@ -1,13 +1,10 @@
 """Memory of client and server while many spots stream through a release.
 
-Usage: python -m m2ost_bench.served.soak --release DIR --slide FILE --spots 50000 --out DIR
-
 Use a depth-1, narrow release: what is watched is the serving path, not the arithmetic.
 """
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 from collections.abc import Callable
 from contextlib import aclosing
@@ -21,7 +18,7 @@ import psutil
 from m2ost_client.command import ServerOptions
 from m2ost_client.stream import SpotStream, StreamOptions
 from m2ost_client.supervisor import TritonServer
-from m2ost_loadtests.machine import describe_machine, write_report
+from m2ost_loadtests.machine import describe_machine
 from m2ost_preprocess.decoder import decoded_slide
 from m2ost_preprocess.slides import SlideRoots
 
@@ -98,26 +95,15 @@ async def _stream(
     return samples
 
 
-def main() -> None:
-    """Parse the command line, measure, print and write."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--release", type=Path, required=True)
-    parser.add_argument("--slide", type=Path, required=True)
-    parser.add_argument("--spots", type=int, default=50_000)
-    parser.add_argument("--window", type=int, default=StreamOptions().window, help="requests in flight")
-    parser.add_argument("--out", type=Path, required=True)
-    arguments = parser.parse_args()
-    report = measure(arguments.release, arguments.slide, arguments.spots, stream=StreamOptions(window=arguments.window))
-    lines = [f"{'spots':>8} {'client':>8} {'server':>8} {'shared':>8}  MiB"]
-    lines += ["{spots:8.0f} {client:8.1f} {server:8.1f} {shared:8.1f}".format(**s) for s in report["samples"]]
-    lines.append(
-        "growth of the peak from the first to the second half: {client:+.1f} {server:+.1f} {shared:+.1f} MiB".format(
-            **report["growth_mib"]
-        )
-    )
-    lines.append(str(write_report(report, arguments.out, "soak")))
-    print("\n".join(lines))  # noqa: T201
-
-
-if __name__ == "__main__":
-    main()
+def to_markdown(report: dict[str, Any]) -> str:
+    """The samples as a table, in MiB."""
+    names = ("client", "server", "shared")
+    lines = [
+        f"| spots | {' | '.join(f'{name}, MiB' for name in names)} |",
+        "|---|---|---|---|",
+        *("| {spots:.0f} | {client:.1f} | {server:.1f} | {shared:.1f} |".format(**s) for s in report["samples"]),
+        "",
+        "Growth of the peak from the first to the second half: "
+        + ", ".join(f"{name} {report['growth_mib'][name]:+.1f} MiB" for name in names),
+    ]
+    return "\n".join(lines) + "\n"

@@ -18,6 +18,7 @@ from m2ost_client.stream import StreamOptions
 from m2ost_client.supervisor import TritonServer
 from m2ost_contract import EXPRESSION, ONNX_FILE, Manifest
 from m2ost_loadtests.errors import TargetError
+from m2ost_loadtests.machine import describe_machine
 from m2ost_loadtests.rounds import interleave, seconds_of, spread, time_in_turn
 from m2ost_loadtests.runners import bare_runner, spots_to_score
 from m2ost_preprocess.decoder import DecodedSlide
@@ -32,6 +33,41 @@ SAMPLE_SPOTS = 64
 """Spots that others are timed on: neighbours from the middle of the layout, for they too keep some tiles."""
 
 Progress = Callable[[str], None]
+
+
+def measure(
+    release: Path, slide: Path, *, pitch_um: float, drift_spots: int, rounds: int, tell: Progress
+) -> dict[str, Any]:
+    """All three measurements.
+
+    Parameters
+    ----------
+    release : Path
+    slide : Path
+        A tiled slide that carries µm/px; one with a pyramid tells what lower levels change.
+    pitch_um : float
+        Pitch of the whole path's grid, in µm.
+    drift_spots : int
+        Most spots that lower levels are judged on.
+    rounds : int
+    tell : callable
+        Told what is being measured.
+
+    Raises
+    ------
+    TargetError
+        If the slide carries no µm/px or has no spots.
+    SlideError
+        If it cannot be read.
+    """
+    return {
+        "machine": describe_machine(),
+        "slide": slide.name,
+        "rounds": rounds,
+        "layouts": compare_tilers(slide, rounds, tell),
+        "whole_path": compare_whole_path(release, slide, pitch_um, rounds),
+        "lower_levels": lower_levels(release, slide, drift_spots, rounds),
+    }
 
 
 def compare_tilers(slide: Path, rounds: int, tell: Progress) -> list[dict[str, Any]]:

@@ -20,7 +20,7 @@ from m2ost_preprocess.network import channel_options, through_proxy
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from ..errors import TargetError
-from .requests import infer_request, output
+from .requests import MODELS, infer_request, output
 from .workload import SlideSpots
 
 PREPARATION_DEADLINE_S = 60.0
@@ -97,8 +97,7 @@ class Channel:
         """
         if self.is_served(model):
             return
-        others = ("m2ost_slide", "m2ost_patches", "istar_slide")
-        served = ", ".join(m for m in others if self.is_served(m)) or "none that a load test knows"
+        served = ", ".join(m for m in MODELS if self.is_served(m)) or "none that a load test knows"
         raise TargetError(
             f"{self.address}: model {model} is not loaded; served: {served}. Choose users of a served model "
             "(SlideUser, PatchesUser, IstarUser), or serve a release that has it"

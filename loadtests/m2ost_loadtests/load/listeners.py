@@ -21,7 +21,7 @@ from .channel import Channel, let_grpc_yield
 from .load_report import LoadReport
 from .session import Session, prepare, process_of
 from .shapes import StepShape
-from .users import DoorUser, SlideUser
+from .users import ModelUser, SlideUser
 from .workload import Load
 
 _log = logging.getLogger("locust.stats_logger")
@@ -99,7 +99,7 @@ def _on_init(environment: Environment, runner: Any, **_: Any) -> None:
     options = environment.parsed_options
     assert options is not None
     if not (options.user_classes or options.class_picker or isinstance(runner, WorkerRunner)):
-        environment.user_classes = [SlideUser]  # not all doors, which few servers have
+        environment.user_classes = [SlideUser]  # not all models, which few servers have
     listeners = _Listeners(environment)
     events = environment.events
     events.test_start.add_listener(listeners.on_test_start)
@@ -158,7 +158,7 @@ class _Listeners:
         if not self._reports:  # a worker knows all classes, and runs those that its master chose
             chosen = getattr(self._options, _CHOSEN, None) or self._options.user_classes or [SlideUser.__name__]
             users = [user for user in users if user.__name__ in chosen]
-        models = [user.model for user in users if issubclass(user, DoorUser)]
+        models = [user.model for user in users if issubclass(user, ModelUser)]
         address = self._environment.host.removeprefix("grpc://")
         return prepare(address, self._options.slide, models, _load_of(self._options))
 

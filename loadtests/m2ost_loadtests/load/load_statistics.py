@@ -49,7 +49,7 @@ class Sample:
 
 
 class Series:
-    """The requests of one door and class of traffic."""
+    """The requests to one model of one class of traffic."""
 
     def __init__(self) -> None:
         self.completed_at: list[float] = []

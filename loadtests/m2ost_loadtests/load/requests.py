@@ -1,4 +1,4 @@
-"""Requests at the three doors of a server: the tensors, the message that carries them, and what an answer must hold.
+"""Requests to the models that a client asks: the tensors, the message that carries them, what an answer must hold.
 
 The messages are Triton's own protocol buffers, so that the size of one is exactly what a client sends.
 """
@@ -15,6 +15,8 @@ from tritonclient.grpc import service_pb2
 from tritonclient.utils import np_to_triton_dtype, serialize_byte_tensor, triton_to_np_dtype
 
 MODEL_ISTAR = "istar_slide"
+MODELS = (contract.MODEL_SLIDE, contract.MODEL_PATCHES, MODEL_ISTAR)
+"""Those that a load can ask."""
 
 Tensors = Mapping[str, np.ndarray[Any, Any]]
 
@@ -111,7 +113,7 @@ def output(response: Any, name: str) -> np.ndarray[Any, Any] | None:
 
 @dataclass(frozen=True)
 class Answer:
-    """What an answer of a door holds.
+    """What an answer holds.
 
     Parameters
     ----------
@@ -130,7 +132,7 @@ class BadAnswer(Exception):
 
 
 def read_answer(response: Any, rows: int) -> Answer:
-    """Check an answer of any of the three doors.
+    """Check an answer of any of ``MODELS``.
 
     Parameters
     ----------
@@ -141,7 +143,7 @@ def read_answer(response: Any, rows: int) -> Answer:
     Raises
     ------
     BadAnswer
-        If the expression has another number of rows, or a row with status OK (or of a door without statuses) holds
+        If the expression has another number of rows, or a row with status OK (or of a model without statuses) holds
         a value that is not finite.
     """
     expression, status = output(response, contract.EXPRESSION), output(response, contract.STATUS)

@@ -21,7 +21,6 @@ from .requests import MODEL_ISTAR
 from .workload import Draw, Load, SlideSpots, traffic_class
 
 _EPOCH = time.time() - time.perf_counter()
-DOORS = (contract.MODEL_SLIDE, contract.MODEL_PATCHES, MODEL_ISTAR)
 
 
 def now() -> float:

@@ -1,4 +1,4 @@
-"""Locust users of the three doors.
+"""Locust users of the three models that a client asks.
 
 One user is one client: in a closed load it asks, waits and asks again; in an open load (``--arrival-rate``) it asks
 when the clock says so, whether or not earlier requests were answered, and a latency counts from when it was due.
@@ -37,7 +37,7 @@ class RequestFailed(Exception):
     """A request failed; the reason, as it is counted."""
 
 
-class DoorUser(User):
+class ModelUser(User):
     """A client of one model.
 
     Attributes
@@ -158,7 +158,7 @@ class DoorUser(User):
         raise NotImplementedError
 
 
-class SlideUser(DoorUser):
+class SlideUser(ModelUser):
     """Asks ``m2ost_slide``: a slide's name and coordinates go out."""
 
     model = contract.MODEL_SLIDE
@@ -169,7 +169,7 @@ class SlideUser(DoorUser):
         return slide_tensors(chosen.slide, chosen.centers)
 
 
-class PatchesUser(DoorUser):
+class PatchesUser(ModelUser):
     """Asks ``m2ost_patches``: pixels go out, 441 KiB a spot."""
 
     model = contract.MODEL_PATCHES
@@ -183,8 +183,8 @@ class PatchesUser(DoorUser):
         return patches_tensors(self._views)
 
 
-class IstarUser(DoorUser):
-    """Asks ``istar_slide``, the baseline, for the same spots as :class:`SlideUser` would."""
+class IstarUser(ModelUser):
+    """Asks ``istar_slide`` for the same spots as :class:`SlideUser` would."""
 
     model = MODEL_ISTAR
 
