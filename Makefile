@@ -130,8 +130,8 @@ gpu-check: .venv/.complete .triton/.complete $(DEMO_SLIDE) build/release build/r
 
 # For a machine with PyTorch and CuPy but no network, on which nothing is installed: unpacked wheels for its Python, and
 # pixels for where no library that reads slides can run. There, from the checkout:
-#   PYTHONPATH=contract:preprocess:model:export:client:loadtests:benchmarks:build/gpu-carry/python python3 -m m2ost_bench.gpu_check \
-#     --slide build/gpu-carry/slide.svs --slide build/gpu-carry/crop.png \
+#   PYTHONPATH=contract:preprocess:model:export:client:loadtests:benchmarks:build/gpu-carry/python \
+#     python3 -m m2ost_bench.gpu_check --slide build/gpu-carry/slide.svs --slide build/gpu-carry/crop.png \
 #     --release build/gpu-carry/release-fp16 --release build/gpu-carry/release --out OUT
 # Served too where M2OST_SERVER_ENV names an environment that was made there of the wheels of the extra `server-gpu` and
 # of nvidia-pytriton.

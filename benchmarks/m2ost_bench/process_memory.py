@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import psutil
@@ -10,6 +11,9 @@ from m2ost_client.host import SHM
 from m2ost_client.supervisor import TritonServer
 
 MIB = 1 << 20
+
+Memory = dict[str, float]
+"""MiB of each kind of memory."""
 
 
 def anonymous_mib(root: psutil.Process, *, descendants: bool) -> float:
@@ -30,3 +34,24 @@ def _anonymous_kib(smaps: str) -> int:
 def shared_mib(server: TritonServer) -> float:
     """Shared memory of a server's Python models, in MiB."""
     return sum(region.stat().st_blocks * 512 for region in SHM.glob(f"{server.shm_prefix}*")) / MIB
+
+
+def memory_mib(server: TritonServer) -> Memory:
+    """Memory of this process, the ``client``; of a ``server`` with its models' processes; and their ``shared`` one."""
+    assert server.pid is not None
+    return {
+        "client": anonymous_mib(psutil.Process(), descendants=False),
+        "server": anonymous_mib(psutil.Process(server.pid), descendants=True),
+        "shared": shared_mib(server),
+    }
+
+
+def growth_mib(before: Sequence[Memory], after: Sequence[Memory]) -> Memory:
+    """By how much the peak of each kind of memory is higher in ``after``; 0 or less where memory is flat."""
+    return {name: max(m[name] for m in after) - max(m[name] for m in before) for name in before[0]}
+
+
+def halves(samples: Sequence[Memory]) -> tuple[Sequence[Memory], Sequence[Memory]]:
+    """The first and the second half of a run."""
+    middle = len(samples) // 2
+    return samples[:middle], samples[middle:]

@@ -5,8 +5,7 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -47,15 +46,10 @@ def _write(report: dict[str, Any], text: str, out: Path, name: str, *more: str) 
     return file
 
 
-@contextmanager
-def _checkpoint(given: Path | None) -> Iterator[Path]:
+def _checkpoint(given: Path | None) -> AbstractContextManager[Path]:
     from m2ost.shipped import shipped_checkpoint
 
-    if given is not None:
-        yield given
-        return
-    with shipped_checkpoint() as shipped:
-        yield shipped
+    return nullcontext(given) if given else shipped_checkpoint()
 
 
 @bench.command()
@@ -391,7 +385,7 @@ def archive_soak(
     release: Release,
     slide: Slide,
     out: Out,
-    slides: Annotated[int, typer.Option(min=4, help="Slides of the archive: squares of the slide.")] = 10_000,
+    slides: Annotated[int, typer.Option(min=100, help="Slides of the archive: squares of the slide.")] = 10_000,
 ) -> None:
     """Score very many very small slides and count: each once, memory flat; use a narrow release of depth 1."""
     with needs("loadtest"):

@@ -6,9 +6,8 @@ import sys
 import psutil
 import pytest
 from m2ost_bench.archive.projection import Archive, Costs, Server, project
-from m2ost_bench.archive.soak import growth_mib, halves
 from m2ost_bench.archive.speed import Run, rates
-from m2ost_bench.process_memory import anonymous_mib
+from m2ost_bench.process_memory import anonymous_mib, growth_mib, halves
 
 COSTS = Costs(describe_s=1.0, decode_s=0.002, cut_s=0.007, infer_s=0.04, write_s=2.0)
 ARCHIVE = Archive(slides=1000, spots_a_slide=1000)

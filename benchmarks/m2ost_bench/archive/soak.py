@@ -9,13 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import psutil
 from m2ost_client.archive import (
     Address,
     ArchiveReport,
@@ -37,13 +35,11 @@ from m2ost_preprocess.decoder import decoded_slide
 from m2ost_preprocess.slides import SlideRoots
 from PIL import Image
 
-from ..process_memory import anonymous_mib, shared_mib
+from ..process_memory import Memory, growth_mib, halves, memory_mib
 
 SIDE_PX, PITCH_UM, MPP = 256, 64.0, 0.5
 SAMPLES = 40
 """Moments at which memory is read, over all slides; fewer where a run finds some of them done."""
-
-Memory = dict[str, float]
 
 
 def cut_slides(slide: Path, folder: Path, n: int, *, seed: int = 0) -> None:
@@ -109,22 +105,9 @@ def measure(release: Path, slide: Path, slides: int) -> dict[str, Any]:
     }
 
 
-def growth_mib(before: Sequence[Memory], after: Sequence[Memory]) -> Memory:
-    """By how much the peak of each kind of memory is higher in ``after``; 0 or less where memory is flat."""
-    return {name: max(m[name] for m in after) - max(m[name] for m in before) for name in before[0]}
-
-
-def halves(samples: Sequence[Memory]) -> tuple[Sequence[Memory], Sequence[Memory]]:
-    """The first and the second half of a run."""
-    middle = len(samples) // 2
-    return samples[:middle], samples[middle:]
-
-
 async def _run(
     rows: tuple[SlideRow, ...], out: Path, server: TritonServer, roots: dict[str, Path], until: int
 ) -> tuple[ArchiveReport, list[Memory]]:
-    assert server.pid is not None
-    client, triton = psutil.Process(), psutil.Process(server.pid)
     samples: list[Memory] = []
     state = State(out)
     try:
@@ -137,13 +120,7 @@ async def _run(
                 nonlocal due
                 if progress.spots and progress.slides >= due:
                     due = progress.slides + max(1, len(rows) // SAMPLES)
-                    samples.append(
-                        {
-                            "client": anonymous_mib(client, descendants=False),
-                            "server": anonymous_mib(triton, descendants=True),
-                            "shared": shared_mib(server),
-                        }
-                    )
+                    samples.append(memory_mib(server))
                 if progress.slides >= until < len(rows):
                     run.drain()
 

@@ -26,7 +26,7 @@ def onnxruntime_scorer(release: Path, device: Device) -> Scorer:
     ------
     Skip
         If ONNX Runtime or CuPy is missing, or ONNX Runtime was built without CUDA.
-    EngineBuildError
+    EngineError
         If it was built with CUDA and does not run there.
     """
     ort = need("onnxruntime", install="pip install onnxruntime-gpu")
@@ -86,7 +86,7 @@ def load_scorer(release: Path, engine: str, device: Device) -> Scorer:
     ------
     Skip
         If CuPy does not work here.
-    EngineBuildError
+    EngineError
         If the engine does not run here.
     """
     device.arrays()

@@ -6,15 +6,12 @@ Use a depth-1, narrow release: what is watched is the serving path, not the arit
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 from contextlib import aclosing
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 from m2ost_client.command import ServerOptions
 from m2ost_client.stream import SpotStream, StreamOptions
 from m2ost_client.supervisor import TritonServer
@@ -22,7 +19,7 @@ from m2ost_loadtests.machine import describe_machine
 from m2ost_preprocess.decoder import decoded_slide
 from m2ost_preprocess.slides import SlideRoots
 
-from ..process_memory import anonymous_mib, shared_mib
+from ..process_memory import Memory, growth_mib, halves, memory_mib
 
 SAMPLES = 20
 # Heaps and shared memory keep what the largest burst took: it comes first, and what they gain after it is growth. Its
@@ -50,49 +47,35 @@ def measure(
         size = source.size
     centers = np.random.default_rng(seed).integers((0, 0), size, (spots, 2))
     with TritonServer(ServerOptions(release=release, roots=SlideRoots({"soak": slide.parent}))) as server:
-        probe = partial(_sample, server)
-        idle = probe(0)
-        samples = asyncio.run(_stream(server.address, f"soak/{slide.name}", centers, options, probe))
-    halves = samples[: SAMPLES // 2], samples[SAMPLES // 2 :]
-    peaks = [{name: max(s[name] for s in half) for name in ("client", "server", "shared")} for half in halves]
+        idle = memory_mib(server)
+        taken = asyncio.run(_stream(server, f"soak/{slide.name}", centers, options))
     return {
         "machine": describe_machine(),
         "slide": slide.name,
         "spots": spots,
         "restarts": server.restarts,
-        "idle": idle,
-        "samples": samples,
-        "growth_mib": {name: peak - peaks[0][name] for name, peak in peaks[1].items()},
+        "idle": {"spots": 0, **idle},
+        "samples": [{"spots": done, **memory} for done, memory in taken],
+        "growth_mib": growth_mib(*halves([memory for _, memory in taken])),
     }
 
 
-def _sample(server: TritonServer, done: int) -> dict[str, float]:
-    assert server.pid is not None
-    return {
-        "spots": done,
-        "client": anonymous_mib(psutil.Process(), descendants=False),
-        "server": anonymous_mib(psutil.Process(server.pid), descendants=True),
-        "shared": shared_mib(server),
-    }
-
-
-async def _stream(
-    address: str, slide: str, centers: Any, options: StreamOptions, probe: Callable[[int], dict[str, float]]
-) -> list[dict[str, float]]:
+async def _stream(server: TritonServer, slide: str, centers: Any, options: StreamOptions) -> list[tuple[int, Memory]]:
+    """At each rest, the spots that were answered so far, and the memory."""
     burst = replace(options, batch_rows=options.batch_rows * BURST_ROWS)
     spots = centers[: BURST_REQUESTS * burst.batch_rows]
-    async with SpotStream(address, burst) as stream, aclosing(stream.predict(slide, spots)) as batches:
+    async with SpotStream(server.address, burst) as stream, aclosing(stream.predict(slide, spots)) as batches:
         async for _ in batches:
             pass
-    samples: list[dict[str, float]] = []
+    taken: list[tuple[int, Memory]] = []
     done = 0
-    async with SpotStream(address, options) as stream:
+    async with SpotStream(server.address, options) as stream:
         for part in np.array_split(centers, SAMPLES):
             async with aclosing(stream.predict(slide, part)) as batches:
                 async for batch in batches:
                     done += len(batch.rows)
-            samples.append(probe(done))
-    return samples
+            taken.append((done, memory_mib(server)))
+    return taken
 
 
 def to_markdown(report: dict[str, Any]) -> str:
