@@ -92,11 +92,11 @@ build/release-fp16: $(SOURCES) | .venv/.complete $(DEMO_SLIDE)
 	$(M2OST) export $(SHIPPED) --precision fp16 --gate-slide $(DEMO_SLIDE) --out $@
 
 bench: .venv/.complete .triton/.complete $(DEMO_SLIDE) build/release
-	.venv/bin/python -m m2ost_loadtests.served_vs_bare --release build/release --checkpoint $(SHIPPED) --slide $(DEMO_SLIDE) --out build/bench
+	$(M2OST) bench served build/release $(DEMO_SLIDE) --checkpoint $(SHIPPED) --out build/bench
 	$(BENCH_ISTAR)
 
 # With random weights for iStar: speed is the same.
-BENCH_ISTAR = $(M2OST) bench istar $(DEMO_SLIDE) --release build/release --memory-cap 1GiB --out build/bench
+BENCH_ISTAR = $(M2OST) bench istar build/release $(DEMO_SLIDE) --memory-cap 1GiB --out build/bench
 
 build/bench/istar.json: build/release | .venv/.complete .triton/.complete $(DEMO_SLIDE)
 	$(BENCH_ISTAR)
@@ -107,7 +107,7 @@ gate: .venv/.complete .triton/.complete $(DEMO_SLIDE) build/release build/bench/
 # On any tiled slide that carries µm/px; one with a pyramid tells what --pyramid changes.
 TILER_SLIDE ?= $(DEMO_SLIDE)
 bench-tiler: .venv/.complete .triton/.complete $(TILER_SLIDE) build/release
-	.venv/bin/python -m m2ost_loadtests.tiler_speed --slide $(TILER_SLIDE) --release build/release --out build/bench
+	$(M2OST) bench tiler build/release $(TILER_SLIDE) --out build/bench
 
 build/narrow: $(SOURCES) | .venv/.complete
 	rm -rf $@
@@ -122,16 +122,16 @@ attack: .venv/.complete .triton/.complete $(DEMO_SLIDE) build/narrow
 	  $(ATTACK) $$part $(ATTACKED) --out build/attack/$$part.json || status=1; done; exit $$status
 
 soak: .venv/.complete .triton/.complete $(DEMO_SLIDE) build/narrow
-	.venv/bin/python -m m2ost_loadtests.soak --release build/narrow/release --slide $(DEMO_SLIDE) --spots 100000 --out build/bench
+	$(M2OST) bench soak build/narrow/release $(DEMO_SLIDE) --spots 100000 --out build/bench
 
 # Exit status 1: a part is wrong; 2: there is no GPU, and what was checked on the CPU is right.
 gpu-check: .venv/.complete .triton/.complete $(DEMO_SLIDE) build/release build/release-fp16
-	.venv/bin/python -m m2ost_loadtests.gpu_check --slide $(DEMO_SLIDE) --checkpoint $(SHIPPED) --release build/release-fp16 --release build/release --out build/gpu-check $(GPU_CHECK)
+	$(M2OST) bench gpu-check --slide $(DEMO_SLIDE) --checkpoint $(SHIPPED) --release build/release-fp16 --release build/release --out build/gpu-check $(GPU_CHECK)
 
 # For a machine with PyTorch and CuPy but no network, on which nothing is installed: unpacked wheels for its Python, and
 # pixels for where no library that reads slides can run. There, from the checkout:
-#   PYTHONPATH=contract:preprocess:serving:model:export:client:loadtests:build/gpu-carry/python python3 -m m2ost_loadtests.gpu_check \
-#     --slide build/gpu-carry/slide.svs --slide build/gpu-carry/crop.png \
+#   PYTHONPATH=contract:preprocess:serving:model:export:client:loadtests:benchmarks:build/gpu-carry/python \
+#     python3 -m m2ost_bench.gpu_check --slide build/gpu-carry/slide.svs --slide build/gpu-carry/crop.png \
 #     --release build/gpu-carry/release-fp16 --release build/gpu-carry/release --out OUT
 # Served too where M2OST_SERVER_ENV names an environment that was made there of the wheels of the extra `server-gpu` and
 # of nvidia-pytriton.

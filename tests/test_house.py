@@ -10,7 +10,9 @@ import pytest
 from tests.conftest import REPOSITORY
 
 BELOW_CLIENT = {"m2ost_contract", "m2ost_preprocess"}
-BELOW_LOADTESTS = {*BELOW_CLIENT, "m2ost_serving", "m2ost_client", "m2ost_export", "m2ost_istar", "m2ost"}
+BELOW_BENCH = {
+    *BELOW_CLIENT, "m2ost_serving", "m2ost_client", "m2ost_export", "m2ost_istar", "m2ost", "m2ost_loadtests",
+}  # fmt: skip
 ROOMS = {
     "contract": ("m2ost_contract", set()),
     "preprocess": ("m2ost_preprocess", {"m2ost_contract"}),
@@ -20,8 +22,9 @@ ROOMS = {
     "client": ("m2ost_client", {*BELOW_CLIENT, "m2ost_serving"}),
     "istar": ("m2ost_istar", {*BELOW_CLIENT, "m2ost_serving", "m2ost", "m2ost_export"}),
     "model_repository": (None, {*BELOW_CLIENT, "m2ost_serving"}),
-    "loadtests": ("m2ost_loadtests", BELOW_LOADTESTS),
-    "cli": ("m2ost_cli", {*BELOW_LOADTESTS, "m2ost_loadtests"}),
+    "loadtests": ("m2ost_loadtests", {*BELOW_CLIENT, "m2ost_client"}),
+    "benchmarks": ("m2ost_bench", BELOW_BENCH),
+    "cli": ("m2ost_cli", {*BELOW_BENCH, "m2ost_bench"}),
 }
 OURS = {package for package, _ in ROOMS.values() if package}
 
@@ -39,7 +42,7 @@ def imports_of(path: Path) -> set[str]:
 OPENING = ("cucim", "cucim_first", "image", "openslide", "select")
 """Modules of ``m2ost_preprocess.readers`` that open slides."""
 
-COMPETITORS = {"loadtests/m2ost_loadtests/tiler_speed/ways.py": {"openslide", "cucim"}}
+COMPETITORS = {"benchmarks/m2ost_bench/tiler/ways.py": {"openslide", "cucim"}}
 """Files that read slides with other libraries alone, to time these: file → libraries."""
 
 
@@ -114,7 +117,7 @@ def test_imports_run_one_way(room):
         "m2ost_serving.triton, m2ost_serving.tiler, m2ost_preprocess.decoder.worker",
         "m2ost_istar.serving, m2ost_istar.timing",
         "m2ost_cli.main",
-        "m2ost_loadtests.gate, m2ost_loadtests.listeners",
+        "m2ost_loadtests.gate.measure, m2ost_loadtests.load.listeners",
         "m2ost_export.engine_release",
     ],
 )

@@ -1,33 +1,62 @@
-"""Measurements: ``bench istar``, ``bench gate`` and ``bench engines``."""
+"""Measurements, ``m2ost bench …``: the release, the slide, then options."""
 
 from __future__ import annotations
 
 import os
 import re
 import sys
-from contextlib import nullcontext, suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from .common import UserError, cache_folder, needs, read_genes
-from .serving_commands import shipped_release
 
-bench = typer.Typer(help="Measure a served release.", no_args_is_help=True)
-
+bench = typer.Typer(help="Measure a served release: ratios of one run.", no_args_is_help=True)
 
 EXIT_UNFAIR = 3
 _SIZE = re.compile(r"([0-9]*\.?[0-9]+) *(MiB|GiB)")
 
+Release = Annotated[Path, typer.Argument(help="A release, as `m2ost export` writes it.")]
+Slide = Annotated[Path, typer.Argument(help="A slide file.")]
+Out = Annotated[Path, typer.Option("--out", help="Folder for what was found, as JSON and in words.")]
+Checkpoint = Annotated[
+    Path | None, typer.Option(help="What the release was exported from; by default the checkpoint that ships.")
+]
+Mpp = Annotated[float | None, typer.Option(help="µm/px of the slide, in place of what the file says.")]
+PitchUm = Annotated[float, typer.Option(help="Pitch of the grid of spots in µm.")]
+Rounds = Annotated[int, typer.Option(min=1, help="Rounds; in each, everything that is compared runs once.")]
+SpotFile = Annotated[Path | None, typer.Option(help="Spot file, as for predict; by default a grid.")]
 
-@bench.command("istar")
-def compare_with_istar(
-    slide: Annotated[Path, typer.Argument(help="A slide file.")],
-    out: Annotated[Path, typer.Option("--out", help="Folder for JSON, Markdown and the bar chart.")],
-    release: Annotated[
-        Path | None, typer.Option(help="M2OST, as exported; by default that of the shipped checkpoint.")
-    ] = None,
+
+def _say(words: str) -> None:
+    print(words, file=sys.stderr)
+
+
+def _write(report: dict[str, Any], text: str, out: Path, name: str, *more: str) -> Path:
+    """Write a report as ``NAME.json`` and its text as ``NAME.md``; print the text, and the files with ``more``."""
+    from m2ost_loadtests.machine import write_report
+
+    file = write_report(report, out, name)
+    file.with_suffix(".md").write_text(text, encoding="utf-8")
+    print(text)
+    for suffix in (".json", ".md", *more):
+        print(f"  {file.with_suffix(suffix)}")
+    return file
+
+
+def _checkpoint(given: Path | None) -> AbstractContextManager[Path]:
+    from m2ost.shipped import shipped_checkpoint
+
+    return nullcontext(given) if given else shipped_checkpoint()
+
+
+@bench.command()
+def istar(
+    release: Release,
+    slide: Slide,
+    out: Out,
     istar: Annotated[
         Path | None, typer.Option(help="iStar, as `m2ost export-istar` writes it; by default with random weights.")
     ] = None,
@@ -35,11 +64,11 @@ def compare_with_istar(
     variant: Annotated[
         list[str], typer.Option(help="stock, no_shift or tissue; may be repeated. By default all.")
     ] = [],
-    spots: Annotated[Path | None, typer.Option(help="Spot file, as for predict; by default a grid.")] = None,
-    pitch_um: Annotated[float, typer.Option(help="Pitch of the grid in µm.")] = 100.0,
+    spots: SpotFile = None,
+    pitch_um: PitchUm = 100.0,
     spot_diameter_um: Annotated[float, typer.Option(help="Diameter of a spot in µm.")] = 100.0,
-    mpp: Annotated[float | None, typer.Option(help="µm/px of the slide, in place of what the file says.")] = None,
-    rounds: Annotated[int, typer.Option(help="Rounds; in each, every system runs once.")] = 3,
+    mpp: Mpp = None,
+    rounds: Rounds = 3,
     sample_batches: Annotated[
         int, typer.Option(help="Mini-batches of iStar to run a round, scaled to the slide; 0 runs all.")
     ] = 1,
@@ -50,12 +79,10 @@ def compare_with_istar(
     with needs("loadtest"), needs("export"):
         from m2ost.complexity import count
         from m2ost.config import M2OSTConfig
+        from m2ost_bench.istar.comparison import ComparisonOptions, compare
+        from m2ost_bench.istar.comparison_report import draw, to_markdown
         from m2ost_contract import Manifest
         from m2ost_istar.geometry import VARIANTS
-        from m2ost_loadtests.comparison import ComparisonOptions, compare
-        from m2ost_loadtests.comparison_report import draw, to_markdown
-        from m2ost_loadtests.machine import write_report
-    release = release or shipped_release()
     options = ComparisonOptions(
         slide=slide,
         release=release,
@@ -72,14 +99,8 @@ def compare_with_istar(
         served=served,
         device=device,
     )
-    report = compare(options, lambda text: print(text, file=sys.stderr))
-    file = write_report(report, out, "istar")
-    text = to_markdown(report)
-    file.with_suffix(".md").write_text(text, encoding="utf-8")
-    draw(report, file.with_suffix(".png"))
-    print(text)
-    for suffix in (".json", ".md", ".png"):
-        print(f"  {file.with_suffix(suffix)}")
+    report = compare(options, _say)
+    draw(report, _write(report, to_markdown(report), out, "istar", ".png").with_suffix(".png"))
     if not report["fair"]:
         raise typer.Exit(EXIT_UNFAIR)
 
@@ -109,9 +130,9 @@ def _random_istar() -> Path:
 
 @bench.command()
 def gate(
-    release: Annotated[Path, typer.Argument(help="The release that is served.")],
-    slide: Annotated[Path, typer.Argument(help="A slide file.")],
-    out: Annotated[Path, typer.Option("--out", help="Folder for JSON, Markdown and github-action-benchmark's input.")],
+    release: Release,
+    slide: Slide,
+    out: Out,
     thresholds: Annotated[
         Path | None, typer.Option(help="What to let pass (YAML); by default the limits that ship.")
     ] = None,
@@ -132,19 +153,19 @@ def gate(
         Path | None,
         typer.Option(help="Write this run's absolute figures here, unless it failed or missed a threshold."),
     ] = None,
-    pitch_um: Annotated[float, typer.Option(help="Pitch of the grid of spots in µm.")] = 100.0,
-    mpp: Annotated[float | None, typer.Option(help="µm/px of the slide, in place of what the file says.")] = None,
-    rounds: Annotated[int, typer.Option(help="Rounds of served and bare inference, in turn.")] = 5,
+    pitch_um: PitchUm = 100.0,
+    mpp: Mpp = None,
+    rounds: Rounds = 5,
     users: Annotated[int, typer.Option(help="Users of the closed load.")] = 8,
     spots: Annotated[int, typer.Option(help="Spots a request of the closed load.")] = 8,
     load_s: Annotated[float, typer.Option(help="Length of the closed load in seconds.")] = 15.0,
 ) -> None:
     """Exit 0 if a release is served as fast as the thresholds ask; 1 failures, 3 one missed, 4 no baseline."""
     with needs("loadtest"):
-        from m2ost_loadtests.gate import GateOptions, Target, measure, read_speedups
-        from m2ost_loadtests.gate_report import write_results
-        from m2ost_loadtests.thresholds import SHIPPED, read_thresholds
-        from m2ost_loadtests.verdicts import Baseline, Status, judge, status_of
+        from m2ost_loadtests.gate.measure import GateOptions, Target, measure, read_speedups
+        from m2ost_loadtests.gate.report import write_results
+        from m2ost_loadtests.gate.thresholds import SHIPPED, read_thresholds
+        from m2ost_loadtests.gate.verdicts import Baseline, Status, judge, status_of
     limits = read_thresholds(thresholds or SHIPPED)
     if baseline is not None and limits.baseline_tolerance is None:
         raise UserError(f"{thresholds}: --baseline needs `baseline_tolerance` in the thresholds file")
@@ -169,7 +190,7 @@ def gate(
         options,
         limits,
         speedups=read_speedups(speedups) if speedups else None,
-        say=lambda words: print(words, file=sys.stderr),
+        say=_say,
     )
     verdicts = judge(found, limits, baseline=then, asked_for_baseline=baseline is not None)
     status = status_of(verdicts)
@@ -190,28 +211,66 @@ def gate(
 
 
 @bench.command()
+def served(
+    release: Release,
+    slide: Slide,
+    out: Out,
+    checkpoint: Checkpoint = None,
+    pitch_um: PitchUm = 50.0,
+    rounds: Rounds = 5,
+    batch_rows: Annotated[int | None, typer.Option(min=1, help="Spots a request; by default the client's.")] = None,
+    window: Annotated[int | None, typer.Option(min=1, help="Requests in flight; by default the client's.")] = None,
+) -> None:
+    """Compare the served ensemble with a bare ONNX Runtime session and with the authors' way."""
+    with needs("loadtest"), needs("export"):
+        from m2ost_bench.served.served_vs_bare import measure, to_markdown
+    stream = _stream(batch_rows, window)
+    with _checkpoint(checkpoint) as source:
+        report = measure(release, slide, checkpoint=source, pitch_um=pitch_um, rounds=rounds, stream=stream)
+    _write(report, to_markdown(report), out, "served_vs_bare")
+
+
+def _stream(batch_rows: int | None, window: int | None) -> Any:
+    from m2ost_client.stream import StreamOptions
+
+    default = StreamOptions()
+    return StreamOptions(batch_rows=batch_rows or default.batch_rows, window=window or default.window)
+
+
+@bench.command()
+def soak(
+    release: Release,
+    slide: Slide,
+    out: Out,
+    spots: Annotated[int, typer.Option(min=20, help="Spots to stream; they are drawn by chance.")] = 50_000,
+    window: Annotated[int | None, typer.Option(min=1, help="Requests in flight; by default the client's.")] = None,
+) -> None:
+    """Watch the memory of client and server while spots stream; use a narrow release of depth 1."""
+    with needs("loadtest"):
+        from m2ost_bench.served.soak import measure, to_markdown
+    report = measure(release, slide, spots, stream=_stream(None, window))
+    _write(report, to_markdown(report), out, "soak")
+
+
+@bench.command()
 def engines(
     release: Annotated[Path, typer.Argument(help="A release in float32.")],
-    slide: Annotated[Path, typer.Option(help="A slide whose spots are scored.")],
-    out: Annotated[Path, typer.Option("--out", help="Folder for JSON and Markdown.")],
-    checkpoint: Annotated[
-        Path | None, typer.Option(help="What the release was exported from; by default the checkpoint that ships.")
-    ] = None,
-    spots: Annotated[Path | None, typer.Option(help="Spot file, as for predict; by default a grid.")] = None,
-    most_spots: Annotated[int, typer.Option(help="Most spots that truth is judged on.")] = 64,
-    threads: Annotated[list[int], typer.Option(help="Threads; may be repeated. By default one, and all cores.")] = [],
-    batch: Annotated[list[int], typer.Option(help="Rows of a batch; may be repeated.")] = [1, 16, 32],
-    rounds: Annotated[int, typer.Option(help="Rounds; in each, every engine runs once.")] = 7,
+    slide: Slide,
+    out: Out,
+    checkpoint: Checkpoint = None,
+    spots: SpotFile = None,
+    most_spots: Annotated[int, typer.Option(min=2, help="Most spots that truth is judged on.")] = 64,
+    threads: Annotated[
+        list[int], typer.Option(min=1, help="Threads; may be repeated. By default one, and all cores.")
+    ] = [],
+    batch: Annotated[list[int], typer.Option(min=1, help="Rows of a batch; may be repeated.")] = [1, 16, 32],
+    rounds: Rounds = 7,
     only: Annotated[list[str], typer.Option(help="Only these engines, beside the two compared with.")] = [],
 ) -> None:
     """Compare engines on this CPU: speed as ratios, interleaved, and r per gene on real spots."""
     with needs("loadtest"), needs("export"):
-        from m2ost.shipped import shipped_checkpoint
-        from m2ost_loadtests.engine_speed import EngineSpeedOptions, measure, to_markdown
-        from m2ost_loadtests.machine import write_report
-    if rounds < 1 or most_spots < 2 or any(n < 1 for n in [*threads, *batch]):
-        raise UserError("--rounds, --threads and --batch must be 1 at least, --most-spots 2")
-    with nullcontext(checkpoint) if checkpoint else shipped_checkpoint() as source:
+        from m2ost_bench.engines.speed import EngineSpeedOptions, measure, to_markdown
+    with _checkpoint(checkpoint) as source:
         options = EngineSpeedOptions(
             release=release,
             checkpoint=source,
@@ -223,13 +282,124 @@ def engines(
             most_spots=most_spots,
             only=tuple(only),
         )
-        report = measure(options, lambda words: print(words, file=sys.stderr))
-    file = write_report(report, out, "engines")
-    text = to_markdown(report)
-    file.with_suffix(".md").write_text(text, encoding="utf-8")
-    print(text)
-    for suffix in (".json", ".md"):
-        print(f"  {file.with_suffix(suffix)}")
+        report = measure(options, _say)
+    _write(report, to_markdown(report), out, "engines")
+
+
+@bench.command()
+def threads(release: Release, slide: Slide, out: Out, pitch_um: PitchUm = 50.0, rounds: Rounds = 5) -> None:
+    """Compare ways to share this CPU's cores between engine and tiler."""
+    with needs("loadtest"):
+        from m2ost_bench.engines.threads import measure, to_markdown
+    report = measure(release, slide, pitch_um=pitch_um, rounds=rounds)
+    _write(report, to_markdown(report), out, "engine_threads")
+
+
+@bench.command()
+def dense(
+    release: Annotated[Path, typer.Argument(help="A release of `m2ost export --dense`.")],
+    slide: Slide,
+    out: Out,
+    region: Annotated[
+        str | None, typer.Option(help="X,Y,W,H in level-0 pixels; by default where most tissue is.")
+    ] = None,
+    pitch: Annotated[str, typer.Option("--dense", help="Pitch of the map.")] = "16px",
+    batch_rows: Annotated[int, typer.Option(min=1, help="Positions a batch.")] = 32,
+    count_batches: Annotated[int, typer.Option(min=0, help="Batches to count over, evenly spread; 0: all.")] = 64,
+    time_batches: Annotated[int, typer.Option(min=0, help="Batches to time, evenly spread; 0: all.")] = 3,
+    rounds: Rounds = 3,
+) -> None:
+    """Compare a dense map with equal patches shared to one without: operations counted, seconds interleaved."""
+    with needs("loadtest"), needs("export"):
+        from m2ost_bench.engines.patch_sharing import PatchSharingOptions, measure, to_markdown
+    options = PatchSharingOptions(
+        release=release,
+        slide=slide,
+        region=region,
+        pitch=pitch,
+        batch_rows=batch_rows,
+        count_batches=count_batches,
+        time_batches=time_batches,
+        rounds=rounds,
+    )
+    report = measure(options)
+    _write(report, to_markdown(report), out, "dense")
+
+
+@bench.command()
+def tiler(
+    release: Release,
+    slide: Annotated[Path, typer.Argument(help="A tiled slide that carries µm/px, best with a pyramid.")],
+    out: Out,
+    pitch_um: PitchUm = 100.0,
+    rounds: Rounds = 5,
+    drift_spots: Annotated[int, typer.Option(min=2, help="Most spots that lower levels are judged on.")] = 128,
+) -> None:
+    """Compare the tiler with other libraries, and the way from file to table with its slower half."""
+    with needs("loadtest"):
+        from m2ost_bench.tiler.measure import measure
+        from m2ost_bench.tiler.report import to_markdown
+    report = measure(release, slide, pitch_um=pitch_um, drift_spots=drift_spots, rounds=rounds, tell=_say)
+    _write(report, to_markdown(report), out, "tiler")
+
+
+@bench.command()
+def archive(
+    release: Release,
+    slide: Slide,
+    out: Out,
+    copies: Annotated[int, typer.Option(min=1, help="Slides of the archive: copies of the slide.")] = 20,
+    pitch_um: PitchUm = 100.0,
+    batch_rows: Annotated[int, typer.Option(min=1, help="Spots a request.")] = 16,
+    rounds: Rounds = 3,
+    slides: Annotated[int, typer.Option(min=1, help="Projection: slides.")] = 100_000,
+    spots_a_slide: Annotated[int, typer.Option(min=1, help="Projection: spots of each.")] = 10_000,
+    decoders: Annotated[int, typer.Option(min=1, help="Projection: decoder processes a server.")] = 1,
+    gpu_spots_per_s: Annotated[
+        float | None, typer.Option(help="Projection: rate of the engine on a GPU; without it the CPU's.")
+    ] = None,
+    gpu_source: Annotated[str | None, typer.Option(help="Where that rate comes from; goes with it.")] = None,
+) -> None:
+    """Measure what an archive costs beside its slides, and project what a large one takes."""
+    with needs("loadtest"):
+        from m2ost_bench.archive.projection import Archive, Server
+        from m2ost_bench.archive.speed import SpeedOptions, measure
+        from m2ost_bench.archive.speed_report import to_markdown
+    options = SpeedOptions(
+        release=release,
+        slide=slide.resolve(),
+        copies=copies,
+        rounds=rounds,
+        pitch_um=pitch_um,
+        batch_rows=batch_rows,
+        archive=Archive(slides=slides, spots_a_slide=spots_a_slide),
+        server=Server(decoders=decoders, gpu_spots_per_s=gpu_spots_per_s),
+        gpu_source=gpu_source,
+    )
+    report = measure(options)
+    _write(report, to_markdown(report), out, "archive")
+
+
+@bench.command()
+def archive_soak(
+    release: Release,
+    slide: Slide,
+    out: Out,
+    slides: Annotated[int, typer.Option(min=100, help="Slides of the archive: squares of the slide.")] = 10_000,
+) -> None:
+    """Score very many very small slides and count: each once, memory flat; use a narrow release of depth 1."""
+    with needs("loadtest"):
+        from m2ost_bench.archive.soak import measure, to_markdown
+    report = measure(release, slide, slides)
+    _write(report, to_markdown(report), out, "archive-soak")
+
+
+@bench.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True}, add_help_option=False)
+def gpu_check(context: typer.Context) -> None:
+    """Check a GPU machine: what is computed is right, then how fast; `m2ost bench gpu-check --help` for options."""
+    with needs("export"):
+        from m2ost_bench.gpu_check.__main__ import main
+    raise typer.Exit(main(context.args))
 
 
 def register(app: typer.Typer) -> None:

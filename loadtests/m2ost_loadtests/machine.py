@@ -5,12 +5,11 @@ from __future__ import annotations
 import json
 import os
 import platform
-from collections.abc import Sequence
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from statistics import median
-from typing import Any, TypedDict
+from typing import Any
 
 
 def describe_machine() -> dict[str, Any]:
@@ -49,13 +48,13 @@ def fingerprint(server: str) -> dict[str, Any]:
         Name and version of the server that was measured.
     """
     machine = describe_machine()
-    return {
-        "processor": machine["processor"],
-        "cores": machine["cores"],
-        "python": machine["python"],
-        "server": server,
-        **{package: _version(package) for package in RUNTIMES},
-    }
+    facts = {name: machine[name] for name in ("processor", "cores", "python")}
+    return {**facts, "server": server, **versions(RUNTIMES)}
+
+
+def versions(packages: Iterable[str]) -> dict[str, str]:
+    """Package → its version, or ``not installed``."""
+    return {package: _version(package) for package in packages}
 
 
 def _version(package: str) -> str:
@@ -63,19 +62,6 @@ def _version(package: str) -> str:
         return version(package)
     except PackageNotFoundError:
         return "not installed"
-
-
-class Spread(TypedDict):
-    """Median of several rounds, with their range."""
-
-    median: float
-    min: float
-    max: float
-
-
-def spread(values: Sequence[float]) -> Spread:
-    """Median with its range."""
-    return {"median": median(values), "min": min(values), "max": max(values)}
 
 
 def write_report(report: dict[str, Any], folder: Path, name: str) -> Path:

@@ -17,10 +17,10 @@ from typing import Any
 import grpc
 import numpy as np
 import psutil
+from m2ost_bench.process_memory import anonymous_mib, shared_mib
 from m2ost_client import TritonServer
 from m2ost_contract import SCALE_MAX, SCALE_MIN
 from m2ost_loadtests.machine import describe_machine
-from m2ost_loadtests.soak import anonymous_mib, shared_mib
 from m2ost_preprocess.network import channel_options
 from tritonclient.grpc import service_pb2 as pb
 

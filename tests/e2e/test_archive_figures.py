@@ -2,8 +2,8 @@
 
 import shutil
 
+from m2ost_bench.archive.stages import measure_stages
 from m2ost_client.archive import Settings
-from m2ost_loadtests.archive_stages import measure_stages
 
 
 def test_every_stage_of_a_slide_is_measured(narrow_release, svs, tmp_path):

@@ -4,13 +4,13 @@ import shutil
 
 import numpy as np
 import pytest
+from m2ost_bench.gpu_check.device import Device, Pace
+from m2ost_bench.gpu_check.inputs import FreshSlide, grids_on
+from m2ost_bench.gpu_check.networks import Networks
+from m2ost_bench.gpu_check.parts import RIGHT, Outcome, Skip
+from m2ost_bench.gpu_check.served import Work, measure_served
 from m2ost_client import ServerOptions, TritonServer
 from m2ost_client.errors import ServerStartError
-from m2ost_loadtests.gpu_check.device import Device, Pace
-from m2ost_loadtests.gpu_check.inputs import FreshSlide, grids_on
-from m2ost_loadtests.gpu_check.networks import Networks
-from m2ost_loadtests.gpu_check.parts import RIGHT, Outcome, Skip
-from m2ost_loadtests.gpu_check.served import Work, measure_served
 
 from .conftest import by_server, network_of, reseal
 

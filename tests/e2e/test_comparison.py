@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
+from m2ost_bench.istar.systems import M2OSTSystem, Runtime
 from m2ost_istar.export import build_istar
 from m2ost_istar.geometry import VARIANTS, plan
 from m2ost_istar.networks.istar import build
-from m2ost_loadtests.systems import M2OSTSystem, Runtime
 from m2ost_preprocess.readers import open_slide
 from m2ost_preprocess.tissue import MASK_PX, tissue_mask
 
@@ -30,9 +30,9 @@ def former(tmp_path_factory):
     return as_formerly(folder / "istar", folder / "former")
 
 
-def bench(slide, release, istar, out, *options):
-    command = [str(Path(sys.executable).with_name("m2ost")), "bench", "istar", str(slide), "--out", str(out)]
-    command += ["--release", str(release), "--istar", str(istar), "--pitch-um", "200", *options]
+def bench(slide, release, baseline, out, *options):
+    command = [Path(sys.executable).with_name("m2ost"), "bench", "istar", release, slide, "--out", out]
+    command += ["--istar", baseline, "--pitch-um", "200", *options]
     return subprocess.run(command, capture_output=True, text=True, timeout=240)
 
 
@@ -78,7 +78,7 @@ def test_every_round_of_m2ost_reads_the_slide_anew(svs, narrow_release):
         (("--variant", "fast"), "unknown variant fast; there are stock, no_shift, tissue"),
         (("--device", "cuda"), "ONNX Runtime has no CUDA provider here"),
         (("--device", "tpu"), "unknown device 'tpu'; there are cpu, cuda"),
-        (("--rounds", "0"), "rounds and sample_batches must be positive"),
+        (("--sample-batches", "-1"), "rounds and sample_batches must be positive"),
     ],
 )
 def test_what_cannot_be_compared_is_said(svs, narrow_release, former, tmp_path, options, words):

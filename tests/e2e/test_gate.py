@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from m2ost_loadtests.thresholds import SHIPPED
+from m2ost_loadtests.gate.thresholds import SHIPPED
 
 from tests.conftest import error_of
 

@@ -18,8 +18,8 @@ from m2ost_istar.geometry import VARIANTS
 from m2ost_istar.manifest import IStarManifest
 from m2ost_istar.networks.istar import build
 from m2ost_istar.pipeline import predict_slide
-from m2ost_loadtests.closed_load import run_closed_load
-from m2ost_loadtests.workload import Load
+from m2ost_loadtests.load.closed_load import run_closed_load
+from m2ost_loadtests.load.workload import Load
 from m2ost_preprocess.readers import open_slide
 from tritonclient.utils import InferenceServerException
 

@@ -11,9 +11,9 @@ import time
 import psutil
 import pytest
 from m2ost_client import ServerOptions, TritonServer
-from m2ost_loadtests.closed_load import LOCUSTFILE, run_closed_load
-from m2ost_loadtests.load_report import LoadReport
-from m2ost_loadtests.workload import Load
+from m2ost_loadtests.load.closed_load import LOCUSTFILE, run_closed_load
+from m2ost_loadtests.load.load_report import LoadReport
+from m2ost_loadtests.load.workload import Load
 
 from tests.conftest import kept_ports
 

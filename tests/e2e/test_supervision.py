@@ -16,10 +16,11 @@ import numpy as np
 import psutil
 import pytest
 import tritonclient.grpc as triton
+from m2ost_bench.process_memory import MIB
+from m2ost_bench.served import soak
 from m2ost_client import ServerOptions, ServerStartError, SpotStream, StreamOptions, TritonServer
 from m2ost_client.host import SHM, Ports
 from m2ost_contract import RowStatus, ViewGeometry
-from m2ost_loadtests import soak
 from m2ost_preprocess.network import read_url
 
 from tests.conftest import need_address
@@ -257,14 +258,14 @@ def test_an_unknown_profile_is_not_silently_the_default(narrow_release, roots):
 
 def test_memory_stays_flat_over_5000_spots(narrow_release, svs, tmp_path):
     # A client of its own: this process has servers of other tests, whose logs it keeps.
-    command = [sys.executable, "-m", "m2ost_loadtests.soak", "--release", narrow_release, "--slide", svs]
+    command = [Path(sys.executable).with_name("m2ost"), "bench", "soak", narrow_release, svs]
     command += ["--spots", 5000, "--out", tmp_path]
     subprocess.run(list(map(str, command)), check=True, capture_output=True, timeout=600)
     report = json.loads((tmp_path / "soak.json").read_text())
     assert report["restarts"] == 0
     assert len(report["samples"]) == soak.SAMPLES
     options, geometry = StreamOptions(), ViewGeometry()
-    request = options.batch_rows * geometry.n_views * np.prod(geometry.shape) / soak.MIB
+    request = options.batch_rows * geometry.n_views * np.prod(geometry.shape) / MIB
     # The second half brought 80 requests. One in 150 that the client keeps shows, and one in forty in the server, or in
     # the room that the burst's larger requests left in shared memory. The slide's tiles were all kept by then.
     assert report["growth_mib"]["client"] < request / 2, report["samples"]

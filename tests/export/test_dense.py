@@ -6,12 +6,12 @@ import torch
 from m2ost.checkpoint import load, save
 from m2ost.config import M2OSTConfig
 from m2ost.shipped import shipped_checkpoint
+from m2ost_bench.engines.patch_sharing import Operations, busiest_region
 from m2ost_contract import ONNXRUNTIME_CPU_DENSE, EngineError, Release
 from m2ost_export.dense import DenseM2OST, export_dense, measure_dense_parity, patch_geometry
 from m2ost_export.errors import ExportError
 from m2ost_export.fused import FusedM2OST
 from m2ost_export.release import build_release
-from m2ost_loadtests.dense import Operations, busiest_region
 from m2ost_preprocess.readers import open_slide
 from m2ost_preprocess.views import cut_views
 from m2ost_serving.engine import load_engine

@@ -8,8 +8,8 @@ import msgpack
 import numpy as np
 import pytest
 from m2ost_loadtests.errors import TargetError
-from m2ost_loadtests.load_report import LoadReport
-from m2ost_loadtests.load_statistics import LoadStatistics, Sample
+from m2ost_loadtests.load.load_report import LoadReport
+from m2ost_loadtests.load.load_statistics import LoadStatistics, Sample
 from m2ost_loadtests.triton_statistics import parse_metrics, read_metrics, server_figures
 
 

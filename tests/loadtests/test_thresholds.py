@@ -2,7 +2,7 @@
 
 import pytest
 from m2ost_loadtests.errors import ThresholdsError
-from m2ost_loadtests.thresholds import SHIPPED, Limit, Thresholds, read_thresholds
+from m2ost_loadtests.gate.thresholds import SHIPPED, Limit, Thresholds, read_thresholds
 
 
 def test_the_shipped_file_gives_a_reason_for_every_limit():

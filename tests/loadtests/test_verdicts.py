@@ -6,10 +6,10 @@ from dataclasses import replace
 
 import pytest
 from m2ost_loadtests.errors import BaselineError, ThresholdsError
-from m2ost_loadtests.gate import GateOptions, read_speedups
-from m2ost_loadtests.gate_report import BIGGER, SMALLER, write_results
-from m2ost_loadtests.thresholds import Limit, Thresholds
-from m2ost_loadtests.verdicts import Baseline, Measurement, Status, check_measurable, judge, status_of
+from m2ost_loadtests.gate.measure import GateOptions, read_speedups
+from m2ost_loadtests.gate.report import BIGGER, SMALLER, write_results
+from m2ost_loadtests.gate.thresholds import Limit, Thresholds
+from m2ost_loadtests.gate.verdicts import Baseline, Measurement, Status, check_measurable, judge, status_of
 
 MEASURED = Measurement(
     served_over_bare={"median": 0.93, "min": 0.915, "max": 0.939},

@@ -7,7 +7,7 @@ import subprocess
 import pytest
 import yaml
 from m2ost_cli.main import app
-from m2ost_loadtests.gate_report import BIGGER, SMALLER
+from m2ost_loadtests.gate.report import BIGGER, SMALLER
 from typer.testing import CliRunner
 
 from tests.conftest import REPOSITORY

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from m2ost_loadtests.workload import ARCHIVE, INTERACTIVE, Draw, Load, SlideSpots, traffic_class, zipf_weights
+from m2ost_loadtests.load.workload import ARCHIVE, INTERACTIVE, Draw, Load, SlideSpots, traffic_class, zipf_weights
 
 
 def slides(n, spots=50):

@@ -1,0 +1,1 @@
+"""M2OST beside iStar."""

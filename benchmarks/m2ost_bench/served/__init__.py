@@ -1,0 +1,1 @@
+"""A served release: against bare inference, and its memory."""

@@ -1,0 +1,164 @@
+"""gRPC inside Locust: a call suspends the user that makes it, and nobody else.
+
+Locust runs its users as gevent greenlets in one thread, and gRPC's C core knows nothing of them: unless it is told
+(:func:`let_grpc_yield`), a call blocks every other user until it is answered, and a load of any size is a load of one.
+Once told, a blocking call still occupies one of gevent's ten threads, so that an eleventh answer waits for a free one
+and its latency grows. Calls here are futures: one thread watches a channel whatever the number of calls on it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gevent.event
+import grpc
+import grpc.experimental.gevent
+import m2ost_contract as contract
+import numpy as np
+from m2ost_contract import EngineInfo
+from m2ost_preprocess.network import channel_options, through_proxy
+from tritonclient.grpc import service_pb2, service_pb2_grpc
+
+from ..errors import TargetError
+from .requests import MODELS, infer_request, output
+from .workload import SlideSpots
+
+PREPARATION_DEADLINE_S = 60.0
+
+
+def let_grpc_yield() -> None:
+    """Tell gRPC of gevent: after the monkey patching (that Locust does), after a fork, before the first channel."""
+    grpc.experimental.gevent.init_gevent()
+
+
+def describe_failure(error: grpc.RpcError) -> str:
+    """``STATUS: the server's words``, short enough to count by."""
+    words = (error.details() or "").partition("\n")[0]
+    return f"{error.code().name}: {words[:160]}"
+
+
+class Channel:
+    """A connection to one server, shared by all users of a process.
+
+    Parameters
+    ----------
+    address : str
+        ``host:port`` of the gRPC service.
+    """
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+        self._channel = grpc.insecure_channel(address, options=channel_options(address))
+        self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
+
+    def close(self) -> None:
+        """End it."""
+        self._channel.close()
+
+    def infer(self, request: Any, *, deadline_s: float) -> Any:
+        """Send a ``ModelInferRequest`` and wait for its answer, while other greenlets go on; cancelled with this one.
+
+        Raises
+        ------
+        grpc.RpcError
+            If it fails.
+        """
+        return self._wait(self._stub.ModelInfer.future(request, timeout=deadline_s))
+
+    def _wait(self, call: Any) -> Any:
+        done = gevent.event.Event()
+        call.add_done_callback(lambda _: done.set())
+        try:
+            done.wait()
+        except BaseException:
+            call.cancel()
+            raise
+        return call.result()
+
+    def _ask(self, method: str, request: Any) -> Any:
+        """Ask what belongs to the preparation of a load; a failure is the user's to mend."""
+        try:
+            return self._wait(getattr(self._stub, method).future(request, timeout=PREPARATION_DEADLINE_S))
+        except grpc.RpcError as error:
+            if error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
+                raise TargetError(
+                    f"{self.address}: no server answers{through_proxy(self.address)} ({describe_failure(error)}); "
+                    "check that it runs (`m2ost serve`) and that --host is the address of its gRPC port, host:port"
+                ) from error
+            raise TargetError(f"{self.address}: {describe_failure(error)}") from error
+
+    def check_served(self, model: str) -> None:
+        """Check that a model is loaded and ready.
+
+        Raises
+        ------
+        TargetError
+            If there is no server, or it does not serve the model; names those that it does.
+        """
+        if self.is_served(model):
+            return
+        served = ", ".join(m for m in MODELS if self.is_served(m)) or "none that a load test knows"
+        raise TargetError(
+            f"{self.address}: model {model} is not loaded; served: {served}. Choose users of a served model "
+            "(SlideUser, PatchesUser, IstarUser), or serve a release that has it"
+        )
+
+    def is_served(self, model: str) -> bool:
+        """Whether a model is loaded and ready."""
+        return bool(self._ask("ModelReady", service_pb2.ModelReadyRequest(name=model)).ready)
+
+    def config(self, model: str) -> Any:
+        """A model's configuration as it is served."""
+        return self._ask("ModelConfig", service_pb2.ModelConfigRequest(name=model)).config
+
+    def engine(self) -> EngineInfo:
+        """The release's identity, panel and views.
+
+        Raises
+        ------
+        TargetError
+            If the server serves no release of this project.
+        """
+        config = self.config(contract.MODEL_ENGINE)
+        try:
+            return EngineInfo.from_parameters({key: value.string_value for key, value in config.parameters.items()})
+        except ValueError as error:
+            raise TargetError(f"{self.address}: {error}") from error
+
+    def priority_levels(self, model: str) -> int:
+        """Priority levels of a model's queue: for an ensemble, the most of any of its steps; 0 where there are none.
+
+        Triton takes a request's priority without a word where a model has no levels.
+        """
+        config = self.config(model)
+        steps = [step.model_name for step in config.ensemble_scheduling.step]
+        configs = [self.config(step) for step in steps] if steps else [config]
+        return max(int(c.dynamic_batching.priority_levels) for c in configs)
+
+    def spots_of(self, slide: str, *, pitch_um: float, mpp: float | None) -> SlideSpots:
+        """A slide's own grid of spots, by ``slide_info``.
+
+        Raises
+        ------
+        TargetError
+            If the slide is unknown to the server, unreadable, carries no µm/px, or has no spots.
+        """
+        tensors: dict[str, np.ndarray[Any, Any]] = {
+            contract.SLIDE: np.array([slide], dtype=object),
+            "PITCH_UM": np.array([pitch_um], np.float64),
+        }
+        if mpp is not None:
+            tensors["MPP"] = np.array([mpp], np.float64)
+        answer = self._ask("ModelInfer", infer_request(contract.MODEL_INFO, tensors))
+        centers = output(answer, contract.CENTER)
+        if centers is None or not len(centers):
+            raise TargetError(
+                f"{self.address}: {slide} has no spots at a pitch of {pitch_um:g} µm (no tissue found); choose "
+                "another slide or a smaller --pitch-um"
+            )
+        return SlideSpots(slide, centers.reshape(-1, 2).astype(np.int32))
+
+    def server_version(self) -> str:
+        """Name and version of the server."""
+        answer = self._ask("ServerMetadata", service_pb2.ServerMetadataRequest())
+        return f"{answer.name} {answer.version}"
