@@ -42,7 +42,8 @@ from m2ost_client.archive import (
     exclusive,
 )
 from m2ost_client.command import ServerOptions
-from m2ost_client.predict import PredictOptions, predict_slide
+from m2ost_client.options import PredictOptions
+from m2ost_client.predict import predict_slide
 from m2ost_client.stream import StreamOptions
 from m2ost_client.supervisor import TritonServer
 from m2ost_preprocess.slides import SlideRoots
