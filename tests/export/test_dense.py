@@ -46,6 +46,9 @@ def test_the_graph_agrees_with_the_network_on_real_windows(pyramid, tmp_path):
     assert np.ptp(expected, axis=0).max() > 100 * ROUNDING, "the windows differ"
     assert np.abs(shared - expected).max() <= ROUNDING
     assert 0 < engine.embedded < 0.7 * engine.patches
+    alone = engine.run({name: view[:1] for name, view in views.items()})
+    assert alone.shape == (1, model.config.n_genes)
+    assert np.abs(alone - expected[:1]).max() <= ROUNDING
 
 
 def test_the_trained_network_with_shared_patches_on_real_windows(pyramid):

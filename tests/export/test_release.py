@@ -1,5 +1,7 @@
 """Export: parity decides, and a release is complete or absent."""
 
+from dataclasses import replace
+
 import numpy as np
 import onnx
 import onnxruntime as ort
@@ -106,13 +108,16 @@ def test_the_manifest_accounts_for_every_file(release):
     assert all((model / "1").is_dir() for model in folder.iterdir() if model.is_dir())
 
 
-def test_the_identity_follows_the_weights_and_repeats(tmp_path):
+def test_the_identity_follows_the_weights_and_what_they_are_said_to_predict_and_repeats(tmp_path):
     identities = []
-    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+    for name, seed, target in (("a", 0, "counts"), ("b", 0, "counts"), ("c", 1, "counts"), ("d", 0, "log1p")):
         model, card = small_network(seed)
-        card = save(tmp_path / f"checkpoint-{name}", model, card)
-        identities.append(build_release(model, card, tmp_path / name).engine.release_sha256)
-    assert identities[0] == identities[1] != identities[2]
+        card = save(tmp_path / f"checkpoint-{name}", model, replace(card, target=target))
+        engine = build_release(model, card, tmp_path / name).engine
+        assert engine.target == target
+        identities.append(engine.release_sha256)
+    assert identities[0] == identities[1]
+    assert len(set(identities)) == 3
 
 
 def test_a_graph_that_differs_is_refused_and_nothing_is_left(tmp_path, monkeypatch):
