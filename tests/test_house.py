@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import REPOSITORY
+from tests.support.data import REPOSITORY
 
 FOLDERS = ("contract", "preprocess", "model", "export", "client", "model_repository", "loadtests", "cli")
 """Folders that hold code which is installed."""

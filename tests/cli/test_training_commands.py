@@ -8,8 +8,8 @@ import pytest
 import yaml
 from m2ost.checkpoint import load
 
-from tests.conftest import error_of
-from tests.model.conftest import GENES, write_section
+from tests.model.sections import GENES, write_section
+from tests.support.command import error_of
 
 M2OST = Path(sys.executable).with_name("m2ost")
 

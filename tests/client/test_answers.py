@@ -9,7 +9,7 @@ import pytest
 from m2ost_client.answers import read_engine, read_expression, read_fingerprint, read_scored, read_slide_info
 from m2ost_client.errors import BadAnswer
 
-from .conftest import ENGINE as SERVED
+from tests.support.releases import ENGINE as SERVED
 
 GENES = 5
 ENGINE = SimpleNamespace(genes=("a", "b", "c", "d", "e"))

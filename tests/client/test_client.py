@@ -23,7 +23,7 @@ from m2ost_contract import ViewGeometry
 from m2ost_preprocess.decoder import Decoder
 from PIL import Image
 
-from .conftest import ENGINE
+from tests.support.releases import ENGINE
 
 
 def test_triton_lines_become_objects():

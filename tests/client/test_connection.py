@@ -17,9 +17,8 @@ from m2ost_contract import QUEUE_FULL
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 from tritonclient.utils import InferenceServerException
 
-from tests.conftest import need_address
-
-from .conftest import ENGINE
+from tests.support.machine import need_address
+from tests.support.releases import ENGINE
 
 AWAY = InferenceServerException("connection refused", status="StatusCode.UNAVAILABLE")
 LATE = InferenceServerException("too late", status="StatusCode.DEADLINE_EXCEEDED")

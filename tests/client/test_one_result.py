@@ -13,8 +13,7 @@ from typer.testing import CliRunner
 
 from tests.attack import liar
 from tests.attack.liar import Liar
-
-from .conftest import ENGINE
+from tests.support.releases import ENGINE
 
 SLIDE = "root/a.png"
 TOTAL = replace(ENGINE, target="log1p_cpm_total")

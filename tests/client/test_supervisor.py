@@ -31,9 +31,8 @@ from m2ost_export.repository import write_repository
 from m2ost_preprocess.istar.manifest import BaselineInfo, BaselineManifest
 from m2ost_preprocess.istar.sizes import Sizes
 
-from tests.conftest import in_namespaces, need_address, wait_for
-
-from .conftest import ENGINE
+from tests.support.machine import in_namespaces, need_address, wait_for
+from tests.support.releases import ENGINE
 
 LOCALHOST = "127.0.0.1"
 

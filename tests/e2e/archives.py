@@ -8,7 +8,6 @@ import resource
 import signal
 from pathlib import Path
 
-import psutil
 from m2ost_client.archive import (
     Address,
     EndpointOptions,
@@ -21,7 +20,6 @@ from m2ost_client.archive import (
     State,
     exclusive,
 )
-from m2ost_contract import MODEL_TILER
 from m2ost_preprocess.readers import open_slide
 from PIL import Image
 
@@ -113,22 +111,3 @@ def results(out: Path) -> dict[str, bytes]:
 
 def address_of(server) -> Address:
     return Address(server.address, server.metrics_url)
-
-
-def tiler_decoders(server) -> list[psutil.Process]:
-    """All processes that read slides for the tiler: a further one reads while the first is held up."""
-    return [
-        child
-        for process in psutil.Process(server.pid).children()
-        if f"{MODEL_TILER}/1/model.py" in " ".join(process.cmdline())
-        for child in process.children()
-    ]
-
-
-def tiler_decoder(server, model: str = MODEL_TILER) -> psutil.Process:
-    """The process that reads slides for the tiler, or for another model."""
-    return next(
-        process.children()[0]
-        for process in psutil.Process(server.pid).children()
-        if f"{model}/1/model.py" in " ".join(process.cmdline())
-    )

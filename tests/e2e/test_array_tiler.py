@@ -12,7 +12,8 @@ from m2ost_loadtests.gpu_check.networks import Networks
 from m2ost_loadtests.gpu_check.parts import RIGHT, Outcome, Skip
 from m2ost_loadtests.gpu_check.served import Work, measure_served
 
-from .conftest import by_server, network_of, reseal
+from .releases import network_of, reseal
+from .servers import by_server
 
 CENTERS = [(0, 0), (2219, 2966), (801, 903), (640, 2000), (77, 1400), (-1, 5), (805, 903)]
 

@@ -21,7 +21,8 @@ from m2ost_preprocess.rectangle import Rectangle
 from PIL import Image
 from typer.testing import CliRunner
 
-from .conftest import NARROW, by_pytorch, make_release, metrics_of
+from .releases import NARROW, by_pytorch, make_release
+from .servers import metrics_of
 from .test_command_line import m2ost
 
 SLIDE = "wsi/CMU-1-Small-Region.svs"

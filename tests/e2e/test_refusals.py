@@ -25,7 +25,8 @@ from tritonclient.utils import InferenceServerException
 
 from tests.compat import evil
 
-from .conftest import NARROW, by_server, make_release, metrics_of, raw_request
+from .releases import NARROW, make_release
+from .servers import by_server, metrics_of, raw_request
 
 SLIDE = "wsi/CMU-1-Small-Region.svs"
 

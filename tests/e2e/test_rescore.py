@@ -18,7 +18,7 @@ from m2ost_preprocess.decoder import Decoder
 from PIL import Image
 
 from .archives import MPP, address_of, rescore, rescore_apart, results
-from .conftest import by_pytorch
+from .releases import by_pytorch
 
 READ = ("slide_info", "slide_fingerprint")
 

@@ -18,8 +18,10 @@ from m2ost_preprocess.slides import SlideRoots
 from m2ost_preprocess.tiling import MOST_WAITING
 from tritonclient.utils import InferenceServerException
 
-from .archives import MPP, address_of, rescore, rescore_apart, rescore_async, results, tiler_decoder
-from .conftest import raw_request, wait_for
+from tests.support.machine import wait_for
+
+from .archives import MPP, address_of, rescore, rescore_apart, rescore_async, results
+from .servers import raw_request, tiler_decoder
 
 
 def serve(release, folder, **options):

@@ -10,9 +10,10 @@ from m2ost_contract import RowStatus
 from m2ost_preprocess.decoder import Decoder
 from m2ost_preprocess.spots import read_spots
 
-from tests.conftest import shared_file
+from tests.support.data import shared_file
 
-from .conftest import NARROW, by_pytorch, by_server, make_release, metrics_at_rest
+from .releases import NARROW, by_pytorch, make_release
+from .servers import by_server, metrics_at_rest
 
 TOLERANCE = 1e-4
 FP16_TOLERANCE = 5e-3

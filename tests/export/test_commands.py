@@ -10,7 +10,7 @@ from m2ost.checkpoint import save
 from m2ost_cli.release_commands import export
 from m2ost_contract import M2OSTError, Manifest
 
-from .conftest import small_network
+from .networks import small_network
 
 WITHOUT_TORCH = "import sys; sys.modules['torch'] = None; from m2ost_cli.main import main; main()"
 

@@ -18,7 +18,7 @@ from m2ost_preprocess.engine.patches import share
 from m2ost_preprocess.readers import open_slide
 from m2ost_preprocess.views import cut_views
 
-from .conftest import small_network
+from .networks import small_network
 
 ROUNDING = 1e-5
 

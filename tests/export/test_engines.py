@@ -20,7 +20,7 @@ from m2ost_export.onnx_files import as_float32
 from m2ost_export.repository import parse_config
 from onnx import load, numpy_helper, save_model
 
-from .conftest import SMALL
+from .networks import SMALL
 
 RTX = "tensorrt-rtx"
 

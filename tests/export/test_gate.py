@@ -14,7 +14,7 @@ from m2ost_export.release import build_release
 from m2ost_preprocess.errors import SpotError
 from onnx import TensorProto, numpy_helper, save_model
 
-from .conftest import GENES, SMALL, small_network
+from .networks import GENES, SMALL, small_network
 
 
 def test_without_a_slide_made_views_decide(small_release):

@@ -15,8 +15,8 @@ from m2ost_export.repository import parse_config, write_repository
 from m2ost_preprocess.istar.manifest import BaselineInfo, BaselineManifest
 from m2ost_preprocess.istar.onnx import OnnxNetworks
 
-from tests.client.conftest import ENGINE
 from tests.model.peers.conftest import NARROW
+from tests.support.releases import ENGINE
 
 GENES = tuple("abcdef")
 

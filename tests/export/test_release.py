@@ -18,7 +18,7 @@ from m2ost_export.release import build_release
 from m2ost_export.repository import parse_config
 from tritonclient.grpc import model_config_pb2
 
-from .conftest import small_network
+from .networks import small_network
 
 SIZES = [
     {"depth": 1},

@@ -18,7 +18,7 @@ from m2ost_loadtests.gpu_check.networks import Networks, compare
 from m2ost_loadtests.gpu_check.parts import Outcome, Skip, run_part
 
 from scripts.crop_slide import main as crop_slide
-from tests.conftest import REPOSITORY
+from tests.support.data import REPOSITORY
 
 NARROW = M2OSTConfig(n_genes=6, depth=1, dim=12, heads=1, head_dim=12, ffn_dim=8, channel_dim=8)
 BRIEF = ["--spots", "6", "--batch-rows", "3", "--run-spots", "9", "--rounds", "1", "--at-least-s", "0"]

@@ -21,7 +21,7 @@ from m2ost_preprocess.engine.base import KEEP_MEMORY_ROWS, CudaDevice
 from m2ost_preprocess.engine.onnx import cuda_session
 from m2ost_preprocess.engine.tensorrt import deserialize, import_runtime
 
-from tests.conftest import engine_plan
+from tests.support.releases import engine_plan
 
 onnx = pytest.importorskip("onnx", reason="graphs are made in the client's environment only")
 

@@ -15,7 +15,7 @@ from m2ost_client.archive import masks as module
 from m2ost_client.archive.plan import plan_slide, result_key
 from PIL import Image
 
-from ..conftest import ENGINE
+from tests.support.releases import ENGINE
 
 LEFT = np.zeros((150, 200), np.uint8)
 LEFT[:, :100] = 1

@@ -19,7 +19,8 @@ from m2ost.training.loop import STATE, TrainingError, initialise
 from m2ost.training.run import train
 from m2ost.training.spots import project
 
-from tests.conftest import kept_ports, shared_file
+from tests.support.data import shared_file
+from tests.support.machine import kept_ports
 
 
 def weights_of(checkpoint: Path) -> dict[str, torch.Tensor]:
