@@ -24,7 +24,6 @@ def test_the_shipped_checkpoint_in_fp16_agrees_on_real_spots(shipped_fp16, secti
     ]
     assert all(row["min_r_gene"] >= MIN_R_GENE for row in gate["measured"])
     assert all(0 < row["max_abs_diff"] < 0.01 for row in gate["measured"])
-    assert manifest.graph["nodes"] == 574
     assert manifest.graph["weight_bytes"]["FLOAT16"] > 20 * manifest.graph["weight_bytes"]["FLOAT"]
 
 

@@ -162,7 +162,6 @@ def test_a_projection_keeps_the_leading_components_and_the_mean():
     one = project(targets, 1)
     assert np.linalg.matrix_rank(one - one.mean(axis=0), tol=1e-3) == 1
     np.testing.assert_allclose(one.mean(axis=0), targets.mean(axis=0), atol=1e-5)
-    assert project(targets, 0) is not None
     np.testing.assert_array_equal(project(targets, 0), targets)
 
 

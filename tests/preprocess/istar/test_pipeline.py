@@ -1,5 +1,6 @@
 """All stages against the description followed literally, on whole arrays."""
 
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -231,7 +232,7 @@ def test_a_decoder_process_gives_the_same(svs, colours):
 
 
 def test_stages_are_reported_as_they_end(tissue_pixels, colours):
-    seconds = {}
+    seconds, began = {}, time.perf_counter()
     predict_slide(
         ArraySlide(tissue_pixels),
         CENTERS,
@@ -243,4 +244,5 @@ def test_stages_are_reported_as_they_end(tissue_pixels, colours):
         on_stage=lambda stage, spent: seconds.update({stage: seconds.get(stage, 0) + spent}),
     )
     assert set(seconds) == {"read", "rescale", "patch", "features", "region", "head", "spots"}
-    assert all(spent >= 0 for spent in seconds.values())
+    assert all(spent > 0 for spent in seconds.values())
+    assert sum(seconds.values()) <= time.perf_counter() - began, "no second is told twice"
