@@ -10,6 +10,17 @@ from tests.support.data import shared_file
 
 
 @pytest.fixture(scope="session")
+def heavy():
+    """For fixtures and tests that train or export: whatever takes it gets the marker of that name."""
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if "heavy" in item.fixturenames:
+            item.add_marker("heavy")
+
+
+@pytest.fixture(scope="session")
 def svs() -> Path:
     return shared_file("wsi/CMU-1-Small-Region.svs")
 

@@ -27,6 +27,7 @@ def root(tmp_path_factory):
     return root
 
 
+@pytest.mark.usefixtures("heavy")
 def test_from_data_to_a_checkpoint(root, tmp_path):
     status, _, errors = m2ost("split", "--data", root, "--out", tmp_path / "split.yaml", "--shares", "1,1,1")
     assert status == 0, errors

@@ -12,25 +12,20 @@ from m2ost_preprocess.slides import SlideRoots
 from PIL import Image
 
 from tests.attack.target import ROOT, Log, Trap, make_trap
+from tests.support.once import made_once
 
 from . import archives
 from .releases import NARROW, make_release
 
 
-def pytest_collection_modifyitems(items):
-    for item in items:
-        if Path(__file__).parent in item.path.parents:
-            item.add_marker(pytest.mark.e2e)
-
-
 @pytest.fixture(scope="session")
 def paper_release(tmp_path_factory) -> Path:
-    return make_release(tmp_path_factory.mktemp("paper"), M2OSTConfig())
+    return made_once(tmp_path_factory, "paper", lambda folder: make_release(folder, M2OSTConfig())) / "release"
 
 
 @pytest.fixture(scope="session")
 def narrow_release(tmp_path_factory) -> Path:
-    return make_release(tmp_path_factory.mktemp("narrow"), NARROW)
+    return made_once(tmp_path_factory, "narrow", lambda folder: make_release(folder, NARROW)) / "release"
 
 
 @pytest.fixture(scope="session")

@@ -14,16 +14,20 @@ from m2ost_export.onnx_files import load_checked
 from m2ost_export.probes import slide_views
 from m2ost_export.release import build_release
 
+from tests.support.once import made_once
+
 from .networks import SMALL, Exported, small_network
 
 
 @pytest.fixture(scope="session")
-def small_release(tmp_path_factory) -> Path:
+def small_release(heavy, tmp_path_factory) -> Path:
     """An fp16 release without engines."""
-    folder = tmp_path_factory.mktemp("small-release")
-    model, card = small_network()
-    build_release(model, save(folder / "checkpoint", model, card), folder / "release", precision="fp16")
-    return folder / "release"
+
+    def make(folder: Path) -> None:
+        model, card = small_network()
+        build_release(model, save(folder / "checkpoint", model, card), folder / "release", precision="fp16")
+
+    return made_once(tmp_path_factory, "small", make) / "release"
 
 
 @pytest.fixture(scope="session")
@@ -34,12 +38,16 @@ def small_fp16(small_release) -> Exported:
 
 
 @pytest.fixture(scope="session")
-def shipped_fp16(tmp_path_factory, section, selection) -> tuple[Path, Manifest]:
+def shipped_fp16(heavy, tmp_path_factory, section, selection) -> tuple[Path, Manifest]:
     """The shipped checkpoint in fp16, judged on real spots, with TensorRT-RTX engines for three kinds of GPU."""
-    folder = tmp_path_factory.mktemp("shipped") / "release"
-    with shipped_checkpoint() as checkpoint:
-        model, card = load(checkpoint)
-    views = slide_views(section, model.config.views, spots=selection, most=16)
-    engines = EngineOptions(toolkit="tensorrt-rtx", compute_capabilities=("8.0", "8.9", "12.0"))
-    manifest = build_release(model, card, folder, precision="fp16", spots=(section.name, views), engines=engines)
-    return folder, manifest
+
+    def make(folder: Path) -> None:
+        with shipped_checkpoint() as checkpoint:
+            model, card = load(checkpoint)
+        views = slide_views(section, model.config.views, spots=selection, most=16)
+        engines = EngineOptions(toolkit="tensorrt-rtx", compute_capabilities=("8.0", "8.9", "12.0"))
+        options = {"spots": (section.name, views), "engines": engines}
+        build_release(model, card, folder / "release", precision="fp16", **options)
+
+    release = made_once(tmp_path_factory, "shipped", make) / "release"
+    return release, Manifest.read(release)

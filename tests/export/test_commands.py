@@ -29,6 +29,7 @@ def small_checkpoint(tmp_path_factory):
     return folder
 
 
+@pytest.mark.usefixtures("heavy")
 def test_fp16_judged_on_a_slide_with_an_engine(small_checkpoint, svs, tmp_path):
     (tmp_path / "spots.csv").write_text("x,y\n500,500\n800,900\n1500,2000\n1100,1400\n700,2500\n1800,600\n")
     gate = ("--precision", "fp16", "--gate-slide", svs, "--gate-spots", tmp_path / "spots.csv")

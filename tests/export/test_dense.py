@@ -32,6 +32,7 @@ def windows(slide, geometry, rows=2, columns=4):
     return dict(zip(geometry.names, views, strict=True))
 
 
+@pytest.mark.usefixtures("heavy")
 def test_the_graph_agrees_with_the_network_on_real_windows(pyramid, tmp_path):
     model, _ = small_network()
     export_dense(DenseM2OST(FusedM2OST(model).eval()), tmp_path / "dense.onnx")

@@ -27,7 +27,7 @@ def model():
 
 
 @pytest.fixture(scope="module")
-def baseline(model, tmp_path_factory):
+def baseline(heavy, model, tmp_path_factory):
     folder = tmp_path_factory.mktemp("istar") / "baseline"
     build_baseline(model, GENES, folder)
     return folder
@@ -100,6 +100,7 @@ def test_nothing_of_it_comes_into_a_release(tmp_path):
         BaselineManifest.read(tmp_path)
 
 
+@pytest.mark.usefixtures("heavy")
 def test_weights_of_hipt_are_named_in_the_manifest(tmp_path):
     other = build(NARROW, seed=5)
     torch.save(other.vit256.state_dict(), tmp_path / "a.pth")

@@ -37,7 +37,7 @@ def checkpoint(folder, **sizes):
 
 
 @pytest.fixture(params=SIZES, ids=str, scope="module")
-def release(request, tmp_path_factory):
+def release(request, heavy, tmp_path_factory):
     tmp_path = tmp_path_factory.mktemp("release")
     model, card = checkpoint(tmp_path / "checkpoint", **request.param)
     build_release(model, card, tmp_path / "release")
@@ -112,6 +112,7 @@ def test_the_manifest_accounts_for_every_file(release):
     assert all((model / "1").is_dir() for model in folder.iterdir() if model.is_dir())
 
 
+@pytest.mark.usefixtures("heavy")
 def test_the_identity_follows_the_weights_and_what_they_are_said_to_predict_and_repeats(tmp_path):
     identities = []
     for name, seed, target in (("a", 0, "counts"), ("b", 0, "counts"), ("c", 1, "counts"), ("d", 0, "log1p")):
@@ -124,6 +125,7 @@ def test_the_identity_follows_the_weights_and_what_they_are_said_to_predict_and_
     assert len(set(identities)) == 3
 
 
+@pytest.mark.usefixtures("heavy")
 def test_a_graph_that_differs_is_refused_and_nothing_is_left(tmp_path, monkeypatch):
     model, card = checkpoint(tmp_path / "checkpoint", depth=1)
 
@@ -165,6 +167,7 @@ def test_probe_views_span_the_range():
         assert view[0].std() > 30
 
 
+@pytest.mark.usefixtures("heavy")
 def test_parity_compares_at_the_batches_asked_for(tmp_path):
     model, _ = checkpoint(tmp_path / "checkpoint", depth=1, dim=12)
     export_onnx(model, tmp_path / "m.onnx")

@@ -29,7 +29,6 @@ def test_the_shipped_checkpoint_in_fp16_agrees_on_real_spots(shipped_fp16, secti
 
 def test_real_engines_of_the_shipped_checkpoint(shipped_fp16):
     release, manifest = shipped_fp16
-    assert Manifest.read(release) == manifest
     assert not changed_files(release, manifest)
     plans = {plan.compute_capability: plan for plan in manifest.engines}
     assert set(plans) == {"8.0", "8.9", "12.0"}

@@ -25,7 +25,7 @@ BRIEF = ["--spots", "6", "--batch-rows", "3", "--run-spots", "9", "--rounds", "1
 
 
 @pytest.fixture(scope="module")
-def narrow(tmp_path_factory):
+def narrow(heavy, tmp_path_factory):
     """Checkpoints of two narrow networks, and a release of the first."""
     folder = tmp_path_factory.mktemp("narrow")
     for seed in (1, 0):

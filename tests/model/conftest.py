@@ -21,7 +21,7 @@ def tiny_data(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def tiny_raw(tiny_data) -> dict:
+def tiny_raw(heavy, tiny_data) -> dict:
     """Settings that train in a second or two."""
     return yaml.safe_load(
         f"""

@@ -178,6 +178,7 @@ def test_dropped_tokens_and_masks_are_for_training_only():
     torch.testing.assert_close(sequences[0][:, 0], cls.expand(2, -1))
 
 
+@pytest.mark.usefixtures("heavy")
 def test_a_short_training_on_real_spots_beats_what_sees_no_image(tmp_path):
     # Two sections, a narrow network, two minutes: r per gene of any constant is 0.
     root = shared_file("her2st")
