@@ -233,9 +233,13 @@ def test_leaving_the_loop_cancels_the_rest(narrow_server):
     assert asyncio.run(take_one()) == []
 
 
+@pytest.fixture(scope="module")
+def other(tmp_path_factory):
+    return make_release(tmp_path_factory.mktemp("other"), NARROW, seed=9)
+
+
 @pytest.mark.parametrize("send_pixels", [False, True])
-def test_a_release_that_changes_in_mid_slide_is_noticed(narrow_release, roots, tmp_path, svs, send_pixels):
-    other = make_release(tmp_path, NARROW, seed=9)
+def test_a_release_that_changes_in_mid_slide_is_noticed(narrow_release, other, roots, svs, send_pixels):
     first = TritonServer(ServerOptions(release=narrow_release, roots=roots))
     first.start()
     ports = first.ports

@@ -108,7 +108,7 @@ def test_a_release_in_fp16_is_served_on_a_cpu(tmp_path, roots, svs, pixel_center
     assert expected.std(axis=0).min() > FP16_TOLERANCE, "a map without contrast would pass by luck"
 
 
-@pytest.mark.parametrize("sizes", [{"image_px": 256}, {"n_levels": 2}, {"n_levels": 1}], ids=str)
+@pytest.mark.parametrize("sizes", [{"image_px": 256, "n_levels": 2}, {"n_levels": 1}], ids=str)
 def test_networks_of_other_sizes_are_served(sizes, tmp_path, roots, svs, pixel_centers):
     release = make_release(tmp_path, M2OSTConfig(**{**NARROW.to_dict(), **sizes}))
     with TritonServer(ServerOptions(release=release, roots=roots)) as server:

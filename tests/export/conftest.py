@@ -39,13 +39,13 @@ def small_fp16(small_release) -> Exported:
 
 @pytest.fixture(scope="session")
 def shipped_fp16(heavy, tmp_path_factory, section, selection) -> tuple[Path, Manifest]:
-    """The shipped checkpoint in fp16, judged on real spots, with TensorRT-RTX engines for three kinds of GPU."""
+    """The shipped checkpoint in fp16, judged on real spots, with TensorRT-RTX engines for two kinds of GPU."""
 
     def make(folder: Path) -> None:
         with shipped_checkpoint() as checkpoint:
             model, card = load(checkpoint)
         views = slide_views(section, model.config.views, spots=selection, most=16)
-        engines = EngineOptions(toolkit="tensorrt-rtx", compute_capabilities=("8.0", "8.9", "12.0"))
+        engines = EngineOptions(toolkit="tensorrt-rtx", compute_capabilities=("8.9", "12.0"))
         options = {"spots": (section.name, views), "engines": engines}
         build_release(model, card, folder / "release", precision="fp16", **options)
 

@@ -25,7 +25,7 @@ def m2ost(*arguments, script="from m2ost_cli.main import main; main()"):
 @pytest.fixture(scope="module")
 def small_checkpoint(tmp_path_factory):
     folder = tmp_path_factory.mktemp("checkpoint") / "checkpoint"
-    save(folder, *small_network())
+    save(folder, *small_network(n_levels=1))
     return folder
 
 
