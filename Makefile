@@ -1,4 +1,4 @@
-# Two commands do everything on a fresh machine: `make demo` and `make test`.
+# Two commands do everything on a fresh machine: `make demo` and `make test`; `make check` is for people at work.
 
 # The client's environment takes Python 3.11 to 3.13; the embedded server's 3.11 or 3.12, with a shared libpython.
 first_python = $(shell for v in $(1); do python$$v -c '' 2>/dev/null && echo python$$v && break; done)
@@ -12,13 +12,14 @@ M2OST := .venv/bin/m2ost
 
 # Two files of tests at a time, each with one thread of PyTorch: most wait for a server, or run on one core.
 PYTEST_OPTIONS := -q -n 2 --dist loadfile
-test: export OMP_NUM_THREADS := 1
+test check: export OMP_NUM_THREADS := 1
 PYTEST := .venv/bin/python -m pytest $(PYTEST_OPTIONS)
 
-.PHONY: help demo test lint unit server-views e2e formats fuzz attack bench bench-tiler gate soak gpu-check gpu-carry clean
+.PHONY: help demo test check lint light heavy server-views e2e formats fuzz attack bench bench-tiler gate soak gpu-check gpu-carry clean
 help:
 	@echo "make demo   a real slide in, an expression map out, through an embedded Triton"
-	@echo "make test   lint, types, unit tests in both environments, end-to-end tests"
+	@echo "make check  lint, types, imports, and every test that trains, exports and serves nothing: under three minutes"
+	@echo "make test   the same, then the other tests, those of the server's environment, and the end-to-end tests"
 	@echo "make formats   write the README's table of formats anew; make fuzz   damage 1,200 files by chance"
 	@echo "make attack 10,000 hostile requests, overload, faults and evil slides, on a served release"
 	@echo "make bench  served against bare inference and the authors' way, and M2OST against iStar, interleaved"
@@ -49,26 +50,32 @@ $(DEMO)/CMU-1-Small-Region.svs: | .venv/.complete
 demo: .venv/.complete .triton/.complete $(DEMO_SLIDE)
 	$(M2OST) predict $(DEMO_SLIDE) --pitch-um 50 --view-mpp model --map DDX5 --out $(DEMO)/result
 
-test: lint unit server-views e2e
+test: check heavy server-views e2e
+
+check: lint light
 
 lint: .venv/.complete
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
+	.venv/bin/lint-imports
 
 # Made only where npm is: the tests of pages say so where it is not.
 build/browser: | .venv/.complete
 	.venv/bin/python scripts/fetch_browser.py $@
 
-unit: .venv/.complete build/browser
-	$(PYTEST) -m 'not e2e'
+light: .venv/.complete build/browser
+	$(PYTEST) --ignore tests/e2e -m 'not heavy'
+
+heavy: .venv/.complete
+	$(PYTEST) --ignore tests/e2e -m heavy
 
 server-views: .triton/.complete
 	.triton/bin/python -m pytest $(PYTEST_OPTIONS) tests/contract tests/preprocess tests/serving tests/istar/pipeline tests/compat/test_matrix.py
 
 e2e: .venv/.complete .triton/.complete
-	$(PYTEST) -m 'e2e and not alone'
-	.venv/bin/python -m pytest -q -m alone
+	$(PYTEST) tests/e2e -m 'not alone'
+	.venv/bin/python -m pytest -q tests/e2e -m alone
 
 formats: .venv/.complete $(DEMO_SLIDE)
 	.venv/bin/python -m tests.compat.table $(DEMO_SLIDE)

@@ -172,7 +172,8 @@ def predict(
     with needs("client"):
         from m2ost_client.dense import DenseOptions, check_new, predict_dense
         from m2ost_client.files import check_writable
-        from m2ost_client.predict import PredictOptions, predict_slide
+        from m2ost_client.options import PredictOptions
+        from m2ost_client.predict import predict_slide
         from m2ost_client.reports import Exports
         from m2ost_client.stream import StreamOptions
     if send_pixels and not server:

@@ -21,11 +21,13 @@ from .answers import Expression
 from .dense_store import DenseStore, empty_block, new_store_path
 from .errors import InputError, OutputError
 from .files import check_writable
-from .metadata import SpotsScored, run_metadata, stage
-from .predict import PredictOptions, check_genes, check_same_slide, result_name, view_scale
+from .metadata import SpotsScored, run_metadata
+from .options import PredictOptions, check_genes, view_scale
+from .predict import check_same_slide, result_name
 from .results import status_name
 from .stream import SpotBatch, SpotStream
 from .timeline import NoTimeline, Timeline
+from .timing import stage
 
 
 @dataclass(frozen=True, kw_only=True)

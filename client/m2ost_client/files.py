@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,11 +13,8 @@ from urllib.parse import quote
 
 from . import maps
 from .errors import OutputError
-from .metadata import stage
-from .results import SlideResult, to_anndata
-
-Writer = Callable[[Path], Any]
-"""Writes one file, or one folder, at the path it is given."""
+from .results import SlideResult, Writer, to_anndata
+from .timing import stage
 
 
 def check_writable(folder: Path) -> None:

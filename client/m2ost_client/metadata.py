@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import platform
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from m2ost_contract import EngineInfo
 from m2ost_preprocess.decoder import SlideInfo
 
-if TYPE_CHECKING:
-    from .predict import PredictOptions
+from .options import PredictOptions
 
 _PACKAGES = ("m2ost-triton", "numpy", "anndata", "tritonclient", "pillow", "zarr")
 
@@ -36,16 +32,6 @@ class SpotsScored:
     count: int
     source: str
     by_status: dict[str, int]
-
-
-@contextmanager
-def stage(seconds: dict[str, float], name: str) -> Iterator[None]:
-    """Note the wall-clock seconds of a block under ``name``."""
-    started = time.perf_counter()
-    try:
-        yield
-    finally:
-        seconds[name] = round(time.perf_counter() - started, 4)
 
 
 def run_metadata(

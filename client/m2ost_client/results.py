@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import anndata
@@ -13,6 +15,9 @@ from m2ost_preprocess.decoder import SlideInfo
 from m2ost_preprocess.spots import Spots
 
 from .answers import Expression, Statuses
+
+Writer = Callable[[Path], Any]
+"""Writes one file, or one folder, at the path it is given."""
 
 DEFAULT_SPOT_UM = 100.0
 """Diameter at which a lone spot is drawn, in µm, where no pitch tells."""

@@ -8,7 +8,7 @@ import typer
 from m2ost_cli.bench_commands import bench
 from typer.testing import CliRunner
 
-from tests.conftest import REPOSITORY
+from tests.support.data import REPOSITORY
 
 COMMANDS = typer.main.get_command(bench).commands
 

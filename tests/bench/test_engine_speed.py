@@ -19,7 +19,7 @@ ENGINES = ("onnxruntime-cpu", "onnxruntime attention", "onnxruntime int8", "open
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory):
+def made(heavy, tmp_path_factory):
     folder = tmp_path_factory.mktemp("engines")
     model, card = initialise(NARROW, GENES, seed=0)
     build_release(model, save(folder / "checkpoint", model, card), folder / "release")

@@ -19,14 +19,14 @@ from m2ost_export.release import build_release
 from m2ost_loadtests.rounds import Rounds
 
 from scripts.crop_slide import main as crop_slide
-from tests.conftest import REPOSITORY
+from tests.support.data import REPOSITORY
 
 NARROW = M2OSTConfig(n_genes=6, depth=1, dim=12, heads=1, head_dim=12, ffn_dim=8, channel_dim=8)
 BRIEF = ["--spots", "6", "--batch-rows", "3", "--run-spots", "9", "--rounds", "1", "--at-least-s", "0"]
 
 
 @pytest.fixture(scope="module")
-def narrow(tmp_path_factory):
+def narrow(heavy, tmp_path_factory):
     """Checkpoints of two narrow networks, and a release of the first."""
     folder = tmp_path_factory.mktemp("narrow")
     for seed in (1, 0):

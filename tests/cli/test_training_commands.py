@@ -8,8 +8,8 @@ import pytest
 import yaml
 from m2ost.checkpoint import load
 
-from tests.conftest import error_of
-from tests.model.conftest import GENES, write_section
+from tests.model.sections import GENES, write_section
+from tests.support.command import error_of
 
 M2OST = Path(sys.executable).with_name("m2ost")
 
@@ -27,6 +27,7 @@ def root(tmp_path_factory):
     return root
 
 
+@pytest.mark.usefixtures("heavy")
 def test_from_data_to_a_checkpoint(root, tmp_path):
     status, _, errors = m2ost("split", "--data", root, "--out", tmp_path / "split.yaml", "--shares", "1,1,1")
     assert status == 0, errors

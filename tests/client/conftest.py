@@ -3,21 +3,11 @@
 import numpy as np
 import pytest
 from m2ost_client.results import SlideResult
-from m2ost_contract import EngineInfo, RowStatus, ViewGeometry
+from m2ost_contract import RowStatus
 from m2ost_preprocess.decoder import SlideInfo
 from m2ost_preprocess.spots import Spots
 
-ENGINE = EngineInfo(
-    genes=("DDX5", "B2M", "FN1", "ERBB2"),
-    views=ViewGeometry(),
-    mpp=0.7,
-    target="log1p_cpm_panel",
-    trained=False,
-    precision="fp32",
-    checkpoint_sha256="a" * 64,
-    onnx_sha256="b" * 64,
-    release_sha256="c" * 64,
-)
+from tests.support.releases import ENGINE
 
 
 @pytest.fixture

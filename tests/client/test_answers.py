@@ -1,12 +1,15 @@
 """No answer that cannot be one becomes a result: a row for forty, values that are no numbers, facts that are none."""
 
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from m2ost_client.answers import read_expression, read_fingerprint, read_scored, read_slide_info
+from m2ost_client.answers import read_engine, read_expression, read_fingerprint, read_scored, read_slide_info
 from m2ost_client.errors import BadAnswer
+
+from tests.support.releases import ENGINE as SERVED
 
 GENES = 5
 ENGINE = SimpleNamespace(genes=("a", "b", "c", "d", "e"))
@@ -70,6 +73,29 @@ def test_bytes_that_do_not_make_what_the_answer_says_are_refused():
 
     with pytest.raises(BadAnswer, match="EXPRESSION cannot be read: cannot reshape"):
         read_scored(SimpleNamespace(as_numpy=as_numpy), 40, ENGINE)
+
+
+def test_an_answer_for_one_row_is_a_table_of_one_row():
+    expression, status = np.arange(GENES, dtype=np.float32)[None], np.zeros((1, 1), np.int32)
+    found, statuses = read_scored(answer(EXPRESSION=expression, STATUS=status), 1, ENGINE)
+    assert (found.shape, statuses.shape) == ((1, GENES), (1,))
+    np.testing.assert_array_equal(found, expression)
+    np.testing.assert_array_equal(read_expression(answer(EXPRESSION=expression), 1, ENGINE), expression)
+    for wrong in (expression[0], expression[:, :1], np.repeat(expression, 2, axis=0)):
+        with pytest.raises(BadAnswer, match="EXPRESSION is float32 of"):
+            read_scored(answer(EXPRESSION=wrong, STATUS=status), 1, ENGINE)
+        with pytest.raises(BadAnswer, match="EXPRESSION is float32 of"):
+            read_expression(answer(EXPRESSION=wrong), 1, ENGINE)
+
+
+@pytest.mark.parametrize("name", ["target", "precision", "checkpoint_sha256", "onnx_sha256", "release_sha256"])
+def test_a_release_that_says_nothing_of_what_it_is_is_refused(name):
+    assert read_engine(SERVED.to_parameters()) == SERVED
+    with pytest.raises(BadAnswer, match=f"says nothing of {name};"):
+        read_engine(replace(SERVED, **{name: ""}).to_parameters())
+    without = {key: value for key, value in SERVED.to_parameters().items() if key != name}
+    with pytest.raises(BadAnswer, match=f"has no parameter {name}:"):
+        read_engine(without)
 
 
 def described(facts=None, **changes):

@@ -17,9 +17,8 @@ from m2ost_contract import QUEUE_FULL
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 from tritonclient.utils import InferenceServerException
 
-from tests.conftest import need_address
-
-from .conftest import ENGINE
+from tests.support.machine import need_address
+from tests.support.releases import ENGINE
 
 AWAY = InferenceServerException("connection refused", status="StatusCode.UNAVAILABLE")
 LATE = InferenceServerException("too late", status="StatusCode.DEADLINE_EXCEEDED")
@@ -135,6 +134,21 @@ def test_a_refusal_is_not_sent_again():
         ask(script)
     assert caught.value.status == "NOT_FOUND"
     assert len(script.requests) == 1
+
+
+def test_the_pause_before_a_request_is_sent_again_doubles_up_to_five_seconds(monkeypatch):
+    """Each is drawn from half to one and a half times that, so that clients do not come together."""
+    paused = []
+
+    async def sleep(seconds):
+        paused.append(seconds)
+
+    monkeypatch.setattr(asyncio, "sleep", sleep)  # the pauses add up to minutes
+    connection, _, answers = ask(Script(*[AWAY] * 40), retry_for_s=600)
+    assert (answers, connection.retries) == (["answer"], 40)
+    nominal = [0.1 * 2**n for n in range(6)] + [5.0] * 34
+    assert all(0.5 * pause <= found <= 1.5 * pause for found, pause in zip(paused, nominal, strict=True))
+    assert len(set(paused[6:])) > 1
 
 
 def test_a_server_that_stays_away_is_given_up_in_time():

@@ -30,9 +30,7 @@ from m2ost_client.installation import Installation
 from m2ost_contract import Manifest, ManifestError, ViewGeometry, sha256_file
 from m2ost_serving.repository import write_repository
 
-from tests.conftest import engine_plan
-
-from .conftest import ENGINE
+from tests.support.releases import ENGINE, engine_plan
 
 L4 = Gpu("NVIDIA L4", "8.9", 24 << 30)
 H100 = Gpu("NVIDIA H100 80GB HBM3", "9.0", 80 << 30)

@@ -19,7 +19,7 @@ from m2ost_client.results import to_anndata
 from m2ost_contract import RowStatus
 from typer.testing import CliRunner
 
-from .conftest import ENGINE
+from tests.support.releases import ENGINE
 
 ALL = Exports(geojson=True, spatialdata=True, report=True)
 quiet = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning", "ignore::DeprecationWarning")

@@ -16,7 +16,7 @@ from m2ost_client.errors import OutputError
 from m2ost_client.files import check_writable, write_result
 from PIL import Image
 
-from .conftest import ENGINE
+from tests.support.releases import ENGINE
 
 
 def metadata(**more):

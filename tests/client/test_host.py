@@ -9,7 +9,7 @@ from m2ost_client import ServerStartError
 from m2ost_client.host import Ports, held_ports, host_port, numeric_host
 from m2ost_client.sockets import unproved_ports
 
-from tests.conftest import in_namespaces, need_address
+from tests.support.machine import in_namespaces, need_address
 
 LOCALHOST = "127.0.0.1"
 

@@ -15,8 +15,7 @@ from typer.testing import CliRunner
 
 from tests.attack import liar
 from tests.attack.liar import FACTS, GRID, Liar, Wire
-
-from .conftest import ENGINE
+from tests.support.releases import ENGINE
 
 DEADLINE_S, RETRY_FOR_S = 1.0, 1.0
 PATIENCE_S = 60.0

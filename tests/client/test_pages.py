@@ -13,7 +13,7 @@ from m2ost_client.reports import Failure, Row, archive_page, slide_page
 from m2ost_client.reports.gene_maps import map_data
 from playwright.sync_api import sync_playwright
 
-from tests.conftest import REPOSITORY
+from tests.support.data import REPOSITORY
 
 from .test_exports import empty, metadata
 

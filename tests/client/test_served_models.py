@@ -15,8 +15,9 @@ from m2ost_contract import Manifest
 from m2ost_serving.repository import write_repository
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
+from tests.support.releases import ENGINE
+
 from .beside import NETWORK, folder_beside
-from .conftest import ENGINE
 
 UNKNOWN = f"no slide {PROBE_SLIDE}"
 DEAD = "Stub process is not healthy."

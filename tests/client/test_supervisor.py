@@ -29,10 +29,10 @@ from m2ost_client.sockets import MOST_PEERS, Peers, named, peers, peers_at_end
 from m2ost_contract import Manifest
 from m2ost_serving.repository import MODELS_TOOL, template_sha256, write_repository
 
-from tests.conftest import in_namespaces, need_address, wait_for
+from tests.support.machine import in_namespaces, need_address, wait_for
+from tests.support.releases import ENGINE
 
 from .beside import folder_beside
-from .conftest import ENGINE
 
 LOCALHOST = "127.0.0.1"
 

@@ -5,7 +5,7 @@ import hashlib
 import pytest
 from m2ost_contract import EngineInfo, Manifest, ManifestError, Release, ReleaseError, ViewGeometry
 
-from tests.conftest import engine_plan
+from tests.support.releases import engine_plan
 
 PLAN = engine_plan()
 ENGINE = EngineInfo(

@@ -9,10 +9,8 @@ from contextlib import nullcontext
 from dataclasses import fields
 from pathlib import Path
 
-import psutil
 from m2ost_client import archive
 from m2ost_client.archive import RescoreOptions, Servers, Settings, SlideList, SlideRow
-from m2ost_contract import MODEL_TILER
 from m2ost_preprocess.readers import open_slide
 from PIL import Image
 
@@ -80,22 +78,3 @@ def results(out: Path) -> dict[str, bytes]:
     """Every file that a run leaves for people, but for the summary, which tells of the run."""
     files = [out / "archive.parquet", *(out / "results").iterdir()]
     return {str(f.relative_to(out)): f.read_bytes() for f in sorted(files)}
-
-
-def tiler_decoders(server) -> list[psutil.Process]:
-    """All processes that read slides for the tiler: a further one reads while the first is held up."""
-    return [
-        child
-        for process in psutil.Process(server.pid).children()
-        if f"{MODEL_TILER}/1/model.py" in " ".join(process.cmdline())
-        for child in process.children()
-    ]
-
-
-def tiler_decoder(server, model: str = MODEL_TILER) -> psutil.Process:
-    """The process that reads slides for the tiler, or for another model."""
-    return next(
-        process.children()[0]
-        for process in psutil.Process(server.pid).children()
-        if f"{model}/1/model.py" in " ".join(process.cmdline())
-    )

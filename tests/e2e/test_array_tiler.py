@@ -12,7 +12,8 @@ from m2ost_bench.gpu_check.served import Work, measure_served
 from m2ost_client import ServerOptions, TritonServer
 from m2ost_client.errors import ServerStartError
 
-from .conftest import by_server, network_of, reseal
+from .releases import network_of, reseal
+from .servers import by_server
 
 CENTERS = [(0, 0), (2219, 2966), (801, 903), (640, 2000), (77, 1400), (-1, 5), (805, 903)]
 

@@ -19,9 +19,10 @@ from m2ost_client.host import SHM
 from m2ost_preprocess.spots import read_spots
 from PIL import Image
 
-from tests.conftest import error_of
+from tests.support.command import error_of
 
-from .conftest import by_pytorch, heed_ctrl_c, still_running
+from .releases import by_pytorch
+from .servers import heed_ctrl_c, still_running
 
 M2OST = Path(sys.executable).with_name("m2ost")
 

@@ -5,7 +5,7 @@ import json
 import anndata
 import numpy as np
 
-from .conftest import by_pytorch
+from .releases import by_pytorch
 from .test_command_line import predict
 
 

@@ -14,7 +14,8 @@ from m2ost_preprocess.slides import SlideRoots
 from m2ost_preprocess.spots import grid
 from m2ost_preprocess.tissue import MASK_PX, tissue_mask
 
-from .conftest import NARROW, make_release, metrics_of, raw_request
+from .releases import NARROW, make_release
+from .servers import metrics_of, raw_request
 
 WINDOW_PX = 896
 COUNTED = ("spots", "decoded_px", "decoded_tiles", "cached_tiles", "moved_bytes")

@@ -14,14 +14,15 @@ from m2ost_cli.main import app
 from m2ost_client import dense, dense_store
 from m2ost_client.dense import DenseOptions, predict_dense
 from m2ost_client.errors import InputError, OutputError
-from m2ost_client.predict import PredictOptions
+from m2ost_client.options import PredictOptions
 from m2ost_client.stream import StreamOptions
 from m2ost_preprocess.errors import SpotError, UnknownTissue
 from m2ost_preprocess.rectangle import Rectangle
 from PIL import Image
 from typer.testing import CliRunner
 
-from .conftest import NARROW, by_pytorch, make_release, metrics_of
+from .releases import NARROW, by_pytorch, make_release
+from .servers import metrics_of
 from .test_command_line import m2ost
 
 SLIDE = "wsi/CMU-1-Small-Region.svs"
@@ -106,7 +107,7 @@ import asyncio, os, signal, sys
 from pathlib import Path
 from m2ost_client import dense_store
 from m2ost_client.dense import DenseOptions, predict_dense
-from m2ost_client.predict import PredictOptions
+from m2ost_client.options import PredictOptions
 from m2ost_client.stream import StreamOptions
 from m2ost_preprocess import dense
 from m2ost_preprocess.rectangle import Rectangle

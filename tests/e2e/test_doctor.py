@@ -13,7 +13,7 @@ from m2ost_client.doctor.collect import host_facts
 from m2ost_client.doctor.profile import read_profile
 from m2ost_client.host import SHM
 
-from .conftest import by_server
+from .servers import by_server
 
 M2OST = Path(sys.executable).with_name("m2ost")
 PORTS = ("--grpc-port", "0", "--http-port", "0", "--metrics-port", "0")

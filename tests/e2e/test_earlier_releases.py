@@ -6,7 +6,8 @@ import shutil
 import numpy as np
 from m2ost_client import ServerOptions, TritonServer
 
-from .conftest import by_server, reseal
+from .releases import reseal
+from .servers import by_server
 
 SLIDE, CENTERS = "wsi/CMU-1-Small-Region.svs", [(640, 2000), (801, 903), (1333, 2500)]
 

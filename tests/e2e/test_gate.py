@@ -10,9 +10,9 @@ import pytest
 import yaml
 from m2ost_loadtests.gate.thresholds import SHIPPED
 
-from tests.conftest import error_of
+from tests.support.command import error_of
 
-from .conftest import reseal
+from .releases import reseal
 
 M2OST = Path(sys.executable).with_name("m2ost")
 SLIDE = "wsi/CMU-1-Small-Region.svs"

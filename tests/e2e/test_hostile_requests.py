@@ -11,7 +11,9 @@ from m2ost_client import SpotStream, StreamOptions
 from m2ost_client.host import SHM
 from tritonclient.grpc import service_pb2
 
-from .conftest import metrics_of, wait_for, waiting
+from tests.support.machine import wait_for
+
+from .servers import metrics_of, waiting
 
 GOOD = 8
 

@@ -24,8 +24,9 @@ from m2ost_preprocess.readers import open_slide
 from tritonclient.utils import InferenceServerException
 
 from tests.istar.narrow import NARROW, TorchNetworks
+from tests.support.machine import wait_for
 
-from .conftest import by_server, metrics_of, process_of, wait_for
+from .servers import by_server, metrics_of, process_of
 
 SLIDE = "wsi/CMU-1-Small-Region.svs"
 CENTERS = np.array([(800, 900), (0, 0), (2219, 2966), (-1, 3), (1500, 2000), (2220, 0)], np.int32)

@@ -15,9 +15,10 @@ from m2ost_loadtests.load.closed_load import LOCUSTFILE, run_closed_load
 from m2ost_loadtests.load.load_report import LoadReport
 from m2ost_loadtests.load.workload import Load
 
-from tests.conftest import kept_ports
+from tests.support.machine import kept_ports
 
-from .conftest import metrics_of, reseal
+from .releases import reseal
+from .servers import metrics_of
 
 SLIDE = "wsi/CMU-1-Small-Region.svs"
 OTHER = "wsi/her2st_C2.tif"

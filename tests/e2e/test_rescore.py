@@ -17,7 +17,7 @@ from m2ost_client.reports import Exports
 from PIL import Image
 
 from .archives import MPP, rescore, rescore_apart, results
-from .conftest import by_pytorch
+from .releases import by_pytorch
 
 READ = ("slide_info", "slide_fingerprint")
 

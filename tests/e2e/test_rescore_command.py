@@ -19,8 +19,11 @@ from m2ost_client import InputError
 from m2ost_client.archive import read_status
 from m2ost_preprocess.readers import open_slide
 
-from .archives import MPP, make_slides, rescore, results, tiler_decoders
-from .conftest import by_pytorch, heed_ctrl_c, metrics_of, wait_for
+from tests.support.machine import wait_for
+
+from .archives import MPP, make_slides, rescore, results
+from .releases import by_pytorch
+from .servers import heed_ctrl_c, metrics_of, tiler_decoders
 
 M2OST = Path(sys.executable).with_name("m2ost")
 

@@ -18,8 +18,8 @@ from m2ost_serving.queueing import BACKGROUND_TURNS
 from m2ost_serving.tiling import MOST_WAITING
 from tritonclient.utils import InferenceServerException
 
-from .archives import MPP, rescore, rescore_apart, results, tiler_decoder
-from .conftest import raw_request
+from .archives import MPP, rescore, rescore_apart, results
+from .servers import raw_request, tiler_decoder
 
 
 def serve(release, folder, **options):

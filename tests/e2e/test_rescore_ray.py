@@ -18,11 +18,11 @@ from m2ost_client import InputError, ReleaseChanged, ServerUnavailable
 from m2ost_client.archive import SlideRow, connected
 
 from tests.attack.liar import Liar, lies
-from tests.client.conftest import ENGINE
-from tests.conftest import kept_ports
+from tests.support.machine import kept_ports, wait_for
+from tests.support.releases import ENGINE
 
-from .archives import MPP, rescore, results, tiler_decoder
-from .conftest import wait_for
+from .archives import MPP, rescore, results
+from .servers import tiler_decoder
 
 LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 """Makes Ray listen at 127.0.0.1 alone, as it does on a laptop: whoever reaches a cluster can run code there."""

@@ -12,7 +12,7 @@ from m2ost.evaluation.judge import evaluate
 from m2ost.evaluation.subjects import open_subject
 from m2ost.shipped import shipped_checkpoint
 
-from tests.conftest import shared_file
+from tests.support.data import shared_file
 
 
 @pytest.mark.parametrize("name", ["C5", "B4"])

@@ -22,7 +22,9 @@ from m2ost_client.command import RESTRICTED_APIS
 from m2ost_client.host import SHM
 from tritonclient.grpc import service_pb2
 
-from .conftest import by_server, heed_ctrl_c, raw_request, wait_for
+from tests.support.machine import wait_for
+
+from .servers import by_server, heed_ctrl_c, raw_request
 
 SLIDE = "wsi/CMU-1-Small-Region.svs"
 SERVICE = "/inference.GRPCInferenceService/"

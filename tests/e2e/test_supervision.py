@@ -23,17 +23,13 @@ from m2ost_client.host import SHM, Ports
 from m2ost_contract import RowStatus, ViewGeometry
 from m2ost_preprocess.network import read_url
 
-from tests.conftest import need_address
+from tests.support.machine import need_address, wait_for
 
-from .conftest import by_pytorch, by_server, heed_ctrl_c, process_of, raw_request, still_running, wait_for, waiting
+from .releases import by_pytorch
+from .servers import by_server, heed_ctrl_c, process_of, raw_request, still_running, tiler_decoder, waiting
 
 SLIDE = "wsi/CMU-1-Small-Region.svs"
 M2OST = Path(sys.executable).with_name("m2ost")
-
-
-def tiler_decoder(server):
-    (child,) = process_of(server, "slide_tiler").children()
-    return child
 
 
 @pytest.fixture

@@ -18,9 +18,9 @@ from m2ost.checkpoint import initialise
 from m2ost_export.probes import slide_views
 from m2ost_export.torchserve import write_archive
 
-from tests.conftest import kept_ports
+from tests.support.machine import kept_ports
 
-from .conftest import NARROW
+from .releases import NARROW
 
 GENES = tuple(f"untrained_{i}" for i in range(NARROW.n_genes))
 ADDRESSES = ("inference_address", "management_address", "metrics_address")

@@ -10,9 +10,10 @@ from m2ost_contract import RowStatus
 from m2ost_preprocess.decoder import Decoder
 from m2ost_preprocess.spots import read_spots
 
-from tests.conftest import shared_file
+from tests.support.data import shared_file
 
-from .conftest import NARROW, by_pytorch, by_server, make_release, metrics_at_rest
+from .releases import NARROW, by_pytorch, make_release
+from .servers import by_server, metrics_at_rest
 
 TOLERANCE = 1e-4
 FP16_TOLERANCE = 5e-3
@@ -107,7 +108,7 @@ def test_a_release_in_fp16_is_served_on_a_cpu(tmp_path, roots, svs, pixel_center
     assert expected.std(axis=0).min() > FP16_TOLERANCE, "a map without contrast would pass by luck"
 
 
-@pytest.mark.parametrize("sizes", [{"image_px": 256}, {"n_levels": 2}, {"n_levels": 1}], ids=str)
+@pytest.mark.parametrize("sizes", [{"image_px": 256, "n_levels": 2}, {"n_levels": 1}], ids=str)
 def test_networks_of_other_sizes_are_served(sizes, tmp_path, roots, svs, pixel_centers):
     release = make_release(tmp_path, M2OSTConfig(**{**NARROW.to_dict(), **sizes}))
     with TritonServer(ServerOptions(release=release, roots=roots)) as server:

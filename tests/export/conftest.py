@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
-import onnx
 import pytest
-import torch
-from m2ost.checkpoint import ModelCard, initialise, load, save
-from m2ost.config import M2OSTConfig
-from m2ost.network import M2OST
+from m2ost.checkpoint import load, save
 from m2ost.shipped import shipped_checkpoint
 from m2ost_contract import Manifest
 from m2ost_export.engines import EngineOptions
@@ -19,36 +14,20 @@ from m2ost_export.onnx_files import load_checked
 from m2ost_export.probes import slide_views
 from m2ost_export.release import build_release
 
-SMALL = M2OSTConfig(n_genes=6, depth=1, image_px=64, dim=12, heads=1, head_dim=16, ffn_dim=8, channel_dim=8)
-"""Three levels of 16, 32 and 48 patches, one block: every kind of step at next to no arithmetic."""
+from tests.support.once import made_once
 
-GENES = tuple(f"g{i}" for i in range(SMALL.n_genes))
-
-
-@dataclass(frozen=True)
-class Exported:
-    """A small network, its fp16 form, and that form's graph."""
-
-    model: M2OST
-    fused: FusedM2OST
-    graph: onnx.ModelProto
-
-
-def small_network(seed: int = 0, **sizes: int) -> tuple[M2OST, ModelCard]:
-    """A network with weights of trained size: freshly initialised ones hardly tell two spots apart."""
-    model, card = initialise(M2OSTConfig(**{**SMALL.to_dict(), **sizes}), GENES, seed=seed)
-    with torch.no_grad():
-        model.head.weight.mul_(4)
-    return model, card
+from .networks import SMALL, Exported, small_network
 
 
 @pytest.fixture(scope="session")
-def small_release(tmp_path_factory) -> Path:
+def small_release(heavy, tmp_path_factory) -> Path:
     """An fp16 release without engines."""
-    folder = tmp_path_factory.mktemp("small-release")
-    model, card = small_network()
-    build_release(model, save(folder / "checkpoint", model, card), folder / "release", precision="fp16")
-    return folder / "release"
+
+    def make(folder: Path) -> None:
+        model, card = small_network()
+        build_release(model, save(folder / "checkpoint", model, card), folder / "release", precision="fp16")
+
+    return made_once(tmp_path_factory, "small", make) / "release"
 
 
 @pytest.fixture(scope="session")
@@ -59,12 +38,16 @@ def small_fp16(small_release) -> Exported:
 
 
 @pytest.fixture(scope="session")
-def shipped_fp16(tmp_path_factory, section, selection) -> tuple[Path, Manifest]:
-    """The shipped checkpoint in fp16, judged on real spots, with TensorRT-RTX engines for three kinds of GPU."""
-    folder = tmp_path_factory.mktemp("shipped") / "release"
-    with shipped_checkpoint() as checkpoint:
-        model, card = load(checkpoint)
-    views = slide_views(section, model.config.views, spots=selection, most=16)
-    engines = EngineOptions(toolkit="tensorrt-rtx", compute_capabilities=("8.0", "8.9", "12.0"))
-    manifest = build_release(model, card, folder, precision="fp16", spots=(section.name, views), engines=engines)
-    return folder, manifest
+def shipped_fp16(heavy, tmp_path_factory, section, selection) -> tuple[Path, Manifest]:
+    """The shipped checkpoint in fp16, judged on real spots, with TensorRT-RTX engines for two kinds of GPU."""
+
+    def make(folder: Path) -> None:
+        with shipped_checkpoint() as checkpoint:
+            model, card = load(checkpoint)
+        views = slide_views(section, model.config.views, spots=selection, most=16)
+        engines = EngineOptions(toolkit="tensorrt-rtx", compute_capabilities=("8.9", "12.0"))
+        options = {"spots": (section.name, views), "engines": engines}
+        build_release(model, card, folder / "release", precision="fp16", **options)
+
+    release = made_once(tmp_path_factory, "shipped", make) / "release"
+    return release, Manifest.read(release)

@@ -10,7 +10,7 @@ from m2ost.checkpoint import save
 from m2ost_cli.release_commands import export
 from m2ost_contract import M2OSTError, Manifest
 
-from .conftest import small_network
+from .networks import small_network
 
 WITHOUT_TORCH = "import sys; sys.modules['torch'] = None; from m2ost_cli.main import main; main()"
 
@@ -25,10 +25,11 @@ def m2ost(*arguments, script="from m2ost_cli.main import main; main()"):
 @pytest.fixture(scope="module")
 def small_checkpoint(tmp_path_factory):
     folder = tmp_path_factory.mktemp("checkpoint") / "checkpoint"
-    save(folder, *small_network())
+    save(folder, *small_network(n_levels=1))
     return folder
 
 
+@pytest.mark.usefixtures("heavy")
 def test_fp16_judged_on_a_slide_with_an_engine(small_checkpoint, svs, tmp_path):
     (tmp_path / "spots.csv").write_text("x,y\n500,500\n800,900\n1500,2000\n1100,1400\n700,2500\n1800,600\n")
     gate = ("--precision", "fp16", "--gate-slide", svs, "--gate-spots", tmp_path / "spots.csv")

@@ -18,7 +18,7 @@ from m2ost_serving.engine import load_engine
 from m2ost_serving.engine.dense import DenseOnnxEngine
 from m2ost_serving.engine.patches import share
 
-from .conftest import small_network
+from .networks import small_network
 
 ROUNDING = 1e-5
 
@@ -32,6 +32,7 @@ def windows(slide, geometry, rows=2, columns=4):
     return dict(zip(geometry.names, views, strict=True))
 
 
+@pytest.mark.usefixtures("heavy")
 def test_the_graph_agrees_with_the_network_on_real_windows(pyramid, tmp_path):
     model, _ = small_network()
     export_dense(DenseM2OST(FusedM2OST(model).eval()), tmp_path / "dense.onnx")
@@ -46,6 +47,9 @@ def test_the_graph_agrees_with_the_network_on_real_windows(pyramid, tmp_path):
     assert np.ptp(expected, axis=0).max() > 100 * ROUNDING, "the windows differ"
     assert np.abs(shared - expected).max() <= ROUNDING
     assert 0 < engine.embedded < 0.7 * engine.patches
+    alone = engine.run({name: view[:1] for name, view in views.items()})
+    assert alone.shape == (1, model.config.n_genes)
+    assert np.abs(alone - expected[:1]).max() <= ROUNDING
 
 
 def test_the_trained_network_with_shared_patches_on_real_windows(pyramid):

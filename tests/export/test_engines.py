@@ -1,6 +1,7 @@
 """Engines: built for real by TensorRT-RTX without a GPU, and refused when they are not what was asked for."""
 
 import shutil
+import subprocess
 import sys
 from contextlib import contextmanager
 from dataclasses import replace
@@ -20,7 +21,7 @@ from m2ost_export.onnx_files import as_float32
 from m2ost_serving.repository import parse_config
 from onnx import load, numpy_helper, save_model
 
-from .conftest import SMALL
+from .networks import SMALL
 
 RTX = "tensorrt-rtx"
 
@@ -246,7 +247,12 @@ def test_an_engine_whose_weights_grew_is_refused():
         check_weights_bytes(28_155_136, 14_388_298, "fp16")
 
 
-def test_the_driver_answers_or_is_not_there():
+def test_the_driver_names_the_gpus_that_nvidias_own_tool_names():
+    query = ["nvidia-smi", "--query-gpu=name,compute_cap", "--format=csv,noheader"]
+    if shutil.which(query[0]) is None:
+        assert find_driver() == Driver()
+        return
+    listed = subprocess.run(query, capture_output=True, text=True, check=True).stdout.splitlines()
     driver = find_driver()
-    assert (driver == Driver()) or driver.cuda_version
-    assert all(gpu.name and gpu.compute_capability.replace(".", "").isdigit() for gpu in driver.gpus)
+    assert [f"{gpu.name}, {gpu.compute_capability}" for gpu in driver.gpus] == listed
+    assert driver.cuda_version

@@ -9,7 +9,7 @@ from m2ost_export.fused import FusedM2OST
 from m2ost_export.onnx_files import describe
 from m2ost_export.probes import probe_views, slide_views
 
-from .conftest import SMALL
+from .networks import SMALL
 
 ROUNDING = 1e-5
 

@@ -14,7 +14,7 @@ from m2ost_export.release import build_release
 from m2ost_preprocess.errors import SpotError
 from onnx import TensorProto, numpy_helper, save_model
 
-from .conftest import GENES, SMALL, small_network
+from .networks import GENES, SMALL, small_network
 
 
 def test_without_a_slide_made_views_decide(small_release):
@@ -26,6 +26,7 @@ def test_without_a_slide_made_views_decide(small_release):
     assert weights["patch_norms.0.bias"] == weights["head.bias"] == TensorProto.FLOAT
 
 
+@pytest.mark.usefixtures("heavy")
 def test_a_step_beyond_float16_is_refused_though_onnx_runtime_hides_it_on_a_cpu(tmp_path):
     model, card = small_network(n_levels=1)
     with torch.no_grad():
@@ -37,6 +38,7 @@ def test_a_step_beyond_float16_is_refused_though_onnx_runtime_hides_it_on_a_cpu(
     assert [p.name for p in tmp_path.iterdir()] == ["checkpoint"]
 
 
+@pytest.mark.usefixtures("heavy")
 def test_bf16_is_refused_with_its_figures(tmp_path):
     model, card = small_network(n_levels=1)
     card = save(tmp_path / "checkpoint", model, card)
@@ -45,6 +47,7 @@ def test_bf16_is_refused_with_its_figures(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["checkpoint"]
 
 
+@pytest.mark.usefixtures("heavy")
 def test_a_weight_beyond_float16_is_named(tmp_path):
     model, card = small_network()
     with torch.no_grad():

@@ -1,12 +1,13 @@
 """Export: parity decides, and a release is complete or absent."""
 
+from dataclasses import replace
+
 import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
 import torch
-from m2ost.checkpoint import initialise, save
-from m2ost.config import M2OSTConfig
+from m2ost.checkpoint import save
 from m2ost_contract import MAX_ROWS, EngineInfo, Manifest, ViewGeometry, sha256_file
 from m2ost_export import release as release_module
 from m2ost_export.errors import ExportError
@@ -16,24 +17,25 @@ from m2ost_export.release import build_release
 from m2ost_serving.repository import parse_config
 from tritonclient.grpc import model_config_pb2
 
-from .conftest import small_network
+from tests.support.data import REPOSITORY
+
+from .networks import small_network
 
 SIZES = [
-    {"depth": 1},
-    {"depth": 1, "image_px": 256},
-    {"depth": 1, "n_levels": 2},
-    {"depth": 2, "n_levels": 1, "dim": 24, "heads": 1, "head_dim": 8},
+    {},
+    {"image_px": 96},
+    {"n_levels": 2},
+    {"depth": 2, "n_levels": 1, "dim": 24, "head_dim": 8},
 ]
 
 
 def checkpoint(folder, **sizes):
-    config = M2OSTConfig(n_genes=6, **sizes)
-    model, card = initialise(config, tuple(f"g{i}" for i in range(6)))
+    model, card = small_network(**sizes)
     return model, save(folder, model, card)
 
 
 @pytest.fixture(params=SIZES, ids=str, scope="module")
-def release(request, tmp_path_factory):
+def release(request, heavy, tmp_path_factory):
     tmp_path = tmp_path_factory.mktemp("release")
     model, card = checkpoint(tmp_path / "checkpoint", **request.param)
     build_release(model, card, tmp_path / "release")
@@ -58,7 +60,9 @@ def test_every_config_parses_and_fits_the_engine(release):
     manifest = Manifest.read(folder)
     assert manifest.parity["max_abs_diff"].keys() == {"1", "2", "7", "32"}
     configs = sorted(folder.glob("*/config.pbtxt")) + sorted(folder.glob("*/configs/*.pbtxt"))
-    assert len(configs) == 20
+    templates = REPOSITORY / "model_repository"
+    expected = {*templates.glob("*/config.pbtxt"), *templates.glob("*/configs/*.pbtxt")}
+    assert {path.relative_to(folder) for path in configs} == {path.relative_to(templates) for path in expected}
     for path in configs:
         config = parse_config(path.read_text())
         assert config.max_batch_size == (0 if config.name == "slide_info" else MAX_ROWS)
@@ -106,17 +110,22 @@ def test_the_manifest_accounts_for_every_file(release):
     assert all((model / "1").is_dir() for model in folder.iterdir() if model.is_dir())
 
 
-def test_the_identity_follows_the_weights_and_repeats(tmp_path):
+@pytest.mark.usefixtures("heavy")
+def test_the_identity_follows_the_weights_and_what_they_are_said_to_predict_and_repeats(tmp_path):
     identities = []
-    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
-        model, card = small_network(seed)
-        card = save(tmp_path / f"checkpoint-{name}", model, card)
-        identities.append(build_release(model, card, tmp_path / name).engine.release_sha256)
-    assert identities[0] == identities[1] != identities[2]
+    for name, seed, target in (("a", 0, "counts"), ("b", 0, "counts"), ("c", 1, "counts"), ("d", 0, "log1p")):
+        model, card = small_network(seed, n_levels=1)
+        card = save(tmp_path / f"checkpoint-{name}", model, replace(card, target=target))
+        engine = build_release(model, card, tmp_path / name).engine
+        assert engine.target == target
+        identities.append(engine.release_sha256)
+    assert identities[0] == identities[1]
+    assert len(set(identities)) == 3
 
 
+@pytest.mark.usefixtures("heavy")
 def test_a_graph_that_differs_is_refused_and_nothing_is_left(tmp_path, monkeypatch):
-    model, card = checkpoint(tmp_path / "checkpoint", depth=1)
+    model, card = checkpoint(tmp_path / "checkpoint", n_levels=1)
 
     def damaged(network, path):
         graph = export_onnx(network, path)
@@ -133,7 +142,7 @@ def test_a_graph_that_differs_is_refused_and_nothing_is_left(tmp_path, monkeypat
 
 
 def test_a_network_that_yields_nan_is_refused(tmp_path):
-    model, card = checkpoint(tmp_path / "checkpoint", depth=1)
+    model, card = checkpoint(tmp_path / "checkpoint", n_levels=1)
     with torch.no_grad():
         model.head.bias[0] = float("nan")
     with pytest.raises(ExportError, match=r"weight head\.bias is not finite"):
@@ -142,7 +151,7 @@ def test_a_network_that_yields_nan_is_refused(tmp_path):
 
 
 def test_a_release_is_never_overwritten(tmp_path):
-    model, card = checkpoint(tmp_path / "checkpoint", depth=1, dim=12)
+    model, card = checkpoint(tmp_path / "checkpoint", n_levels=1)
     (tmp_path / "release").mkdir()
     with pytest.raises(FileExistsError):
         build_release(model, card, tmp_path / "release")
@@ -156,8 +165,9 @@ def test_probe_views_span_the_range():
         assert view[0].std() > 30
 
 
+@pytest.mark.usefixtures("heavy")
 def test_parity_compares_at_the_batches_asked_for(tmp_path):
-    model, _ = checkpoint(tmp_path / "checkpoint", depth=1, dim=12)
+    model, _ = checkpoint(tmp_path / "checkpoint", n_levels=1)
     export_onnx(model, tmp_path / "m.onnx")
     parity = measure_parity(model, tmp_path / "m.onnx", batches=(2, 5))
     assert set(parity.max_abs_diff) == {2, 5}

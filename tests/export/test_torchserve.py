@@ -40,7 +40,7 @@ def model():
 
 
 @pytest.fixture(scope="module")
-def served(model, tmp_path_factory):
+def served(heavy, model, tmp_path_factory):
     """The folder that TorchServe would unpack, and its handler, made ready as by its model loader."""
     folder = tmp_path_factory.mktemp("archive")
     assert write_archive(*model, folder / "m2ost.mar") <= 1e-5
@@ -126,6 +126,7 @@ def test_requests_that_together_exceed_the_programs_batch(served):
     np.testing.assert_allclose(first, second, rtol=0, atol=1e-5)
 
 
+@pytest.mark.usefixtures("heavy")
 def test_the_command_says_what_the_archive_holds(model, tmp_path, capsys):
     save(tmp_path / "checkpoint", *model)
     export(tmp_path / "checkpoint", tmp_path / "m2ost.mar", engine="torchserve")
@@ -135,6 +136,7 @@ def test_the_command_says_what_the_archive_holds(model, tmp_path, capsys):
     assert card["checkpoint_sha256"] == sha256_file(tmp_path / "checkpoint" / "model.safetensors")
 
 
+@pytest.mark.usefixtures("heavy")
 def test_an_archive_is_complete_or_absent(model, tmp_path):
     network, card = initialise(NARROW, model[1].genes)
     with torch.no_grad():

@@ -11,6 +11,7 @@ def run(*arguments):
     return CliRunner().invoke(app, ["export-istar", *map(str, arguments)])
 
 
+@pytest.mark.usefixtures("heavy")
 def test_the_papers_networks_become_a_folder_that_says_it_is_random(tmp_path):
     panel = tmp_path / "panel.txt"
     panel.write_text("DDX5\nB2M\n")

@@ -15,7 +15,7 @@ from m2ost_istar.networks.istar import build
 from m2ost_istar.onnx import OnnxNetworks
 from m2ost_serving.repository import parse_config
 
-from tests.client.conftest import ENGINE
+from tests.support.releases import ENGINE
 
 from .former import as_formerly
 from .narrow import NARROW, TorchNetworks
@@ -29,7 +29,7 @@ def model():
 
 
 @pytest.fixture(scope="module")
-def folder(model, tmp_path_factory):
+def folder(heavy, model, tmp_path_factory):
     folder = tmp_path_factory.mktemp("export") / "istar"
     build_istar(model, GENES, folder)
     return folder
@@ -94,6 +94,7 @@ def test_a_folder_that_was_exported_formerly_says_the_same(folder, tmp_path):
     assert IStarInfo.from_parameters(parameters) == manifest.info
 
 
+@pytest.mark.usefixtures("heavy")
 def test_weights_of_hipt_are_named_in_the_manifest(tmp_path):
     other = build(NARROW, seed=5)
     torch.save(other.vit256.state_dict(), tmp_path / "a.pth")

@@ -14,7 +14,7 @@ from m2ost_loadtests.load.requests import (
 )
 from tritonclient.grpc import model_config_pb2, service_pb2
 
-from tests.conftest import REPOSITORY
+from tests.support.data import REPOSITORY
 
 ISTAR_CONFIG = """
 name: "istar_slide"

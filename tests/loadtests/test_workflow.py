@@ -10,7 +10,7 @@ from m2ost_cli.main import app
 from m2ost_loadtests.gate.report import BIGGER, SMALLER
 from typer.testing import CliRunner
 
-from tests.conftest import REPOSITORY
+from tests.support.data import REPOSITORY
 
 WORKFLOW = yaml.safe_load((REPOSITORY / ".github" / "workflows" / "benchmark.yml").read_text())
 STEPS = {step.get("name", step.get("uses")): step for step in WORKFLOW["jobs"]["gate"]["steps"]}

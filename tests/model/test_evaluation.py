@@ -19,11 +19,11 @@ from m2ost.evaluation.judge import (
     PATIENT_MEAN,
     SHUFFLED,
     TRAINING_MEAN,
-    Prediction,
     constant_predictors,
     evaluate,
     judge,
 )
+from m2ost.evaluation.prediction import Prediction
 from m2ost.evaluation.report import to_markdown
 from m2ost.evaluation.ship import ship
 from m2ost.evaluation.subjects import open_subject

@@ -100,7 +100,7 @@ def overviews():
 
 @pytest.fixture
 def shared_section(section, overviews):
-    from tests.conftest import shared_file
+    from tests.support.data import shared_file
 
     image = shared_file(f"her2st/images/{section}.jpg")
     if section not in overviews:

@@ -13,7 +13,7 @@ from m2ost_preprocess.spots import grid, read_spots
 from m2ost_preprocess.tissue import MASK_PX, TissueShares, find_tissue, tissue_mask
 from PIL import Image, ImageDraw, ImageFilter
 
-from tests.conftest import shared_file
+from tests.support.data import shared_file
 
 pytestmark = pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from tests.conftest import REPOSITORY
+from tests.support.data import REPOSITORY
 
 WALL_CLOCK = re.compile(r"\btime\.time(_ns)?\b|\bdatetime\b|\b(local|gm|c)time\b|from time import")
 

@@ -24,7 +24,7 @@ from m2ost_serving.engine.base import KEEP_MEMORY_ROWS
 from m2ost_serving.engine.onnx import cuda_session
 from m2ost_serving.engine.tensorrt import deserialize, import_runtime
 
-from tests.conftest import engine_plan
+from tests.support.releases import engine_plan
 
 onnx = pytest.importorskip("onnx", reason="graphs are made in the client's environment only")
 

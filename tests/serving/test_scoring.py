@@ -11,7 +11,7 @@ from m2ost_serving.devices import HostDevice
 from m2ost_serving.queueing import Cancelled, QueueFull
 from m2ost_serving.scoring import Scoring
 
-from tests.conftest import wait_for
+from tests.support.machine import wait_for
 
 
 class Mean:

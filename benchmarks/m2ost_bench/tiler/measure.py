@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 from m2ost_client.command import ServerOptions
-from m2ost_client.predict import PredictOptions, predict_slide
+from m2ost_client.options import PredictOptions
+from m2ost_client.predict import predict_slide
 from m2ost_client.stream import StreamOptions
 from m2ost_client.supervisor import TritonServer
 from m2ost_contract import EXPRESSION, ONNX_FILE, Manifest

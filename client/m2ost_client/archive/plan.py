@@ -18,7 +18,7 @@ from m2ost_preprocess.spots import Spots, grid, read_spots
 from m2ost_preprocess.views import spatial_order
 
 from ..errors import InputError
-from ..predict import DEFAULT_PITCH_UM, view_scale
+from ..options import DEFAULT_PITCH_UM, view_scale
 from .manifest import SlideRow
 from .masks import read_mask
 from .score import Centers, SpotRange

@@ -20,7 +20,7 @@ from ..errors import (
     ServerStartError,
     ServerUnavailable,
 )
-from ..predict import check_genes
+from ..options import check_genes
 from ..reports import INDEX
 from .access import Access
 from .budget import Budget, Share

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from ..files import Writer
-from ..results import SlideResult
+from ..results import SlideResult, Writer
 from . import spatial
 from .archive_page import REPORT_SUFFIX
 from .geojson import check_genes, write_geojson

@@ -4,37 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from .. import metrics
 from ..data.errors import DataError
 from ..data.section import Section
-
-if TYPE_CHECKING:
-    from .subjects import Subject
-
-Array = np.ndarray[Any, np.dtype[np.float32]]
+from .prediction import Array, Prediction, Subject
 
 TRAINING_MEAN, PATIENT_MEAN, SHUFFLED = "training mean", "same-patient mean", "shuffled spots"
 SHUFFLES = 20
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """Predicted expression of one section's spots.
-
-    Parameters
-    ----------
-    genes : tuple of str
-        Columns.
-    values : ndarray of float32, shape (n, genes)
-        Rows as the section's spots; NaN where there is no prediction.
-    """
-
-    genes: tuple[str, ...]
-    values: Array
 
 
 @dataclass(frozen=True)

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from m2ost_contract import EXPRESSION, Release, ViewGeometry
@@ -14,40 +13,9 @@ from ..data.errors import DataError
 from ..data.section import TARGETS, Section
 from ..data.splits import Split
 from ..data.views import ViewCache
-from .judge import Prediction
+from .prediction import Facts, Prediction, Subject
 
 ONNX_ROWS = 32
-
-
-@dataclass(frozen=True, kw_only=True)
-class Facts:
-    """What a subject says of itself.
-
-    Parameters
-    ----------
-    name : str
-        For the report.
-    genes : tuple of str
-        What it predicts.
-    target : str
-        In which units; see :data:`m2ost.data.section.TARGETS`.
-    split : Split or None
-        What it was trained on, where it says so.
-    """
-
-    name: str
-    genes: tuple[str, ...]
-    target: str
-    split: Split | None = None
-
-
-class Subject(Protocol):
-    """Something that predicts the expression of a section's spots."""
-
-    facts: Facts
-
-    def predict(self, section: Section) -> Prediction:
-        """Predict every spot of ``section``, or raise a ``DataError``."""
 
 
 def open_subject(

@@ -3,17 +3,19 @@
 import asyncio
 import struct
 import zlib
+from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 import tifffile
 from m2ost_client import InputError
-from m2ost_client.archive import Settings, SlideRow
+from m2ost_client.archive import Settings, SlideRow, read_slides
 from m2ost_client.archive import masks as module
-from m2ost_client.archive.plan import plan_slide
+from m2ost_client.archive.plan import plan_slide, result_key
 from PIL import Image
 
-from ..conftest import ENGINE
+from tests.support.releases import ENGINE
 
 LEFT = np.zeros((150, 200), np.uint8)
 LEFT[:, :100] = 1
@@ -90,6 +92,51 @@ def test_the_marked_half_is_scored_whatever_the_form(plan, tmp_path, name):
     laid_out = plan(name)
     assert {tuple(center) for center in laid_out.centers.tolist()} == HALF
     assert laid_out.spots.source == "grid on a mask, pitch 50 µm"
+
+
+@pytest.mark.parametrize("form", ["csv", "tsv", "parquet"])
+@pytest.mark.parametrize("names_on_server", [False, True])
+def test_a_list_gives_each_slide_its_own_mask_from_beside_the_list(result, tmp_path, form, names_on_server):
+    (tmp_path / "masks").mkdir()
+    image()(LEFT, tmp_path / "masks" / "left.png")
+    image()(1 - LEFT, tmp_path / "right.png")
+    cells = {"slide_id": ["a", "b", "c"], "path": ["wsi/a.svs"] * 3, "mask": ["masks/left.png", None, "right.png"]}
+    table, slides = pd.DataFrame(cells), tmp_path / f"slides.{form}"
+    if form == "parquet":
+        table.to_parquet(slides)
+    else:
+        table.to_csv(slides, index=False, sep="\t" if form == "tsv" else ",")
+    over_tissue = replace(result.slide, centers=np.array([[7.0, 8.0]]), names=("grid",))
+
+    async def describe(pitch_um, mpp):
+        return result.slide if pitch_um is None else over_tissue
+
+    def centers_of(row):
+        plan = asyncio.run(plan_slide(row, describe, Settings(pitch_um=PITCH_UM), ENGINE))
+        return {tuple(center) for center in plan.centers.tolist()}
+
+    left, without, right = map(centers_of, read_slides(str(slides), names_on_server=names_on_server).rows)
+    assert left == HALF
+    assert without == {(7, 8)}
+    assert right == {(x + 1000, y) for x, y in HALF}
+
+
+def test_a_result_is_that_of_its_masks_content(tmp_path):
+    """So that a run that goes on scores a slide anew whose mask was painted over, and no other."""
+
+    def key(name):
+        row = SlideRow("a", "a.svs", mask=None if name is None else str(tmp_path / name))
+        return result_key(row, "f", Settings(), ENGINE)
+
+    image()(LEFT, tmp_path / "left.png")
+    image()(LEFT, tmp_path / "copy.png")
+    before = key("left.png")
+    assert before == key("copy.png") != key(None)
+    image()(1 - LEFT, tmp_path / "left.png")
+    assert key("left.png") not in (before, key(None))
+    (tmp_path / "left.png").unlink()
+    with pytest.raises(InputError, match=r"left\.png: cannot be read"):
+        key("left.png")
 
 
 COLOURS = np.dstack([LEFT * 255, LEFT * 0, LEFT * 0])

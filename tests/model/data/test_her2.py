@@ -9,7 +9,7 @@ import pytest
 from m2ost.checkpoint import read_panel
 from m2ost.data.datasets import read_sections
 
-from tests.conftest import shared_file
+from tests.support.data import shared_file
 
 SPOTS = {"B4": 281, "C2": 186, "C3": 179, "C4": 184, "C5": 179}
 """Spots with a position, counts, and a panel total over 0."""

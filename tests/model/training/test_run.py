@@ -19,7 +19,8 @@ from m2ost.training.loop import STATE, TrainingError, initialise
 from m2ost.training.run import train
 from m2ost.training.spots import project
 
-from tests.conftest import kept_ports, shared_file
+from tests.support.data import shared_file
+from tests.support.machine import kept_ports
 
 
 def weights_of(checkpoint: Path) -> dict[str, torch.Tensor]:
@@ -161,7 +162,6 @@ def test_a_projection_keeps_the_leading_components_and_the_mean():
     one = project(targets, 1)
     assert np.linalg.matrix_rank(one - one.mean(axis=0), tol=1e-3) == 1
     np.testing.assert_allclose(one.mean(axis=0), targets.mean(axis=0), atol=1e-5)
-    assert project(targets, 0) is not None
     np.testing.assert_array_equal(project(targets, 0), targets)
 
 
@@ -178,6 +178,7 @@ def test_dropped_tokens_and_masks_are_for_training_only():
     torch.testing.assert_close(sequences[0][:, 0], cls.expand(2, -1))
 
 
+@pytest.mark.usefixtures("heavy")
 def test_a_short_training_on_real_spots_beats_what_sees_no_image(tmp_path):
     # Two sections, a narrow network, two minutes: r per gene of any constant is 0.
     root = shared_file("her2st")

@@ -1,0 +1,51 @@
+"""Real releases, and what their networks compute."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from m2ost.checkpoint import initialise, load, save
+from m2ost.config import M2OSTConfig
+from m2ost_contract import Manifest, as_centers, sha256_file
+from m2ost_export.release import build_release
+from m2ost_preprocess.readers import open_slide
+from m2ost_preprocess.views import cut_views
+
+NARROW = M2OSTConfig(n_genes=6, depth=1, dim=12, heads=1, head_dim=12, ffn_dim=8, channel_dim=8)
+"""A depth-1, narrow network: the whole serving path at a fraction of the arithmetic."""
+
+
+def make_release(folder: Path, config: M2OSTConfig, seed: int = 0, **options) -> Path:
+    """Checkpoint and release of a freshly initialised network below ``folder``; returns the release."""
+    model, card = initialise(config, tuple(f"untrained_{i:03d}" for i in range(config.n_genes)), seed=seed)
+    build_release(model, save(folder / "checkpoint", model, card), folder / "release", **options)
+    return folder / "release"
+
+
+def reseal(release: Path) -> Path:
+    """Let the manifest of a release that a test has changed describe it as it is now."""
+    manifest = Manifest.read(release)
+    manifest.files.update({name: sha256_file(release / name) for name in manifest.files})
+    manifest.write(release)
+    return release
+
+
+def network_of(release: Path):
+    """The PyTorch network that a release was made from."""
+    return load(release.parent / "checkpoint")[0]
+
+
+def by_pytorch(release: Path, slide: Path, centers, scale: float = 1.0) -> np.ndarray:
+    """What PyTorch computes on the same views, cut in this process."""
+    model = network_of(release)
+    geometry, centers = model.config.views, as_centers(centers)
+    views = [np.empty((len(centers), *geometry.shape), np.uint8) for _ in geometry.names]
+    statuses = cut_views(open_slide(slide), centers, np.full(len(centers), scale, np.float32), geometry, views)
+    assert not statuses.any()
+    parts = []
+    with torch.inference_mode():
+        for first in range(0, len(centers), 16):
+            parts.append(model(*(torch.from_numpy(v[first : first + 16]) for v in views)).numpy())
+    return np.concatenate(parts)
