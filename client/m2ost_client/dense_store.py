@@ -17,21 +17,19 @@ from __future__ import annotations
 
 import fcntl
 import json
-import os
 import shutil
 from contextlib import ExitStack
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import zarr
-from m2ost_contract import RowStatus
+from m2ost_contract import RowStatus, put, write_complete
 from m2ost_preprocess.dense import BLOCK_CELLS, NOT_ASKED, Block, DenseGrid
 
 from .answers import Expression
 from .errors import OutputError
-from .files import metadata_path, write_synced
+from .files import metadata_path
 
 
 def new_store_path(folder: Path, name: str) -> Path:
@@ -126,7 +124,7 @@ class DenseStore:
             positions = group.create_array(name, shape=(shape[axis],), dtype="int64", dimension_names=(name,))
             positions[:] = self._grid.axis_px(axis)
         text = json.dumps(self._attributes, ensure_ascii=False)
-        write_synced(self._part / "run.json", partial(Path.write_text, data=text, encoding="utf-8"))
+        write_complete(self._part / "run.json", text)
         return group
 
     def _continue(self) -> Any:
@@ -185,23 +183,13 @@ class DenseStore:
         facts, stored = self._part / self._facts.name, self._part / "map.zarr"
         text = json.dumps(metadata, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
         try:
-            write_synced(facts, partial(Path.write_text, data=text, encoding="utf-8"))
-            for path in stored.rglob("*"):
-                _sync(path)
-            facts.replace(self._facts)
-            stored.rename(self._final)
+            facts.write_text(text, encoding="utf-8")
+            put(facts, self._facts)
+            put(stored, self._final)
             shutil.rmtree(self._part, ignore_errors=True)
         except OSError as error:
             raise OutputError(f"{self._final}: cannot be written ({error}); free space and run it again") from error
         return self._facts, self._final
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def empty_block(block: Block, n_genes: int) -> Expression:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 import tempfile
 from collections.abc import Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
+
+from m2ost_contract import put, write_complete
 
 from . import maps
 from .errors import OutputError
@@ -96,10 +97,10 @@ def write_result(
         with tempfile.TemporaryDirectory(prefix=".m2ost-", dir=folder) as scratch:
             with stage(metadata.get("timings", {}), "write_s"):
                 for file, write in {**drawings, **exports}.items():
-                    write_synced(Path(scratch, file), write)
-                write_synced(Path(scratch, table.name), adata.write_h5ad)
+                    write(Path(scratch, file))
+                adata.write_h5ad(Path(scratch, table.name))
             text = _to_json(metadata)
-            write_synced(Path(scratch, facts.name), partial(Path.write_text, data=text, encoding="utf-8"))
+            Path(scratch, facts.name).write_text(text, encoding="utf-8")
             for path in (table, *(folder / file for file in stale)):
                 _remove(path, Path(scratch))
             files = (*(folder / file for file in (*drawings, *exports)), facts, table)
@@ -140,11 +141,9 @@ def add_exports(name: str, exports: Mapping[str, Writer], folder: Path) -> tuple
     try:
         with tempfile.TemporaryDirectory(prefix=".m2ost-", dir=folder) as scratch:
             for file, write in exports.items():
-                write_synced(Path(scratch, file), write)
+                write(Path(scratch, file))
             if metadata:
-                write_synced(
-                    Path(scratch, facts.name), partial(Path.write_text, data=_to_json(noted), encoding="utf-8")
-                )
+                Path(scratch, facts.name).write_text(_to_json(noted), encoding="utf-8")
                 _put(Path(scratch, facts.name), facts)
             for file in exports:
                 _put(Path(scratch, file), folder / file)
@@ -164,9 +163,7 @@ def write_file(path: Path, text: str) -> None:
         If it cannot be written.
     """
     try:
-        with tempfile.TemporaryDirectory(prefix=".m2ost-", dir=path.parent) as scratch:
-            write_synced(Path(scratch, path.name), partial(Path.write_text, data=text, encoding="utf-8"))
-            _put(Path(scratch, path.name), path)
+        write_complete(path, text)
     except OSError as error:
         raise OutputError(f"{path} cannot be written ({error}); free space or make the folder writable") from error
 
@@ -187,19 +184,11 @@ def _exports_before(folder: Path, name: str) -> list[str]:
     return [file for file in recorded if file.startswith(f"{name}.") and "/" not in file]
 
 
-def write_synced(path: Path, write: Writer) -> None:
-    """Write a file or folder and see it on the disk."""
-    write(path)
-    for file in (found for found in path.rglob("*") if found.is_file()) if path.is_dir() else (path,):
-        with file.open("rb") as stream:
-            os.fsync(stream.fileno())
-
-
 def _put(path: Path, target: Path) -> None:
     """Give a finished file or folder its name. An earlier folder of that name goes aside, to leave with ``path``'s."""
     if target.is_dir():
         _remove(target, path.parent)
-    path.replace(target)
+    put(path, target)
 
 
 def _remove(path: Path, scratch: Path) -> None:

@@ -22,7 +22,7 @@ from .engines import (
     supports_version,
 )
 from .errors import M2OSTError
-from .files import complete_folder
+from .files import complete_file, complete_folder, put, sync, sync_names, write_complete
 from .geometry import ViewGeometry
 from .release import (
     DENSE_FILE,
@@ -137,11 +137,16 @@ __all__ = [
     "ViewGeometry",
     "as_centers",
     "changed_files",
+    "complete_file",
     "complete_folder",
     "number_of_rows",
     "plan_for",
+    "put",
     "sha256_file",
     "supports_version",
+    "sync",
+    "sync_names",
+    "write_complete",
 ]
 
 NO_TELEMETRY = {"ORT_DISABLE_TELEMETRY": "1"}

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
-import tempfile
 import zipfile
 from importlib.metadata import version
 from pathlib import Path
@@ -18,7 +16,7 @@ import numpy as np
 import torch
 from m2ost.checkpoint import ModelCard
 from m2ost.network import M2OST
-from m2ost_contract import MAX_ROWS, MODEL_ENGINE
+from m2ost_contract import MAX_ROWS, MODEL_ENGINE, complete_file
 
 from . import torchserve_handler
 from .errors import ExportError
@@ -72,16 +70,9 @@ def write_archive(model: M2OST, card: ModelCard, destination: Path) -> float:
         "model.pt2": stored.getvalue(),
     }
     destination.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, scratch = tempfile.mkstemp(prefix=f".{destination.name}.", dir=destination.parent)
-    try:
-        with os.fdopen(descriptor, "wb") as stream, zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as archive:
-            for name, content in members.items():
-                archive.writestr(name, content)
-        Path(scratch).chmod(0o644)
-        os.rename(scratch, destination)
-    except BaseException:
-        Path(scratch).unlink(missing_ok=True)
-        raise
+    with complete_file(destination) as scratch, zipfile.ZipFile(scratch, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
     return worst
 
 

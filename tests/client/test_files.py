@@ -105,14 +105,14 @@ def test_a_result_that_cannot_be_written_leaves_the_earlier_one(result, tmp_path
 
 def test_a_run_killed_between_two_files_leaves_no_table(result, tmp_path, monkeypatch):
     write_result(result, metadata(run=1), (), tmp_path)
-    replace_file = Path.replace
+    replace_file = os.replace
 
-    def die_at_the_json(self, target):
+    def die_at_the_json(source, target):
         if target.suffix == ".json":
             raise KeyboardInterrupt
-        return replace_file(self, target)
+        return replace_file(source, target)
 
-    monkeypatch.setattr(Path, "replace", die_at_the_json)
+    monkeypatch.setattr(os, "replace", die_at_the_json)
     with pytest.raises(KeyboardInterrupt):
         write_result(result, metadata(run=2), (), tmp_path)
     assert names(tmp_path) == ["slide.json", "slide.pca.png"]

@@ -8,17 +8,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from m2ost_contract import EngineInfo
+from m2ost_contract import EngineInfo, complete_file
 
 from ..errors import OutputError
 from ..files import read_metadata, write_result
@@ -115,7 +114,6 @@ def write_slide(
     )
     metadata |= {"slide_id": plan.row.slide_id, "result_key": plan.key}
     *_, table = write_result(result, metadata, genes, folder, exports.writers(result, metadata, genes or ()))
-    _sync(folder)
     slide = plan.slide
     data = table.read_bytes()
     return {
@@ -248,24 +246,11 @@ def write_summary(summary: dict[str, Any], out: Path) -> None:
     _replace(out / SUMMARY, lambda part: part.write_text(text, encoding="utf-8"))
 
 
-def _replace(path: Path, write: Any) -> None:
-    part = path.with_name(f".{path.name}.part")
+def _replace(path: Path, write: Callable[[Path], object]) -> None:
     try:
-        write(part)
-        with part.open("rb") as stream:
-            os.fsync(stream.fileno())
-        part.replace(path)
+        with complete_file(path) as scratch:
+            write(scratch)
     except OSError as error:
-        part.unlink(missing_ok=True)
         raise OutputError(
             f"{path}: cannot be written ({error}); free space, then run the same command again"
         ) from error
-
-
-def _sync(folder: Path) -> None:
-    """Make the names in a folder survive a crash of the machine: the state tells of no file that is not there."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import re
-import tempfile
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from m2ost_contract import EXPRESSION, MAX_ROWS, ViewGeometry
+from m2ost_contract import EXPRESSION, MAX_ROWS, ViewGeometry, complete_file
 
 from ..errors import EngineBuildError
 from .toolkit import Toolkit
@@ -221,9 +219,8 @@ def read_timing_cache(path: Path) -> bytes:
 def write_timing_cache(path: Path, cache: bytes) -> None:
     """Keep a timing cache for the next build, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as scratch:
-        scratch.write(cache)
-    os.replace(scratch.name, path)
+    with complete_file(path) as scratch:
+        scratch.write_bytes(cache)
 
 
 def _log_of(trt: Any) -> Any:

@@ -10,6 +10,8 @@ from enum import IntEnum
 from pathlib import Path
 from typing import Any
 
+from m2ost_contract import write_complete
+
 from ..errors import BaselineError, ThresholdsError
 from ..rounds import Spread
 from .thresholds import AT_LEAST, AT_MOST, Limit, Thresholds
@@ -87,9 +89,7 @@ class Baseline:
     def write(self, path: Path) -> None:
         """Write it as JSON; whole or not at all."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.name}.partial")
-        partial.write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
-        partial.replace(path)
+        write_complete(path, json.dumps(asdict(self), indent=2) + "\n")
 
     @classmethod
     def read(cls, path: Path) -> Baseline | None:

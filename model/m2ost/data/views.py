@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import os
-import tempfile
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from m2ost_contract import RowStatus, ViewGeometry, as_centers
+from m2ost_contract import RowStatus, ViewGeometry, as_centers, complete_file
 from m2ost_preprocess.decoder import Decoder
 from m2ost_preprocess.slides import fingerprint
 from m2ost_preprocess.spot_places import check_places
@@ -66,16 +66,15 @@ class ViewCache:
         return mapped
 
     def _cut(self, section: Section, centers: Any, geometry: ViewGeometry, path: Path) -> None:
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            handle, scratch = tempfile.mkstemp(dir=self.folder, prefix=f".{path.name}.")
-        except OSError as error:
-            raise DataError(f"{self.folder}: cannot keep views there: {error}; choose another folder") from error
-        os.close(handle)
-        try:
+        with ExitStack() as stack:
+            try:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                scratch = stack.enter_context(complete_file(path))
+            except OSError as error:
+                raise DataError(f"{self.folder}: cannot keep views there: {error}; choose another folder") from error
             shape = (len(centers), geometry.n_views, *geometry.shape)
             out = np.lib.format.open_memmap(scratch, "w+", np.uint8, shape)
-            _reserve(Path(scratch))
+            _reserve(scratch)
             with Decoder(geometry) as decoder:
                 slide = decoder.describe(section.image.resolve())
                 check_places(
@@ -88,9 +87,6 @@ class ViewCache:
                 self._fill(out, section, centers, geometry, decoder)
             out.flush()
             del out
-            os.replace(scratch, path)
-        finally:
-            Path(scratch).unlink(missing_ok=True)
 
     def _fill(self, out: Views, section: Section, centers: Any, geometry: ViewGeometry, decoder: Decoder) -> None:
         order, image = spatial_order(centers), section.image.resolve()

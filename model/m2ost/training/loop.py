@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
-from m2ost_contract import M2OSTError
+from m2ost_contract import M2OSTError, complete_file
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -265,9 +265,7 @@ def _log(path: Path, row: Mapping[str, float]) -> None:
     if path.is_file():
         with path.open(newline="", encoding="utf-8") as file:
             rows = [old for old in csv.DictReader(file) if int(float(old["epoch"])) < row["epoch"]]
-    scratch = path.with_name(f".{path.name}")
-    with scratch.open("w", newline="", encoding="utf-8") as file:
+    with complete_file(path) as scratch, scratch.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, list(row))
         writer.writeheader()
         writer.writerows([*rows, {key: value if math.isfinite(value) else "" for key, value in row.items()}])
-    os.replace(scratch, path)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from m2ost_contract import complete_file
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -48,12 +48,8 @@ def save_state(
         tensors |= {f"{name}.{key}": value.detach().clone() for key, value in module.state_dict().items()}
     for index, slots in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{slot}": torch.as_tensor(value).clone() for slot, value in slots.items()}
-    scratch = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
+    with complete_file(path) as scratch:
         save_file(tensors, scratch, {"progress": json.dumps(asdict(progress))})
-        os.replace(scratch, path)
-    finally:
-        scratch.unlink(missing_ok=True)
 
 
 def read_state(path: Path, modules: Mapping[str, nn.Module], optimizer: torch.optim.Optimizer) -> Progress:
