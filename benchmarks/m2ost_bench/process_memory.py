@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import psutil
-from m2ost_client.host import SHM
-from m2ost_client.supervisor import TritonServer
+from m2ost_client.server.host import SHM
+from m2ost_client.server.supervisor import TritonServer
 
 MIB = 1 << 20
 

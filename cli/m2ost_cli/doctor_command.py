@@ -37,8 +37,8 @@ def doctor(
     Exit status: 0 it fits; 1 it does not.
     """
     with needs("client"):
-        from m2ost_client.doctor import errors, examine
-        from m2ost_client.host import Ports
+        from m2ost_client.server.doctor import errors, examine
+        from m2ost_client.server.host import Ports
     with ExitStack() as stack:
         # Without a release, the templates say what a release of the paper's model would need.
         configs = release or stack.enter_context(as_file(files("m2ost_repository")))

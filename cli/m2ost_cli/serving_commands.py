@@ -25,7 +25,7 @@ from .common import Reader, UserError, cache_folder, needs, use_reader
 if TYPE_CHECKING:
     from m2ost_client.dense import DenseReport
     from m2ost_client.predict import PredictReport
-    from m2ost_client.supervisor import TritonServer
+    from m2ost_client.server.supervisor import TritonServer
     from m2ost_client.timeline import Timeline
 
 EXIT_SPOTS_WITHOUT_VALUE = 3
@@ -82,9 +82,9 @@ def serve(
 ) -> None:
     """Serve a release. Prints JSON log lines; Ctrl-C or SIGTERM stops it cleanly."""
     with needs("client"):
-        from m2ost_client.command import HTTP_RISK, ServerOptions
-        from m2ost_client.host import Ports
-        from m2ost_client.supervisor import TritonServer
+        from m2ost_client.server.command import HTTP_RISK, ServerOptions
+        from m2ost_client.server.host import Ports
+        from m2ost_client.server.supervisor import TritonServer
     if log_level not in _LEVELS:
         raise UserError(f"--log-level must be one of {', '.join(_LEVELS)}")
     use_reader(reader, reads_here=True)
@@ -274,8 +274,8 @@ def embedded(
     trace: Path | None = None,
 ) -> Iterator[TritonServer]:
     """A server for as long as the block runs, on these slide roots; by default it serves the shipped checkpoint."""
-    from m2ost_client.command import DEFAULT_PROFILE, DENSE_PROFILE, ServerOptions
-    from m2ost_client.supervisor import TritonServer
+    from m2ost_client.server.command import DEFAULT_PROFILE, DENSE_PROFILE, ServerOptions
+    from m2ost_client.server.supervisor import TritonServer
     from m2ost_contract import DENSE_FILE
 
     with ExitStack() as stack:

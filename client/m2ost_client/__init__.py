@@ -1,6 +1,5 @@
 """Streaming client for served M2OST releases, whole-slide prediction, and the embedded server. Never imports torch."""
 
-from .command import ServerOptions
 from .errors import (
     ClientError,
     InputError,
@@ -10,9 +9,10 @@ from .errors import (
     ServerStartError,
     ServerUnavailable,
 )
-from .host import Ports
+from .server.command import ServerOptions
+from .server.host import Ports
+from .server.supervisor import TritonServer
 from .stream import SpotBatch, SpotStream, StreamOptions
-from .supervisor import TritonServer
 
 __all__ = [
     "ClientError",

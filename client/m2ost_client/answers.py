@@ -128,6 +128,11 @@ def read_scored(answer: Any, rows: int, engine: EngineInfo) -> tuple[Expression,
     return expression, status
 
 
+def is_dead_stub(message: str) -> bool:
+    """Whether an error of Triton's says that a Python model's process is gone for good."""
+    return "tub process" in message and "healthy" in message
+
+
 def read_fingerprint(answer: Any) -> str:
     """The fingerprint in an answer of ``slide_info``: alone, or among the facts of a server that tells only all.
 

@@ -17,9 +17,8 @@ from m2ost_contract import EngineInfo
 from m2ost_preprocess.network import channel_options, through_proxy
 from tritonclient.utils import InferenceServerException
 
-from .answers import read_engine
+from .answers import is_dead_stub, read_engine
 from .errors import BadAnswer, ReleaseChanged, RequestRejected, ServerUnavailable
-from .probe import is_dead_stub
 from .timeline import NoTimeline, Timeline
 
 FULL_FOR_S = 600.0

@@ -26,7 +26,7 @@ from m2ost_preprocess.views import spatial_order
 
 from .answers import Expression, Statuses, read_expression, read_scored, read_slide_info
 from .connection import FULL_FOR_S, Connection, Window
-from .probe import tensor
+from .requests import info_inputs, spot_inputs, view_inputs
 from .timeline import Timeline
 
 Rows = np.ndarray[Any, np.dtype[np.intp]]
@@ -170,7 +170,7 @@ class SpotStream:
         RequestRejected
             If the slide is unknown or unreadable, or a grid is asked for and µm/px is unknown.
         """
-        inputs = describe_inputs(slide, pitch_um=pitch_um, mpp=mpp)
+        inputs = info_inputs(slide, pitch_um=pitch_um, mpp=mpp)
         return read_slide_info(
             await self._connection.infer(contract.MODEL_INFO, inputs, deadline_s=DESCRIBE_DEADLINE_S)
         )
@@ -319,22 +319,17 @@ class SpotStream:
         BadAnswer
             If the server answers anything else. Otherwise as :meth:`predict`.
         """
-        inputs = [tensor(name, view) for name, view in zip(self.info.views.names, views, strict=True)]
+        inputs = view_inputs(self.info.views.names, views)
         answer = await self._connection.infer(contract.MODEL_PATCHES, inputs)
         return read_expression(answer, len(views[0]), self.info)
 
     async def _score_positions(
         self, slide: str, positions: Positions, scale: float, pyramid: bool
     ) -> tuple[Expression, Statuses]:
-        n = len(positions)
-        inputs = [
-            tensor(contract.SLIDE, np.full((n, 1), slide, dtype=object)),
-            tensor(contract.CENTER, positions),
-            tensor(contract.SCALE, np.full((n, 1), scale, np.float32)),
-        ]
+        inputs = spot_inputs(slide, positions, scale)
         parameters = {contract.PYRAMID_PARAMETER: True} if pyramid else {}
         answer = await self._connection.infer(contract.MODEL_SLIDE, inputs, parameters=parameters)
-        return read_scored(answer, n, self.info)
+        return read_scored(answer, len(positions), self.info)
 
     def _order(self, positions: Positions, scale: float) -> Rows:
         views = self.info.views
@@ -368,14 +363,3 @@ class SpotStream:
             for task in pending:
                 task.cancel()
             await asyncio.gather(*pending, *done, return_exceptions=True)
-
-
-def describe_inputs(slide: str, *, pitch_um: float | None, mpp: float | None) -> list[Any]:
-    """Inputs of ``slide_info``, as :meth:`SpotStream.slide_info` takes them."""
-    inputs = [tensor(contract.SLIDE, np.array([slide], dtype=object))]
-    inputs += [
-        tensor(name, np.array([value], np.float64))
-        for name, value in (("PITCH_UM", pitch_um), ("MPP", mpp))
-        if value is not None
-    ]
-    return inputs

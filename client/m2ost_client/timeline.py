@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .command import decoder_trace
 from .errors import OutputError
+from .server.command import decoder_trace
 
 CLIENT, SERVER = "client", "server"
 

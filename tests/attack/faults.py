@@ -28,7 +28,7 @@ import numpy as np
 import psutil
 import tifffile
 from m2ost_client import Ports, ServerOptions, ServerStartError, TritonServer
-from m2ost_client.host import SHM
+from m2ost_client.server.host import SHM
 from m2ost_loadtests.machine import describe_machine
 from m2ost_preprocess.network import channel_options
 from m2ost_preprocess.readers import open_slide

@@ -12,7 +12,7 @@ import grpc
 import pytest
 from m2ost_client.connection import Connection, Window, open_client
 from m2ost_client.errors import ReleaseChanged, RequestRejected, ServerUnavailable
-from m2ost_client.probe import probe
+from m2ost_client.server.probe import probe
 from m2ost_contract import QUEUE_FULL
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 from tritonclient.utils import InferenceServerException

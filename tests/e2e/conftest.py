@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 from m2ost.config import M2OSTConfig
-from m2ost_client import ServerOptions, TritonServer, command
+from m2ost_client import ServerOptions, TritonServer
 from m2ost_client.archive import SlideRow
+from m2ost_client.server import command
 from m2ost_preprocess.slides import SlideRoots
 from PIL import Image
 

@@ -12,7 +12,7 @@ from contextlib import suppress
 import numpy as np
 import psutil
 from m2ost_client import SpotStream, StreamOptions, TritonServer
-from m2ost_client.probe import tensor
+from m2ost_client.requests import tensor
 from m2ost_contract import MODEL_TILER
 
 from tests.support.machine import wait_for

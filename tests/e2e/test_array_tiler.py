@@ -53,7 +53,9 @@ def test_what_the_gpus_tiler_serves_with_numpy_is_the_same_to_the_bit(narrow_ser
 
 
 def test_without_a_gpu_the_gpus_tiler_refuses_to_start_by_name(narrow_release, roots, monkeypatch):
-    monkeypatch.setattr("m2ost_client.supervisor.check_start", lambda *facts: [])  # Triton's own words are wanted
+    monkeypatch.setattr(
+        "m2ost_client.server.supervisor.check_start", lambda *facts: []
+    )  # Triton's own words are wanted
     log = []
     options = ServerOptions(release=narrow_release, roots=roots, profile="python-gpu")
     with pytest.raises(ServerStartError, match="slide_tiler"), TritonServer(options, on_log=log.append):

@@ -15,7 +15,7 @@ import numpy as np
 import psutil
 import pytest
 import torch
-from m2ost_client.host import SHM
+from m2ost_client.server.host import SHM
 from m2ost_preprocess.spots import read_spots
 from PIL import Image
 

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 from m2ost_client import ServerOptions, ServerStartError, TritonServer
-from m2ost_client.doctor.collect import host_facts
-from m2ost_client.doctor.profile import read_profile
-from m2ost_client.host import SHM
+from m2ost_client.server.doctor.collect import host_facts
+from m2ost_client.server.doctor.profile import read_profile
+from m2ost_client.server.host import SHM
 
 from .servers import by_server
 
@@ -64,7 +64,7 @@ def test_a_gpu_profile_without_a_gpu_is_refused_in_the_same_words(narrow_release
 
 @pytest.mark.usefixtures("no_gpu")
 def test_triton_itself_runs_no_gpu_profile_on_the_cpu(narrow_release, monkeypatch):
-    monkeypatch.setattr("m2ost_client.supervisor.check_start", lambda *facts: [])
+    monkeypatch.setattr("m2ost_client.server.supervisor.check_start", lambda *facts: [])
     options = ServerOptions(release=narrow_release, profile="python-gpu")
     with pytest.raises(ServerStartError, match="KIND_GPU but no GPUs are available"), TritonServer(options):
         pass

@@ -8,7 +8,7 @@ import urllib.request
 import grpc
 import numpy as np
 from m2ost_client import SpotStream, StreamOptions
-from m2ost_client.host import SHM
+from m2ost_client.server.host import SHM
 from tritonclient.grpc import service_pb2
 
 from tests.support.machine import wait_for

@@ -11,7 +11,7 @@ import psutil
 import pytest
 import tritonclient.grpc as triton
 from m2ost_client import ServerOptions, TritonServer
-from m2ost_client.probe import tensor
+from m2ost_client.requests import tensor
 from m2ost_contract import RowStatus
 from m2ost_istar.export import build_istar
 from m2ost_istar.geometry import VARIANTS

@@ -11,7 +11,7 @@ import pytest
 import tritonclient.grpc as triton
 from m2ost_client import InputError, ServerOptions, ServerUnavailable, SpotStream, StreamOptions, TritonServer
 from m2ost_client.archive import SlideRow, read_status
-from m2ost_client.stream import describe_inputs
+from m2ost_client.requests import info_inputs
 from m2ost_contract import MODEL_INFO
 from m2ost_preprocess.slides import SlideRoots
 from m2ost_serving.queueing import BACKGROUND_TURNS
@@ -166,12 +166,12 @@ def test_what_a_client_that_is_gone_had_asked_is_not_looked_up(server, slides, a
     try:
         with triton.InferenceServerClient(server.address) as client:
             for _ in range(4):
-                inputs = describe_inputs("archive/s01.png", pitch_um=None, mpp=None)
+                inputs = info_inputs("archive/s01.png", pitch_um=None, mpp=None)
                 with pytest.raises(InferenceServerException, match="Deadline"):
                     client.infer(MODEL_INFO, inputs, client_timeout=0.2)
             time.sleep(1)  # until the server knows of the last one too
             decoder.resume()
-            client.infer(MODEL_INFO, describe_inputs("archive/s02.png", pitch_um=None, mpp=None))
+            client.infer(MODEL_INFO, info_inputs("archive/s02.png", pitch_um=None, mpp=None))
     finally:
         decoder.resume()
     deadline = time.monotonic() + 10

@@ -18,8 +18,8 @@ import psutil
 import pytest
 import tritonclient.grpc as triton
 from m2ost_client import ServerOptions, TritonServer
-from m2ost_client.command import RESTRICTED_APIS
-from m2ost_client.host import SHM
+from m2ost_client.server.command import RESTRICTED_APIS
+from m2ost_client.server.host import SHM
 from tritonclient.grpc import service_pb2
 
 from tests.support.machine import wait_for

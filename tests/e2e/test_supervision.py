@@ -19,7 +19,7 @@ import tritonclient.grpc as triton
 from m2ost_bench.process_memory import MIB
 from m2ost_bench.served import soak
 from m2ost_client import ServerOptions, ServerStartError, SpotStream, StreamOptions, TritonServer
-from m2ost_client.host import SHM, Ports
+from m2ost_client.server.host import SHM, Ports
 from m2ost_contract import RowStatus, ViewGeometry
 from m2ost_preprocess.network import read_url
 
@@ -230,7 +230,9 @@ def test_a_taken_port_is_a_clear_error(narrow_release, svs):
 
 @pytest.mark.parametrize("profile", ["onnxruntime", "tensorrt"])
 def test_every_profile_starts_but_for_the_missing_backend_and_gpu(narrow_release, roots, profile, monkeypatch):
-    monkeypatch.setattr("m2ost_client.supervisor.check_start", lambda *facts: [])  # Triton's own words are wanted
+    monkeypatch.setattr(
+        "m2ost_client.server.supervisor.check_start", lambda *facts: []
+    )  # Triton's own words are wanted
     errors = []
 
     def collect(record):

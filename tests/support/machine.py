@@ -18,7 +18,7 @@ from tests.support.data import REPOSITORY
 @contextmanager
 def kept_ports(count: int) -> Iterator[list[int]]:
     """So many ports that nobody listens on, and that nobody is given but the programs that are told them."""
-    from m2ost_client.host import Ports, held_ports  # not in the server's environment
+    from m2ost_client.server.host import Ports, held_ports
 
     with ExitStack() as kept:
         yield [kept.enter_context(held_ports("127.0.0.1", Ports())).grpc for _ in range(count)]

@@ -28,11 +28,11 @@ from typing import Any
 import psutil
 from m2ost_client import archive
 from m2ost_client.archive import ArchiveReport, Progress, RescoreOptions, Servers, Settings, SlideList, SlideRow
-from m2ost_client.command import ServerOptions
 from m2ost_client.options import PredictOptions
 from m2ost_client.predict import predict_slide
+from m2ost_client.server.command import ServerOptions
+from m2ost_client.server.supervisor import TritonServer
 from m2ost_client.stream import StreamOptions
-from m2ost_client.supervisor import TritonServer
 from m2ost_loadtests.errors import LoadTestError, TargetError
 from m2ost_loadtests.rounds import Rounds, interleave, timed
 from m2ost_preprocess.slides import SlideRoots

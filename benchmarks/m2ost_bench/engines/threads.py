@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from google.protobuf import text_format
-from m2ost_client.command import DEFAULT_PROFILE, ServerOptions
+from m2ost_client.server.command import DEFAULT_PROFILE, ServerOptions
+from m2ost_client.server.supervisor import TritonServer
 from m2ost_client.stream import StreamOptions
-from m2ost_client.supervisor import TritonServer
 from m2ost_contract import MODEL_ENGINE, MODEL_TILER, SPINNING_PARAMETER, THREADS_PARAMETER, Manifest, sha256_file
 from m2ost_loadtests.rounds import spread_text, time_in_turn
 from m2ost_loadtests.runners import bare_runner, served_runner, spots_to_score

@@ -105,9 +105,9 @@ def measure_served(outcome: Outcome, networks: Networks, release: Path, profile:
     """
     need("tritonclient.grpc", install="pip install 'm2ost-triton[client]'")
     from m2ost_client import ServerOptions, SpotStream, TritonServer
-    from m2ost_client.doctor import check_start
     from m2ost_client.errors import ServerStartError
-    from m2ost_client.installation import find_installation
+    from m2ost_client.server.doctor import check_start
+    from m2ost_client.server.installation import find_installation
     from m2ost_preprocess.slides import SlideRoots
 
     options = ServerOptions(release=release, roots=SlideRoots({"check": work.slide.folder}), profile=profile)

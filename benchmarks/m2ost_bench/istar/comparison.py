@@ -10,8 +10,8 @@ from typing import Any
 
 import onnxruntime
 import tritonclient.grpc as triton
-from m2ost_client.command import ServerOptions
-from m2ost_client.supervisor import TritonServer
+from m2ost_client.server.command import ServerOptions
+from m2ost_client.server.supervisor import TritonServer
 from m2ost_contract import Manifest, as_centers
 from m2ost_istar.geometry import VARIANTS, plan
 from m2ost_istar.manifest import IStarManifest

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from m2ost_client.probe import tensor
+from m2ost_client.requests import tensor
 from m2ost_client.stream import SpotStream, StreamOptions
 from m2ost_contract import ENV_TILE_CACHE_MIB, EXPRESSION, ONNX_FILE, Manifest
 from m2ost_istar.geometry import VARIANTS

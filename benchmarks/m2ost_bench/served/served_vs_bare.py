@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from m2ost_client.command import ServerOptions
+from m2ost_client.server.command import ServerOptions
+from m2ost_client.server.supervisor import TritonServer
 from m2ost_client.stream import StreamOptions
-from m2ost_client.supervisor import TritonServer
 from m2ost_contract import ViewGeometry
 from m2ost_loadtests.rounds import spread_text
 from m2ost_loadtests.runners import bare_runner, score_in_turn, served_runner, spots_to_score

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from m2ost_client.command import ServerOptions
+from m2ost_client.server.command import ServerOptions
+from m2ost_client.server.supervisor import TritonServer
 from m2ost_client.stream import SpotStream, StreamOptions
-from m2ost_client.supervisor import TritonServer
 from m2ost_loadtests.machine import describe_machine
 from m2ost_preprocess.decoder import decoded_slide
 from m2ost_preprocess.slides import SlideRoots

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from m2ost_client.command import ServerOptions
 from m2ost_client.options import PredictOptions
 from m2ost_client.predict import predict_slide
+from m2ost_client.server.command import ServerOptions
+from m2ost_client.server.supervisor import TritonServer
 from m2ost_client.stream import StreamOptions
-from m2ost_client.supervisor import TritonServer
 from m2ost_contract import EXPRESSION, ONNX_FILE, Manifest
 from m2ost_loadtests.errors import TargetError
 from m2ost_loadtests.machine import describe_machine

@@ -14,7 +14,8 @@ from m2ost_preprocess.errors import SlideNotFound, UnreadableSlide
 from m2ost_preprocess.slides import fingerprint
 
 from ..answers import read_fingerprint, read_slide_info
-from ..stream import DESCRIBE_DEADLINE_S, describe_inputs
+from ..requests import info_inputs
+from ..stream import DESCRIBE_DEADLINE_S
 from .pool import Pool
 from .score import ByName, BySending, Scorer
 
@@ -74,12 +75,12 @@ class OnServer:
 
     async def describe(self, path: str, pitch_um: float | None, mpp: float | None) -> SlideInfo:
         """See :class:`Access`."""
-        inputs = describe_inputs(self.name(path), pitch_um=pitch_um, mpp=mpp)
+        inputs = info_inputs(self.name(path), pitch_um=pitch_um, mpp=mpp)
         return read_slide_info(await self._pool.ask(MODEL_INFO, inputs, deadline_s=DESCRIBE_DEADLINE_S))
 
     async def fingerprint(self, path: str) -> str:
         """See :class:`Access`."""
-        inputs = describe_inputs(self.name(path), pitch_um=None, mpp=None)
+        inputs = info_inputs(self.name(path))
         parameters = {FINGERPRINT_PARAMETER: True}
         answer = await self._pool.ask(MODEL_INFO, inputs, deadline_s=DESCRIBE_DEADLINE_S, parameters=parameters)
         return read_fingerprint(answer)

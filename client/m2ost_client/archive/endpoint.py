@@ -11,9 +11,10 @@ from typing import Any
 
 from m2ost_contract import EngineInfo
 
+from ..answers import is_dead_stub
 from ..connection import Connection, Window, open_client
 from ..errors import ClientError, ReleaseChanged, ServerUnavailable
-from ..probe import is_dead_stub, probe
+from ..server.probe import probe
 
 LIVE_TIMEOUT_S = 2.0
 

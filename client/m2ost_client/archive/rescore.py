@@ -11,7 +11,7 @@ from m2ost_preprocess.decoder import Decoder
 
 from ..errors import InputError
 from ..files import check_writable
-from ..supervisor import TritonServer
+from ..server.supervisor import TritonServer
 from .access import Access, OnServer, Sent, Shared, roots_of
 from .endpoint import EndpointOptions
 from .manifest import SlideList

@@ -19,7 +19,7 @@ from m2ost_contract import RowStatus
 from m2ost_preprocess.decoder import Decoder
 
 from ..answers import read_expression, read_scored
-from ..probe import tensor
+from ..requests import spot_inputs, view_inputs
 from .pool import Drained, Pool
 from .state import Part
 
@@ -72,12 +72,7 @@ class ByName:
         centers = _at_least_two(request.centers)
 
         async def inputs() -> list[Any]:
-            rows = len(centers)
-            return [
-                tensor(contract.SLIDE, np.full((rows, 1), request.slide, dtype=object)),
-                tensor(contract.CENTER, centers),
-                tensor(contract.SCALE, np.full((rows, 1), request.scale, np.float32)),
-            ]
+            return spot_inputs(request.slide, centers, request.scale)
 
         answer = await self._pool.infer(contract.MODEL_SLIDE, inputs, spots=n, priority=priority)
         expression, status = read_scored(answer, len(centers), self._pool.info)
@@ -103,7 +98,7 @@ class BySending:
             scales = np.full(rows, request.scale, np.float32)
             found = await asyncio.to_thread(self._decoder.cut_views, Path(request.slide), centers, scales, views)
             status[:] = found[:n]
-            return [tensor(name, view) for name, view in zip(geometry.names, views, strict=True)]
+            return view_inputs(geometry.names, views)
 
         answer = await self._pool.infer(contract.MODEL_PATCHES, inputs, spots=n, priority=priority)
         found = read_expression(answer, len(centers), self._pool.info)[:n]

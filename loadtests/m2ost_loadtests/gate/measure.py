@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from m2ost_client.command import ServerOptions
+from m2ost_client.server.command import ServerOptions
+from m2ost_client.server.supervisor import TritonServer
 from m2ost_client.stream import SpotStream, StreamOptions
-from m2ost_client.supervisor import TritonServer
 from m2ost_contract import MODEL_ENGINE, Manifest
 from m2ost_preprocess.slides import SlideRoots
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from m2ost_contract import ENV_DECODER_TRACE, METRICS_URL_ENV, NO_TELEMETRY
 from m2ost_preprocess.slides import SlideRoots
 
-from .errors import ServerStartError
+from ..errors import ServerStartError
 from .host import Ports, host_port
 from .installation import Installation
 from .plain_paths import plain_path

@@ -16,16 +16,17 @@ from functools import partial
 
 import psutil
 import pytest
-from m2ost_client import ServerOptions, TritonServer, policy, supervisor
-from m2ost_client.command import CLOSED, LAUNCH, RESTRICTED_APIS, Command
+from m2ost_client import ServerOptions, TritonServer
 from m2ost_client.errors import ServerStartError
-from m2ost_client.host import SHM_PREFIX
-from m2ost_client.installation import Installation
-from m2ost_client.logs import LastWords, parse_line
-from m2ost_client.policy import HEALTHY_AFTER_S, MAX_RESTART_DELAY_S, Backoff, HangWatch, StartWatch
-from m2ost_client.probe import Health, executions_so_far
-from m2ost_client.process import ServerProcess
-from m2ost_client.sockets import MOST_PEERS, Peers, named, peers, peers_at_end
+from m2ost_client.server import policy, supervisor
+from m2ost_client.server.command import CLOSED, LAUNCH, RESTRICTED_APIS, Command
+from m2ost_client.server.host import SHM_PREFIX
+from m2ost_client.server.installation import Installation
+from m2ost_client.server.logs import LastWords, parse_line
+from m2ost_client.server.policy import HEALTHY_AFTER_S, MAX_RESTART_DELAY_S, Backoff, HangWatch, StartWatch
+from m2ost_client.server.probe import Health, executions_so_far
+from m2ost_client.server.process import ServerProcess
+from m2ost_client.server.sockets import MOST_PEERS, Peers, named, peers, peers_at_end
 from m2ost_contract import Manifest
 from m2ost_serving.repository import MODELS_TOOL, template_sha256, write_repository
 
@@ -421,7 +422,7 @@ def test_a_server_starts_once(tmp_path):
 PRINTED = """
 import sys
 from pathlib import Path
-from m2ost_client.host import SHM, sweep_shared_memory
+from m2ost_client.server.host import SHM, sweep_shared_memory
 from tests.client.test_supervisor import fake_server
 command = fake_server(Path(sys.argv[1]), "exit 1").print_command()
 region = SHM / (command.partition("shm-region-prefix-name=")[2].split()[0] + "region")

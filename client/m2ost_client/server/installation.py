@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from .errors import ServerStartError
+from ..errors import ServerStartError
 
 ENV_SERVER = "M2OST_SERVER_ENV"
 """Environment variable that names the server environment; else ``.triton`` beside the client's or in the cwd."""

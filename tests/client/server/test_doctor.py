@@ -10,23 +10,17 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from m2ost_client.command import ServerOptions
-from m2ost_client.doctor import Level, check_start, errors, examine
-from m2ost_client.doctor import checks as doctor
-from m2ost_client.doctor.collect import (
-    CannotAsk,
-    available_memory,
-    host_facts,
-    read_nvidia_smi,
-    server_facts,
-)
-from m2ost_client.doctor.examine import check_folders, check_ports
-from m2ost_client.doctor.facts import Gpu, HostFacts, ServerFacts
-from m2ost_client.doctor.profile import read_profile
-from m2ost_client.doctor.release import check_files, extra_files, files_served
 from m2ost_client.errors import ServerStartError
-from m2ost_client.host import SHM, Ports
-from m2ost_client.installation import Installation
+from m2ost_client.server.command import ServerOptions
+from m2ost_client.server.doctor import Level, check_start, errors, examine
+from m2ost_client.server.doctor import checks as doctor
+from m2ost_client.server.doctor.collect import CannotAsk, available_memory, host_facts, read_nvidia_smi, server_facts
+from m2ost_client.server.doctor.examine import check_folders, check_ports
+from m2ost_client.server.doctor.facts import Gpu, HostFacts, ServerFacts
+from m2ost_client.server.doctor.profile import read_profile
+from m2ost_client.server.doctor.release import check_files, extra_files, files_served
+from m2ost_client.server.host import SHM, Ports
+from m2ost_client.server.installation import Installation
 from m2ost_contract import Manifest, ManifestError, ViewGeometry, sha256_file
 from m2ost_serving.repository import write_repository
 
@@ -309,7 +303,7 @@ def test_few_files_are_warned_of_for_each_connection_is_one():
 
 LIMITED = """
 import resource
-from m2ost_client.doctor.collect import host_facts
+from m2ost_client.server.doctor.collect import host_facts
 for kind, value in ((resource.RLIMIT_NOFILE, 64), (resource.RLIMIT_AS, 3 << 30)):
     resource.setrlimit(kind, (value, value))
 host = host_facts(ask_driver=False)
@@ -420,7 +414,7 @@ def test_the_answer_of_nvidia_smi():
 )
 def test_a_driver_that_fails_or_hangs_is_a_finding(tmp_path, monkeypatch, script, words):
     if script == "sleep 30":
-        monkeypatch.setattr("m2ost_client.doctor.collect.NVIDIA_SMI_TIMEOUT_S", 0.5)
+        monkeypatch.setattr("m2ost_client.server.doctor.collect.NVIDIA_SMI_TIMEOUT_S", 0.5)
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}/bin" if script else str(tmp_path))
     if script:
         program = tmp_path / "nvidia-smi"

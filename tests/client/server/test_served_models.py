@@ -6,11 +6,11 @@ import grpc
 import numpy as np
 import pytest
 from m2ost_client import ServerOptions
-from m2ost_client.doctor import check_start
 from m2ost_client.errors import ServerStartError
-from m2ost_client.installation import Installation
-from m2ost_client.probe import PROBE_SLIDE, probe
-from m2ost_client.served_models import OWN_MODELS, models_beside
+from m2ost_client.server.doctor import check_start
+from m2ost_client.server.installation import Installation
+from m2ost_client.server.probe import PROBE_SLIDE, probe
+from m2ost_client.server.served_models import OWN_MODELS, models_beside
 from m2ost_contract import Manifest
 from m2ost_serving.repository import write_repository
 from tritonclient.grpc import service_pb2, service_pb2_grpc

@@ -5,9 +5,9 @@ import os
 import tracemalloc
 
 import pytest
-from m2ost_client.command import Command
-from m2ost_client.logs import BURST_S, MOST_ALIKE, MOST_LINE_BYTES, Reader
-from m2ost_client.process import ServerProcess
+from m2ost_client.server.command import Command
+from m2ost_client.server.logs import BURST_S, MOST_ALIKE, MOST_LINE_BYTES, Reader
+from m2ost_client.server.process import ServerProcess
 
 STAMP = "W1123 19:32:05.{:06d} 77 x.cc:1] "
 

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from m2ost_contract import Manifest, ManifestError
 
+from ...errors import ServerStartError
 from ..command import ServerOptions, check_profile
-from ..errors import ServerStartError
 from ..host import SHM, Ports, held_ports, numeric_host
 from ..installation import Installation, find_installation
 from ..plain_paths import temporary_parent

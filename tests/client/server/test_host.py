@@ -6,8 +6,8 @@ import socket
 
 import pytest
 from m2ost_client import ServerStartError
-from m2ost_client.host import Ports, held_ports, host_port, numeric_host
-from m2ost_client.sockets import unproved_ports
+from m2ost_client.server.host import Ports, held_ports, host_port, numeric_host
+from m2ost_client.server.sockets import unproved_ports
 
 from tests.support.machine import in_namespaces, need_address
 
@@ -94,7 +94,7 @@ def test_a_host_that_is_not_this_machine_is_refused_in_true_words(host, words):
 
 SWEEPS = """
 import subprocess, sys
-from m2ost_client.host import SHM, new_shm_prefix, owned_shared_memory, sweep_shared_memory
+from m2ost_client.server.host import SHM, new_shm_prefix, owned_shared_memory, sweep_shared_memory
 
 def left():
     return " ".join(sorted(path.name.rpartition("-")[2] for path in SHM.iterdir()))
@@ -141,7 +141,7 @@ def test_a_dev_shm_that_cannot_be_written_to_is_an_error_in_words():
     script = """
 import subprocess
 from m2ost_client.errors import ServerStartError
-from m2ost_client.host import owned_shared_memory
+from m2ost_client.server.host import owned_shared_memory
 subprocess.run(["mount", "-o", "remount,ro", "/dev/shm"], check=True)
 try:
     owned_shared_memory("m2ost-1-ab-").__enter__()

@@ -18,10 +18,10 @@ from m2ost_contract import Release
 from m2ost_preprocess.home import user_cache
 from m2ost_serving.repository import current_models
 
+from ..errors import ServerStartError
 from . import logs
 from .command import HTTP_RISK, Command, ServerOptions, build_command, check_profile, metrics_url
 from .doctor import check_start
-from .errors import ServerStartError
 from .host import (
     held_ports,
     host_port,

@@ -21,7 +21,7 @@ from m2ost_contract import (
 )
 from tritonclient.grpc import model_config_pb2
 
-from .errors import ServerStartError
+from ..errors import ServerStartError
 
 OWN_MODELS = {MODEL_ENGINE, MODEL_GUARD, MODEL_INFO, MODEL_PATCHES, MODEL_SLIDE, MODEL_TILER}
 """Models of every release."""

@@ -4,11 +4,11 @@ import os
 from pathlib import Path
 
 import pytest
-from m2ost_client.command import ServerOptions, build_command
 from m2ost_client.errors import ServerStartError
-from m2ost_client.host import Ports
-from m2ost_client.installation import Installation
-from m2ost_client.plain_paths import is_plain, plain_path, temporary_parent
+from m2ost_client.server.command import ServerOptions, build_command
+from m2ost_client.server.host import Ports
+from m2ost_client.server.installation import Installation
+from m2ost_client.server.plain_paths import is_plain, plain_path, temporary_parent
 
 from .beside import folder_beside
 

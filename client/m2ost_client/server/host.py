@@ -13,7 +13,7 @@ from pathlib import Path
 
 from m2ost_preprocess.network import is_here
 
-from .errors import ServerStartError
+from ..errors import ServerStartError
 
 SHM = Path("/dev/shm")
 SHM_PREFIX = "m2ost-"

@@ -14,7 +14,7 @@ import shlex
 import tempfile
 from pathlib import Path
 
-from .errors import ServerStartError
+from ..errors import ServerStartError
 from .host import SHM
 
 

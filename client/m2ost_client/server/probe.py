@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import queue
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -15,24 +15,19 @@ import tritonclient.grpc as triton
 from m2ost_contract import EngineInfo
 from m2ost_preprocess.network import channel_options, read_url
 from tritonclient.grpc import model_config_pb2
-from tritonclient.utils import InferenceServerException, np_to_triton_dtype, triton_to_np_dtype
+from tritonclient.utils import InferenceServerException, triton_to_np_dtype
 
+from ..answers import is_dead_stub
+from ..requests import info_inputs, spot_inputs, tensor, view_inputs
 from .served_models import may_take_long
 
 PROBE_TIMEOUT_S = 5.0
-METRICS_TIMEOUT_S = 1.0
 PROBE_SLIDE = "m2ost-probe"
 """No slide name can be this: the tiler refuses it at once, in words that prove that it is alive."""
 
 _EXECUTIONS = re.compile(r'^nv_inference_exec_count\{[^}]*\bmodel="([^"]*)"[^}]*\} ([0-9.e+]+)$', re.MULTILINE)
 
 _RUNS = re.compile(rf'^{contract.ENGINE_RUNS_METRIC}\{{[^}}]*\bmodel="([^"]*)"[^}}]*\}} ([0-9.e+]+)$', re.MULTILINE)
-
-_PENDING = re.compile(
-    rf"^(?:nv_inference_pending_request_count|{contract.WAITING_METRIC})"
-    r'\{[^}]*\bmodel="([^"]*)"[^}]*\} ([0-9.e+]+)$',
-    re.MULTILINE,
-)
 
 
 @dataclass(frozen=True)
@@ -62,18 +57,6 @@ class Health:
         return not self.silent and not self.dead
 
 
-def is_dead_stub(message: str) -> bool:
-    """Whether an error of Triton's says that a Python model's process is gone for good."""
-    return "tub process" in message and "healthy" in message
-
-
-def tensor(name: str, array: np.ndarray[Any, Any]) -> Any:
-    """An input of tritonclient's, holding ``array``."""
-    value = triton.InferInput(name, list(array.shape), np_to_triton_dtype(array.dtype))
-    value.set_data_from_numpy(array)
-    return value
-
-
 def executions_so_far(metrics_url: str) -> dict[str, float]:
     """Executions by model since the server started, by its own metrics; empty where it does not answer."""
     try:
@@ -85,18 +68,6 @@ def executions_so_far(metrics_url: str) -> dict[str, float]:
         executions[model] = executions.get(model, 0.0) + float(count)
     # Of an engine that takes requests as they come, Triton counts as executed what it has taken.
     return executions | {model: float(count) for model, count in _RUNS.findall(text)}
-
-
-def pending_requests(metrics_url: str, models: Collection[str]) -> int:
-    """Requests, whosever, that wait in the queues of some models, by a server's own metrics.
-
-    Raises
-    ------
-    OSError
-        If the metrics do not answer within a second.
-    """
-    text = read_url(metrics_url, METRICS_TIMEOUT_S)
-    return sum(int(float(count)) for model, count in _PENDING.findall(text) if model in models)
 
 
 def probe(address: str, engine: EngineInfo, beside: Mapping[str, Any] | None = None, *, request_id: str = "") -> Health:
@@ -112,7 +83,7 @@ def probe(address: str, engine: EngineInfo, beside: Mapping[str, Any] | None = N
     engine : EngineInfo
         What is served.
     beside : mapping of str to ModelConfig, optional
-        What is served beside it: see :func:`~m2ost_client.served_models.models_beside`.
+        What is served beside it: see :func:`~m2ost_client.server.served_models.models_beside`.
     request_id : str
         Of all its requests, by which their sender knows them in the server's log.
     """
@@ -140,13 +111,8 @@ Requests = dict[str, tuple[str, list[Any]]]
 
 
 def _engine_requests(engine: EngineInfo) -> Requests:
-    black = [tensor(name, np.zeros((1, *engine.views.shape), np.uint8)) for name in engine.views.names]
-    slide = np.array([[PROBE_SLIDE]], dtype=object)
-    row = [
-        tensor(contract.SLIDE, slide),
-        tensor(contract.CENTER, np.zeros((1, 2), np.int32)),
-        tensor(contract.SCALE, np.ones((1, 1), np.float32)),
-    ]
+    black = view_inputs(engine.views.names, [np.zeros((1, *engine.views.shape), np.uint8)] * engine.views.n_views)
+    row = spot_inputs(PROBE_SLIDE, np.zeros((1, 2), np.int32), 1.0)
     value = [
         tensor(contract.EXPRESSION, np.zeros((1, len(engine.genes)), np.float32)),
         tensor(contract.STATUS, np.zeros((1, 1), np.int32)),
@@ -155,7 +121,7 @@ def _engine_requests(engine: EngineInfo) -> Requests:
         contract.MODEL_ENGINE: (contract.MODEL_PATCHES, black),
         contract.MODEL_GUARD: (contract.MODEL_GUARD, value),
         contract.MODEL_TILER: (contract.MODEL_SLIDE, row),
-        contract.MODEL_INFO: (contract.MODEL_INFO, [tensor(contract.SLIDE, slide[0])]),
+        contract.MODEL_INFO: (contract.MODEL_INFO, info_inputs(PROBE_SLIDE)),
     }
 
 
