@@ -1,4 +1,7 @@
-"""Streaming client for served M2OST releases, whole-slide prediction, and the embedded server. Never imports torch."""
+"""Streaming client for served M2OST releases, whole slides, archives, and the embedded server. Never imports torch."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 from .errors import (
     ClientError,
@@ -11,21 +14,54 @@ from .errors import (
 )
 from .server.command import ServerOptions
 from .server.host import Ports
-from .server.supervisor import TritonServer
+from .server.supervisor import TritonServer, serve
 from .stream import SpotBatch, SpotStream, StreamOptions
+
+if TYPE_CHECKING:
+    from .archive import RescoreOptions, Servers, read_slides, rescore
+    from .dense import DenseOptions, predict_dense
+    from .options import PredictOptions
+    from .predict import predict_slide
 
 __all__ = [
     "ClientError",
+    "DenseOptions",
     "InputError",
     "OutputError",
     "Ports",
+    "PredictOptions",
     "ReleaseChanged",
     "RequestRejected",
+    "RescoreOptions",
     "ServerOptions",
     "ServerStartError",
     "ServerUnavailable",
+    "Servers",
     "SpotBatch",
     "SpotStream",
     "StreamOptions",
     "TritonServer",
+    "predict_dense",
+    "predict_slide",
+    "read_slides",
+    "rescore",
+    "serve",
 ]
+
+_LATER = {
+    "DenseOptions": "dense",
+    "PredictOptions": "options",
+    "RescoreOptions": "archive",
+    "Servers": "archive",
+    "predict_dense": "dense",
+    "predict_slide": "predict",
+    "read_slides": "archive",
+    "rescore": "archive",
+}
+"""What is imported when it is first asked for: anndata alone takes seconds, and a stream needs none of it."""
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LATER:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f".{_LATER[name]}", __name__), name)

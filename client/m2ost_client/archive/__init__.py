@@ -17,7 +17,7 @@ from .options import ArchiveReport, Progress, RescoreOptions, Servers
 from .plan import Settings
 from .pool import Pool
 from .ray_runner import Cluster, OnRay, SentByWorkers, connected
-from .rescore import rescore
+from .rescoring import rescore
 from .run import Rescore
 from .runner import Runner
 from .scan import LeftOut

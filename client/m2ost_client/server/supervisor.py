@@ -9,18 +9,19 @@ import tempfile
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from m2ost_contract import Release
 from m2ost_preprocess.home import user_cache
+from m2ost_preprocess.slides import SlideRoots
 from m2ost_serving.repository import current_models
 
 from ..errors import ServerStartError
 from . import logs
-from .command import HTTP_RISK, Command, ServerOptions, build_command, check_profile, metrics_url
+from .command import DEFAULT_PROFILE, HTTP_RISK, Command, ServerOptions, build_command, check_profile, metrics_url
 from .doctor import check_start
 from .host import (
     held_ports,
@@ -339,3 +340,35 @@ class TritonServer:
         quoted = "".join(f"\n  {line}" for line in self._said.lines())
         self._failure = ServerStartError(f"the server on {self.address} was given up: {reason}{quoted}")
         self._sink(logs.event("error", "server_given_up", reason=reason))
+
+
+def serve(
+    release: Path,
+    slides: Mapping[str, Path],
+    *,
+    profile: str = DEFAULT_PROFILE,
+    on_log: Callable[[dict[str, Any]], None] | None = None,
+) -> TritonServer:
+    """A server of a release on this machine: ``with serve(release, {"wsi": folder}) as server: …``.
+
+    Parameters
+    ----------
+    release : Path
+    slides : mapping of str to Path
+        Slide roots: names, and the folders that they stand for. A slide is asked for as ``name/path/below/the/folder``.
+    profile : str
+        Which engine and tiler: a config of the release's, by its name.
+    on_log : callable, optional
+        Receives every record of the server's log.
+
+    Returns
+    -------
+    TritonServer
+        Not started yet; a context manager, with all other options by ``TritonServer(ServerOptions(...))``.
+
+    Raises
+    ------
+    As :class:`TritonServer`.
+    """
+    options = ServerOptions(release=release, roots=SlideRoots(dict(slides)), profile=profile)
+    return TritonServer(options, on_log=on_log)

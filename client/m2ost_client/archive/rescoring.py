@@ -43,7 +43,7 @@ def rescore(
     options : RescoreOptions
     servers : Servers or callable
         Servers that run elsewhere; or what starts one for this archive, given the roots under which its slides are:
-        ``lambda roots: TritonServer(ServerOptions(release=release, roots=SlideRoots(roots)))``.
+        ``lambda roots: serve(release, roots)``.
     on_start : callable
         Receives the run, which it may ask to stop early (:meth:`Rescore.drain`); entered while the run lasts.
     on_progress : callable, optional
