@@ -14,6 +14,8 @@ from m2ost_preprocess.errors import UnreadableSlide
 from tests.compat import cells, fuzz
 from tests.compat.dicom_files import tiles_of, write_dicom
 
+pytestmark = pytest.mark.usefixtures("heavy")
+
 GEOMETRY = ViewGeometry(64, (1, 2))
 SIZE = (900, 700)
 DAMAGED = 9

@@ -15,6 +15,8 @@ from m2ost_preprocess.readers import open_slide
 
 from tests.compat import evil
 
+pytestmark = pytest.mark.usefixtures("heavy")
+
 CEILING = {ENV_DECODER_MEMORY_MIB: "1024"}
 
 

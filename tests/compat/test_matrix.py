@@ -12,6 +12,8 @@ from m2ost_preprocess.errors import UnreadableSlide
 
 from tests.compat import cells, table
 
+pytestmark = pytest.mark.usefixtures("heavy")
+
 GROUPS = (cells.tiff_cells, cells.single_cells, cells.plain_cells, cells.dicom_cells)
 
 NOT_READ = re.compile(r"JPEG 2000, (RGB|grey)$|^strips, (LZW|JPEG|Deflate), parts left out$")

@@ -11,6 +11,8 @@ from m2ost.data.datasets import read_sections
 
 from tests.support.data import shared_file
 
+pytestmark = pytest.mark.usefixtures("heavy")
+
 SPOTS = {"B4": 281, "C2": 186, "C3": 179, "C4": 184, "C5": 179}
 """Spots with a position, counts, and a panel total over 0."""
 
