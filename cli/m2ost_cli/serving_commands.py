@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from m2ost_contract import RowStatus
-from m2ost_preprocess.dense import parse_pitch
 from m2ost_preprocess.home import expanded
-from m2ost_preprocess.rectangle import Rectangle
 from m2ost_preprocess.slides import SlideRoots
+from m2ost_preprocess.slides.dense_grid import parse_pitch
+from m2ost_preprocess.slides.rectangle import Rectangle
 
 from .common import Reader, UserError, cache_folder, needs, use_reader
 

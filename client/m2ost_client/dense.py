@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 from m2ost_contract import EngineInfo
 from m2ost_preprocess.decoder import SlideInfo
-from m2ost_preprocess.dense import Block, DenseGrid
-from m2ost_preprocess.rectangle import Rectangle
-from m2ost_preprocess.tissue import Mask, find_tissue
+from m2ost_preprocess.slides.dense_grid import Block, DenseGrid
+from m2ost_preprocess.slides.rectangle import Rectangle
+from m2ost_preprocess.slides.tissue import Mask, find_tissue
 
 from .answers import Expression
 from .dense_store import DenseStore, empty_block, new_store_path

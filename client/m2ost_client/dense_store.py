@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 import zarr
 from m2ost_contract import RowStatus, put, write_complete
-from m2ost_preprocess.dense import BLOCK_CELLS, NOT_ASKED, Block, DenseGrid
+from m2ost_preprocess.slides.dense_grid import BLOCK_CELLS, NOT_ASKED, Block, DenseGrid
 
 from .answers import Expression
 from .errors import OutputError

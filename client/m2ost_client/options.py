@@ -7,7 +7,7 @@ from pathlib import Path
 
 from m2ost_contract import SCALE_MAX, SCALE_MIN, EngineInfo
 from m2ost_preprocess.decoder import SlideInfo
-from m2ost_preprocess.rectangle import Rectangle
+from m2ost_preprocess.slides.rectangle import Rectangle
 
 from .errors import InputError
 from .reports.exports import Exports

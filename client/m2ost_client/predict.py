@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 from m2ost_preprocess.decoder import Decoder, SlideInfo
-from m2ost_preprocess.rectangle import Rectangle
-from m2ost_preprocess.spot_places import check_places
-from m2ost_preprocess.spots import Spots, read_spots
+from m2ost_preprocess.slides.rectangle import Rectangle
+from m2ost_preprocess.slides.spot_places import check_places
+from m2ost_preprocess.slides.spots import Spots, read_spots
 
 from .errors import InputError, OutputError
 from .files import check_writable, metadata_path, read_metadata, write_result

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from m2ost_contract import EngineInfo, RowStatus
 from m2ost_preprocess.decoder import SlideInfo
-from m2ost_preprocess.spots import Spots
+from m2ost_preprocess.slides.spots import Spots
 
 from .answers import Expression, Statuses
 

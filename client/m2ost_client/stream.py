@@ -22,7 +22,7 @@ import m2ost_contract as contract
 import numpy as np
 from m2ost_contract import EngineInfo, RowStatus
 from m2ost_preprocess.decoder import DESCRIBE_TIMEOUT_S, Decoder, SlideInfo
-from m2ost_preprocess.views import spatial_order
+from m2ost_preprocess.tiling.views import spatial_order
 
 from .answers import Expression, Statuses, read_expression, read_scored, read_slide_info
 from .connection import FULL_FOR_S, Connection, Window

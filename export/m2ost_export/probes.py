@@ -9,9 +9,9 @@ import numpy as np
 from m2ost_contract import MAX_ROWS, RowStatus, ViewGeometry, as_centers
 from m2ost_preprocess.decoder import Decoder
 from m2ost_preprocess.errors import SpotError
-from m2ost_preprocess.spot_places import check_places
-from m2ost_preprocess.spots import grid, read_spots
-from m2ost_preprocess.tissue import tissue_mask
+from m2ost_preprocess.slides.spot_places import check_places
+from m2ost_preprocess.slides.spots import grid, read_spots
+from m2ost_preprocess.slides.tissue import tissue_mask
 
 Views = list[np.ndarray[Any, np.dtype[np.uint8]]]
 

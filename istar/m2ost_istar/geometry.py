@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 from m2ost_preprocess.readers.resolution import MPP_PLAUSIBLE
-from m2ost_preprocess.tissue import Mask, cell_tissue
+from m2ost_preprocess.slides.tissue import Mask, cell_tissue
 
 from .sizes import GRID, PATCH_PX, SUPERPIXEL_PX, TOKENS, Sizes
 

@@ -14,7 +14,7 @@ import numpy as np
 from m2ost_contract import as_centers
 from m2ost_preprocess.errors import SpotError
 from m2ost_preprocess.readers.base import Pixels
-from m2ost_preprocess.tissue import MASK_PX, tissue_mask
+from m2ost_preprocess.slides.tissue import MASK_PX, tissue_mask
 
 from .disks import Disks, SpotMeans, disks
 from .features import Features

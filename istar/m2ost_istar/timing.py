@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, TypeVar
 
-from m2ost_preprocess.tissue import MASK_PX, tissue_mask
+from m2ost_preprocess.slides.tissue import MASK_PX, tissue_mask
 
 from .disks import SpotMeans
 from .geometry import Variant, plan

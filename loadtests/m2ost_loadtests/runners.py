@@ -11,9 +11,9 @@ import numpy as np
 from m2ost_client.stream import SpotStream, StreamOptions
 from m2ost_contract import EXPRESSION, ONNX_FILE, Manifest, as_centers
 from m2ost_preprocess.decoder import decoded_slide
-from m2ost_preprocess.spots import grid
-from m2ost_preprocess.tissue import MASK_PX, tissue_mask
-from m2ost_preprocess.views import spatial_order
+from m2ost_preprocess.slides.spots import grid
+from m2ost_preprocess.slides.tissue import MASK_PX, tissue_mask
+from m2ost_preprocess.tiling.views import spatial_order
 from m2ost_serving.engine.onnx import cpu_session
 
 from .errors import TargetError

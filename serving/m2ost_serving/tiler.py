@@ -18,11 +18,11 @@ from m2ost_preprocess.decoder.child import Limits
 from m2ost_preprocess.decoder.process import Slide
 from m2ost_preprocess.decoder.protocol import GpuSlots, Strip, remember
 from m2ost_preprocess.errors import UnsupportedRequest
-from m2ost_preprocess.helpers import default_threads
 from m2ost_preprocess.readers.base import Pixels
-from m2ost_preprocess.resample import cut_spots
-from m2ost_preprocess.tiles import TilingCounts
-from m2ost_preprocess.views import Centers, Scales, Statuses
+from m2ost_preprocess.tiling.resample import cut_spots
+from m2ost_preprocess.tiling.threads import default_threads
+from m2ost_preprocess.tiling.tiles import TilingCounts
+from m2ost_preprocess.tiling.views import Centers, Scales, Statuses
 
 from .devices import CudaDevice, Device, HostDevice
 
@@ -316,7 +316,7 @@ def thread_count(given: str) -> int:
     Parameters
     ----------
     given : str
-        A number from 0 on, or ``all``: :func:`m2ost_preprocess.helpers.default_threads`.
+        A number from 0 on, or ``all``: :func:`m2ost_preprocess.tiling.threads.default_threads`.
 
     Raises
     ------

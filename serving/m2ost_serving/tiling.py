@@ -15,8 +15,8 @@ from m2ost_contract import RowStatus
 from m2ost_preprocess.decoder.child import Limits
 from m2ost_preprocess.errors import PreprocessError, SlideTimeout, answered
 from m2ost_preprocess.slides import RootedSlide, SlideRoots
-from m2ost_preprocess.tiles import TilingCounts
-from m2ost_preprocess.views import Centers, Scales, Statuses
+from m2ost_preprocess.tiling.tiles import TilingCounts
+from m2ost_preprocess.tiling.views import Centers, Scales, Statuses
 
 from .lanes import Lanes, Room
 from .queueing import TooLate, why_dropped

@@ -5,7 +5,7 @@ import pytest
 from m2ost_bench.tiler.layouts import layouts
 from m2ost_bench.tiler.measure import compare_tilers, needed_px
 from m2ost_bench.tiler.ways import BATCH_ROWS, OURS, all_cores, collect, ours, ways
-from m2ost_preprocess.tiles import TilingCounts
+from m2ost_preprocess.tiling.tiles import TilingCounts
 
 
 def test_layouts_lie_on_the_slide_each_place_once():

@@ -5,7 +5,7 @@ import pytest
 from m2ost_client.results import SlideResult
 from m2ost_contract import RowStatus
 from m2ost_preprocess.decoder import SlideInfo
-from m2ost_preprocess.spots import Spots
+from m2ost_preprocess.slides.spots import Spots
 
 from tests.support.releases import ENGINE
 

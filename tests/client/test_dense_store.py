@@ -8,8 +8,8 @@ import zarr
 from m2ost_client.dense import check_new
 from m2ost_client.dense_store import DenseStore, empty_block
 from m2ost_client.errors import OutputError
-from m2ost_preprocess.dense import DenseGrid
-from m2ost_preprocess.rectangle import Rectangle
+from m2ost_preprocess.slides.dense_grid import DenseGrid
+from m2ost_preprocess.slides.rectangle import Rectangle
 
 GENES = ("DDX5", "B2M")
 GRID = DenseGrid.over((1200, 1700), 16, Rectangle(30, 0, 1100, 1100))

@@ -11,7 +11,7 @@ from m2ost.config import M2OSTConfig
 from m2ost_contract import Manifest, as_centers, sha256_file
 from m2ost_export.release import build_release
 from m2ost_preprocess.readers import open_slide
-from m2ost_preprocess.views import cut_views
+from m2ost_preprocess.tiling.views import cut_views
 
 NARROW = M2OSTConfig(n_genes=6, depth=1, dim=12, heads=1, head_dim=12, ffn_dim=8, channel_dim=8)
 """A depth-1, narrow network: the whole serving path at a fraction of the arithmetic."""

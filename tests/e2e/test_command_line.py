@@ -16,7 +16,7 @@ import psutil
 import pytest
 import torch
 from m2ost_client.server.host import SHM
-from m2ost_preprocess.spots import read_spots
+from m2ost_preprocess.slides.spots import read_spots
 from PIL import Image
 
 from tests.support.command import error_of

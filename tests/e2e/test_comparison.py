@@ -14,7 +14,7 @@ from m2ost_istar.export import build_istar
 from m2ost_istar.geometry import VARIANTS, plan
 from m2ost_istar.networks.istar import build
 from m2ost_preprocess.readers import open_slide
-from m2ost_preprocess.tissue import MASK_PX, tissue_mask
+from m2ost_preprocess.slides.tissue import MASK_PX, tissue_mask
 
 from tests.istar.former import as_formerly
 from tests.istar.narrow import NARROW

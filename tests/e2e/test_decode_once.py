@@ -11,8 +11,8 @@ from m2ost_client import ServerOptions, SpotStream, StreamOptions, TritonServer
 from m2ost_client.timeline import Timeline
 from m2ost_preprocess.readers import open_slide
 from m2ost_preprocess.slides import SlideRoots
-from m2ost_preprocess.spots import grid
-from m2ost_preprocess.tissue import MASK_PX, tissue_mask
+from m2ost_preprocess.slides.spots import grid
+from m2ost_preprocess.slides.tissue import MASK_PX, tissue_mask
 
 from .releases import NARROW, make_release
 from .servers import metrics_of, raw_request

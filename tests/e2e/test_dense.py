@@ -17,7 +17,7 @@ from m2ost_client.errors import InputError, OutputError
 from m2ost_client.options import PredictOptions
 from m2ost_client.stream import StreamOptions
 from m2ost_preprocess.errors import SpotError, UnknownTissue
-from m2ost_preprocess.rectangle import Rectangle
+from m2ost_preprocess.slides.rectangle import Rectangle
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -34,7 +34,7 @@ WINDOW = 3
 @pytest.fixture
 def small_blocks(monkeypatch):
     """Blocks of 4 × 4 cells: many of them without many positions."""
-    monkeypatch.setattr("m2ost_preprocess.dense.BLOCK_CELLS", 4)
+    monkeypatch.setattr("m2ost_preprocess.slides.dense_grid.BLOCK_CELLS", 4)
     monkeypatch.setattr(dense_store, "BLOCK_CELLS", 4)
 
 
@@ -109,12 +109,12 @@ from m2ost_client import dense_store
 from m2ost_client.dense import DenseOptions, predict_dense
 from m2ost_client.options import PredictOptions
 from m2ost_client.stream import StreamOptions
-from m2ost_preprocess import dense
-from m2ost_preprocess.rectangle import Rectangle
+from m2ost_preprocess.slides import dense_grid
+from m2ost_preprocess.slides.rectangle import Rectangle
 from PIL import Image
 
 address, slide, out, region = sys.argv[1:]
-dense.BLOCK_CELLS = dense_store.BLOCK_CELLS = 4
+dense_grid.BLOCK_CELLS = dense_store.BLOCK_CELLS = 4
 
 def die_half_way(done, total):
     if done > total / 2:

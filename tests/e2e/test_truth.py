@@ -8,7 +8,7 @@ from m2ost.config import M2OSTConfig
 from m2ost_client import ServerOptions, SpotStream, StreamOptions, TritonServer
 from m2ost_contract import RowStatus
 from m2ost_preprocess.decoder import Decoder
-from m2ost_preprocess.spots import read_spots
+from m2ost_preprocess.slides.spots import read_spots
 
 from tests.support.data import shared_file
 

@@ -13,7 +13,7 @@ from m2ost_export.errors import ExportError
 from m2ost_export.fused import FusedM2OST
 from m2ost_export.release import build_release
 from m2ost_preprocess.readers import open_slide
-from m2ost_preprocess.views import cut_views
+from m2ost_preprocess.tiling.views import cut_views
 from m2ost_serving.engine import load_engine
 from m2ost_serving.engine.dense import DenseOnnxEngine
 from m2ost_serving.engine.patches import share

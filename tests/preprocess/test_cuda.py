@@ -21,9 +21,9 @@ from m2ost_preprocess.decoder.gpu import GpuMemory, choose_decoding
 from m2ost_preprocess.decoder.protocol import Describe, ReadRegions
 from m2ost_preprocess.errors import UnreadableSlide, UnsupportedRequest
 from m2ost_preprocess.readers import native_errors, open_slide
-from m2ost_preprocess.spans import Spans
-from m2ost_preprocess.tiles import CachedReader, TileCache
-from m2ost_preprocess.views import Region
+from m2ost_preprocess.tiling.spans import Spans
+from m2ost_preprocess.tiling.tiles import CachedReader, TileCache
+from m2ost_preprocess.tiling.views import Region
 from m2ost_serving.devices import CudaDevice
 from PIL import Image
 

@@ -19,10 +19,10 @@ from m2ost_preprocess.decoder import Decoder, decoded_slide, worker
 from m2ost_preprocess.decoder.control import Control, new_control
 from m2ost_preprocess.decoder.protocol import Describe
 from m2ost_preprocess.errors import SlideNotFound, SlideTimeout, SpotError, UnknownResolution, UnreadableSlide
-from m2ost_preprocess.helpers import Helpers
 from m2ost_preprocess.readers import open_slide
-from m2ost_preprocess.tiles import TileCache, TilingCounts
-from m2ost_preprocess.views import cut_views
+from m2ost_preprocess.tiling.threads import Helpers
+from m2ost_preprocess.tiling.tiles import TileCache, TilingCounts
+from m2ost_preprocess.tiling.views import cut_views
 
 from tests.compat import evil
 from tests.preprocess.test_readers import damaged_tile

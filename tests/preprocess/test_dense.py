@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 from m2ost_contract import ViewGeometry
-from m2ost_preprocess.dense import BLOCK_CELLS, NOT_ASKED, DenseGrid, parse_pitch
 from m2ost_preprocess.errors import SpotError
 from m2ost_preprocess.readers import open_slide
-from m2ost_preprocess.rectangle import Rectangle
-from m2ost_preprocess.spots import grid
-from m2ost_preprocess.tissue import MASK_PX, tissue_mask
-from m2ost_preprocess.views import cut_views
+from m2ost_preprocess.slides.dense_grid import BLOCK_CELLS, NOT_ASKED, DenseGrid, parse_pitch
+from m2ost_preprocess.slides.rectangle import Rectangle
+from m2ost_preprocess.slides.spots import grid
+from m2ost_preprocess.slides.tissue import MASK_PX, tissue_mask
+from m2ost_preprocess.tiling.views import cut_views
 from m2ost_serving.engine import patches
 from m2ost_serving.engine.patches import PatchGeometry, find_distinct, share
 

@@ -5,8 +5,8 @@ import os
 import threading
 
 import pytest
-from m2ost_preprocess.helpers import MOST_THREADS, REGIONS_AT_ONCE, Helpers
-from m2ost_preprocess.spans import Spans
+from m2ost_preprocess.tiling.spans import Spans
+from m2ost_preprocess.tiling.threads import MOST_THREADS, REGIONS_AT_ONCE, Helpers
 from m2ost_serving.tiler import thread_count
 
 PATIENCE_S = 30.0

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from m2ost_contract import SCALE_MAX, SCALE_MIN, ViewGeometry
 from m2ost_preprocess.readers import open_slide
-from m2ost_preprocess.resample import cut_spots, resize, taps
-from m2ost_preprocess.views import cut_views
+from m2ost_preprocess.tiling.resample import cut_spots, resize, taps
+from m2ost_preprocess.tiling.views import cut_views
 from PIL import Image
 
 

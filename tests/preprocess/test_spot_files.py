@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 from m2ost_preprocess.errors import SpotError
-from m2ost_preprocess.spots import read_spots
+from m2ost_preprocess.slides.spots import read_spots
 
 VISIUM = "barcode,in_tissue,array_row,array_col,pxl_row_in_fullres,pxl_col_in_fullres\n"
 

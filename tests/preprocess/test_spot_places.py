@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from m2ost_preprocess.errors import SpotError
 from m2ost_preprocess.readers import open_slide
-from m2ost_preprocess.spot_columns import LEVEL0
-from m2ost_preprocess.spot_places import check_places
-from m2ost_preprocess.spots import read_spots
-from m2ost_preprocess.tissue import MASK_PX
+from m2ost_preprocess.slides.spot_columns import LEVEL0
+from m2ost_preprocess.slides.spot_places import check_places
+from m2ost_preprocess.slides.spots import read_spots
+from m2ost_preprocess.slides.tissue import MASK_PX
 
 SIZE = (9000, 10000)
 X_Y = ("x", "y")

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from m2ost_preprocess.errors import SpotError
 from m2ost_preprocess.readers import open_slide
-from m2ost_preprocess.spots import grid, median_pitch_px, read_spots
-from m2ost_preprocess.tissue import tissue_mask
+from m2ost_preprocess.slides.spots import grid, median_pitch_px, read_spots
+from m2ost_preprocess.slides.tissue import tissue_mask
 
 
 def test_tissue_of_a_real_slide_is_where_the_stain_is(svs):

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import tifffile
 from m2ost_preprocess.errors import UnreadableSlide
-from m2ost_preprocess.helpers import Helpers
 from m2ost_preprocess.readers import SlideReader, open_slide
-from m2ost_preprocess.tiles import CachedReader, TileCache, TilingCounts
+from m2ost_preprocess.tiling.threads import Helpers
+from m2ost_preprocess.tiling.tiles import CachedReader, TileCache, TilingCounts
 
 from tests.preprocess.test_readers import damaged_tile
 

@@ -9,8 +9,8 @@ import pytest
 from m2ost_preprocess.decoder import Decoder
 from m2ost_preprocess.errors import UnknownTissue
 from m2ost_preprocess.readers import open_slide
-from m2ost_preprocess.spots import grid, read_spots
-from m2ost_preprocess.tissue import MASK_PX, TissueShares, find_tissue, tissue_mask
+from m2ost_preprocess.slides.spots import grid, read_spots
+from m2ost_preprocess.slides.tissue import MASK_PX, TissueShares, find_tissue, tissue_mask
 from PIL import Image, ImageDraw, ImageFilter
 
 from tests.support.data import shared_file

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from m2ost_contract import RowStatus, ViewGeometry
 from m2ost_preprocess.errors import UnreadableSlide
-from m2ost_preprocess.helpers import Helpers
 from m2ost_preprocess.readers import SlideReader, open_slide
-from m2ost_preprocess.tiles import DEFAULT_CACHE_MIB, CachedReader, TileCache, TilingCounts
-from m2ost_preprocess.views import cut_views, fitting_level, spatial_order
+from m2ost_preprocess.tiling.threads import Helpers
+from m2ost_preprocess.tiling.tiles import DEFAULT_CACHE_MIB, CachedReader, TileCache, TilingCounts
+from m2ost_preprocess.tiling.views import cut_views, fitting_level, spatial_order
 from PIL import Image
 
 GEOMETRY = ViewGeometry()

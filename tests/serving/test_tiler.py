@@ -17,9 +17,9 @@ from m2ost_preprocess.decoder.gpu import choose_decoding, decide, read_padded_on
 from m2ost_preprocess.decoder.protocol import Acknowledged, GpuSlots, ReadRegions, RegionsRead
 from m2ost_preprocess.errors import SlideNotFound, SlideTimeout, UnreadableSlide, UnsupportedRequest
 from m2ost_preprocess.readers import open_slide
-from m2ost_preprocess.spans import Spans
-from m2ost_preprocess.tiles import CachedReader, TileCache, TilingCounts
-from m2ost_preprocess.views import Region
+from m2ost_preprocess.tiling.spans import Spans
+from m2ost_preprocess.tiling.tiles import CachedReader, TileCache, TilingCounts
+from m2ost_preprocess.tiling.views import Region
 from m2ost_serving.devices import CudaDevice, DeviceUnavailable, HostDevice
 from m2ost_serving.tiler import ArrayTiler, PillowTiler, _Cutter, _Slots, make_tiler
 

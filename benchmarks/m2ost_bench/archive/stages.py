@@ -22,7 +22,7 @@ from m2ost_loadtests.errors import TargetError
 from m2ost_loadtests.rounds import seconds_of, timed
 from m2ost_preprocess.decoder import DecodedSlide, Decoder, SlideInfo
 from m2ost_preprocess.readers.base import Pixels
-from m2ost_preprocess.spots import Spots
+from m2ost_preprocess.slides.spots import Spots
 from m2ost_serving.engine.onnx import cpu_session
 
 from .projection import Costs

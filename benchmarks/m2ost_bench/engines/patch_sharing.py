@@ -28,9 +28,9 @@ from m2ost_loadtests.errors import LoadTestError
 from m2ost_loadtests.machine import describe_machine
 from m2ost_loadtests.rounds import Rounds, spread_text, time_in_turn
 from m2ost_preprocess.decoder import DecodedSlide, decoded_slide
-from m2ost_preprocess.dense import DenseGrid, parse_pitch
-from m2ost_preprocess.rectangle import Rectangle
-from m2ost_preprocess.tissue import MASK_PX, Mask, TissueShares, tissue_mask
+from m2ost_preprocess.slides.dense_grid import DenseGrid, parse_pitch
+from m2ost_preprocess.slides.rectangle import Rectangle
+from m2ost_preprocess.slides.tissue import MASK_PX, Mask, TissueShares, tissue_mask
 from m2ost_serving.engine import load_engine
 from m2ost_serving.engine.base import Engine
 from m2ost_serving.engine.patches import PatchGeometry, share

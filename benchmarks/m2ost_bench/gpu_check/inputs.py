@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from m2ost_preprocess.decoder import DecodedSlide, Decoder
 from m2ost_preprocess.errors import SlideError
-from m2ost_preprocess.views import spatial_order
+from m2ost_preprocess.tiling.views import spatial_order
 
 from .parts import Outcome, Skip, need
 

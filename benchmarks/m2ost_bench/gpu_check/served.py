@@ -14,7 +14,7 @@ import numpy as np
 from m2ost_contract import MODEL_ENGINE, Manifest
 from m2ost_loadtests.rounds import Rounds
 from m2ost_loadtests.triton_statistics import read_settled_metrics, server_figures
-from m2ost_preprocess.tiles import TilingCounts
+from m2ost_preprocess.tiling.tiles import TilingCounts
 from m2ost_serving.tiler import ArrayTiler, PillowTiler, Tiler
 
 from .device import Device, Pace, time_on, times_as_fast

@@ -12,8 +12,8 @@ import numpy as np
 from m2ost_contract import MAX_ROWS, ViewGeometry
 from m2ost_preprocess.decoder import DecodedSlide, Decoding
 from m2ost_preprocess.decoder.process import Slide
-from m2ost_preprocess.resample import resize
-from m2ost_preprocess.tiles import TilingCounts
+from m2ost_preprocess.tiling.resample import resize
+from m2ost_preprocess.tiling.tiles import TilingCounts
 from m2ost_serving import devices
 from m2ost_serving.tiler import ArrayTiler, PillowTiler, Tiler
 from PIL import Image

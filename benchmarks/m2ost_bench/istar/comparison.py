@@ -22,10 +22,10 @@ from m2ost_loadtests.runners import spots_to_score
 from m2ost_preprocess.decoder import DecodedSlide, decoded_slide
 from m2ost_preprocess.network import channel_options
 from m2ost_preprocess.slides import SlideRoots
-from m2ost_preprocess.spot_places import check_places
-from m2ost_preprocess.spots import read_spots
-from m2ost_preprocess.tissue import MASK_PX, tissue_mask
-from m2ost_preprocess.views import spatial_order
+from m2ost_preprocess.slides.spot_places import check_places
+from m2ost_preprocess.slides.spots import read_spots
+from m2ost_preprocess.slides.tissue import MASK_PX, tissue_mask
+from m2ost_preprocess.tiling.views import spatial_order
 
 from .memory import LargestBatch, largest_batch
 from .speedups import summarise

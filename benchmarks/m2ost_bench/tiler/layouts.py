@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from m2ost_preprocess.views import spatial_order
+from m2ost_preprocess.tiling.views import spatial_order
 
 DENSE_PX = 16
 DENSE_SIDE = 64

@@ -24,7 +24,7 @@ from m2ost_loadtests.rounds import interleave, seconds_of, spread, time_in_turn
 from m2ost_loadtests.runners import bare_runner, spots_to_score
 from m2ost_preprocess.decoder import DecodedSlide
 from m2ost_preprocess.slides import SlideRoots
-from m2ost_preprocess.tiles import TilingCounts
+from m2ost_preprocess.tiling.tiles import TilingCounts
 from m2ost_serving.engine.onnx import cpu_session
 
 from .layouts import layouts

@@ -15,7 +15,7 @@ import numpy as np
 import openslide
 from m2ost_contract import ViewGeometry
 from m2ost_preprocess.decoder import Decoder
-from m2ost_preprocess.tiles import TilingCounts
+from m2ost_preprocess.tiling.tiles import TilingCounts
 from PIL import Image
 
 BATCH_ROWS = 32

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import IO
 
 import numpy as np
-from m2ost_preprocess.tissue import Mask
+from m2ost_preprocess.slides.tissue import Mask
 from PIL import Image, ImageFile, PngImagePlugin, TiffImagePlugin
 
 from ..errors import InputError

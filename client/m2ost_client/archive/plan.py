@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 from m2ost_contract import EngineInfo, as_centers
 from m2ost_preprocess.decoder import SlideInfo
-from m2ost_preprocess.spot_places import check_places
-from m2ost_preprocess.spots import Spots, grid, read_spots
-from m2ost_preprocess.views import spatial_order
+from m2ost_preprocess.slides.spot_places import check_places
+from m2ost_preprocess.slides.spots import Spots, grid, read_spots
+from m2ost_preprocess.tiling.views import spatial_order
 
 from ..errors import InputError
 from ..options import DEFAULT_PITCH_UM, view_scale

@@ -11,7 +11,7 @@ import numpy as np
 from anndata.io import read_elem
 from m2ost_contract import EngineInfo, RowStatus, ViewGeometry
 from m2ost_preprocess.decoder import SlideInfo
-from m2ost_preprocess.spots import Spots, median_pitch_px
+from m2ost_preprocess.slides.spots import Spots, median_pitch_px
 
 from ..errors import InputError
 from ..results import SlideResult

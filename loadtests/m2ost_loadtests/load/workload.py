@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 from m2ost_contract import MAX_ROWS
-from m2ost_preprocess.views import spatial_order
+from m2ost_preprocess.tiling.views import spatial_order
 
 INTERACTIVE, ARCHIVE = "interactive", "archive"
 """Classes of traffic: someone waits for the answer, or an archive is scored again in the background."""

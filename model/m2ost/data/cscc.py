@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from m2ost_preprocess.spots import read_spots
+from m2ost_preprocess.slides.spots import read_spots
 
 from .counts import read_counts_table
 from .layout import array_mpp, choose, find_single

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from m2ost_preprocess.spots import read_spots
+from m2ost_preprocess.slides.spots import read_spots
 from scipy import sparse
 
 from .counts import CountTable, read_counts_table

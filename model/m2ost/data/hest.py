@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from m2ost_preprocess.spots import read_spots
+from m2ost_preprocess.slides.spots import read_spots
 
 from .errors import DataError
 from .layout import choose, find_one

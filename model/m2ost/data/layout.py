@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from m2ost_preprocess.spots import Spots
+from m2ost_preprocess.slides.spots import Spots
 
 from .errors import DataError
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from m2ost_preprocess.spots import Spots
+from m2ost_preprocess.slides.spots import Spots
 from scipy import sparse
 
 from .counts import CountTable

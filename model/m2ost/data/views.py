@@ -12,8 +12,8 @@ import numpy as np
 from m2ost_contract import RowStatus, ViewGeometry, as_centers, complete_file
 from m2ost_preprocess.decoder import Decoder
 from m2ost_preprocess.slides import fingerprint
-from m2ost_preprocess.spot_places import check_places
-from m2ost_preprocess.views import spatial_order
+from m2ost_preprocess.slides.spot_places import check_places
+from m2ost_preprocess.tiling.views import spatial_order
 
 from .errors import DataError
 from .section import Section

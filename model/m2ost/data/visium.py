@@ -25,7 +25,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from m2ost_preprocess.spots import Spots, read_spots
+from m2ost_preprocess.slides.spots import Spots, read_spots
 
 from .counts import CountTable
 from .errors import DataError

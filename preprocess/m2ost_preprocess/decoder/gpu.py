@@ -16,8 +16,8 @@ import numpy as np
 from ..cuda import import_cupy
 from ..errors import UnsupportedRequest
 from ..readers import SlideReader
-from ..tiles import CachedReader
-from ..views import Region
+from ..tiling.tiles import CachedReader
+from ..tiling.views import Region
 from .protocol import SLOTS, Decoding, GpuSlots
 
 TRIAL_PX = 2048

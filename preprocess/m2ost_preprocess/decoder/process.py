@@ -13,11 +13,11 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 from m2ost_contract import ENV_READER, MAX_ROWS, READERS, ViewGeometry
 
-from ..helpers import default_threads
 from ..readers.base import Pixels
 from ..slides import RootedSlide
-from ..tiles import TilingCounts
-from ..views import Centers, Scales, Statuses
+from ..tiling.threads import default_threads
+from ..tiling.tiles import TilingCounts
+from ..tiling.views import Centers, Scales, Statuses
 from .child import STALL_S, Child, ChildCrashed, ChildLost, Limits
 from .control import Control, new_control
 from .protocol import (
@@ -292,7 +292,7 @@ class Decoder:
         pyramid: bool = False,
         limits: Limits | None = None,
     ) -> Statuses:
-        """Cut the views of up to 256 spots; see :func:`m2ost_preprocess.views.cut_views`.
+        """Cut the views of up to 256 spots; see :func:`m2ost_preprocess.tiling.views.cut_views`.
 
         Parameters
         ----------

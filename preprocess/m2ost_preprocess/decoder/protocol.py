@@ -12,8 +12,8 @@ from m2ost_contract import ViewGeometry
 
 from ..readers.base import Pixels
 from ..slides import RootedSlide
-from ..tiles import TilingCounts
-from ..views import Centers, Region, Scales
+from ..tiling.tiles import TilingCounts
+from ..tiling.views import Centers, Region, Scales
 
 SLOTS = 2
 """Strips of pixels that may be on their way from child to parent: one is read while the other is used."""
@@ -303,7 +303,7 @@ class SlideInfo:
     names : tuple of str
         Their names.
     thumbnail : ndarray of uint8, shape (h, w, 3)
-        RGB overview, its longer side at most ``m2ost_preprocess.tissue.MASK_PX``.
+        RGB overview, its longer side at most ``m2ost_preprocess.slides.tissue.MASK_PX``.
     """
 
     size: tuple[int, int]

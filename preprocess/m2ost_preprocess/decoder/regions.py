@@ -8,9 +8,9 @@ from typing import Protocol
 
 from .. import progress
 from ..readers import SlideReader
-from ..spans import Spans
-from ..tiles import CachedReader, TilingCounts
-from ..views import Region, for_each_region
+from ..tiling.spans import Spans
+from ..tiling.tiles import CachedReader, TilingCounts
+from ..tiling.views import Region, for_each_region
 from .control import Control
 from .gpu import GpuMemory, choose_decoding, on_cpu_for
 from .protocol import SLOTS, Decoding, ReadRegions, RegionsRead, Strip, remember, strip_array

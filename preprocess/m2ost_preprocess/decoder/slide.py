@@ -12,7 +12,7 @@ from PIL import Image
 
 from ..errors import SpotError
 from ..readers.base import Pixels
-from ..views import Centers
+from ..tiling.views import Centers
 from .process import Decoder, Slide
 from .protocol import SlideInfo
 

@@ -29,14 +29,14 @@ from ..errors import (
     answered,
     without_folders,
 )
-from ..helpers import Helpers
 from ..readers import Resolution, SlideReader, native_errors, open_slide
 from ..readers.base import Pixels
 from ..readers.resolution import MPP_PLAUSIBLE
 from ..slides import RootedSlide, fingerprint, slide_files
-from ..spans import Spans
-from ..tiles import CachedReader, TileCache, TilingCounts
-from ..views import cut_views
+from ..tiling.spans import Spans
+from ..tiling.threads import Helpers
+from ..tiling.tiles import CachedReader, TileCache, TilingCounts
+from ..tiling.views import cut_views
 from .control import Control
 from .gpu import is_cuda_error
 from .memory import ceiling_mib, limit_own
@@ -187,8 +187,8 @@ def describe(slides: OpenSlides, job: Describe) -> SlideInfo:
         If the pitch gives no usable grid.
     """
     # Only descriptions need SciPy and scikit-image, which take long to load.
-    from ..spots import Spots, grid
-    from ..tissue import MASK_PX, find_tissue
+    from ..slides.spots import Spots, grid
+    from ..slides.tissue import MASK_PX, find_tissue
 
     reader, name = slides.get(job), job.slide.name
     source = reader.uncached

@@ -16,7 +16,7 @@ from m2ost_istar.stopwatch import Stopwatch
 from m2ost_preprocess.decoder import DecodedSlide, Decoder
 from m2ost_preprocess.errors import SlideError, SpotError, UnreadableSlide
 from m2ost_preprocess.readers import open_slide
-from m2ost_preprocess.tissue import tissue_mask
+from m2ost_preprocess.slides.tissue import tissue_mask
 from scipy.ndimage import uniform_filter
 
 from ..slides import ArraySlide

@@ -9,7 +9,7 @@ from m2ost.data.views import CHUNK, ViewCache
 from m2ost_contract import ViewGeometry, as_centers
 from m2ost_preprocess.decoder import Decoder
 from m2ost_preprocess.readers import open_slide
-from m2ost_preprocess.views import cut_views
+from m2ost_preprocess.tiling.views import cut_views
 
 from . import files
 

@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 from m2ost_contract import SCALE_MAX, SCALE_MIN, RowStatus, ViewGeometry
 
-from . import progress
+from .. import progress
+from ..errors import SlideError
+from ..readers.base import Pixels, SlideReader
 from .cutting import cut_windows
-from .errors import SlideError
-from .helpers import Helpers
-from .readers.base import Pixels, SlideReader
+from .threads import Helpers
 from .tiles import TilingCounts
 
 REGION_PX = 2048
@@ -185,7 +185,8 @@ def cut_views(
 ) -> Statuses:
     """Cut the views of spots of one slide, with Pillow.
 
-    ``m2ost_preprocess.resample`` gives the same values as array code. On a CPU that takes two to four times as long.
+    ``m2ost_preprocess.tiling.resample`` gives the same values as array code. On a CPU that takes two to four times
+    as long.
 
     Parameters
     ----------

@@ -21,9 +21,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from .helpers import Part
-from .readers.base import Pixels
+from ..readers.base import Pixels
 from .resample import WEIGHT_BITS, taps
+from .threads import Part
 
 
 def cut_windows(pixels: Pixels, corners: Any, side: int, out: Pixels, rows: Any) -> Iterator[Part]:

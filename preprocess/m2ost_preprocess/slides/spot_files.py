@@ -5,7 +5,7 @@ form                                    x, y in level-0 pixels                  
 ======================================  ======================================================  ======================
 selection of legacy ST                  ``pixel_x, pixel_y``                                    ``{x}x{y}``
 Visium and Visium HD                    ``pxl_col_in_fullres, pxl_row_in_fullres``              ``barcode``
-any other table, or Parquet             the columns of :mod:`m2ost_preprocess.spot_columns`     see there
+any other table, or Parquet             the columns of :mod:`m2ost_preprocess.slides.spot_columns`     see there
 AnnData (``.h5ad``)                     ``obsm["spatial"]``                                     ``obs_names``
 ======================================  ======================================================  ======================
 
@@ -30,7 +30,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from .errors import SpotError
+from ..errors import SpotError
 from .spot_columns import LABELS, Positions, SpotTable, find_pair
 
 GZIP, HDF5, PARQUET, ZIP = b"\x1f\x8b", b"\x89HDF\r\n\x1a\n", b"PAR1", b"PK\x03\x04"

@@ -20,8 +20,8 @@ from typing import Any
 import numpy as np
 from skimage.morphology import closing, disk, opening
 
-from .errors import UnknownTissue
-from .readers.base import Pixels
+from ..errors import UnknownTissue
+from ..readers.base import Pixels
 
 MASK_PX = 1024
 """Longer side of the overview that tissue is sought on, in pixels."""

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from .errors import SpotError
+from ..errors import SpotError
 from .spot_columns import FLAGS, Positions, check_names, check_some, find_pair, read_centers, read_flags
 
 
@@ -31,7 +31,7 @@ def h5ad_positions(path: Path, source: Path | io.BytesIO) -> Positions:
     Raises
     ------
     SpotError
-        As :func:`m2ost_preprocess.spot_files.read_positions` says, or if anndata is not installed.
+        As :func:`m2ost_preprocess.slides.spot_files.read_positions` says, or if anndata is not installed.
     """
     try:
         import anndata  # noqa: F401

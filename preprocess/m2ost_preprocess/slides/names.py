@@ -11,10 +11,10 @@ from pathlib import Path
 
 from m2ost_contract import ENV_SLIDE_ROOTS, MAX_SHOWN_NAME
 
-from .errors import SlideError, SlideNotFound
-from .readers import primary_file
-from .readers.companions import opened_files
-from .readers.dicom_series import series_of
+from ..errors import SlideError, SlideNotFound
+from ..readers import primary_file
+from ..readers.companions import opened_files
+from ..readers.dicom_series import series_of
 
 MAX_NAME_BYTES = 1024
 _BLOCK = 1 << 16

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from m2ost_contract import RowStatus
 
-from .errors import SpotError
+from ..errors import SpotError
 from .rectangle import Rectangle
 from .tissue import Mask, TissueShares
 

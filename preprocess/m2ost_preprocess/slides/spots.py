@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from scipy.spatial import cKDTree
 
-from .errors import SpotError
+from ..errors import SpotError
 from .rectangle import Rectangle
 from .spot_columns import Centers
 from .spot_files import read_positions
@@ -89,9 +89,10 @@ def grid(size: tuple[int, int], mask: Mask, pitch_px: float) -> Spots:
 
 
 def read_spots(path: Path) -> Spots:
-    """Read spots from a file; see :mod:`m2ost_preprocess.spot_files` for the forms.
+    """Read spots from a file; see :mod:`m2ost_preprocess.slides.spot_files` for the forms.
 
-    Once a slide's size is known, :func:`m2ost_preprocess.spot_places.check_places` tells whether they can be its spots.
+    Once a slide's size is known, :func:`m2ost_preprocess.slides.spot_places.check_places` tells whether they can be
+    its spots.
 
     Parameters
     ----------
@@ -106,7 +107,7 @@ def read_spots(path: Path) -> Spots:
     Raises
     ------
     SpotError
-        As :func:`m2ost_preprocess.spot_files.read_positions` says.
+        As :func:`m2ost_preprocess.slides.spot_files.read_positions` says.
     """
     found = read_positions(path)
     return Spots(found.centers, found.names, median_pitch_px(found.centers), f"file {path.name}", columns=found.columns)

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from .errors import SpotError
+from ..errors import SpotError
 
 _FORM = re.compile(r"(\d+),(\d+),(\d+),(\d+)")
 

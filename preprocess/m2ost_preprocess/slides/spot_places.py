@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from .errors import SpotError
-from .readers.base import Pixels
+from ..errors import SpotError
+from ..readers.base import Pixels
 from .spot_columns import LEVEL0, Centers
 from .spots import median_pitch_px
 from .tissue import Mask, find_tissue

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from .errors import SpotError
+from ..errors import SpotError
 
 Centers = np.ndarray[Any, np.dtype[np.float64]]
 Where = Callable[[int], str]
@@ -93,7 +93,7 @@ class SpotTable:
         Raises
         ------
         SpotError
-            As :func:`m2ost_preprocess.spot_files.read_positions` says.
+            As :func:`m2ost_preprocess.slides.spot_files.read_positions` says.
         """
         pair = find_pair(self.header)
         if pair is None:

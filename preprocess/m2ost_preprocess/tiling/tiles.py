@@ -18,13 +18,13 @@ from typing import Any
 import numpy as np
 from m2ost_contract import ENV_TILE_CACHE_MIB
 
-from . import progress
-from .errors import UnreadableSlide
-from .helpers import Helpers
-from .readers.base import Pixels, SlideReader
+from .. import progress
+from ..errors import UnreadableSlide
+from ..readers.base import Pixels, SlideReader
+from .threads import Helpers
 
 DEFAULT_CACHE_MIB = 512
-"""A third more than the order of ``m2ost_preprocess.views.spatial_order`` keeps in use."""
+"""A third more than the order of ``m2ost_preprocess.tiling.views.spatial_order`` keeps in use."""
 
 
 @dataclass

@@ -1,0 +1,1 @@
+"""Slides to views: tiles decoded as needed, put together to regions, and cut."""
