@@ -12,7 +12,6 @@ return.
 
 from .access import Access, OnServer, Sent, Shared, roots_of
 from .endpoint import EndpointOptions
-from .manifest import SlideList, SlideRow, read_slides
 from .options import ArchiveReport, Progress, RescoreOptions, Servers
 from .plan import Settings
 from .pool import Pool
@@ -21,6 +20,7 @@ from .rescoring import rescore
 from .run import Rescore
 from .runner import Runner
 from .scan import LeftOut
+from .slide_list import SlideList, SlideRow, read_slides
 from .state import State, exclusive
 from .status import ArchiveStatus, read_status
 from .storage import is_url

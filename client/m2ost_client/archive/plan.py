@@ -19,9 +19,9 @@ from m2ost_preprocess.tiling.views import spatial_order
 
 from ..errors import InputError
 from ..options import DEFAULT_PITCH_UM, view_scale
-from .manifest import SlideRow
 from .masks import read_mask
 from .score import Centers, SpotRange
+from .slide_list import SlideRow
 
 Describe = Callable[[float | None, float | None], Awaitable[SlideInfo]]
 """Describes the slide: (pitch in µm or None, µm/px or None)."""

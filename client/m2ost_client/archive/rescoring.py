@@ -14,11 +14,11 @@ from ..files import check_writable
 from ..server.supervisor import TritonServer
 from .access import Access, OnServer, Sent, Shared, roots_of
 from .endpoint import EndpointOptions
-from .manifest import SlideList
 from .options import ArchiveReport, Progress, RescoreOptions, Servers
 from .pool import Pool
 from .ray_runner import OnRay, SentByWorkers, connected
 from .run import Rescore
+from .slide_list import SlideList
 from .state import State, exclusive
 from .storage import is_url
 
@@ -39,7 +39,7 @@ def rescore(
     Parameters
     ----------
     slides : SlideList
-        See :func:`~m2ost_client.archive.manifest.read_slides`.
+        See :func:`~m2ost_client.archive.slide_list.read_slides`.
     options : RescoreOptions
     servers : Servers or callable
         Servers that run elsewhere; or what starts one for this archive, given the roots under which its slides are:

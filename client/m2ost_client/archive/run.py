@@ -24,7 +24,6 @@ from ..options import check_genes
 from ..reports import INDEX
 from .access import Access
 from .budget import Budget, Share
-from .manifest import SlideRow
 from .options import ArchiveReport, Progress, RescoreOptions
 from .output import (
     RESULTS,
@@ -44,6 +43,7 @@ from .pool import Drained, Pool
 from .runner import InProcess, Runner
 from .scan import LeftOut
 from .score import join, missing
+from .slide_list import SlideRow
 from .staging import Staging
 from .state import CHANGED, DONE, LEFT_OUT, Part, SlideRecord, State
 from .storage import SIZE_ONLY, is_url, source_version

@@ -22,7 +22,7 @@ import numpy as np
 
 from ..answers import Expression, Statuses
 from ..errors import InputError, OutputError
-from .manifest import SlideRow
+from .slide_list import SlideRow
 
 FILENAME = "state.sqlite"
 LOCK = "state.lock"
