@@ -65,6 +65,10 @@ ENGINE_ROWS_PARAMETER, ENGINE_ROWS = "engine_rows", 64
 """Parameter of the config, and its default: rows that may wait for the engine before the tiler waits. Two batches of
 the engine, whose views take 28 MiB."""
 
+WAITING_ROWS_PARAMETER, WAITING_ROWS = "waiting_rows", 1024
+"""Parameter of the config of an engine in the Python backend, and its default: rows that may wait for it. Their views
+take 441 KiB each at 224 px."""
+
 ENV_SLIDE_ROOTS = "M2OST_SLIDE_ROOTS"
 """Environment variable of the server: JSON object, root name → folder."""
 

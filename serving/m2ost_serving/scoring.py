@@ -11,15 +11,13 @@ from itertools import groupby
 from typing import Any, Protocol
 
 import numpy as np
+from m2ost_contract import WAITING_ROWS
 
 from .engine import Engine
 from .queueing import Cancelled, FairQueue
 
 BATCH_ROWS_PARAMETER, BATCH_ROWS = "batch_rows", 32
 """Parameter of the config, and its default: rows that the engine runs at once. Requests are joined and cut to it."""
-
-WAITING_ROWS_PARAMETER, WAITING_ROWS = "waiting_rows", 1024
-"""Parameter of the config, and its default: rows that may wait. Their views take 441 KiB each at 224 px."""
 
 SLICE_ROWS = 4
 """Rows of background work that are run at once while others ask: they wait for no more than that."""

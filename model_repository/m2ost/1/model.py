@@ -9,6 +9,8 @@ from m2ost_contract import (
     ENGINE_RUNS_METRIC,
     ENGINE_WAITING_METRIC,
     EXPRESSION,
+    WAITING_ROWS,
+    WAITING_ROWS_PARAMETER,
     Release,
     number_of_rows,
 )
@@ -36,7 +38,7 @@ class TritonPythonModel:
         self._scoring = scoring.Scoring(
             engine,
             batch_rows=rows(scoring.BATCH_ROWS_PARAMETER, scoring.BATCH_ROWS),
-            waiting_rows=rows(scoring.WAITING_ROWS_PARAMETER, scoring.WAITING_ROWS),
+            waiting_rows=rows(WAITING_ROWS_PARAMETER, WAITING_ROWS),
             tell_run=partial(runs.increment, 1),
             tell_waiting=waiting.set,
         )

@@ -118,7 +118,7 @@ def test_shared_memory_follows_from_the_views(served, tmp_path):
     assert 0 <= served["cpu"].shm_bytes - 2 * 256 * views < 10 << 20
     assert 0 <= served["cpu"].usual_shm_bytes - 2 * 32 * views < 10 << 20
     assert 0 <= served["onnxruntime"].shm_bytes - 256 * views < 10 << 20
-    assert served["cpu"].queue_bytes == (64 + 32) * (3 * 224 * 224 * 3 + 4 + 8)
+    assert served["cpu"].queue_bytes == (64 + 32 + 1024) * (3 * 224 * 224 * 3 + 4 + 8)
     write_repository(tmp_path, replace(ENGINE, views=ViewGeometry(512, (1, 2))))
     larger = read_profile(tmp_path, "cpu").shm_bytes
     assert 0 <= larger - 1.5 * 2 * 256 * 2 * 512 * 512 * 3 < 10 << 20

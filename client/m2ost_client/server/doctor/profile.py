@@ -12,6 +12,8 @@ from m2ost_contract import (
     ENGINE_ROWS_PARAMETER,
     MODEL_ENGINE,
     MODEL_TILER,
+    WAITING_ROWS,
+    WAITING_ROWS_PARAMETER,
     ManifestError,
     number_of_rows,
 )
@@ -66,14 +68,23 @@ def read_profile(release: Path, name: str) -> Profile:
         shm_bytes=sum(_shm_bytes(c, c.max_batch_size) for c in configs.values() if c.backend == "python"),
         usual_shm_bytes=sum(_shm_bytes(c, USUAL_ROWS) for c in configs.values() if c.backend == "python"),
         usual_rows=USUAL_ROWS,
-        queue_bytes=(_engine_rows(tiler) + USUAL_ROWS) * _row_bytes(tiler.output),
+        queue_bytes=(_engine_rows(tiler) + USUAL_ROWS + _waiting_rows(engine)) * _row_bytes(tiler.output),
         release_sha256=engine.parameters["release_sha256"].string_value,
     )
 
 
 def _engine_rows(tiler: Any) -> int:
-    """Rows that may wait for the engine; the tiler adds one request when fewer do."""
-    return number_of_rows({k: v.string_value for k, v in tiler.parameters.items()}, ENGINE_ROWS_PARAMETER, ENGINE_ROWS)
+    """Rows that the tiler may send ahead of the engine; it adds one request when fewer are there."""
+    return number_of_rows(_texts(tiler), ENGINE_ROWS_PARAMETER, ENGINE_ROWS)
+
+
+def _waiting_rows(engine: Any) -> int:
+    """Rows of which an engine in the Python backend keeps the views while they wait."""
+    return number_of_rows(_texts(engine), WAITING_ROWS_PARAMETER, WAITING_ROWS) if engine.backend == "python" else 0
+
+
+def _texts(config: Any) -> dict[str, str]:
+    return {name: value.string_value for name, value in config.parameters.items()}
 
 
 def _shm_bytes(config: Any, rows: int) -> int:
