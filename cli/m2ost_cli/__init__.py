@@ -1,1 +1,1 @@
-"""The ``m2ost`` command: the one place that knows every room."""
+"""The ``m2ost`` command: the one place that knows every package."""

@@ -26,7 +26,7 @@ from torch.nn.functional import embedding, pad
 
 from .fused import FusedM2OST
 from .graph import FP32_TOLERANCE, PARITY_BATCHES, Parity, check_weights, write_graph
-from .onnx_files import GIVEN_EXPRESSION, Door
+from .onnx_files import GIVEN_EXPRESSION, GraphTensor
 from .probes import probe_views
 
 
@@ -78,14 +78,14 @@ class DenseM2OST(nn.Module):
         return tokens
 
 
-def taken_patches(geometry: PatchGeometry) -> list[Door]:
+def taken_patches(geometry: PatchGeometry) -> list[GraphTensor]:
     """What the graph takes."""
     patches = [
-        Door(name, TensorProto.UINT8, (f"distinct{level}{j}", geometry.patch_bytes(j)))
+        GraphTensor(name, TensorProto.UINT8, (f"distinct{level}{j}", geometry.patch_bytes(j)))
         for name, (level, j) in zip(geometry.patch_names, geometry.patchings, strict=True)
     ]
     indices = [
-        Door(name, TensorProto.INT32, ("batch", geometry.tokens(level)))
+        GraphTensor(name, TensorProto.INT32, ("batch", geometry.tokens(level)))
         for level, name in enumerate(geometry.index_names)
     ]
     return [*patches, *indices]
@@ -100,7 +100,7 @@ def export_dense(network: DenseM2OST, path: Path) -> onnx.ModelProto:
         If a weight is not finite, or the file is not a valid graph with exactly these inputs and output.
     """
     check_weights(network)
-    geometry, doors = network.geometry, taken_patches(network.geometry)
+    geometry, inputs = network.geometry, taken_patches(network.geometry)
     # Sizes differ from each other, lest two axes be taken for the same.
     patches = [
         torch.zeros(3 + number, geometry.patch_bytes(j), dtype=torch.uint8)
@@ -110,14 +110,14 @@ def export_dense(network: DenseM2OST, path: Path) -> onnx.ModelProto:
     most = MAX_ROWS * geometry.tokens_per_patching
     batch = torch.export.Dim("batch", min=1, max=MAX_ROWS)
     axes = [
-        batch if door.name in geometry.index_names else torch.export.Dim(str(door.shape[0]), min=1, max=most)
-        for door in doors
+        batch if taken.name in geometry.index_names else torch.export.Dim(str(taken.shape[0]), min=1, max=most)
+        for taken in inputs
     ]
     return write_graph(
         network,
         path,
         example=(*patches, *indices),
-        inputs=doors,
+        inputs=inputs,
         outputs=[GIVEN_EXPRESSION],
         dynamic_shapes={"inputs": tuple({0: axis} for axis in axes)},
     )

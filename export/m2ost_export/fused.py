@@ -203,7 +203,7 @@ class FusedM2OST(nn.Module):
         -------
         Tensor, float32, shape (B, n_genes)
         """
-        # TensorRT takes UINT8 at its door only where a cast to float32 or float16 follows at once. Integers to 256 are
+        # TensorRT takes UINT8 inputs only where a cast to float32 or float16 follows at once. Integers to 256 are
         # exact in either, up to the norms, which work in float32.
         taken = torch.float16 if self.dtype == torch.bfloat16 else self.dtype
         return self.predict(self._embed([view.to(taken) for view in views]))

@@ -18,7 +18,7 @@ from m2ost_contract import MAX_ROWS, ViewGeometry
 
 from .errors import ExportError
 from .fused import FusedM2OST
-from .onnx_files import GIVEN_EXPRESSION, Door, load_graph, taken_views
+from .onnx_files import GIVEN_EXPRESSION, GraphTensor, load_graph, taken_views
 from .probes import Views, probe_views
 
 OPSET = 20
@@ -85,8 +85,8 @@ def write_graph(
     path: Path,
     *,
     example: tuple[torch.Tensor, ...],
-    inputs: Sequence[Door],
-    outputs: Sequence[Door],
+    inputs: Sequence[GraphTensor],
+    outputs: Sequence[GraphTensor],
     dynamic_shapes: dict[str, Any],
 ) -> onnx.ModelProto:
     """Write a network as one ONNX file.
@@ -98,7 +98,7 @@ def write_graph(
     path : Path
     example : tuple of Tensor
         Inputs to trace it with.
-    inputs, outputs : sequence of Door
+    inputs, outputs : sequence of GraphTensor
         What the graph must show to the outside.
     dynamic_shapes : dict
         As ``torch.export`` takes them.
@@ -122,8 +122,8 @@ def write_graph(
             program = torch.onnx.export(
                 module,
                 example,
-                input_names=[door.name for door in inputs],
-                output_names=[door.name for door in outputs],
+                input_names=[tensor.name for tensor in inputs],
+                output_names=[tensor.name for tensor in outputs],
                 dynamic_shapes=dynamic_shapes,
                 opset_version=OPSET,
                 dynamo=True,

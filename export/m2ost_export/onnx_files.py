@@ -22,7 +22,7 @@ _REDUCED = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
 
 
 @dataclass(frozen=True)
-class Door:
+class GraphTensor:
     """What a graph takes or gives under one name.
 
     Parameters
@@ -39,13 +39,13 @@ class Door:
     shape: tuple[str | int, ...]
 
 
-GIVEN_EXPRESSION = Door(EXPRESSION, TensorProto.FLOAT, ("batch",))
+GIVEN_EXPRESSION = GraphTensor(EXPRESSION, TensorProto.FLOAT, ("batch",))
 """What an M2OST gives."""
 
 
-def taken_views(geometry: ViewGeometry) -> list[Door]:
+def taken_views(geometry: ViewGeometry) -> list[GraphTensor]:
     """What an M2OST takes: VIEW0 … uint8 (batch, s, s, 3)."""
-    return [Door(name, TensorProto.UINT8, ("batch", *geometry.shape)) for name in geometry.names]
+    return [GraphTensor(name, TensorProto.UINT8, ("batch", *geometry.shape)) for name in geometry.names]
 
 
 def load_checked(path: Path, geometry: ViewGeometry) -> onnx.ModelProto:
@@ -53,44 +53,46 @@ def load_checked(path: Path, geometry: ViewGeometry) -> onnx.ModelProto:
     return load_graph(path, taken_views(geometry), [GIVEN_EXPRESSION])
 
 
-def load_graph(path: Path, inputs: Sequence[Door], outputs: Sequence[Door]) -> onnx.ModelProto:
-    """Read a graph and check its form, its doors and its weights.
+def load_graph(path: Path, inputs: Sequence[GraphTensor], outputs: Sequence[GraphTensor]) -> onnx.ModelProto:
+    """Read a graph and check its form, its inputs, its outputs and its weights.
 
     Parameters
     ----------
     path : Path
         The file.
-    inputs, outputs : sequence of Door
+    inputs, outputs : sequence of GraphTensor
         What it must show to the outside.
 
     Raises
     ------
     ExportError
-        If the file is no valid graph, has other doors, or a weight that is NaN or infinite; names the weight.
+        If the file is no valid graph, has other inputs or outputs, or a weight that is NaN or infinite; names it.
     """
     try:
         model = onnx.load(path)
         onnx.checker.check_model(model)
     except Exception as error:  # protobuf, the checker and the file system each raise kinds of their own
         raise ExportError(f"{path}: not a valid ONNX file: {error}; export the checkpoint anew") from error
-    _check_doors(path, model, inputs, outputs)
+    _check_tensors(path, model, inputs, outputs)
     for weight in model.graph.initializer:
         if weight.data_type in ELEMENT_TYPES.values() and not np.isfinite(_array(weight)).all():
             raise ExportError(f"refused: weight {weight.name} of {path.name} is not finite; train or convert it anew")
     return model
 
 
-def _check_doors(path: Path, model: onnx.ModelProto, inputs: Sequence[Door], outputs: Sequence[Door]) -> None:
-    def door(value: Any) -> Door:
+def _check_tensors(
+    path: Path, model: onnx.ModelProto, inputs: Sequence[GraphTensor], outputs: Sequence[GraphTensor]
+) -> None:
+    def described(value: Any) -> GraphTensor:
         tensor = value.type.tensor_type
-        return Door(value.name, tensor.elem_type, tuple(d.dim_param or d.dim_value for d in tensor.shape.dim))
+        return GraphTensor(value.name, tensor.elem_type, tuple(d.dim_param or d.dim_value for d in tensor.shape.dim))
 
-    def loosely(doors: Sequence[Door]) -> list[tuple[str, int, str | int]]:
-        return [(d.name, d.kind, d.shape[0]) for d in doors]
+    def loosely(tensors: Sequence[GraphTensor]) -> list[tuple[str, int, str | int]]:
+        return [(d.name, d.kind, d.shape[0]) for d in tensors]
 
-    taken, given = [door(v) for v in model.graph.input], [door(v) for v in model.graph.output]
+    taken, given = [described(v) for v in model.graph.input], [described(v) for v in model.graph.output]
     if taken != list(inputs) or loosely(given) != loosely(outputs):
-        raise ExportError(f"{path.name}: the graph's door is {taken} → {given}, expected {inputs} → {outputs}")
+        raise ExportError(f"{path.name}: the graph takes {taken} and gives {given}, expected {inputs} → {outputs}")
 
 
 def _array(weight: TensorProto) -> Any:

@@ -14,7 +14,7 @@ from m2ost_contract import EXPRESSION, MAX_ROWS, complete_folder, sha256_file
 from m2ost_export.assemble import file_hashes, sha256_json, tool_versions
 from m2ost_export.errors import ExportError
 from m2ost_export.graph import Parity, compare, write_graph
-from m2ost_export.onnx_files import Door
+from m2ost_export.onnx_files import GraphTensor
 from m2ost_serving.repository import finish_config, parse_config, write_models
 
 from .geometry import VARIANTS
@@ -123,8 +123,8 @@ def _export_patch(model: IStar, path: Path) -> Parity:
         model.vit256,
         path,
         example=(torch.zeros(2, *shape, dtype=torch.uint8),),
-        inputs=[Door(PATCH, onnx.TensorProto.UINT8, ("batch", *shape))],
-        outputs=[Door(CLS, _FLOAT, ("batch", dim)), Door(TOKENS, _FLOAT, ("batch", TOKENS_A_PATCH, dim))],
+        inputs=[GraphTensor(PATCH, onnx.TensorProto.UINT8, ("batch", *shape))],
+        outputs=[GraphTensor(CLS, _FLOAT, ("batch", dim)), GraphTensor(TOKENS, _FLOAT, ("batch", TOKENS_A_PATCH, dim))],
         dynamic_shapes={"pixels": {0: torch.export.Dim("batch", min=1, max=MAX_ROWS)}},
     )
     return compare(model.vit256, path, {n: {PATCH: probe_patches(n, seed=n)} for n in PATCH_BATCHES})
@@ -136,8 +136,8 @@ def _export_region(model: IStar, path: Path) -> Parity:
         model.vit4k,
         path,
         example=(torch.zeros(3, 5, dim),),
-        inputs=[Door(GRID, _FLOAT, ("rows", "columns", dim))],
-        outputs=[Door(REGION, _FLOAT, ("rows", "columns", model.sizes.region_dim))],
+        inputs=[GraphTensor(GRID, _FLOAT, ("rows", "columns", dim))],
+        outputs=[GraphTensor(REGION, _FLOAT, ("rows", "columns", model.sizes.region_dim))],
         dynamic_shapes={"grid": {0: torch.export.Dim("rows", min=1), 1: torch.export.Dim("columns", min=1)}},
     )
     grids = {h * w: {GRID: _normal((h, w, dim), seed=h * w)} for h, w in REGION_GRIDS}
@@ -150,8 +150,8 @@ def _export_head(model: IStar, path: Path) -> Parity:
         model.head,
         path,
         example=(torch.zeros(2, dim),),
-        inputs=[Door(FEATURES, _FLOAT, ("rows", dim))],
-        outputs=[Door(EXPRESSION, _FLOAT, ("rows", model.sizes.n_genes))],
+        inputs=[GraphTensor(FEATURES, _FLOAT, ("rows", dim))],
+        outputs=[GraphTensor(EXPRESSION, _FLOAT, ("rows", model.sizes.n_genes))],
         dynamic_shapes={"features": {0: torch.export.Dim("rows", min=1, max=MAX_HEAD_ROWS)}},
     )
     return compare(model.head, path, {n: {FEATURES: _normal((n, dim), seed=n)} for n in HEAD_BATCHES})

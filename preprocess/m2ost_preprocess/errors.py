@@ -1,4 +1,4 @@
-"""Errors of the ground floor about slides and spots; a caller's mistake is a ``ValueError`` or ``RuntimeError``.
+"""Errors about slides and spots; a caller's mistake is a ``ValueError`` or ``RuntimeError``.
 
 ::
 

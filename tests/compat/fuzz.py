@@ -38,7 +38,7 @@ from tests.compat import cells
 from tests.compat.dicom_files import tiles_of, write_dicom
 
 EVERY = 10
-"""Of so many files one goes through every door: some of them start a process each."""
+"""Of so many files one is read in every way: some of them start a process each."""
 
 KINDS = ("truncated", "flipped", "flipped in pixels")
 
@@ -192,7 +192,7 @@ def outcome(decoder: Decoder, source: Source, path: Path, whole: np.ndarray) -> 
     return next(word for word in ("refused", "served as the damaged file says", "served as it was") if word in seen)
 
 
-def check_doors(decoder: Decoder, path: Path, size: tuple[int, int]) -> str | None:
+def check_every_way(decoder: Decoder, path: Path, size: tuple[int, int]) -> str | None:
     """Ask for one spot by every way that leads to pixels; what is wrong, or None.
 
     The server, one slide and archives ask a decoder for views, as here; training and evaluation keep them in a cache;
@@ -252,7 +252,7 @@ def run(slide: Path, dicom: Path, count: int, seed: int) -> tuple[dict[str, Coun
                 counts.setdefault(f"{source.name}, {kind}", Counter())[ended.split(" at ")[0].split(": ")[0]] += 1
                 if ended.startswith(("INVENTED", "hung", "an error of no slide")):
                     faults.append(f"seed {seed}, number {number}: {source.name}, {kind}: {ended}")
-                wrong = check_doors(decoder, path, source.size) if number % EVERY == 0 else None
+                wrong = check_every_way(decoder, path, source.size) if number % EVERY == 0 else None
                 if wrong:
                     faults.append(f"seed {seed}, number {number}: {source.name}, {kind}: {wrong}")
                 shutil.rmtree(path.parent)

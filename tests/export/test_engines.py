@@ -71,13 +71,13 @@ def test_what_the_parser_cannot_read_is_quoted(rtx, small_fp16):
         built_from(rtx, graph, "fp16")
 
 
-def test_another_door_is_refused(rtx, small_fp16):
+def test_other_inputs_are_refused(rtx, small_fp16):
     graph = type(small_fp16.graph)()
     graph.CopyFrom(small_fp16.graph)
     graph.graph.output[0].name = "SOMETHING"
     last = next(node for node in graph.graph.node if "EXPRESSION" in node.output)
     last.output[:] = ["SOMETHING"]
-    with pytest.raises(EngineBuildError, match="door"):
+    with pytest.raises(EngineBuildError, match="takes and gives"):
         built_from(rtx, graph, "fp16")
 
 

@@ -172,7 +172,7 @@ def compare(options: ComparisonOptions, progress: Progress = lambda text: None) 
     FileNotFoundError, ManifestError
         If release or iStar is none.
     """
-    manifest, guest = Manifest.read(options.release), IStarManifest.read(options.istar)
+    manifest, istar = Manifest.read(options.release), IStarManifest.read(options.istar)
     if options.device == "cuda" and "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
         raise LoadTestError("ONNX Runtime has no CUDA provider here; pip install onnxruntime-gpu, or --device cpu")
     with decoded_slide(options.slide) as slide:
@@ -205,7 +205,7 @@ def compare(options: ComparisonOptions, progress: Progress = lambda text: None) 
         "device": options.device,
         "precision": {"m2ost": manifest.engine.precision, "istar": "fp32"},
         "trained": manifest.engine.trained,
-        "istar_pretrained": guest.info.pretrained,
+        "istar_pretrained": istar.info.pretrained,
         "memory_cap_mib": options.memory_cap_bytes / 2**20,
         "batches": {name: {"rows": capped[name].rows, "tried": search.peak_bytes} for name, search in searches.items()},
         "peak_bytes": {name: system.peak_bytes for name, system in capped.items()},

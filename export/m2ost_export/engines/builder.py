@@ -94,7 +94,7 @@ def build_engine(
         found = [_parser_error(parser.get_error(i)) for i in range(parser.num_errors)]
         raise EngineBuildError(f"{toolkit.name} {toolkit.version} cannot parse the graph: {'; '.join(found)}")
     layers = count_layers(network)
-    _check_door(network, geometry)
+    _check_tensors(network, geometry)
     check_network_precision(layers, precision)
     config = builder.create_builder_config()
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
@@ -198,13 +198,15 @@ def _bytes_told(details: list[str], what: str) -> int | None:
     return int(found[-1]) if found else None
 
 
-def _check_door(network: Any, geometry: ViewGeometry) -> None:
+def _check_tensors(network: Any, geometry: ViewGeometry) -> None:
     tensors = [network.get_input(i) for i in range(network.num_inputs)]
     tensors += [network.get_output(i) for i in range(network.num_outputs)]
     found = [(tensor.name, tensor.dtype.name, *tuple(tensor.shape)[:1]) for tensor in tensors]
     expected = [*((name, "UINT8", -1) for name in geometry.names), (EXPRESSION, "FLOAT", -1)]
     if found != expected:
-        raise EngineBuildError(f"the parsed network's door is {found}, expected {expected}; export the checkpoint anew")
+        raise EngineBuildError(
+            f"the parsed network takes and gives {found}, not {expected}; export the checkpoint anew"
+        )
 
 
 def _parser_error(error: Any) -> str:

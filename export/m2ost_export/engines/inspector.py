@@ -87,7 +87,7 @@ def check_engine_precision(information: Mapping[str, Any], precision: str) -> bo
     Returns
     -------
     bool
-        Whether the engine tells: one compiled into a single closed node shows its door only.
+        Whether the engine tells: one compiled into a single closed node shows its inputs and outputs only.
 
     Raises
     ------

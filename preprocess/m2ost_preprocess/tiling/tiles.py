@@ -196,7 +196,7 @@ class CachedReader(SlideReader):
             for row in rows:
                 self._keep(row)
         for row in rows:
-            # What was wrong with one row may have been laid at another's door: alone it is its own.
+            # What was wrong with one row may have been taken for another's fault: alone it is its own.
             if not row.is_filled:
                 row.fill(out, (left, top))
                 self._keep(row)
