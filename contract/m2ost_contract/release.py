@@ -243,7 +243,7 @@ class Release:
         ReleaseError
             Names every such file.
         """
-        files = self.manifest.files
+        files = {**self.manifest.files, ONNX_FILE: self.engine.onnx_sha256}  # whatever else the manifest says of it
         problems = changed_files(self.folder, files if names is None else {name: files.get(name, "") for name in names})
         if problems:
             raise ReleaseError(f"{self.folder}: {'; '.join(problems)}; a release never changes: copy or export it anew")

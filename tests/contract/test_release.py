@@ -1,6 +1,7 @@
 """A release is what its manifest describes, file by file and engine by engine."""
 
 import hashlib
+from dataclasses import replace
 
 import pytest
 from m2ost_contract import EngineInfo, Manifest, ManifestError, Release, ReleaseError, ViewGeometry
@@ -28,7 +29,8 @@ def release(tmp_path):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(content)
         files[name] = hashlib.sha256(content).hexdigest()
-    Manifest(ENGINE, {}, {}, {}, files, engines=(PLAN,)).write(tmp_path)
+    engine = replace(ENGINE, onnx_sha256=files["m2ost/1/model.onnx"])
+    Manifest(engine, {}, {}, {}, files, engines=(PLAN,)).write(tmp_path)
     return tmp_path
 
 

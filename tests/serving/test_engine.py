@@ -146,7 +146,7 @@ def test_a_batch_that_an_address_would_misread_is_refused(release, spoil):
 
 
 def test_an_engine_file_that_is_not_the_releases(release):
-    other = Release(release.folder, replace(release.manifest, files={ONNX_FILE: "0" * 64}))
+    other = Release(release.folder, replace(release.manifest, engine=replace(release.engine, onnx_sha256="0" * 64)))
     with pytest.raises(ReleaseError, match=r"sha256 is .* the manifest says"):
         load_engine(other, "onnxruntime-cpu")
 

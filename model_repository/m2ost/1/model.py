@@ -11,6 +11,7 @@ from m2ost_contract import (
     EXPRESSION,
     WAITING_ROWS,
     WAITING_ROWS_PARAMETER,
+    EngineInfo,
     Release,
     number_of_rows,
 )
@@ -27,6 +28,8 @@ class TritonPythonModel:
         triton.check_environment()
         parameters = triton.parameters(args["model_config"])
         release = Release.open(Path(args["model_repository"]).parent)
+        if EngineInfo.from_parameters(parameters) != release.engine:
+            raise ValueError(f"{release.folder}: the config is of another release than the manifest; export it anew")
         choice, gpu = parameters.get(ENGINE_PARAMETER), int(args["model_instance_device_id"])
         engine = load_engine(release, choice, gpu, threads=CpuThreads.from_parameters(parameters))
         pb_utils.Logger.log_info(triton.log_line("engine_loaded", engine=choice, runs_on=engine.description))
