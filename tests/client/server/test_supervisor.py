@@ -423,7 +423,7 @@ PRINTED = """
 import sys
 from pathlib import Path
 from m2ost_client.server.host import SHM, sweep_shared_memory
-from tests.client.test_supervisor import fake_server
+from tests.client.server.test_supervisor import fake_server
 command = fake_server(Path(sys.argv[1]), "exit 1").print_command()
 region = SHM / (command.partition("shm-region-prefix-name=")[2].split()[0] + "region")
 region.touch()
