@@ -10,7 +10,7 @@ DEMO := build/demo
 DEMO_SLIDE ?= $(DEMO)/CMU-1-Small-Region.svs
 M2OST := .venv/bin/m2ost
 
-# Two files of tests at a time, each with one thread of PyTorch: most wait for a server, or run on one core.
+# Two files of tests at a time, and four of those that need little memory, each with one thread of PyTorch: most wait for a server, or run on one core.
 PYTEST_OPTIONS := -q -n 2 --dist loadfile
 test check: export OMP_NUM_THREADS := 1
 PYTEST := .venv/bin/python -m pytest $(PYTEST_OPTIONS)
@@ -65,7 +65,7 @@ build/browser: | .venv/.complete
 	.venv/bin/python scripts/fetch_browser.py $@
 
 light: .venv/.complete build/browser
-	$(PYTEST) --ignore tests/e2e -m 'not heavy'
+	$(PYTEST) -n 4 --ignore tests/e2e -m 'not heavy'
 
 heavy: .venv/.complete
 	$(PYTEST) --ignore tests/e2e -m heavy

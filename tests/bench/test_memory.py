@@ -13,6 +13,8 @@ from m2ost_bench.istar.workers import CappedProcess
 from m2ost_bench.process_memory import MIB
 from m2ost_loadtests.errors import MemoryCapExceeded, SystemDied
 
+pytestmark = pytest.mark.usefixtures("heavy")
+
 ROW_MIB = 10
 
 

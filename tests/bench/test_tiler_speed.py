@@ -7,6 +7,8 @@ from m2ost_bench.tiler.measure import compare_tilers, needed_px
 from m2ost_bench.tiler.ways import BATCH_ROWS, OURS, all_cores, collect, ours, ways
 from m2ost_preprocess.tiling.tiles import TilingCounts
 
+pytestmark = pytest.mark.usefixtures("heavy")
+
 
 def test_layouts_lie_on_the_slide_each_place_once():
     made = layouts((9274, 9911), 0.688)

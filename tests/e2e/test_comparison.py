@@ -33,9 +33,7 @@ def former(tmp_path_factory):
 def bench(slide, release, baseline, out, *options):
     command = [Path(sys.executable).with_name("m2ost"), "bench", "istar", release, slide, "--out", out]
     command += ["--istar", baseline, "--pitch-um", "200", *options]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=240)
-    print(done.stderr)
-    return done
+    return subprocess.run(command, capture_output=True, text=True, timeout=240)
 
 
 def test_the_report_counts_the_work_of_every_system(svs, narrow_release, former, tmp_path):

@@ -5,6 +5,8 @@ import pytest
 from m2ost_istar.geometry import VARIANTS, Variant, patch_origin, plan
 from m2ost_istar.sizes import Sizes
 
+pytestmark = pytest.mark.usefixtures("heavy")
+
 HER2ST = (9274, 9911)
 HER2ST_MPP = 0.688
 

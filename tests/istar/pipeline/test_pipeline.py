@@ -21,6 +21,8 @@ from scipy.ndimage import uniform_filter
 
 from ..slides import ArraySlide
 
+pytestmark = pytest.mark.usefixtures("heavy")
+
 MPP = 0.688
 CENTERS = np.array([[300, 400], [0, 0], [999, 1299], [620, 900], [500, 1300], [130, 1200]], np.int32)
 

@@ -12,6 +12,8 @@ from skimage.transform import resize
 
 from ..slides import ArraySlide
 
+pytestmark = pytest.mark.usefixtures("heavy")
+
 
 def scaled(pixels, mpp):
     work = plan((pixels.shape[1], pixels.shape[0]), mpp, VARIANTS["no_shift"])

@@ -7,6 +7,8 @@ from m2ost_preprocess.readers import open_slide
 
 from ..slides import Colours
 
+pytestmark = pytest.mark.usefixtures("heavy")
+
 CENTERS = [(800, 900), (1500, 2000), (30, 2900), (2219, 0)]
 
 
