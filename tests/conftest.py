@@ -11,7 +11,7 @@ from tests.support.data import shared_file
 
 @pytest.fixture(scope="session")
 def heavy():
-    """For what trains, exports, measures or sweeps over many files: whatever takes it gets the marker of that name."""
+    """For what trains, exports, measures, waits, runs a browser or sweeps over many files: it gets the marker."""
 
 
 def pytest_collection_modifyitems(items):

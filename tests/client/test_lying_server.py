@@ -17,6 +17,8 @@ from tests.attack import liar
 from tests.attack.liar import FACTS, GRID, Liar, Wire
 from tests.support.releases import ENGINE
 
+pytestmark = pytest.mark.usefixtures("heavy")
+
 DEADLINE_S, RETRY_FOR_S = 1.0, 1.0
 PATIENCE_S = 60.0
 """Far beyond what the deadlines here come to, however often a request is sent again."""

@@ -17,6 +17,8 @@ from tests.support.data import REPOSITORY
 
 from .test_exports import empty, metadata
 
+pytestmark = pytest.mark.usefixtures("heavy")
+
 BUNDLED = REPOSITORY / "build" / "browser"
 HOSTILE = "</script><img src=x onerror=\"document.title='run'\">\"'&é\u2028"
 PIXEL = "data:image/gif;base64,R0lGODlhAQABAAAAACwAAAAAAQABAAA="
