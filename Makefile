@@ -18,7 +18,7 @@ PYTEST := .venv/bin/python -m pytest $(PYTEST_OPTIONS)
 .PHONY: help demo test check lint light heavy server-views e2e formats fuzz attack bench bench-tiler gate soak gpu-check gpu-carry clean
 help:
 	@echo "make demo   a real slide in, an expression map out, through an embedded Triton"
-	@echo "make check  lint, types, imports, and every test that trains, exports and serves nothing: under three minutes"
+	@echo "make check  lint, types, imports, and every test that trains, exports and serves nothing: some three minutes"
 	@echo "make test   the same, then the other tests, those of the server's environment, and the end-to-end tests"
 	@echo "make formats   write the README's table of formats anew; make fuzz   damage 1,200 files by chance"
 	@echo "make attack 10,000 hostile requests, overload, faults and evil slides, on a served release"
@@ -149,6 +149,7 @@ gpu-carry: .venv/.complete $(DEMO_SLIDE) build/release build/release-fp16
 	mkdir -p build/gpu-carry
 	.venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --only-binary=:all: --python-version $(GPU_CARRY_PYTHON) --target build/gpu-carry/python $(GPU_CARRY)
 	cp -r build/release build/release-fp16 build/gpu-carry
+	cp -r model_repository build/gpu-carry/python/m2ost_repository
 	cp $(DEMO_SLIDE) build/gpu-carry/slide.svs
 	.venv/bin/python scripts/crop_slide.py $(DEMO_SLIDE) build/gpu-carry/crop.png
 

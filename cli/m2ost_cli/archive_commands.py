@@ -124,7 +124,7 @@ def rescore(
         cache_bytes=int(cache_gib * (1 << 30)),
     )
     serve = partial(embedded, release=release, checkpoint=checkpoint, log=server_log, profile=profile)
-    elsewhere = Servers(
+    servers = Servers(
         addresses=tuple(server or ()), window=window, retry_for_s=retry_for_s, send_pixels=send_pixels, ray=ray
     )
     with _progress(len(slides.rows)) as on_progress:
@@ -132,7 +132,8 @@ def rescore(
             made = score(
                 slides,
                 options,
-                elsewhere if server else serve,
+                servers,
+                serve=None if server else serve,
                 on_start=_heed_signals,
                 on_progress=on_progress,
             )

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from m2ost_contract import put, write_complete
+from m2ost_contract import put, sync, write_complete
 
 from . import maps
 from .errors import OutputError
@@ -101,6 +101,7 @@ def write_result(
                 adata.write_h5ad(Path(scratch, table.name))
             text = _to_json(metadata)
             Path(scratch, facts.name).write_text(text, encoding="utf-8")
+            sync(Path(scratch))  # what cannot be kept is told while the earlier result is there
             for path in (table, *(folder / file for file in stale)):
                 _remove(path, Path(scratch))
             files = (*(folder / file for file in (*drawings, *exports)), facts, table)

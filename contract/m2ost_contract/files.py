@@ -90,8 +90,10 @@ def put(finished: Path, destination: Path) -> None:
 
 
 def sync(path: Path) -> None:
-    """See a file, or all files of a folder, on the disk."""
-    for file in (found for found in path.rglob("*") if found.is_file()) if path.is_dir() else (path,):
+    """See a file, or all files of a folder, on the disk; what links lead to is others' business."""
+    for file in (
+        (found for found in path.rglob("*") if found.is_file() and not found.is_symlink()) if path.is_dir() else (path,)
+    ):
         with file.open("rb") as stream:
             os.fsync(stream.fileno())
 

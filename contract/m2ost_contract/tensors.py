@@ -41,6 +41,9 @@ BACKGROUND_PARAMETER = "background"
 FINGERPRINT_PARAMETER = "fingerprint"
 """Request parameter of ``slide_info``: true asks for the content's identity alone, for which no pixel is decoded."""
 
+PROBE_SENDER = "m2ost-probe"
+"""What the ids of a supervisor's probes begin with: nobody waits for their answers."""
+
 MAX_SHOWN_NAME = 200
 """Characters of a slide's name that messages and logs show."""
 

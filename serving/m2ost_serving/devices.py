@@ -168,6 +168,7 @@ class CudaDevice:
             with self._device:
                 try_kernel(cupy)
                 self._stream = cupy.cuda.Stream(non_blocking=True)
+                self._copies = cupy.cuda.Stream(non_blocking=True)  # they wait for no run of an engine
                 major_minor = str(self._device.compute_capability)
         except Exception as error:
             raise DeviceUnavailable(
@@ -191,9 +192,9 @@ class CudaDevice:
 
     def copy(self, tensor: Any) -> Any:
         """See :class:`Device`."""
-        with self.current():
+        with self._device, self._copies:
             array = self._cupy.array(self._adopt(tensor), order="C", copy=True)
-            self._stream.synchronize()
+            self._copies.synchronize()
             return array
 
     def _adopt(self, tensor: Any) -> Any:

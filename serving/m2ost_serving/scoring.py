@@ -11,7 +11,7 @@ from itertools import groupby
 from typing import Any, Protocol
 
 import numpy as np
-from m2ost_contract import WAITING_ROWS
+from m2ost_contract import PROBE_SENDER, WAITING_ROWS
 
 from .engine import Engine
 from .queueing import Cancelled, FairQueue
@@ -21,6 +21,9 @@ BATCH_ROWS_PARAMETER, BATCH_ROWS = "batch_rows", 32
 
 SLICE_ROWS = 4
 """Rows of background work that are run at once while others ask: they wait for no more than that."""
+
+AGAIN_S = 1.0
+"""After what should never go wrong the queue is looked at again, in seconds."""
 
 OTHERS_S = 10.0
 """Others ask as long as the last of their requests came within this, in seconds."""
@@ -48,6 +51,7 @@ class _Request:
     rows: int
     background: bool
     sender: str
+    warn: Callable[[str], None]
     out: Any = None
     open_rows: int = field(init=False)
     answered: bool = False
@@ -62,14 +66,20 @@ class _Request:
         self.out[span] = expression
         self.open_rows -= len(expression)
         if not self.open_rows and not self.answered:
-            self.answered = True
-            self.reply.expression(self.out)
+            self._answer(self.reply.expression, self.out)
 
     def fail(self, error: Exception) -> None:
         """Answer by an error, unless it is answered."""
         if not self.answered:
-            self.answered = True
-            self.reply.error(error)
+            self._answer(self.reply.error, error)
+
+    def _answer(self, answer: Callable[[Any], None], value: Any) -> None:
+        """Answer once. What goes wrong with that is this request's, and nobody else's."""
+        self.answered = True
+        try:
+            answer(value)
+        except Exception as error:
+            self.warn(f"an answer was lost: {error!r}")
 
     def drop(self) -> bool:
         """Whether nothing more is to be done for it; where its client has gone it is answered so."""
@@ -130,6 +140,8 @@ class Scoring:
         Called after every run of the engine.
     tell_waiting : callable
         Told how many rows wait whenever that has changed.
+    warn : callable
+        Told of what went wrong, but for what a request is answered by.
     """
 
     def __init__(
@@ -140,8 +152,9 @@ class Scoring:
         waiting_rows: int = WAITING_ROWS,
         tell_run: Callable[[], None] = lambda: None,
         tell_waiting: Callable[[int], None] = lambda rows: None,
+        warn: Callable[[str], None] = lambda words: None,
     ) -> None:
-        self._engine, self._batch_rows = engine, batch_rows
+        self._engine, self._batch_rows, self._warn = engine, batch_rows, warn
         self._tell_run, self._tell_waiting = tell_run, tell_waiting
         self._queue: FairQueue[_Slice] = FairQueue(waiting_rows, size=lambda part: part.rows, unit="spots")
         self._changed = threading.Condition()
@@ -176,11 +189,11 @@ class Scoring:
         with self._changed:
             self._queue.check_room(rows, background=background)
         own = {name: self._engine.device.copy(tensor) for name, tensor in views.items()}
-        request = _Request(reply, own, rows, background, sender)
+        request = _Request(reply, own, rows, background, sender, self._warn)
         spans = cut(rows, min(SLICE_ROWS, self._batch_rows) if background else self._batch_rows)
         parts = [_Slice(request, span) for span in spans]
         with self._changed:
-            if not background:
+            if not background and sender != PROBE_SENDER:
                 self._others_until = time.monotonic() + OTHERS_S
             self._queue.put(parts)
             self._tell_waiting(self._queue.size)
@@ -194,10 +207,16 @@ class Scoring:
         self._thread.join()
 
     def _run(self) -> None:
-        while taken := self._next():
+        while not self._closed:
+            taken: list[_Slice] = []
             try:
-                self._score(taken)
+                taken = self._next()
+                if taken:
+                    self._score(taken)
             except Exception as error:  # without an answer their clients would wait for ever
+                if not taken:
+                    self._warn(f"nothing could be taken: {error!r}")
+                    time.sleep(AGAIN_S)
                 for part in taken:
                     part.request.fail(error)
 

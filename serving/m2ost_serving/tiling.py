@@ -99,6 +99,7 @@ class TilingRequest:
     lock: Any = field(default_factory=threading.Lock)
     open_parts: int = 0
     answered: bool = False
+    sent: Callable[[int], None] = lambda rows: None
 
     def redeem(self, reply: Reply) -> None:
         """Its ticket has come back: the views are answered to this."""
@@ -145,6 +146,8 @@ class TilingRequest:
             "errors": [str(self.errors[name]) for name in names if name in self.errors],
             "waited_s": round((self.until or self.arrived) - self.budget_s - self.arrived, 4),
         }
+        if self.called is not None:  # views asked for alone go to no engine
+            self.sent(int(np.count_nonzero(self.statuses == RowStatus.OK)))
         self.reply.views(self.out or (), self.statuses.reshape(-1, 1), facts)
 
 
@@ -247,11 +250,10 @@ class _Cutter:
         self,
         tiler: Tiler,
         count: Callable[[TilingCounts], None],
-        sent: Callable[[int], None],
         stalls: Stalls,
         tickets: _Tickets,
     ) -> None:
-        self._tiler, self._count, self._sent, self._stalls, self._tickets = tiler, count, sent, stalls, tickets
+        self._tiler, self._count, self._stalls, self._tickets = tiler, count, stalls, tickets
 
     def do(self, parts: list[Part]) -> None:
         """Cut parts of one slide, and answer the requests that are whole."""
@@ -304,8 +306,6 @@ class _Cutter:
                 assert failure is not None
                 part.fail(failure)
             else:
-                if part.request.called is not None:  # views asked for alone go to no engine
-                    self._sent(part.rows)
                 part.done(statuses[span])
 
     def close(self) -> None:
@@ -329,7 +329,7 @@ class Tiling:
     room, tell_waiting : callable
         See :class:`m2ost_serving.lanes.Lanes`.
     sent : callable
-        Told of rows whose views are about to be answered.
+        Told of rows with views that are about to go on to the engine.
     """
 
     def __init__(
@@ -343,9 +343,9 @@ class Tiling:
         sent: Callable[[int], None] = lambda rows: None,
         tell_waiting: Callable[[int], None] = lambda tasks: None,
     ) -> None:
-        self._roots, self._stalls, self._tickets = roots, Stalls(), _Tickets()
+        self._roots, self._stalls, self._tickets, self._sent = roots, Stalls(), _Tickets(), sent
         self._lanes: Lanes[Part] = Lanes(
-            lambda number: _Cutter(tiler(number), count, sent, self._stalls, self._tickets),
+            lambda number: _Cutter(tiler(number), count, self._stalls, self._tickets),
             rows=joined_rows,
             most_waiting=MOST_WAITING,
             room=room,
@@ -360,7 +360,7 @@ class Tiling:
         QueueFull
             If as many wait as may.
         """
-        request.statuses = np.zeros(len(request.names), np.int32)
+        request.statuses, request.sent = np.zeros(len(request.names), np.int32), self._sent
         parts = []
         names = np.array(request.names, dtype=object)
         for source in dict.fromkeys(request.names):

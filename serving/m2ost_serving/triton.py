@@ -83,12 +83,12 @@ class EngineQueue:
 
     def __init__(self, rows: int, warn: Callable[[str], None]) -> None:
         self._rows, self._warn = rows, warn
-        self._sent_rows = 0
+        self._sent_rows, self._lost = 0, 0.0
         self._sent: deque[tuple[float, int]] = deque(maxlen=1024)
         self._warned = -math.inf
 
     def sent(self, rows: int) -> None:
-        """Note that a request of so many rows goes on to the engine."""
+        """Note that a request with so many rows to score goes on to the engine."""
         self._sent_rows += rows
         self._sent.append((time.monotonic(), rows))
 
@@ -103,16 +103,22 @@ class EngineQueue:
             return True, True
         ours = {name: float(value) for name, value in _OURS.findall(page)}
         pending = sum(int(count) for model, count in _PENDING.findall(page) if model == MODEL_ENGINE)
+        unseen = self._sent_rows - ours.get(GUARDED_METRIC, 0.0)
+        # Of some rows sent nothing comes out: their clients have gone, or the engine refused them.
         if not pending and not ours.get(ENGINE_WAITING_METRIC):
+            self._lost = max(0.0, unseen - self._sent_within(RUN_S))
             return True, True
-        # Of some rows sent nothing comes out: their clients have gone. After a while they count no more.
-        lately = sum(rows for at, rows in tuple(self._sent) if time.monotonic() - at < FORGOTTEN_S)
-        rows = min(lately, self._sent_rows - ours.get(GUARDED_METRIC, 0.0))
+        self._lost = max(self._lost, unseen - self._sent_within(FORGOTTEN_S))
+        rows = unseen - self._lost
         return rows < self._rows, rows < max(1, self._rows // 2)
 
+    def _sent_within(self, seconds: float) -> int:
+        return sum(rows for at, rows in tuple(self._sent) if time.monotonic() - at < seconds)
 
-FORGOTTEN_S = 30.0
-"""After so long a row that was sent to the engine is taken to be there no more, in seconds."""
+
+FORGOTTEN_S, RUN_S = 30.0, 5.0
+"""After so long a row that was sent to the engine is taken to be there no more, in seconds; where nothing waits there,
+after what a run takes."""
 
 
 def parameters(config_json: str) -> dict[str, str]:

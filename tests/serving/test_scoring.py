@@ -185,3 +185,44 @@ def test_a_failed_run_fails_the_requests_in_it_once_and_no_other(make):
     time.sleep(0.05)
     assert len(large.answers) == 1
     assert len(found.engine.batches) == 3
+
+
+def test_an_answer_that_cannot_be_given_costs_nobody_elses(make):
+    warned = []
+    found = make(batch_rows=8, warn=warned.append)
+    busy(found)
+    lost, there = put(found, 10, 2, sender="lost"), put(found, 20, 2, sender="there")
+    lost.expression = lambda expression: 1 / 0
+    found.engine.let.release(1000)
+    ((expression,),) = answered(there)
+    np.testing.assert_array_equal(expression, expected(20, 2))
+    answered(put(found, 30, 2))
+    (words,) = warned
+    assert "ZeroDivisionError" in words
+
+
+def test_a_client_that_cannot_be_asked_ends_not_the_engine(make, monkeypatch):
+    monkeypatch.setattr(scoring, "AGAIN_S", 0.01)
+    warned = []
+    found = make(warn=warned.append)
+    busy(found)
+    broken = put(found, 10, 2)
+    broken.is_cancelled = lambda: 1 / 0
+    found.engine.let.release(1000)
+    wait_for(lambda: warned, "a warning", 20)
+    broken.is_cancelled = lambda: False
+    answered(broken, put(found, 20, 2))
+
+
+def test_the_supervisors_probes_are_no_others(make):
+    found = make(batch_rows=8)
+    busy(found)
+    found.engine.let.release(1)
+    probe = put(found, 1, 1, sender="m2ost-probe")
+    wait_for(lambda: found.waiting[-1] == 0, "the probe at work", 20)
+    found.scoring._others_until = 0.0
+    archive = put(found, 100, 16, background=True, sender="archive")
+    put(found, 2, 1, sender="m2ost-probe")
+    found.engine.let.release(1000)
+    answered(archive, probe)
+    assert 8 in map(len, found.engine.batches)

@@ -86,6 +86,13 @@ def test_rows_of_which_nothing_comes_out_hold_the_tiler_up_for_a_while_only(metr
     assert queue.room() == (False, False)
     monkeypatch.setattr(triton, "FORGOTTEN_S", 0.0)
     assert queue.room() == (True, True)
+    monkeypatch.setattr(triton, "FORGOTTEN_S", 60.0)
+    queue.sent(70)
+    assert queue.room() == (False, False), "what was lost is neither there nor room"
+    metrics_page[:] = [page(waiting=500, guarded=30)]
+    assert queue.room() == (True, False)
+    metrics_page[:] = [page()]
+    assert queue.room() == (True, True)
 
 
 def test_where_the_metrics_do_not_answer_the_tiler_goes_on_and_says_so_once(monkeypatch):

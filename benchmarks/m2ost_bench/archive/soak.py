@@ -121,7 +121,7 @@ def _run(slides: SlideList, out: Path, server: TritonServer, until: int) -> tupl
         return nullcontext()
 
     options = RescoreOptions(out=out, settings=Settings(pitch_um=PITCH_UM))
-    return rescore(slides, options, served, on_start=keep, on_progress=watch), samples
+    return rescore(slides, options, serve=served, on_start=keep, on_progress=watch), samples
 
 
 def to_markdown(report: dict[str, Any]) -> str:

@@ -28,13 +28,13 @@ class EndpointOptions:
     window : int
         Most requests in flight. They are background work, which a server does last.
     deadline_s : float
-        Deadline of one request in seconds.
+        Deadline of one request in seconds. While others keep a server busy, background requests get on slowly.
     probe_pause_s : float
         First pause between two attempts to take an ejected server back, in seconds; doubles up to 5.
     """
 
     window: int = 2
-    deadline_s: float = 120.0
+    deadline_s: float = 300.0
     probe_pause_s: float = 0.25
 
 

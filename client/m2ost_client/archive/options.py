@@ -72,7 +72,7 @@ class Servers:
         On Ray, about so many spots a task: what one costs that is run again.
     """
 
-    addresses: tuple[str, ...]
+    addresses: tuple[str, ...] = ()
     window: int = 2
     retry_for_s: float = 300.0
     send_pixels: bool = False

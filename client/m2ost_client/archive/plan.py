@@ -149,7 +149,7 @@ def _spots_of_file(path: Path, slide: SlideInfo) -> Spots:
 
 def _grid_on_mask(row: SlideRow, slide: SlideInfo, pitch_um: float) -> Spots:
     if slide.mpp is None:
-        raise InputError(f"{row.path}: a grid in µm needs the slide's µm/px and it has none; give mpp in the manifest")
+        raise InputError(f"{row.path}: a grid in µm needs the slide's µm/px and it has none; give its mpp in the list")
     assert row.mask is not None
     mask = read_mask(Path(row.mask), slide.size)
     spots = grid(slide.size, mask, pitch_um / slide.mpp)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 from m2ost_preprocess.decoder import Decoder
@@ -29,8 +30,9 @@ Serve = Callable[[Mapping[str, Path]], AbstractContextManager[TritonServer]]
 def rescore(
     slides: SlideList,
     options: RescoreOptions,
-    servers: Servers | Serve,
+    servers: Servers | None = None,
     *,
+    serve: Serve | None = None,
     on_start: Callable[[Rescore], AbstractContextManager[object]] = nullcontext,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> ArchiveReport:
@@ -41,9 +43,11 @@ def rescore(
     slides : SlideList
         See :func:`~m2ost_client.archive.slide_list.read_slides`.
     options : RescoreOptions
-    servers : Servers or callable
-        Servers that run elsewhere; or what starts one for this archive, given the roots under which its slides are:
-        ``lambda roots: serve(release, roots)``.
+    servers : Servers, optional
+        Servers that run elsewhere; with ``serve``, how the one is used, and no address.
+    serve : callable, optional
+        Starts a server for this archive, given the roots under which its slides are:
+        ``lambda roots: m2ost_client.serve(release, roots)``.
     on_start : callable
         Receives the run, which it may ask to stop early (:meth:`Rescore.drain`); entered while the run lasts.
     on_progress : callable, optional
@@ -68,13 +72,13 @@ def rescore(
         state = stack.enter_context(closing(State(options.out)))
         check: Callable[[], None] = lambda: None  # noqa: E731
         roots: Mapping[str, Path] | None = None
-        if isinstance(servers, Servers):
-            found = servers
+        found = servers or Servers()
+        if serve is None:
             _check_reachable(slides, options, found)
         else:
             roots = _roots(slides, options)
-            server = stack.enter_context(servers(roots))
-            found, check = Servers(addresses=(server.address,)), lambda: server.wait(0)
+            server = stack.enter_context(serve(roots))
+            found, check = replace(found, addresses=(server.address,)), lambda: server.wait(0)
         cluster = stack.enter_context(connected(found.ray)) if found.ray else None
 
         async def run() -> ArchiveReport:
@@ -102,7 +106,9 @@ def rescore(
 
 
 def _check_reachable(slides: SlideList, options: RescoreOptions, servers: Servers) -> None:
-    """Refuse remote slides that servers or workers would not see."""
+    """Refuse remote slides that servers or workers would not see, and no server at all."""
+    if not servers.addresses:
+        raise InputError("no server to score with; give the address of one, or what starts one")
     remote = next((row.path for row in slides.rows if is_url(row.path)), None)
     if remote and servers.ray and options.cache is None:
         raise InputError(f"{remote}: workers read copies of remote slides; give --cache, a folder that every node sees")

@@ -325,7 +325,7 @@ class Rescore:
         if now != record.facts["fingerprint"]:
             return f"{row.path}: its content has changed"
         if result_key(row, now, self._options.settings, self.pool.info) != record.key:
-            return f"{row.path}: its µm/px, spots, mask or pitch in the manifest have changed"
+            return f"{row.path}: its µm/px, spots, mask or pitch in the slide list have changed"
         return None
 
     @asynccontextmanager

@@ -41,7 +41,7 @@ _SCHEMA = """
 CREATE TABLE IF NOT EXISTS archive (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS slides (
     slide_id TEXT PRIMARY KEY,
-    position INTEGER,              -- in the manifest; NULL: no longer in it
+    position INTEGER,              -- in the slide list; NULL: no longer in it
     path TEXT NOT NULL,
     state TEXT NOT NULL,
     reason TEXT,                   -- of FAILED and CHANGED

@@ -29,7 +29,7 @@ environment's ``PYTHON…`` variables, and ASCII for the names of files."""
 _FACTS = """
 import json, sys, sysconfig
 try:
-    import m2ost_preprocess
+    import m2ost_serving
     error = ""
 except Exception as problem:
     error = f"{type(problem).__name__}: {problem}"

@@ -115,7 +115,7 @@ def _engine_requests(engine: EngineInfo) -> Requests:
     row = spot_inputs(PROBE_SLIDE, np.zeros((1, 2), np.int32), 1.0)
     value = [
         tensor(contract.EXPRESSION, np.zeros((1, len(engine.genes)), np.float32)),
-        tensor(contract.STATUS, np.zeros((1, 1), np.int32)),
+        tensor(contract.STATUS, np.ones((1, 1), np.int32)),  # no row that was scored: the guard counts those
     ]
     return {
         contract.MODEL_ENGINE: (contract.MODEL_PATCHES, black),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import secrets
 import tempfile
@@ -14,10 +15,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from m2ost_contract import Release
+from m2ost_contract import PROBE_SENDER, Release
 from m2ost_preprocess.home import user_cache
 from m2ost_preprocess.slides import SlideRoots
-from m2ost_serving.repository import current_models
+from m2ost_serving.repository import current_models, template_sha256
 
 from ..errors import ServerStartError
 from . import logs
@@ -110,7 +111,7 @@ class TritonServer:
         self._process: ServerProcess | None = None
         # Events, because a join() that a signal interrupts takes the thread for ended (CPython 3.11).
         self._ready, self._stop, self._ended = threading.Event(), threading.Event(), threading.Event()
-        self._probe_id = f"m2ost-probe-{secrets.token_hex(8)}"
+        self._probe_id = f"{PROBE_SENDER}-{secrets.token_hex(8)}"
         self._failure: ServerStartError | None = None
         self._thread: threading.Thread | None = None
         self.shm_prefix = new_shm_prefix(str(os.getpid()))
@@ -201,7 +202,9 @@ class TritonServer:
         self.stop()
 
     def _command(self, runtime: Path, shm_prefix: str) -> Command:
-        folder = current_models(self.release, runtime / f"release-{self.release.engine.release_sha256[:12]}")
+        # A printed command's folder stays: it is of this release where it lies, and of this version.
+        key = f"{self.release.folder.resolve()}\0{template_sha256()}".encode("utf-8", "surrogateescape")
+        folder = current_models(self.release, runtime / f"release-{hashlib.sha256(key).hexdigest()[:16]}")
         if folder != self.release.folder:
             self._sink(logs.event("info", "models_renewed", release=str(self.release.folder)))
         return build_command(

@@ -44,6 +44,7 @@ class TritonPythonModel:
             waiting_rows=rows(WAITING_ROWS_PARAMETER, WAITING_ROWS),
             tell_run=partial(runs.increment, 1),
             tell_waiting=waiting.set,
+            warn=lambda words: pb_utils.Logger.log_error(triton.log_line("scoring", error=words)),
         )
 
     def execute(self, requests):

@@ -24,6 +24,6 @@ class TritonPythonModel:
             expression = pb_utils.get_input_tensor_by_name(request, EXPRESSION).as_numpy()
             status = pb_utils.get_input_tensor_by_name(request, STATUS).as_numpy()
             guarded = np.where(status == 0, expression, np.float32(np.nan))
-            self._rows.increment(len(status))
+            self._rows.increment(int(np.count_nonzero(status == 0)))
             responses.append(pb_utils.InferenceResponse([pb_utils.Tensor(EXPRESSION, guarded)]))
         return responses

@@ -42,7 +42,8 @@ class TensorRTEngine:
         self._geometry = geometry
         self._stream = device.stream_pointer
         # The runtime is kept as long as its engine, the engine as long as its context.
-        self._runtime, self._engine = deserialize(trt, plan)
+        with device.current():
+            self._runtime, self._engine = deserialize(trt, plan)
         for name in geometry.names:
             if self._engine.get_tensor_dtype(name) != trt.uint8:
                 raise EngineError(f"{plan}: {name} is not uint8; export the release anew")
@@ -50,7 +51,8 @@ class TensorRTEngine:
             raise EngineError(f"{plan}: {EXPRESSION} is not float32; export the release anew")
         self._genes = self._engine.get_tensor_shape(EXPRESSION)[1]
         self._max_rows = min(self._engine.get_tensor_profile_shape(name, 0)[2][0] for name in geometry.names)
-        self._context = self._engine.create_execution_context()
+        with device.current():
+            self._context = self._engine.create_execution_context()
         if self._context is None:
             raise EngineError(f"{plan}: no execution context; the GPU's memory may be full, see nvidia-smi")
         self.description = f"{runtime} {trt.__version__}, {plan.name}, cuda {device.index}, up to {self._max_rows} rows"
@@ -64,7 +66,9 @@ class TensorRTEngine:
                 raise RuntimeError(f"TensorRT refuses the shape {array.shape} for {name}")
             self._context.set_tensor_address(name, device.pointer(array))
         self._context.set_tensor_address(EXPRESSION, device.pointer(expression))
-        if not self._context.execute_async_v3(self._stream):
+        with device.current():
+            begun = self._context.execute_async_v3(self._stream)
+        if not begun:
             raise RuntimeError(f"TensorRT could not run a batch of {rows} rows")
         return device.to_host(expression)
 
