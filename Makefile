@@ -18,7 +18,7 @@ PYTEST := .venv/bin/python -m pytest $(PYTEST_OPTIONS)
 .PHONY: help demo test check lint light heavy server-views e2e formats fuzz attack bench bench-tiler gate soak gpu-check gpu-carry clean
 help:
 	@echo "make demo   a real slide in, an expression map out, through an embedded Triton"
-	@echo "make check  lint, types, imports, and every test that trains, exports and serves nothing: some three minutes"
+	@echo "make check  lint, types, imports, and every test that trains, exports and serves nothing: under three minutes"
 	@echo "make test   the same, then the other tests, those of the server's environment, and the end-to-end tests"
 	@echo "make formats   write the README's table of formats anew; make fuzz   damage 1,200 files by chance"
 	@echo "make attack 10,000 hostile requests, overload, faults and evil slides, on a served release"
