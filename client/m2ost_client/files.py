@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import tempfile
 from collections.abc import Iterable, Mapping
 from functools import partial
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from m2ost_contract import put, sync, write_complete
+from m2ost_contract import sync, sync_names, write_complete
 
 from . import maps
 from .errors import OutputError
@@ -107,6 +108,7 @@ def write_result(
             files = (*(folder / file for file in (*drawings, *exports)), facts, table)
             for path in files:
                 _put(Path(scratch, path.name), path)
+        sync_names(folder)
     except (OSError, RuntimeError) as error:
         # h5py reports a full disk as RuntimeError or OSError, depending on when it notices.
         raise OutputError(
@@ -145,9 +147,12 @@ def add_exports(name: str, exports: Mapping[str, Writer], folder: Path) -> tuple
                 write(Path(scratch, file))
             if metadata:
                 Path(scratch, facts.name).write_text(_to_json(noted), encoding="utf-8")
+            sync(Path(scratch))
+            if metadata:
                 _put(Path(scratch, facts.name), facts)
             for file in exports:
                 _put(Path(scratch, file), folder / file)
+        sync_names(folder)
     except OSError as error:
         raise OutputError(
             f"{folder}: the exports of {name} cannot be written ({error}); free space or make the folder writable"
@@ -189,7 +194,7 @@ def _put(path: Path, target: Path) -> None:
     """Give a finished file or folder its name. An earlier folder of that name goes aside, to leave with ``path``'s."""
     if target.is_dir():
         _remove(target, path.parent)
-    put(path, target)
+    os.replace(path, target)
 
 
 def _remove(path: Path, scratch: Path) -> None:

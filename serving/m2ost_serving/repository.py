@@ -69,22 +69,26 @@ def write_repository(destination: Path, info: EngineInfo, plans: Sequence[Engine
     write_models(destination, lambda template: fit_config(template, info, plan_files))
 
 
-def current_models(release: Release, folder: Path) -> Path:
+def current_models(release: Release, parent: Path) -> Path:
     """A release's models as this version of the package has them: what they import is this version's too.
 
     Parameters
     ----------
     release : Release
-    folder : Path
-        Made, where the release was exported with other models: its engines under those of this version.
+    parent : Path
+        Where a folder is made if the release was exported with other models: its engines under those of this version.
+        Its name is of this release where it lies, and of this version.
 
     Returns
     -------
     Path
-        The release's own folder, or ``folder``.
+        The release's own folder, or one in ``parent``.
     """
-    if release.manifest.tools.get(MODELS_TOOL) == template_sha256():
+    models = template_sha256()
+    if release.manifest.tools.get(MODELS_TOOL) == models:
         return release.folder
+    key = f"{release.folder.resolve()}\0{models}".encode("utf-8", "surrogateescape")
+    folder = parent / f"release-{hashlib.sha256(key).hexdigest()[:16]}"
     if not folder.exists():
         with complete_folder(folder) as scratch:
             write_repository(scratch, release.engine, release.manifest.engines)

@@ -23,8 +23,8 @@ from m2ost_contract import MODEL_ENGINE, MODEL_TILER, SPINNING_PARAMETER, THREAD
 from m2ost_loadtests.rounds import spread_text, time_in_turn
 from m2ost_loadtests.runners import bare_runner, served_runner, spots_to_score
 from m2ost_preprocess.slides import SlideRoots
+from m2ost_serving.repository import parse_config
 from m2ost_serving.tiler import THREADS_PARAMETER as TILER_THREADS_PARAMETER
-from tritonclient.grpc import model_config_pb2
 
 OPENVINO_PROFILE = "cpu-openvino"
 
@@ -75,7 +75,7 @@ def release_with(release: Path, split: Split, folder: Path) -> Path:
     for model, parameters in asked.items():
         named = copy / model / "configs" / f"{split.profile}.pbtxt"
         path = named if named.is_file() else copy / model / "config.pbtxt"
-        config = text_format.Parse(path.read_text(encoding="utf-8"), model_config_pb2.ModelConfig())
+        config = parse_config(path.read_text(encoding="utf-8"))
         for name, value in parameters.items():
             config.parameters[name].string_value = value
         path.write_text(text_format.MessageToString(config, as_utf8=True), encoding="utf-8")

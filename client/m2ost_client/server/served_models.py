@@ -19,7 +19,7 @@ from m2ost_contract import (
     Manifest,
     ManifestError,
 )
-from tritonclient.grpc import model_config_pb2
+from m2ost_serving.repository import parse_config
 
 from ..errors import ServerStartError
 
@@ -57,7 +57,7 @@ def read_configs(folder: Path, profile: str) -> dict[str, Any]:
 
 def _parse(path: Path) -> Any:
     try:
-        return text_format.Parse(path.read_text(encoding="utf-8"), model_config_pb2.ModelConfig())
+        return parse_config(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, text_format.ParseError) as error:
         raise ManifestError(f"{path}: cannot be read ({error}); export its folder anew") from error
 

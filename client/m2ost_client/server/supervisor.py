@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 import secrets
 import tempfile
@@ -18,7 +17,7 @@ from typing import Any
 from m2ost_contract import PROBE_SENDER, Release
 from m2ost_preprocess.home import user_cache
 from m2ost_preprocess.slides import SlideRoots
-from m2ost_serving.repository import current_models, template_sha256
+from m2ost_serving.repository import current_models
 
 from ..errors import ServerStartError
 from . import logs
@@ -202,9 +201,7 @@ class TritonServer:
         self.stop()
 
     def _command(self, runtime: Path, shm_prefix: str) -> Command:
-        # A printed command's folder stays: it is of this release where it lies, and of this version.
-        key = f"{self.release.folder.resolve()}\0{template_sha256()}".encode("utf-8", "surrogateescape")
-        folder = current_models(self.release, runtime / f"release-{hashlib.sha256(key).hexdigest()[:16]}")
+        folder = current_models(self.release, runtime)
         if folder != self.release.folder:
             self._sink(logs.event("info", "models_renewed", release=str(self.release.folder)))
         return build_command(
