@@ -23,15 +23,17 @@ MOST_WAITING = 256
 
 
 class Reply(Protocol):
-    """The way back to a request's client; any thread may call it."""
+    """The way back to a request's client; see :class:`m2ost_serving.replies.Reply`."""
+
+    answered: bool
 
     def is_cancelled(self) -> bool:
         """Whether the client has gone."""
 
-    def answer(self, found: SlideInfo | str) -> None:
+    def found(self, found: SlideInfo | str) -> bool:
         """Answer by what a slide is, or by its fingerprint."""
 
-    def error(self, error: Exception) -> None:
+    def error(self, error: Exception) -> bool:
         """Answer by an error."""
 
 
@@ -42,7 +44,7 @@ class Description:
     Parameters
     ----------
     reply : Reply
-        Answered exactly once.
+        Answered once.
     slide : RootedSlide
         The slide.
     fingerprint : bool
@@ -79,7 +81,7 @@ class Description:
         error = why_dropped(self.slide.shown, cancelled=self.reply.is_cancelled(), arrived=self.arrived)
         if error is not None:
             self.reply.error(error)
-        return error is not None
+        return self.reply.answered
 
     def fail(self, error: Exception) -> None:
         """Answer by an error."""
@@ -110,7 +112,7 @@ class _Describer:
                 self._stalls.note(task.slide, error)
                 task.fail(error)
             else:
-                task.reply.answer(found)
+                task.reply.found(found)
 
     def close(self) -> None:
         """End the decoder."""

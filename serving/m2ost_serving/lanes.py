@@ -90,7 +90,7 @@ class Lanes(Generic[T]):
         Whether what comes after this has room for more work, and for more background work. It is asked in the lanes'
         threads, and may take a moment.
     tell_waiting : callable
-        Told how many tasks wait whenever that has changed.
+        Told how many tasks wait whenever that has changed; may not raise.
     """
 
     def __init__(

@@ -22,23 +22,22 @@ BATCH_ROWS_PARAMETER, BATCH_ROWS = "batch_rows", 32
 SLICE_ROWS = 4
 """Rows of background work that are run at once while others ask: they wait for no more than that."""
 
-AGAIN_S = 1.0
-"""After what should never go wrong the queue is looked at again, in seconds."""
-
 OTHERS_S = 10.0
 """Others ask as long as the last of their requests came within this, in seconds."""
 
 
 class Reply(Protocol):
-    """The way back to a request's client; any thread may call it."""
+    """The way back to a request's client; see :class:`m2ost_serving.replies.Reply`."""
+
+    answered: bool
 
     def is_cancelled(self) -> bool:
         """Whether the client has gone."""
 
-    def expression(self, expression: Any) -> None:
+    def expression(self, expression: Any) -> bool:
         """Answer: float32, shape (n, G)."""
 
-    def error(self, error: Exception) -> None:
+    def error(self, error: Exception) -> bool:
         """Answer by an error."""
 
 
@@ -51,10 +50,8 @@ class _Request:
     rows: int
     background: bool
     sender: str
-    warn: Callable[[str], None]
     out: Any = None
     open_rows: int = field(init=False)
-    answered: bool = False
 
     def __post_init__(self) -> None:
         self.open_rows = self.rows
@@ -65,27 +62,14 @@ class _Request:
             self.out = np.empty((self.rows, *expression.shape[1:]), expression.dtype)
         self.out[span] = expression
         self.open_rows -= len(expression)
-        if not self.open_rows and not self.answered:
-            self._answer(self.reply.expression, self.out)
-
-    def fail(self, error: Exception) -> None:
-        """Answer by an error, unless it is answered."""
-        if not self.answered:
-            self._answer(self.reply.error, error)
-
-    def _answer(self, answer: Callable[[Any], None], value: Any) -> None:
-        """Answer once. What goes wrong with that is this request's, and nobody else's."""
-        self.answered = True
-        try:
-            answer(value)
-        except Exception as error:
-            self.warn(f"an answer was lost: {error!r}")
+        if not self.open_rows:
+            self.reply.expression(self.out)
 
     def drop(self) -> bool:
         """Whether nothing more is to be done for it; where its client has gone it is answered so."""
-        if not self.answered and self.reply.is_cancelled():
-            self.fail(Cancelled("cancelled"))
-        return self.answered
+        if self.reply.is_cancelled():
+            self.reply.error(Cancelled("cancelled"))
+        return self.reply.answered
 
 
 @dataclass(eq=False)
@@ -136,12 +120,8 @@ class Scoring:
         Runs no more than ``batch_rows`` rows at once.
     batch_rows, waiting_rows : int
         See ``BATCH_ROWS`` and ``WAITING_ROWS``.
-    tell_run : callable
-        Called after every run of the engine.
-    tell_waiting : callable
-        Told how many rows wait whenever that has changed.
-    warn : callable
-        Told of what went wrong, but for what a request is answered by.
+    tell_run, tell_waiting : callable
+        Called after every run of the engine; told how many rows wait whenever that has changed. Neither may raise.
     """
 
     def __init__(
@@ -152,9 +132,8 @@ class Scoring:
         waiting_rows: int = WAITING_ROWS,
         tell_run: Callable[[], None] = lambda: None,
         tell_waiting: Callable[[int], None] = lambda rows: None,
-        warn: Callable[[str], None] = lambda words: None,
     ) -> None:
-        self._engine, self._batch_rows, self._warn = engine, batch_rows, warn
+        self._engine, self._batch_rows = engine, batch_rows
         self._tell_run, self._tell_waiting = tell_run, tell_waiting
         self._queue: FairQueue[_Slice] = FairQueue(waiting_rows, size=lambda part: part.rows, unit="spots")
         self._changed = threading.Condition()
@@ -171,7 +150,7 @@ class Scoring:
         Parameters
         ----------
         reply : Reply
-            Answered exactly once, unless this raises.
+            Answered once, unless this raises.
         views : mapping of str to tensor of uint8, each shape (n, size_px, size_px, 3)
             Every view by its name (DLPack, in any memory); copied, so that they may go when this returns.
         rows : int
@@ -189,7 +168,7 @@ class Scoring:
         with self._changed:
             self._queue.check_room(rows, background=background)
         own = {name: self._engine.device.copy(tensor) for name, tensor in views.items()}
-        request = _Request(reply, own, rows, background, sender, self._warn)
+        request = _Request(reply, own, rows, background, sender)
         spans = cut(rows, min(SLICE_ROWS, self._batch_rows) if background else self._batch_rows)
         parts = [_Slice(request, span) for span in spans]
         with self._changed:
@@ -207,18 +186,12 @@ class Scoring:
         self._thread.join()
 
     def _run(self) -> None:
-        while not self._closed:
-            taken: list[_Slice] = []
+        while taken := self._next():
             try:
-                taken = self._next()
-                if taken:
-                    self._score(taken)
+                self._score(taken)
             except Exception as error:  # without an answer their clients would wait for ever
-                if not taken:
-                    self._warn(f"nothing could be taken: {error!r}")
-                    time.sleep(AGAIN_S)
                 for part in taken:
-                    part.request.fail(error)
+                    part.request.reply.error(error)
 
     def _next(self) -> list[_Slice]:
         """What is to be run next; empty once this is closed."""

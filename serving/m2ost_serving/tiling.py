@@ -30,6 +30,8 @@ BUDGET_S = 110.0
 RETURN_S = 5.0
 """Within this a ticket comes back, in seconds; nobody waits for the views otherwise. It takes about a millisecond."""
 
+TICKET_LOST = "no such ticket, or it came back too late; send the request again"
+
 GRACE_S = 10.0
 """After its budget a request's region under way may end within this, before the process that reads it is ended."""
 
@@ -42,18 +44,18 @@ MOST_WAITING = 64
 
 
 class Reply(Protocol):
-    """The way back to a request's client; any thread may call it."""
+    """The way back to a request's client; see :class:`m2ost_serving.replies.Reply`."""
 
-    def ticket(self, ticket: int, rows: int) -> None:
+    def ticket(self, ticket: int, rows: int) -> bool:
         """Answer that the request's turn has come; whoever still wants the views asks for them by this number."""
 
     def is_cancelled(self) -> bool:
         """Whether the client has gone."""
 
-    def views(self, views: Sequence[Any], statuses: Any, facts: dict[str, Any]) -> None:
+    def views(self, views: Sequence[Any], statuses: Any, facts: dict[str, Any]) -> bool:
         """Answer: an array (n, size_px, size_px, 3) a view, statuses (n, 1), and what the log tells of it."""
 
-    def error(self, error: Exception) -> None:
+    def error(self, error: Exception) -> bool:
         """Answer by an error."""
 
 
@@ -64,7 +66,7 @@ class TilingRequest:
     Parameters
     ----------
     reply : Reply
-        Answered exactly once.
+        Answered once.
     names : sequence of str, length n
         The slide of every spot, as the client names it.
     centers : ndarray of int32, shape (n, 2)
@@ -101,16 +103,42 @@ class TilingRequest:
     answered: bool = False
     sent: Callable[[int], None] = lambda rows: None
 
+    @property
+    def away(self) -> bool:
+        """Whether it was answered by a ticket that has not come back: nobody can be asked or answered meanwhile."""
+        return self.called is not None and not self.called.is_set()
+
     def redeem(self, reply: Reply) -> None:
-        """Its ticket has come back: the views are answered to this."""
-        self.reply, self.by_ticket = reply, False
+        """Its ticket has come back: the views are answered to this.
+
+        Raises
+        ------
+        TooLate
+            If it was given up meanwhile.
+        """
         assert self.called is not None
-        self.called.set()
+        with self.lock:
+            if self.answered:
+                raise TooLate(TICKET_LOST)
+            self.reply, self.by_ticket = reply, False
+            self.called.set()
+
+    def give_up(self) -> None:
+        """Expect its ticket no more."""
+        with self.lock:
+            self.answered = self.answered or self.away
 
     def begin(self) -> None:
         """Its first spots are about to be cut."""
         if self.until is None:
             self.until = time.monotonic() + self.budget_s
+
+    def buffers(self, tiler: Tiler) -> list[Any]:
+        """Where the views of all its spots lie, whichever lanes cut them."""
+        with self.lock:
+            if self.out is None:
+                self.out = tiler.buffers(len(self.names))
+            return self.out
 
     @property
     def left_s(self) -> float:
@@ -119,8 +147,8 @@ class TilingRequest:
 
     def drop(self) -> bool:
         """See :meth:`m2ost_serving.lanes.Task.drop`."""
-        if self.answered:
-            return True
+        if self.answered or self.away:
+            return self.answered
         arrived = self.arrived if self.until is None else math.inf  # what has begun waits no more
         error = why_dropped(self.names[0], cancelled=self.reply.is_cancelled(), arrived=arrived)
         if error is not None:
@@ -232,7 +260,7 @@ class _Tickets:
         until = time.monotonic() + RETURN_S
         for request in requests:
             if request.called is not None and not request.called.wait(max(0.0, until - time.monotonic())):
-                request.answered = True
+                request.give_up()
         with self._lock:
             for ticket in called:
                 self._called.pop(ticket, None)
@@ -266,8 +294,7 @@ class _Cutter:
         ends = np.cumsum([part.rows for part in parts]).tolist()
         spans = [slice(end - part.rows, end) for part, end in zip(parts, ends, strict=True)]
         if len(parts) == 1:
-            first.out = first.out or self._tiler.buffers(len(first.names))
-            out, rows = first.out, parts[0].index
+            out, rows = first.buffers(self._tiler), parts[0].index
         else:
             out, rows = self._tiler.buffers(ends[-1]), np.arange(ends[-1])
         for part in parts:
@@ -389,7 +416,7 @@ class Tiling:
         """
         request = self._tickets.take(ticket)
         if request is None:
-            raise TooLate("no such ticket, or it came back too late; send the request again")
+            raise TooLate(TICKET_LOST)
         request.redeem(reply)
 
     @property

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import re
+import threading
 import time
 from collections import deque
 from collections.abc import Callable
@@ -27,6 +28,7 @@ from m2ost_contract import (
 from m2ost_preprocess.errors import PreprocessError, SlideChanged, SlideNotFound, SlideTimeout, UnsupportedRequest
 from m2ost_preprocess.network import read_url
 
+from . import replies
 from .queueing import Cancelled, QueueFull, TooLate
 
 
@@ -172,6 +174,65 @@ def triton_error(pb_utils: Any, error: Exception) -> Any:
     )
     code = next((code for kind, code in kinds if isinstance(error, kind)), codes.INTERNAL)
     return codes(_sendable(str(error)), code)
+
+
+class Reply(replies.Reply):
+    """The way back to the client of a request of the Python backend's.
+
+    An answer is a list of ``pb_utils.Tensor``, or an exception.
+    """
+
+    def __init__(self, pb_utils: Any, request: Any) -> None:
+        super().__init__(lambda words: pb_utils.Logger.log_error(log_line("reply", error=words)))
+        self._pb_utils, self._sender = pb_utils, request.get_response_sender()
+
+    def _has_gone(self) -> bool:
+        return bool(self._sender.is_cancelled())
+
+    def _send(self, answer: Any) -> None:
+        if isinstance(answer, Exception):
+            response = self._pb_utils.InferenceResponse(error=triton_error(self._pb_utils, answer))
+        else:
+            response = self._pb_utils.InferenceResponse(answer)
+        self._sender.send(response, flags=self._pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+
+
+class Metrics:
+    """A model's own metrics. One that cannot be told is logged, and costs no request.
+
+    Parameters
+    ----------
+    pb_utils : module
+        Of the Python backend's.
+    model : str
+        Label ``model`` of every metric.
+    """
+
+    def __init__(self, pb_utils: Any, model: str) -> None:
+        self._pb_utils, self._model = pb_utils, model
+        # The backend's metrics are not thread-safe, and are gone with their families.
+        self._lock, self._families = threading.Lock(), list[Any]()
+
+    def counter(self, name: str, description: str) -> Callable[[float], None]:
+        """A counter: called with what is to be added."""
+        metric = self._metric(name, description, self._pb_utils.MetricFamily.COUNTER)
+        return lambda value: self._tell(metric.increment, value)
+
+    def gauge(self, name: str, description: str) -> Callable[[float], None]:
+        """A gauge: called with its value."""
+        metric = self._metric(name, description, self._pb_utils.MetricFamily.GAUGE)
+        return lambda value: self._tell(metric.set, value)
+
+    def _metric(self, name: str, description: str, kind: Any) -> Any:
+        self._families.append(self._pb_utils.MetricFamily(name=name, description=description, kind=kind))
+        return self._families[-1].Metric(labels={"model": self._model})
+
+    def _tell(self, tell: Callable[[float], None], value: float) -> None:
+        try:
+            with self._lock:
+                tell(value)
+        except Exception as error:
+            self._pb_utils.Logger.log_error(log_line("metric", error=repr(error)))
 
 
 ANSWER_S = 5.0

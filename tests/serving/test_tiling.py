@@ -5,6 +5,7 @@ import shutil
 import signal
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
@@ -13,7 +14,7 @@ from m2ost_contract import RowStatus, ViewGeometry
 from m2ost_preprocess.decoder import Decoder
 from m2ost_preprocess.errors import SlideNotFound, SlideTimeout
 from m2ost_preprocess.slides import SlideRoots
-from m2ost_serving import lanes, tiling
+from m2ost_serving import lanes, replies, tiling
 from m2ost_serving.queueing import Cancelled, QueueFull, TooLate
 from m2ost_serving.tiler import PillowTiler
 from m2ost_serving.tiling import Tiling, TilingRequest
@@ -23,28 +24,30 @@ WAIT_S = 60
 SVS, TIF = "wsi/CMU-1-Small-Region.svs", "wsi/her2st_C2.tif"
 
 
-class Reply:
+class Reply(replies.Reply):
     """What a client gets."""
 
     def __init__(self):
+        super().__init__(pytest.fail)
         self.gone = False
         self.tickets, self.answers = [], []
         self.said = threading.Event()
 
-    def is_cancelled(self):
+    def _has_gone(self):
         return self.gone
 
+    def _send(self, answer):
+        self.answers.append(answer)
+        self.said.set()
+
     def ticket(self, ticket, rows):
+        self.answered = True
         self.tickets.append((ticket, rows))
         self.said.set()
+        return True
 
     def views(self, views, statuses, facts):
-        self.answers.append((views, statuses, facts))
-        self.said.set()
-
-    def error(self, error):
-        self.answers.append(error)
-        self.said.set()
+        return self.answer(lambda: (views, statuses, facts))
 
     def wait(self):
         assert self.said.wait(WAIT_S)
@@ -234,6 +237,44 @@ def test_a_ticket_is_given_when_the_turn_has_come_and_redeemed_once(service, svs
     assert first.answers == []
     with pytest.raises(TooLate, match="no such ticket"):
         service.redeem(ticket, Reply())
+
+
+def test_a_request_for_two_slides_is_asked_of_nobody_while_its_ticket_is_out(service, svs, monkeypatch):
+    """Triton has freed what its first reply asks: whether it is cancelled is anything."""
+    asked = request([SVS, TIF], by_ticket=True)
+    service.put(asked)
+    first = asked.reply
+    assert first.said.wait(WAIT_S)
+    first.is_cancelled = lambda: True
+    monkeypatch.setattr(lanes, "_TICK_S", 0.001)
+    assert service.waiting == 1
+    assert not asked.drop()
+    time.sleep(0.5)  # the lanes look at what waits meanwhile
+    service.redeem(first.tickets[0][0], second := Reply())
+    _, statuses, _ = second.wait()
+    assert not statuses.any()
+
+
+def test_a_ticket_that_comes_back_once_it_was_given_up_is_refused(service):
+    asked = request([SVS], by_ticket=True)
+    service.put(asked)
+    assert asked.reply.said.wait(WAIT_S)
+    asked.give_up()
+    with pytest.raises(TooLate, match="came back too late"):
+        service.redeem(asked.reply.tickets[0][0], Reply())
+    assert asked.drop()
+
+
+def test_lanes_that_cut_one_request_share_its_views():
+    class Slow:
+        def buffers(self, rows):
+            time.sleep(0.05)
+            return [np.zeros(rows)]
+
+    asked = request([SVS, TIF])
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda _: asked.buffers(Slow()), range(4)))
+    assert all(views is asked.out for views in found)
 
 
 def test_a_ticket_of_a_client_that_has_gone_costs_nothing(service, svs, monkeypatch):

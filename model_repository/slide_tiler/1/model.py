@@ -10,10 +10,9 @@ from functools import partial
 import m2ost_contract as contract
 import numpy as np
 import triton_python_backend_utils as pb_utils
-from m2ost_preprocess.errors import PreprocessError, UnsupportedRequest
+from m2ost_preprocess.errors import UnsupportedRequest
 from m2ost_preprocess.slides import SlideRoots
 from m2ost_serving import tiling, triton
-from m2ost_serving.queueing import QueueFull, TooLate
 from m2ost_serving.tiler import make_tiler
 from m2ost_serving.tiling import Tiling, TilingRequest
 
@@ -35,13 +34,8 @@ class TritonPythonModel:
         info, settings = triton.engine_info(args["model_config"]), triton.parameters(args["model_config"])
         self._release = info.release_sha256
         gpu = int(args["model_instance_device_id"]) if args["model_instance_kind"] == "GPU" else None
-        self._families, self._counters = [], {}
-        for name, description in COUNTERS.items():
-            counter = self._metric(f"m2ost_tiler_{name}_total", description, pb_utils.MetricFamily.COUNTER, args)
-            self._counters[name] = counter
-        waiting = self._metric(
-            contract.WAITING_METRIC, "requests that wait for the tiler", pb_utils.MetricFamily.GAUGE, args
-        )
+        metrics = triton.Metrics(pb_utils, args["model_name"])
+        self._counters = {name: metrics.counter(f"m2ost_tiler_{name}_total", told) for name, told in COUNTERS.items()}
         rows = partial(contract.number_of_rows, settings)
         engine = triton.EngineQueue(rows(contract.ENGINE_ROWS_PARAMETER, contract.ENGINE_ROWS), _warn_of_engine)
         self._tiling = Tiling(
@@ -51,7 +45,7 @@ class TritonPythonModel:
             joined_rows=rows(tiling.JOINED_ROWS_PARAMETER, tiling.JOINED_ROWS),
             room=engine.room,
             sent=engine.sent,
-            tell_waiting=waiting.set,
+            tell_waiting=metrics.gauge(contract.WAITING_METRIC, "requests that wait for the tiler"),
         )
         self._names = info.views.names
 
@@ -66,7 +60,7 @@ class TritonPythonModel:
                     self._tiling.redeem(int(ticket[0, 0]), reply)
                 else:
                     self._tiling.put(self._read(request, asked, reply))
-            except (PreprocessError, QueueFull, TooLate) as error:  # its own: the others of the batch are served
+            except Exception as error:  # its own: the others of the batch are served
                 reply.error(error)
 
     def _read(self, request, asked, reply):
@@ -87,44 +81,37 @@ class TritonPythonModel:
             by_ticket=contract.TICKET in request.requested_output_names(),
         )
 
-    def _metric(self, name, description, kind, args):
-        self._families.append(pb_utils.MetricFamily(name=name, description=description, kind=kind))
-        return self._families[-1].Metric(labels={"model": args["model_name"]})
-
     def _count(self, counts):
         for name, counter in self._counters.items():
-            counter.increment(getattr(counts, name))
+            counter(getattr(counts, name))
 
     def finalize(self):
         self._tiling.close()
 
 
-class _Reply:
+class _Reply(triton.Reply):
     """The way back to a request's client."""
 
     def __init__(self, request, names):
-        self._sender, self._id, self._names = request.get_response_sender(), triton.request_id(request), names
-        self._began = time.monotonic()
-
-    def is_cancelled(self):
-        return self._sender.is_cancelled()
+        super().__init__(pb_utils, request)
+        self._id, self._names, self._began = triton.request_id(request), names, time.monotonic()
 
     def ticket(self, ticket, rows):
-        self._send(pb_utils.InferenceResponse([pb_utils.Tensor(contract.TICKET, np.full((rows, 1), ticket, np.int64))]))
+        return self.answer(lambda: [pb_utils.Tensor(contract.TICKET, np.full((rows, 1), ticket, np.int64))])
 
     def views(self, views, statuses, facts):
-        tensors = [_tensor(name, view) for name, view in zip(self._names, views, strict=True)]
-        self._send(pb_utils.InferenceResponse([*tensors, pb_utils.Tensor(contract.STATUS, statuses)]))
-        bad = facts["errors"] or facts["rows_without_value"]
-        self._log("tiled", pb_utils.Logger.log_warn if bad else pb_utils.Logger.log_info, facts)
+        names = (*self._names, contract.STATUS)
+        given = self.answer(lambda: [_tensor(*pair) for pair in zip(names, (*views, statuses), strict=True)])
+        if given:
+            bad = facts["errors"] or facts["rows_without_value"]
+            self._log("tiled", pb_utils.Logger.log_warn if bad else pb_utils.Logger.log_info, facts)
+        return given
 
     def error(self, error):
-        answer = triton.triton_error(pb_utils, error)
-        self._send(pb_utils.InferenceResponse(error=answer))
-        self._log("refused", pb_utils.Logger.log_warn, {"errors": [answer.message()]})
-
-    def _send(self, response):
-        self._sender.send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+        given = super().error(error)
+        if given:
+            self._log("refused", pb_utils.Logger.log_warn, {"errors": [str(error)]})
+        return given
 
     def _log(self, event, level, facts):
         took_s = round(time.monotonic() - self._began, 4)
