@@ -19,8 +19,8 @@ from .queueing import Cancelled, FairQueue
 BATCH_ROWS_PARAMETER, BATCH_ROWS = "batch_rows", 32
 """Parameter of the config, and its default: rows that the engine runs at once. Requests are joined and cut to it."""
 
-SLICE_ROWS = 4
-"""Rows of background work that are run at once while others ask: they wait for no more than that."""
+SLICE_ROWS = 2
+"""Rows of background work that are run at once while others ask: they wait for no more than that, or one more."""
 
 OTHERS_S = 10.0
 """Others ask as long as the last of their requests came within this, in seconds."""
@@ -97,15 +97,18 @@ class _Slice:
         return self.request.background
 
 
-def cut(rows: int, most: int) -> list[slice]:
-    """Cut rows into spans of up to ``most``, none of a single row where that can be.
+def cut(rows: int, usual: int, most: int) -> list[slice]:
+    """Cut rows into spans of ``usual`` rows, none of more than ``most``, and none of a single row where that can be.
 
     On a CPU, ONNX Runtime multiplies one row by another kernel, whose last bits differ: with two rows and more a spot's
     values are the same bits whatever is scored beside it.
     """
-    starts = list(range(0, rows, most))
-    if len(starts) > 1 and rows - starts[-1] == 1 and most > 2:
-        starts[-1] -= 1
+    starts = list(range(0, rows, usual))
+    if len(starts) > 1 and rows - starts[-1] == 1:
+        if usual < most:
+            starts.pop()
+        elif usual > 2:
+            starts[-1] -= 1
     return [slice(start, stop) for start, stop in zip(starts, [*starts[1:], rows], strict=True)]
 
 
@@ -169,7 +172,8 @@ class Scoring:
             self._queue.check_room(rows, background=background)
         own = {name: self._engine.device.copy(tensor) for name, tensor in views.items()}
         request = _Request(reply, own, rows, background, sender)
-        spans = cut(rows, min(SLICE_ROWS, self._batch_rows) if background else self._batch_rows)
+        usual = min(SLICE_ROWS, self._batch_rows) if background else self._batch_rows
+        spans = cut(rows, usual, self._batch_rows)
         parts = [_Slice(request, span) for span in spans]
         with self._changed:
             if not background and sender != PROBE_SENDER:

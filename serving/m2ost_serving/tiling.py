@@ -101,7 +101,7 @@ class TilingRequest:
     lock: Any = field(default_factory=threading.Lock)
     open_parts: int = 0
     answered: bool = False
-    sent: Callable[[int], None] = lambda rows: None
+    sent: Callable[[int, bool], None] = lambda rows, background: None
 
     @property
     def away(self) -> bool:
@@ -175,7 +175,7 @@ class TilingRequest:
             "waited_s": round((self.until or self.arrived) - self.budget_s - self.arrived, 4),
         }
         if self.called is not None:  # views asked for alone go to no engine
-            self.sent(int(np.count_nonzero(self.statuses == RowStatus.OK)))
+            self.sent(int(np.count_nonzero(self.statuses == RowStatus.OK)), self.background)
         self.reply.views(self.out or (), self.statuses.reshape(-1, 1), facts)
 
 
@@ -356,7 +356,7 @@ class Tiling:
     room, tell_waiting : callable
         See :class:`m2ost_serving.lanes.Lanes`.
     sent : callable
-        Told of rows with views that are about to go on to the engine.
+        Told how many rows with views are about to go on to the engine, and whether they are background work.
     """
 
     def __init__(
@@ -367,7 +367,7 @@ class Tiling:
         count: Callable[[TilingCounts], None],
         joined_rows: int = JOINED_ROWS,
         room: Callable[[], Room] = lambda: (True, True),
-        sent: Callable[[int], None] = lambda rows: None,
+        sent: Callable[[int, bool], None] = lambda rows, background: None,
         tell_waiting: Callable[[int], None] = lambda tasks: None,
     ) -> None:
         self._roots, self._stalls, self._tickets, self._sent = roots, Stalls(), _Tickets(), sent
@@ -387,19 +387,20 @@ class Tiling:
         QueueFull
             If as many wait as may.
         """
-        request.statuses, request.sent = np.zeros(len(request.names), np.int32), self._sent
-        parts = []
-        names = np.array(request.names, dtype=object)
-        for source in dict.fromkeys(request.names):
-            index = np.flatnonzero(names == source)
+        request.statuses = np.full(len(request.names), RowStatus.SLIDE_UNAVAILABLE, np.int32)
+        request.sent = self._sent
+        parts, rows_of = [], dict[str, list[int]]()
+        # Not by NumPy, for which a name that ends with \0 equals none, not even itself.
+        for row, name in enumerate(request.names):
+            rows_of.setdefault(name, []).append(row)
+        for source, rows in rows_of.items():
             try:
                 slide = self._roots.locate(source)
                 self._stalls.check(slide)
             except PreprocessError as error:
                 request.errors[source] = error
-                request.statuses[index] = RowStatus.SLIDE_UNAVAILABLE
                 continue
-            parts.append(Part(request, source, slide, index))
+            parts.append(Part(request, source, slide, np.array(rows)))
         request.open_parts = len(parts)
         if parts:
             self._lanes.put(parts)

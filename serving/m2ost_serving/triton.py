@@ -3,30 +3,21 @@
 from __future__ import annotations
 
 import json
-import math
-import os
-import re
 import threading
-import time
-from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 from m2ost_contract import (
     BACKGROUND_PARAMETER,
-    ENGINE_WAITING_METRIC,
     FINGERPRINT_PARAMETER,
-    GUARDED_METRIC,
-    METRICS_URL_ENV,
-    MODEL_ENGINE,
     PYRAMID_PARAMETER,
     RELEASE_PARAMETER,
     EngineInfo,
 )
 from m2ost_preprocess.errors import PreprocessError, SlideChanged, SlideNotFound, SlideTimeout, UnsupportedRequest
-from m2ost_preprocess.network import read_url
 
 from . import replies
 from .queueing import Cancelled, QueueFull, TooLate
@@ -45,82 +36,6 @@ def check_environment() -> None:
             f"numpy {np.__version__} in the server's environment corrupts the tensors of Triton's Python backend; "
             "run: pip install 'numpy<2'"
         )
-
-
-_PENDING = re.compile(r'^nv_inference_pending_request_count\{model="(\w+)"[^}]*\} (\d+)', re.MULTILINE)
-_OURS = re.compile(rf"^({ENGINE_WAITING_METRIC}|{GUARDED_METRIC})\{{[^}}]*\}} ([0-9.e+]+)", re.MULTILINE)
-
-
-def read_metrics() -> str:
-    """This server's own metrics, in Prometheus's text format.
-
-    Raises
-    ------
-    OSError
-        If they do not answer within a second; says which variable gives their address.
-    """
-    url = os.environ.get(METRICS_URL_ENV, "http://localhost:8002/metrics")
-    try:
-        return read_url(url, 1.0)
-    except OSError as error:
-        raise OSError(f"{error}; set {METRICS_URL_ENV} to this server's metrics") from error
-
-
-class EngineQueue:
-    """Room in the queue of the engine, for the tiler to work no further ahead than the engine can use.
-
-    Views that wait for the engine take memory, and are cut for nobody where their client goes. Counted are the tiler's
-    own rows: those sent on, less those that came out behind the engine. What callers of pixels keep waiting beside them
-    holds nobody up here, as clients take turns there too. The limit is kept by this and not by Triton's
-    ``max_queue_size`` or queue timeouts: with one of those set, Triton's batcher prepares no batch while an instance is
-    busy, and afterwards looks for it every 500 ms only (``SupportPrefetching`` in its scheduler).
-
-    Parameters
-    ----------
-    rows : int
-        Rows that may wait for the engine before the tiler waits; background work waits at half of it.
-    warn : callable
-        Told once in a while why the queue cannot be seen. Everything has room then.
-    """
-
-    def __init__(self, rows: int, warn: Callable[[str], None]) -> None:
-        self._rows, self._warn = rows, warn
-        self._sent_rows, self._lost = 0, 0.0
-        self._sent: deque[tuple[float, int]] = deque(maxlen=1024)
-        self._warned = -math.inf
-
-    def sent(self, rows: int) -> None:
-        """Note that a request with so many rows to score goes on to the engine."""
-        self._sent_rows += rows
-        self._sent.append((time.monotonic(), rows))
-
-    def room(self) -> tuple[bool, bool]:
-        """Whether there is room for more, and for more background work."""
-        try:
-            page = read_metrics()
-        except OSError as error:
-            if time.monotonic() - self._warned > 60:
-                self._warned = time.monotonic()
-                self._warn(str(error))
-            return True, True
-        ours = {name: float(value) for name, value in _OURS.findall(page)}
-        pending = sum(int(count) for model, count in _PENDING.findall(page) if model == MODEL_ENGINE)
-        unseen = self._sent_rows - ours.get(GUARDED_METRIC, 0.0)
-        # Of some rows sent nothing comes out: their clients have gone, or the engine refused them.
-        if not pending and not ours.get(ENGINE_WAITING_METRIC):
-            self._lost = max(0.0, unseen - self._sent_within(RUN_S))
-            return True, True
-        self._lost = max(self._lost, unseen - self._sent_within(FORGOTTEN_S))
-        rows = unseen - self._lost
-        return rows < self._rows, rows < max(1, self._rows // 2)
-
-    def _sent_within(self, seconds: float) -> int:
-        return sum(rows for at, rows in tuple(self._sent) if time.monotonic() - at < seconds)
-
-
-FORGOTTEN_S, RUN_S = 30.0, 5.0
-"""After so long a row that was sent to the engine is taken to be there no more, in seconds; where nothing waits there,
-after what a run takes."""
 
 
 def parameters(config_json: str) -> dict[str, str]:
@@ -215,17 +130,24 @@ class Metrics:
 
     def counter(self, name: str, description: str) -> Callable[[float], None]:
         """A counter: called with what is to be added."""
-        metric = self._metric(name, description, self._pb_utils.MetricFamily.COUNTER)
-        return lambda value: self._tell(metric.increment, value)
+        return self.counters(name, description, ({},))[0]
+
+    def counters(
+        self, name: str, description: str, labels: Sequence[Mapping[str, str]]
+    ) -> list[Callable[[float], None]]:
+        """Counters of one name, each with further labels."""
+        family = self._family(name, description, self._pb_utils.MetricFamily.COUNTER)
+        metrics = [family.Metric(labels={"model": self._model, **more}) for more in labels]
+        return [partial(self._tell, metric.increment) for metric in metrics]
 
     def gauge(self, name: str, description: str) -> Callable[[float], None]:
         """A gauge: called with its value."""
-        metric = self._metric(name, description, self._pb_utils.MetricFamily.GAUGE)
-        return lambda value: self._tell(metric.set, value)
+        family = self._family(name, description, self._pb_utils.MetricFamily.GAUGE)
+        return partial(self._tell, family.Metric(labels={"model": self._model}).set)
 
-    def _metric(self, name: str, description: str, kind: Any) -> Any:
+    def _family(self, name: str, description: str, kind: Any) -> Any:
         self._families.append(self._pb_utils.MetricFamily(name=name, description=description, kind=kind))
-        return self._families[-1].Metric(labels={"model": self._model})
+        return self._families[-1]
 
     def _tell(self, tell: Callable[[float], None], value: float) -> None:
         try:

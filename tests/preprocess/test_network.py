@@ -7,7 +7,7 @@ from contextlib import contextmanager
 import pytest
 from m2ost_contract import METRICS_URL_ENV
 from m2ost_preprocess.network import channel_options, host_of, is_here, read_url, through_proxy
-from m2ost_serving.triton import read_metrics
+from m2ost_serving.backlog import read_metrics
 
 PROXIES = ("http_proxy", "HTTP_PROXY", "https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY", "grpc_proxy")
 EXCEPTIONS = ("no_proxy", "NO_PROXY", "no_grpc_proxy")

@@ -109,11 +109,14 @@ def test_requests_are_joined_and_cut_to_the_batch_and_each_gets_its_own_rows(mak
 
 
 @pytest.mark.parametrize(
-    ("rows", "most", "sizes"),
-    [(1, 4, [1]), (4, 4, [4]), (5, 4, [3, 2]), (6, 4, [4, 2]), (33, 32, [31, 2]), (256, 32, [32] * 8), (3, 2, [2, 1])],
-)
-def test_no_row_of_several_is_run_alone(rows, most, sizes):
-    spans = cut(rows, most)
+    ("rows", "usual", "most", "sizes"),
+    [
+        (1, 4, 4, [1]), (4, 4, 4, [4]), (5, 4, 4, [3, 2]), (6, 4, 4, [4, 2]), (33, 32, 32, [31, 2]),
+        (256, 32, 32, [32] * 8), (3, 2, 2, [2, 1]), (5, 2, 32, [2, 3]), (1, 2, 32, [1]), (9, 4, 5, [4, 5]),
+    ],
+)  # fmt: skip
+def test_no_row_of_several_is_run_alone(rows, usual, most, sizes):
+    spans = cut(rows, usual, most)
     assert [span.stop - span.start for span in spans] == sizes
     assert [row for span in spans for row in range(span.start, span.stop)] == list(range(rows))
 
@@ -134,11 +137,11 @@ def test_background_work_runs_in_whole_batches_alone_and_in_slices_while_others_
     person = put(found, 10, 2)
     found.engine.let.release(2)
     answered(person)
-    wait_for(lambda: found.waiting[-1] == 12, "a slice at work", 20)
+    wait_for(lambda: found.waiting[-1] == 14, "a slice at work", 20)
     late = put(found, 20, 2)
     found.engine.let.release(1000)
     answered(late, archive)
-    assert [len(batch) for batch in found.engine.batches] == [1, 2, 4, 2, 4, 4, 4]
+    assert [len(batch) for batch in found.engine.batches] == [1, 2, 2, 2, *[2] * 7]
     np.testing.assert_array_equal(archive.answers[0], expected(100, 16))
 
 

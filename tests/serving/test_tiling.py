@@ -223,6 +223,16 @@ def test_the_queue_is_bounded_and_says_so(service, svs, monkeypatch):
     assert service.waiting == tiling.MOST_WAITING
 
 
+@pytest.mark.parametrize("name", [f"{SVS}\0", "\0" * 64, "wsi/\0"])
+def test_a_name_that_ends_with_nul_bytes_has_no_value(service, name):
+    """NumPy takes such a name for the shorter one, or for none."""
+    asked = request([SVS, name, SVS])
+    service.put(asked)
+    _, statuses, facts = asked.reply.wait()
+    assert statuses[:, 0].tolist() == [RowStatus.OK, RowStatus.SLIDE_UNAVAILABLE, RowStatus.OK]
+    assert facts["rows_without_value"] == len(facts["errors"]) == 1
+
+
 def test_a_ticket_is_given_when_the_turn_has_come_and_redeemed_once(service, svs):
     asked = request([SVS] * 2, by_ticket=True)
     service.put(asked)

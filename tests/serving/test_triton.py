@@ -8,15 +8,17 @@ from types import SimpleNamespace
 import pytest
 from m2ost_contract import METRICS_URL_ENV, number_of_rows
 from m2ost_preprocess.errors import UnsupportedRequest
-from m2ost_serving import triton
-from m2ost_serving.triton import Asked, EngineQueue, check_release, log_line, read_request
+from m2ost_serving import backlog
+from m2ost_serving.backlog import EngineQueue
+from m2ost_serving.triton import Asked, check_release, log_line, read_request
 
 PAGE = """# TYPE nv_inference_pending_request_count gauge
 nv_inference_pending_request_count{{model="slide_tiler",version="1"}} 12
 nv_inference_pending_request_count{{model="m2ost",version="1"}} {pending}
 nv_inference_pending_request_count{{model="m2ost_slide",version="1"}} 500
 m2ost_engine_waiting_rows{{model="m2ost"}} {waiting}
-m2ost_guarded_rows_total{{model="row_guard"}} {guarded}
+m2ost_guarded_rows_total{{background="no",model="row_guard"}} {guarded}
+m2ost_guarded_rows_total{{background="yes",model="row_guard"}} {late}
 """
 
 
@@ -64,14 +66,14 @@ def test_a_refusal_repeats_no_more_of_a_request_than_gives_its_sense():
     check_release(Asked(""), "c" * 64)
 
 
-def page(waiting=0, guarded=0, pending=0):
-    return PAGE.format(waiting=waiting, guarded=guarded, pending=pending)
+def page(waiting=0, guarded=0, pending=0, late=0):
+    return PAGE.format(waiting=waiting, guarded=guarded, pending=pending, late=late)
 
 
 @pytest.mark.parametrize("queued", [{"waiting": 500}, {"pending": 9}], ids=["Python backend", "another backend"])
 def test_the_tiler_waits_while_its_own_rows_wait_for_the_engine(metrics_page, queued):
     queue = EngineQueue(64, pytest.fail)
-    queue.sent(100)
+    queue.sent(100, False)
     metrics_page[:] = [page()]
     assert queue.room() == (True, True)
     for guarded, room in ((30, (False, False)), (40, (True, False)), (70, (True, True))):
@@ -79,15 +81,28 @@ def test_the_tiler_waits_while_its_own_rows_wait_for_the_engine(metrics_page, qu
         assert queue.room() == room
 
 
+def test_background_work_waits_for_all_rows_and_others_for_their_own(metrics_page):
+    queue = EngineQueue(64, pytest.fail)
+    metrics_page[:] = [page(waiting=500)]
+    queue.sent(96, True)
+    assert queue.room() == (True, False)
+    queue.sent(64, False)
+    assert queue.room() == (False, False)
+    metrics_page[:] = [page(waiting=500, guarded=10, late=96)]
+    assert queue.room() == (True, False)
+    metrics_page[:] = [page(waiting=500, guarded=40, late=96)]
+    assert queue.room() == (True, True)
+
+
 def test_rows_of_which_nothing_comes_out_hold_the_tiler_up_for_a_while_only(metrics_page, monkeypatch):
     queue = EngineQueue(64, pytest.fail)
-    queue.sent(100)
+    queue.sent(100, False)
     metrics_page[:] = [page(waiting=500)]
     assert queue.room() == (False, False)
-    monkeypatch.setattr(triton, "FORGOTTEN_S", 0.0)
+    monkeypatch.setattr(backlog, "FORGOTTEN_S", 0.0)
     assert queue.room() == (True, True)
-    monkeypatch.setattr(triton, "FORGOTTEN_S", 60.0)
-    queue.sent(70)
+    monkeypatch.setattr(backlog, "FORGOTTEN_S", 60.0)
+    queue.sent(70, False)
     assert queue.room() == (False, False), "what was lost is neither there nor room"
     metrics_page[:] = [page(waiting=500, guarded=30)]
     assert queue.room() == (True, False)
@@ -99,7 +114,7 @@ def test_where_the_metrics_do_not_answer_the_tiler_goes_on_and_says_so_once(monk
     monkeypatch.setenv(METRICS_URL_ENV, "http://127.0.0.1:9/metrics")
     told = []
     queue = EngineQueue(1, told.append)
-    queue.sent(99)
+    queue.sent(99, False)
     assert (queue.room(), queue.room()) == ((True, True), (True, True))
     (words,) = told
     assert METRICS_URL_ENV in words

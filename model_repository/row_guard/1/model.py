@@ -3,7 +3,8 @@
 import numpy as np
 import triton_python_backend_utils as pb_utils
 from m2ost_contract import EXPRESSION, GUARDED_METRIC, STATUS
-from m2ost_serving import triton
+from m2ost_preprocess.errors import UnsupportedRequest
+from m2ost_serving import backlog, triton
 
 
 class TritonPythonModel:
@@ -11,19 +12,21 @@ class TritonPythonModel:
 
     def initialize(self, args):
         triton.check_environment()
-        self._family = pb_utils.MetricFamily(
-            name=GUARDED_METRIC,
-            description="rows of slides that have passed the engine",
-            kind=pb_utils.MetricFamily.COUNTER,
-        )
-        self._rows = self._family.Metric(labels={"model": args["model_name"]})
+        kinds = [{"background": kind} for kind in (backlog.OTHERS, backlog.BACKGROUND)]
+        metrics = triton.Metrics(pb_utils, args["model_name"])
+        self._rows = metrics.counters(GUARDED_METRIC, "rows of slides that have passed the engine", kinds)
 
     def execute(self, requests):
         responses = []
         for request in requests:
+            try:
+                asked = triton.read_request(request)
+            except UnsupportedRequest as error:  # its own: the others of the batch are served
+                responses.append(pb_utils.InferenceResponse(error=triton.triton_error(pb_utils, error)))
+                continue
             expression = pb_utils.get_input_tensor_by_name(request, EXPRESSION).as_numpy()
             status = pb_utils.get_input_tensor_by_name(request, STATUS).as_numpy()
             guarded = np.where(status == 0, expression, np.float32(np.nan))
-            self._rows.increment(int(np.count_nonzero(status == 0)))
+            self._rows[asked.background](int(np.count_nonzero(status == 0)))
             responses.append(pb_utils.InferenceResponse([pb_utils.Tensor(EXPRESSION, guarded)]))
         return responses

@@ -13,6 +13,7 @@ import triton_python_backend_utils as pb_utils
 from m2ost_preprocess.errors import UnsupportedRequest
 from m2ost_preprocess.slides import SlideRoots
 from m2ost_serving import tiling, triton
+from m2ost_serving.backlog import EngineQueue
 from m2ost_serving.tiler import make_tiler
 from m2ost_serving.tiling import Tiling, TilingRequest
 
@@ -37,7 +38,7 @@ class TritonPythonModel:
         metrics = triton.Metrics(pb_utils, args["model_name"])
         self._counters = {name: metrics.counter(f"m2ost_tiler_{name}_total", told) for name, told in COUNTERS.items()}
         rows = partial(contract.number_of_rows, settings)
-        engine = triton.EngineQueue(rows(contract.ENGINE_ROWS_PARAMETER, contract.ENGINE_ROWS), _warn_of_engine)
+        engine = EngineQueue(rows(contract.ENGINE_ROWS_PARAMETER, contract.ENGINE_ROWS), _warn_of_engine)
         self._tiling = Tiling(
             SlideRoots.from_environment(),
             lambda lane: make_tiler(settings, info.views, gpu, _log_decoding, spare=lane > 0),
