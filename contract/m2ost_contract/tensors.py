@@ -93,6 +93,10 @@ ENV_DECODER_MEMORY_MIB = "M2OST_DECODER_MEMORY_MIB"
 """Environment variable of whoever decodes slides: most MiB that a process which decodes may take; 8192 where it is not
 set, 0 for no limit."""
 
+ENV_DECODER_NICE = "M2OST_DECODER_NICE"
+"""Environment variable of a process that decodes slides: how far it gives way to others, as nice(1) counts; 0 where it
+is not set."""
+
 ENV_DECODER_TRACE = "M2OST_DECODER_TRACE"
 """Environment variable of the server: file that decoders note in when they read and cut."""
 

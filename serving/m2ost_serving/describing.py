@@ -12,7 +12,7 @@ from m2ost_preprocess.decoder.child import Limits
 from m2ost_preprocess.errors import answered
 from m2ost_preprocess.slides import RootedSlide, SlideRoots
 
-from .lanes import Lanes
+from .lanes import Lanes, decoder_environment
 from .queueing import why_dropped
 from .stalls import Stalls
 
@@ -91,8 +91,8 @@ class Description:
 class _Describer:
     """Describes the slides of a lane."""
 
-    def __init__(self, decoder: Callable[[], Decoder], stalls: Stalls) -> None:
-        self._decoder, self._stalls = decoder(), stalls
+    def __init__(self, decoder: Decoder, stalls: Stalls) -> None:
+        self._decoder, self._stalls = decoder, stalls
         self._decoder.start()
 
     def do(self, tasks: list[Description]) -> None:
@@ -119,6 +119,10 @@ class _Describer:
         self._decoder.close()
 
 
+def _decoder(background: bool) -> Decoder:
+    return Decoder(threads=0, environment=decoder_environment(background))
+
+
 class Describing:
     """Takes requests at once, or refuses them; answers them in turn.
 
@@ -127,13 +131,14 @@ class Describing:
     roots : SlideRoots
         Where slides are.
     decoder : callable
-        Makes the decoder of a lane. By default one that cuts nothing, and keeps no tiles to read along.
+        Makes the decoder of a lane, given whether it does background work. By default one that cuts nothing, and keeps
+        no tiles to read along.
     """
 
-    def __init__(self, roots: SlideRoots, decoder: Callable[[], Decoder] = lambda: Decoder(threads=0)) -> None:
+    def __init__(self, roots: SlideRoots, decoder: Callable[[bool], Decoder] = _decoder) -> None:
         self._roots, self._stalls = roots, Stalls()
         self._lanes: Lanes[Description] = Lanes(
-            lambda number: _Describer(decoder, self._stalls), rows=1, most_waiting=MOST_WAITING
+            lambda background, number: _Describer(decoder(background), self._stalls), rows=1, most_waiting=MOST_WAITING
         )
 
     def locate(self, name: str) -> RootedSlide:

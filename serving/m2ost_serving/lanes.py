@@ -1,6 +1,6 @@
 """Work on slides that never waits for one slow slide: a lane does it in turn, and others help while that is held up.
 
-Nor does it wait for background work under way: that goes on in its lane, and what goes before it is done in another.
+Nor does it wait for background work, which has lanes of its own.
 """
 
 from __future__ import annotations
@@ -10,7 +10,9 @@ import time
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from functools import partial
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
+
+from m2ost_contract import ENV_DECODER_NICE
 
 from .queueing import Entry, FairQueue
 
@@ -18,8 +20,11 @@ SLOW_S = 2.0
 """A lane that has done the same work for so long no longer holds others up, in seconds: another lane takes them."""
 
 MOST_LANES = 6
+"""Of background work, and of other work."""
+
 MOST_LANES_A_ROOT = 3
-"""Slides of one root may be slow in so many lanes at a time: a root whose file system hangs leaves lanes to others."""
+"""Of either, slides of one root may be slow in so many lanes at a time: a root whose file system hangs leaves lanes to
+others."""
 
 SPARE_IDLE_S = 30.0
 """A further lane that has had nothing to do for so long is ended, in seconds."""
@@ -52,7 +57,19 @@ class Task(Entry, Protocol):
         """Answer it by an error."""
 
 
+BACKGROUND_NICE = 10
+"""How far processes that decode for background work give way: beside a busy one Linux leaves them a tenth of a core."""
+
+
+def decoder_environment(background: bool) -> dict[str, str]:
+    """Environment of the process that decodes for a lane."""
+    return {ENV_DECODER_NICE: str(BACKGROUND_NICE)} if background else {}
+
+
 T = TypeVar("T", bound=Task)
+Place = tuple[bool, int]
+"""Whether a lane does background work, and its number among those of its kind."""
+
 Room = tuple[bool, bool]
 """Whether there is room for work, and whether there is for background work."""
 
@@ -81,7 +98,8 @@ class Lanes(Generic[T]):
     Parameters
     ----------
     worker : callable
-        Makes the worker of a lane, whose number it is given; the first, number 0, at once.
+        Makes the worker of a lane. It is given whether the lane does background work, and the lane's number; the first
+        lane's, number 0 for other work, is made at once.
     rows : int
         Rows of one slide that are done together.
     most_waiting : int
@@ -95,7 +113,7 @@ class Lanes(Generic[T]):
 
     def __init__(
         self,
-        worker: Callable[[int], Worker[T]],
+        worker: Callable[[bool, int], Worker[T]],
         *,
         rows: int,
         most_waiting: int,
@@ -106,10 +124,10 @@ class Lanes(Generic[T]):
         self._make, self._rows, self._room = worker, rows, room
         self._queue: FairQueue[T] = FairQueue(most_waiting)
         self._changed = threading.Condition()
-        self._lanes: dict[int, _Lane[T]] = {}
+        self._lanes: dict[Place, _Lane[T]] = {}
         self._threads: set[threading.Thread] = set()
         self._closed = False
-        self._add_lane(0, worker(0))
+        self._add_lane(_FIRST, worker(*_FIRST))
         threading.Thread(target=self._watch, name="lanes", daemon=True).start()
 
     def put(self, tasks: list[T]) -> None:
@@ -139,18 +157,18 @@ class Lanes(Generic[T]):
         for thread in tuple(self._threads):
             thread.join()
 
-    def _add_lane(self, number: int, worker: Worker[T] | None = None) -> None:
-        self._lanes[number] = _Lane([], time.monotonic())
-        thread = threading.Thread(target=self._run, args=(number, worker), name=f"lane-{number}", daemon=True)
+    def _add_lane(self, place: Place, worker: Worker[T] | None = None) -> None:
+        self._lanes[place] = _Lane([], time.monotonic())
+        thread = threading.Thread(target=self._run, args=(place, worker), name=f"lane-{place[1]}", daemon=True)
         self._threads.add(thread)
         thread.start()
 
-    def _run(self, number: int, worker: Worker[T] | None) -> None:
-        lane = self._lanes[number]
+    def _run(self, place: Place, worker: Worker[T] | None) -> None:
+        lane = self._lanes[place]
         try:
-            while self._next(number, lane):
+            while self._next(place, lane):
                 try:
-                    worker = worker or self._make(number)
+                    worker = worker or self._make(*place)
                     worker.do(lane.tasks)
                 except Exception as error:  # without an answer their clients would wait for ever
                     for task in lane.tasks:
@@ -160,24 +178,24 @@ class Lanes(Generic[T]):
                     self._changed.notify_all()
         finally:
             with self._changed:
-                del self._lanes[number]
+                del self._lanes[place]
                 self._threads.discard(threading.current_thread())
             if worker is not None:
                 worker.close()
 
-    def _next(self, number: int, lane: _Lane[T]) -> bool:
+    def _next(self, place: Place, lane: _Lane[T]) -> bool:
         """Wait for tasks for a lane; False once it is to end."""
         while True:
             with self._changed:
-                while not self._queue.has(partial(self._is_for, number)):
-                    if self._closed or (number and time.monotonic() - lane.since > SPARE_IDLE_S):
+                while not self._queue.has(partial(self._is_for, place)):
+                    if self._closed or (place != _FIRST and time.monotonic() - lane.since > SPARE_IDLE_S):
                         return False
                     self._changed.wait(_TICK_S)
             room = self._room()
             with self._changed:
                 if self._closed:
                     return False
-                tasks = self._queue.take(lambda _: self._rows, partial(self._is_for, number, room=room))
+                tasks = self._queue.take(lambda _: self._rows, partial(self._is_for, place, room=room))
                 if tasks:
                     lane.tasks, lane.since = tasks, time.monotonic()
                     self._tell_waiting(len(self._queue))
@@ -185,24 +203,22 @@ class Lanes(Generic[T]):
                 # Of room nobody tells, so it is asked for again soon; a lane that has read a slide tells.
                 self._changed.wait(_TICK_S if all(room) else _ASK_AGAIN_S)
 
-    def _is_for(self, number: int, task: T, room: Room = (True, True)) -> bool:
+    def _is_for(self, place: Place, task: T, room: Room = (True, True)) -> bool:
         """Whether a lane may do a task now.
 
-        A further lane works while all before it are held up, or do background work and the task is none. Nobody else
-        reads the task's slide, but for background work; and its root holds not too many lanes.
+        A further lane works while all before it are held up. Among those of its kind no other reads the task's slide,
+        and not too many read of its root.
         """
-        if not room[task.background]:
+        background, number = place
+        if task.background != background or not room[background]:
             return False
-        busy = [lane for lane in self._lanes.values() if lane.tasks]
-        if any(lane.tasks[0].slide == task.slide and not _goes_before(task, lane) for lane in busy):
+        others = {n: lane for (kind, n), lane in self._lanes.items() if kind == background}
+        busy = [lane.tasks[0] for lane in others.values() if lane.tasks]
+        if any(other.slide == task.slide for other in busy):
             return False
-        if sum(lane.tasks[0].root == task.root for lane in busy) >= MOST_LANES_A_ROOT:
+        if sum(other.root == task.root for other in busy) >= MOST_LANES_A_ROOT:
             return False
-        return all(self._lets_pass(lane, task) for n, lane in self._lanes.items() if n < number)
-
-    def _lets_pass(self, lane: _Lane[T], task: T) -> bool:
-        """Whether a later lane takes a task and not this one: it is held up, or the task goes before what it does."""
-        return bool(lane.tasks) and (time.monotonic() - lane.since > SLOW_S or _goes_before(task, lane))
+        return all(_is_held_up(lane) for n, lane in others.items() if n < number)
 
     def _watch(self) -> None:
         """Answer tasks that nobody waits for, and add a lane where none is free for a task that need not wait."""
@@ -212,12 +228,15 @@ class Lanes(Generic[T]):
                     return
                 if self._queue.remove(lambda task: task.drop()):
                     self._tell_waiting(len(self._queue))
-                free = next(n for n in range(MOST_LANES + 1) if n not in self._lanes)
-                if free < MOST_LANES and self._queue.has(partial(self._is_for, MOST_LANES)):
-                    self._add_lane(free)
+                for background in (False, True):
+                    free = next(n for n in range(MOST_LANES + 1) if (background, n) not in self._lanes)
+                    if free < MOST_LANES and self._queue.has(partial(self._is_for, (background, MOST_LANES))):
+                        self._add_lane((background, free))
             time.sleep(_TICK_S)
 
 
-def _goes_before(task: T, lane: _Lane[T]) -> bool:
-    """Whether a task need not wait for what a lane does."""
-    return lane.tasks[0].background and not task.background
+_FIRST: Place = (False, 0)
+
+
+def _is_held_up(lane: _Lane[Any]) -> bool:
+    return bool(lane.tasks) and time.monotonic() - lane.since > SLOW_S

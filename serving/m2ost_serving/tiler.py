@@ -264,6 +264,7 @@ def make_tiler(
     gpu: int | None,
     on_decoding: OnDecoding,
     *,
+    environment: Mapping[str, str] | None = None,
     spare: bool = False,
 ) -> Tiler:
     """The tiler that a config asks for.
@@ -278,6 +279,8 @@ def make_tiler(
         The GPU of the model's instance; None for one on the CPU.
     on_decoding : callable
         Told where a slide's tiles are decoded; see :class:`ArrayTiler`.
+    environment : mapping of str to str, optional
+        See :class:`m2ost_preprocess.decoder.Decoder`.
     spare : bool
         Whether it helps out beside another one: it has one thread beside the one that reads, and keeps few tiles.
 
@@ -300,7 +303,7 @@ def make_tiler(
     if (cut == "cupy") != (gpu is not None):
         kind = "KIND_CPU" if gpu is None else "KIND_GPU"
         raise ValueError(f"parameter {CUT_PARAMETER} {cut!r} of slide_tiler does not fit {kind}: cupy needs KIND_GPU")
-    environment = {ENV_TILE_CACHE_MIB: SPARE_TILE_CACHE_MIB} if spare else {}
+    environment = {**(environment or {}), **({ENV_TILE_CACHE_MIB: SPARE_TILE_CACHE_MIB} if spare else {})}
     threads = min(threads, 1) if spare else threads
     if cut == "pillow":
         return PillowTiler(geometry, threads, environment)

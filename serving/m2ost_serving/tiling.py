@@ -348,7 +348,7 @@ class Tiling:
     roots : SlideRoots
         Where slides are.
     tiler : callable
-        Makes the tiler of a lane, whose number it is given.
+        Makes the tiler of a lane; see :class:`m2ost_serving.lanes.Lanes`.
     count : callable
         Told what cutting took.
     joined_rows : int
@@ -362,7 +362,7 @@ class Tiling:
     def __init__(
         self,
         roots: SlideRoots,
-        tiler: Callable[[int], Tiler],
+        tiler: Callable[[bool, int], Tiler],
         *,
         count: Callable[[TilingCounts], None],
         joined_rows: int = JOINED_ROWS,
@@ -372,7 +372,7 @@ class Tiling:
     ) -> None:
         self._roots, self._stalls, self._tickets, self._sent = roots, Stalls(), _Tickets(), sent
         self._lanes: Lanes[Part] = Lanes(
-            lambda number: _Cutter(tiler(number), count, self._stalls, self._tickets),
+            lambda *place: _Cutter(tiler(*place), count, self._stalls, self._tickets),
             rows=joined_rows,
             most_waiting=MOST_WAITING,
             room=room,

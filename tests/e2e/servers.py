@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 import signal
+import threading
 import time
 import urllib.request
 from contextlib import suppress
@@ -108,3 +109,33 @@ def tiler_decoders(server, model: str = MODEL_TILER) -> list[psutil.Process]:
 def tiler_decoder(server, model: str = MODEL_TILER) -> psutil.Process:
     """The first of them."""
     return tiler_decoders(server, model)[0]
+
+
+class Held:
+    """Holds up every process that reads slides for a model, also those that are yet to come, until it is released."""
+
+    def __init__(self, server, model: str = MODEL_TILER) -> None:
+        self._over, self._stopped = threading.Event(), []
+        self._holding = threading.Thread(target=self._hold, args=(server, model))
+
+    def __enter__(self):
+        self._holding.start()
+        return self
+
+    def __exit__(self, *exc):
+        self.release()
+
+    def release(self) -> None:
+        """Let them go on; more than once does no harm."""
+        self._over.set()
+        self._holding.join()
+        while self._stopped:
+            with suppress(psutil.NoSuchProcess):
+                self._stopped.pop().resume()
+
+    def _hold(self, server, model):
+        while not self._over.wait(0.02):
+            for decoder in tiler_decoders(server, model):
+                if decoder not in self._stopped:
+                    decoder.suspend()
+                    self._stopped.append(decoder)

@@ -14,12 +14,13 @@ from m2ost_client.archive import SlideRow, read_status
 from m2ost_client.requests import info_inputs
 from m2ost_contract import MODEL_INFO
 from m2ost_preprocess.slides import SlideRoots
+from m2ost_serving.lanes import BACKGROUND_NICE
 from m2ost_serving.queueing import BACKGROUND_TURNS
 from m2ost_serving.tiling import MOST_WAITING
 from tritonclient.utils import InferenceServerException
 
 from .archives import MPP, rescore, rescore_apart, results
-from .servers import raw_request, tiler_decoder
+from .servers import Held, raw_request, tiler_decoder, tiler_decoders
 
 
 def serve(release, folder, **options):
@@ -69,20 +70,17 @@ def test_kill_9_of_tritonserver_and_its_restart(narrow_release, slides, expected
 
 
 def test_one_of_two_servers_gone(narrow_release, slides, server, expected, tmp_path):
-    runs, decoder = [], tiler_decoder(server)
-    with serve(narrow_release, slides[0], max_restarts=0) as victim:
+    runs = []
+    # There is to be work left when the victim has answered.
+    with serve(narrow_release, slides[0], max_restarts=0) as victim, Held(server) as held:
 
         def harm():
             os.kill(victim.pid, signal.SIGKILL)
-            decoder.resume()
+            held.release()
 
-        decoder.suspend()  # so that there is work left when the victim has answered
-        try:
-            kill = Once(lambda: runs[0].pool.endpoints[1].spots, harm)
-            options = {"on_progress": kill, "control": runs.append}
-            report = rescore(slides[1], tmp_path / "out", [server, victim], **options)
-        finally:
-            decoder.resume()
+        kill = Once(lambda: runs[0].pool.endpoints[1].spots, harm)
+        options = {"on_progress": kill, "control": runs.append}
+        report = rescore(slides[1], tmp_path / "out", [server, victim], **options)
     here, gone = report.summary["run"]["servers"]
     assert min(here["spots"], gone["spots"]) > 0
     assert here["spots"] + gone["spots"] == report.summary["run"]["spots"]
@@ -107,8 +105,8 @@ def test_no_server_left_ends_the_run_which_another_takes_up(narrow_release, slid
 
 
 def test_requests_of_others_go_first(server, slides, expected, tmp_path):
-    """While others wait, one turn of the tiler's in eight is the archive's."""
-    seen, answered = [], 0
+    """While others wait, one turn of the engine's in eight is the archive's; and its slides' reader gives way."""
+    seen, answered, nice = [], 0, set()
 
     async def beside_others():
         nonlocal answered
@@ -126,12 +124,14 @@ def test_requests_of_others_go_first(server, slides, expected, tmp_path):
     def seen_by(progress):
         if 0 < answered < 56:
             seen.append((progress.spots, answered))
+            nice.update(decoder.nice() for decoder in tiler_decoders(server))
 
     report = asyncio.run(beside_others())
     assert report.complete
     assert seen, "both are at work at a time"
     (first, others_before), (last, others_after) = seen[0], seen[-1]
-    assert last - first <= (others_after - others_before) / (BACKGROUND_TURNS - 1) + 2
+    assert last - first <= (others_after - others_before) * 32 / (BACKGROUND_TURNS - 1) + 2
+    assert nice == {0, BACKGROUND_NICE}
     assert results(tmp_path / "out") == expected
 
 
@@ -196,12 +196,11 @@ def test_bad_slides_are_named_and_cost_nobody_else_anything(
         SlideRow("elsewhere", "nowhere/s01.png", mpp=MPP),
         replace(rows[0], slide_id="going", path="archive/going.png"),
     ]
-    decoder = tiler_decoder(server)
-
-    runs, tasks = [], []
+    runs, tasks, decoders = [], [], []
 
     def harm():
-        decoder.suspend()
+        decoders.append(tiler_decoders(server)[-1])  # the latest reads for background work
+        decoders[0].suspend()
         (folder / "going.png").unlink()
         tasks.append(asyncio.ensure_future(kill_at_work()))
 
@@ -211,8 +210,8 @@ def test_bad_slides_are_named_and_cost_nobody_else_anything(
         while polls < 20:
             polls = polls + 1 if runs[0].pool.endpoints[0].in_flight else 0
             await asyncio.sleep(0.05)
-        decoder.send_signal(signal.SIGKILL)
-        decoder.resume()
+        decoders[0].send_signal(signal.SIGKILL)
+        decoders[0].resume()
 
     options = {"on_progress": Once(1, harm), "control": runs.append, "window": 1}
     report = rescore([*bad, *rows], tmp_path / "out", [server], **options)
@@ -254,14 +253,10 @@ def test_a_full_disk_ends_the_run_and_the_next_goes_on(server, slides, expected,
 
 def test_a_second_run_on_a_folder_is_refused_while_the_first_works(server, slides, expected, tmp_path):
     out = tmp_path / "out"
-    decoder = tiler_decoder(server)
-    decoder.suspend()  # the first is not to end before the second asks
-    try:
+    with Held(server):  # the first is not to end before the second asks
         first = rescore_apart(slides[1], out, server)
         with pytest.raises(InputError, match=rf"process {first.pid} on .* is working on this archive"):
             rescore(slides[1], out, [server])
-    finally:
-        decoder.resume()
     first.join(60)
     assert first.exitcode == 0
     assert results(out) == expected

@@ -22,7 +22,7 @@ from tests.support.machine import kept_ports, wait_for
 from tests.support.releases import ENGINE
 
 from .archives import MPP, rescore, results
-from .servers import tiler_decoder
+from .servers import Held
 
 LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 """Makes Ray listen at 127.0.0.1 alone, as it does on a laptop: whoever reaches a cluster can run code there."""
@@ -142,21 +142,18 @@ def test_a_worker_killed_in_mid_run_costs_nothing(head, cluster, archive_server,
 
     def kill_a_worker():
         """Hold the server up, so that tasks that are begun stay under way, and kill a worker at one."""
-        decoder.suspend()
-        try:
+        with Held(archive_server):
             seen = wait_for(lambda: found if len(found := at_work(head[0])) == PLACES else [], "tasks at work", 25)
             killed.append(seen[0])
             seen[0].kill()
             in_its_place.extend(wait_for(lambda: set(at_work(head[0])) - set(seen), "another worker", 25))
-        finally:
-            decoder.resume()
 
     def once_something_is_scored(progress):
         # On a thread of its own: the run goes on to begin tasks, also where none is under way now.
         if progress.spots and killer.ident is None:
             killer.start()
 
-    decoder, killer = tiler_decoder(archive_server), threading.Thread(target=kill_a_worker)
+    killer = threading.Thread(target=kill_a_worker)
     report = rescore(
         archive_slides[1],
         out,

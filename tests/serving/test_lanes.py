@@ -22,7 +22,7 @@ class Task:
     gate: threading.Event | None = None
     gone: bool = False
     done: threading.Event = field(default_factory=threading.Event)
-    lane: int | None = None
+    lane: int | None = None  # + 100 of background work
     error: Exception | None = None
 
     def drop(self):
@@ -36,8 +36,8 @@ class Task:
 
 
 class Worker:
-    def __init__(self, number):
-        self.number = number
+    def __init__(self, place):
+        self.place = place
         self.closed = threading.Event()
 
     def do(self, tasks):
@@ -46,7 +46,7 @@ class Worker:
                 task.gate.wait(WAIT_S)
             if task.slide == "bad":
                 raise ValueError("bad")
-            task.lane = self.number
+            task.lane = self.place[1] + 100 * self.place[0]
             task.done.set()
 
     def close(self):
@@ -62,8 +62,8 @@ def make(monkeypatch):
     def make(**options):
         workers = []
 
-        def worker(number):
-            workers.append(Worker(number))
+        def worker(*place):
+            workers.append(Worker(place))
             return workers[-1]
 
         made.append(Lanes(worker, rows=4, most_waiting=32, **options))
@@ -119,7 +119,7 @@ def test_a_root_that_hangs_leaves_lanes_to_others(make):
     assert all(task.done.wait(WAIT_S) for task in hanging)
 
 
-def test_what_goes_before_background_work_does_not_wait_for_it(make, monkeypatch):
+def test_background_work_has_lanes_of_its_own(make, monkeypatch):
     monkeypatch.setattr(module, "SLOW_S", 1e9)
     lanes = make()
     (gate,), (archive,) = slow(1, background=True)
@@ -132,7 +132,27 @@ def test_what_goes_before_background_work_does_not_wait_for_it(make, monkeypatch
     assert not later.done.wait(0.1)
     gate.set()
     assert later.done.wait(WAIT_S)
-    assert (archive.lane, later.lane, same.lane) == (0, 0, 1)
+    assert (archive.lane, later.lane, same.lane) == (100, 100, 0)
+
+
+def test_a_slow_slide_of_background_work_holds_no_other_up(make):
+    lanes = make()
+    (gate,), (first,) = slow(1, background=True)
+    lanes.put([first])
+    lanes.put([other := Task("quick", background=True)])
+    assert other.done.wait(WAIT_S)
+    assert other.lane == 101
+    gate.set()
+    assert first.done.wait(WAIT_S)
+
+
+def test_the_lane_of_background_work_ends_with_it(make, monkeypatch):
+    monkeypatch.setattr(module, "SPARE_IDLE_S", 0.05)
+    lanes = make()
+    lanes.put([archive := Task("a", background=True)])
+    assert archive.done.wait(WAIT_S)
+    assert lanes.workers[1].closed.wait(WAIT_S)
+    assert not lanes.workers[0].closed.is_set()
 
 
 def test_a_further_lane_ends_when_it_has_nothing_to_do(make, monkeypatch):

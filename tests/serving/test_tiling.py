@@ -87,7 +87,7 @@ def service(svs, pyramid, tmp_path):
         shutil.copy(path, folder / path.name)
     tilers, counted = [], []
 
-    def tiler(lane):
+    def tiler(background, lane):
         tilers.append(Gated(lane))
         return tilers[-1]
 

@@ -14,6 +14,7 @@ from m2ost_preprocess.errors import UnsupportedRequest
 from m2ost_preprocess.slides import SlideRoots
 from m2ost_serving import tiling, triton
 from m2ost_serving.backlog import EngineQueue
+from m2ost_serving.lanes import decoder_environment
 from m2ost_serving.tiler import make_tiler
 from m2ost_serving.tiling import Tiling, TilingRequest
 
@@ -41,7 +42,9 @@ class TritonPythonModel:
         engine = EngineQueue(rows(contract.ENGINE_ROWS_PARAMETER, contract.ENGINE_ROWS), _warn_of_engine)
         self._tiling = Tiling(
             SlideRoots.from_environment(),
-            lambda lane: make_tiler(settings, info.views, gpu, _log_decoding, spare=lane > 0),
+            lambda background, lane: make_tiler(
+                settings, info.views, gpu, _log_decoding, environment=decoder_environment(background), spare=lane > 0
+            ),
             count=self._count,
             joined_rows=rows(tiling.JOINED_ROWS_PARAMETER, tiling.JOINED_ROWS),
             room=engine.room,

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from m2ost_contract import ENV_DECODER_MEMORY_MIB
+from m2ost_contract import ENV_DECODER_MEMORY_MIB, ENV_DECODER_NICE
 
 from .. import progress
 from ..errors import (
@@ -387,6 +387,7 @@ def _leave_with(socket_fd: int) -> None:
 def main() -> None:
     """Serve jobs until the parent goes away."""
     socket_fd, buffer_fd, control_fd, threads = (int(a) for a in sys.argv[1:5])
+    os.nice(int(os.environ.get(ENV_DECODER_NICE, "0")))
     pipe = Connection(socket_fd)
     buffer, control = mmap.mmap(buffer_fd, 0), Control(control_fd)
     progress.report_to(control.beat)
