@@ -24,6 +24,14 @@ would otherwise wait for it for ever."""
 
 _READ_BYTES = 1 << 16
 
+_AT_REST = "All models are stopped, unloading models"
+"""What tritonserver logs once no request is under way; that it unloads its models then, with looks a second apart, is
+of no use to anybody."""
+
+_POLL_S = 0.05
+_LAST_ANSWERS_S = 0.2
+"""Time for answers that are on their way then, in seconds."""
+
 _LOG_END_S = 5.0
 """Longest time for the log's last lines once all processes are gone, in seconds."""
 
@@ -80,6 +88,7 @@ class ServerProcess:
             raise
         assert self._guard.stdin is not None
         print(self._process.pid, file=self._guard.stdin, flush=True)
+        self._at_rest = threading.Event()
         self._log = threading.Thread(
             target=self._read_log, args=(logs.Reader(probe_id), on_log), name="m2ost-server-log", daemon=True
         )
@@ -104,7 +113,7 @@ class ServerProcess:
                     found.append(int(stat.parent.name))
         return tuple(found)
 
-    def end(self, grace_s: float) -> None:
+    def end(self, grace_s: float, *, whole: bool = False) -> None:
         """End the server and its models: SIGTERM and time for running requests, then SIGKILL for the group.
 
         Returns when all it said has been handed to ``on_log``.
@@ -113,11 +122,17 @@ class ServerProcess:
         ----------
         grace_s : float
             Time for running requests in seconds; with 0 it is killed at once.
+        whole : bool
+            Whether it is to unload its models and end by itself, as it must where it writes a trace.
         """
         if grace_s:
             self._process.terminate()
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self._process.wait(timeout=grace_s)
+            until = time.monotonic() + grace_s
+            while time.monotonic() < until and self._process.poll() is None:
+                if self._at_rest.is_set() and not whole:
+                    time.sleep(_LAST_ANSWERS_S)
+                    break
+                time.sleep(_POLL_S)
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.pid, signal.SIGKILL)
         self._process.wait()
@@ -136,6 +151,8 @@ class ServerProcess:
                     break
                 now = time.monotonic()
                 for record in reader.tick(now) if read is None else reader.feed(read, now):
+                    if record.get("message") == _AT_REST:
+                        self._at_rest.set()
                     on_log(record)
             for record in reader.close():
                 on_log(record)

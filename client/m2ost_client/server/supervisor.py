@@ -318,7 +318,7 @@ class TritonServer:
         finally:
             self.ready = False
             self._process = None
-            process.end(grace_s)
+            process.end(grace_s, whole=self.options.trace is not None)
 
     def _too_late(self, health: Health, unproved: tuple[str, ...]) -> str:
         heard = "; ".join(unproved) or health.words

@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from scipy.spatial import cKDTree
 
 from ..errors import SpotError
 from .rectangle import Rectangle
@@ -128,5 +127,7 @@ def median_pitch_px(centers: Centers) -> float:
     """
     if len(centers) < 2:
         return 0.0
+    from scipy.spatial import cKDTree  # a quarter of a second, which few commands need
+
     distances, _ = cKDTree(centers).query(centers, k=2)
     return float(np.median(distances[:, 1]))

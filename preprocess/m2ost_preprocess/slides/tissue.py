@@ -18,7 +18,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from skimage.morphology import closing, disk, opening
 
 from ..errors import UnknownTissue
 from ..readers.base import Pixels
@@ -141,6 +140,8 @@ def find_tissue(overview: Pixels) -> Tissue:
         notes.append("no glass is seen on the slide, and all that absorbs light as stain does is taken for tissue")
     if (absorbing & ~dyed).sum() > max(speck, dyed.sum()):
         notes.append("most of what is not glass has not the colours of haematoxylin and eosin and is left out")
+    from skimage.morphology import closing, disk, opening  # half a second, which few commands need
+
     mask: Mask = closing(opening(dyed, disk(1)), disk(5)).astype(bool)
     return Tissue(mask, "; ".join(notes))
 

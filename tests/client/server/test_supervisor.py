@@ -124,6 +124,25 @@ def test_all_a_process_said_has_been_handed_on_when_it_has_ended(tmp_path):
     assert process.poll() == -9
 
 
+AT_REST = """
+trap 'echo "I1130 12:00:00.000000 7 server.cc:336] \\"All models are stopped, unloading models\\""
+  for i in $(seq 60); do sleep 0.05; done; exit 7' TERM
+echo begun; while :; do sleep 0.05; done
+"""
+
+
+@pytest.mark.parametrize(("whole", "status"), [(False, -9), (True, 7)])
+def test_a_server_without_a_request_is_ended_at_once_unless_it_writes_a_trace(tmp_path, whole, status):
+    begun = threading.Event()
+    command = Command(["/bin/sh", "-c", AT_REST], {})
+    process = ServerProcess(
+        command, shm_prefix=f"{SHM_PREFIX}test-", runtime=tmp_path / "runtime", on_log=lambda record: begun.set()
+    )
+    assert begun.wait(10)
+    process.end(20, whole=whole)
+    assert process.poll() == status
+
+
 def test_a_program_that_cannot_be_run_leaves_no_guard(tmp_path):
     before = psutil.Process().children()
     command = Command([str(tmp_path / "absent")], {})
