@@ -15,12 +15,12 @@ from m2ost_contract import EngineInfo, as_centers
 from m2ost_preprocess.decoder import SlideInfo
 from m2ost_preprocess.slides.spot_places import check_places
 from m2ost_preprocess.slides.spots import Spots, grid, read_spots
-from m2ost_preprocess.tiling.views import spatial_order
+from m2ost_preprocess.tiling.views import Centers, spatial_order
 
 from ..errors import InputError
 from ..options import DEFAULT_PITCH_UM, view_scale
 from .masks import read_mask
-from .score import Centers, SpotRange
+from .score import SpotRange
 from .slide_list import SlideRow
 
 Describe = Callable[[float | None, float | None], Awaitable[SlideInfo]]

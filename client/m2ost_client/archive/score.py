@@ -17,13 +17,12 @@ import m2ost_contract as contract
 import numpy as np
 from m2ost_contract import RowStatus
 from m2ost_preprocess.decoder import Decoder
+from m2ost_preprocess.tiling.views import Centers
 
 from ..answers import read_expression, read_scored
 from ..requests import spot_inputs, view_inputs
 from .pool import Drained, Pool
 from .state import Part
-
-Centers = np.ndarray[Any, np.dtype[np.int32]]
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,9 @@ import numpy as np
 
 from ..errors import SpotError
 
-Centers = np.ndarray[Any, np.dtype[np.float64]]
+SpotCenters = np.ndarray[Any, np.dtype[np.float64]]
+"""x, y as a file gives them, shape (n, 2)."""
+
 Where = Callable[[int], str]
 """Where a row of the file is, in words."""
 
@@ -58,7 +60,7 @@ class Positions:
         Where the file has x and y.
     """
 
-    centers: Centers
+    centers: SpotCenters
     names: tuple[str, ...]
     columns: tuple[str, ...]
 
@@ -222,7 +224,7 @@ def _flag(value: Any) -> bool | None:
         return None
 
 
-def read_centers(x: Any, y: Any, columns: Sequence[str], where: Where) -> Centers:
+def read_centers(x: Any, y: Any, columns: Sequence[str], where: Where) -> SpotCenters:
     """Positions from two columns.
 
     Parameters

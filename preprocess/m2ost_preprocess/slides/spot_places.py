@@ -8,7 +8,7 @@ import numpy as np
 
 from ..errors import SpotError
 from ..readers.base import Pixels
-from .spot_columns import LEVEL0, Centers
+from .spot_columns import LEVEL0, SpotCenters
 from .spots import median_pitch_px
 from .tissue import Mask, find_tissue
 
@@ -30,7 +30,7 @@ _ON_TISSUE, _MORE_THAN_AROUND, _ALL_BUT_ALL = 0.5, 1.3, 0.9
 
 
 def check_places(
-    centers: Centers,
+    centers: SpotCenters,
     size: tuple[int, int],
     overview: Callable[[], Pixels],
     *,
@@ -102,7 +102,7 @@ def check_places(
             )
 
 
-def _reduction(centers: Centers, size: tuple[int, int], mask: Mask) -> float | None:
+def _reduction(centers: SpotCenters, size: tuple[int, int], mask: Mask) -> float | None:
     """By what positions off the tissue come to lie on it, if by anything usual."""
     if _on_tissue(centers, size, mask) > _OFF_TISSUE:
         return None
@@ -120,7 +120,7 @@ def _reduction(centers: Centers, size: tuple[int, int], mask: Mask) -> float | N
     return best if follows else None
 
 
-def _on_tissue(centers: Centers, size: tuple[int, int], mask: Mask) -> float:
+def _on_tissue(centers: SpotCenters, size: tuple[int, int], mask: Mask) -> float:
     """Share of the positions that lie on tissue."""
     height, width = mask.shape
     place = np.floor(centers / size * (width, height)).astype(int)
@@ -128,7 +128,7 @@ def _on_tissue(centers: Centers, size: tuple[int, int], mask: Mask) -> float:
     return float(mask[place[:, 1], place[:, 0]].sum() / len(centers))
 
 
-def _tissue_around(centers: Centers, size: tuple[int, int], mask: Mask) -> float:
+def _tissue_around(centers: SpotCenters, size: tuple[int, int], mask: Mask) -> float:
     """Share of tissue in the rectangle around positions."""
     scale = np.divide(mask.shape[::-1], size)
     left, top = np.floor(centers.min(axis=0) * scale).astype(int)

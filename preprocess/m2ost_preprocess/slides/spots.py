@@ -10,7 +10,7 @@ import numpy as np
 
 from ..errors import SpotError
 from .rectangle import Rectangle
-from .spot_columns import Centers
+from .spot_columns import SpotCenters
 from .spot_files import read_positions
 from .tissue import Mask, cell_tissue
 
@@ -34,7 +34,7 @@ class Spots:
         Where a file has x and y; empty for a grid.
     """
 
-    centers: Centers
+    centers: SpotCenters
     names: tuple[str, ...]
     pitch_px: float
     source: str
@@ -112,7 +112,7 @@ def read_spots(path: Path) -> Spots:
     return Spots(found.centers, found.names, median_pitch_px(found.centers), f"file {path.name}", columns=found.columns)
 
 
-def median_pitch_px(centers: Centers) -> float:
+def median_pitch_px(centers: SpotCenters) -> float:
     """Median distance of a spot to its nearest neighbour.
 
     Parameters
