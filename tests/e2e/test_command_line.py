@@ -267,9 +267,10 @@ def test_a_full_disk(narrow_server, tmp_path):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-def test_cancelling_leaves_no_half_written_file_and_no_server(paper_release, svs, tmp_path, number):
+def test_cancelling_leaves_no_half_written_file_and_no_server(narrow_release, svs, tmp_path, number):
     out, log = tmp_path / "out", tmp_path / "server.log"
-    command = [M2OST, "predict", svs, "--release", paper_release, "--out", out, "--pitch-um", "30", "--server-log", log]
+    command = [M2OST, "predict", svs, "--release", narrow_release, "--out", out, "--server-log", log]
+    command += ["--pitch-um", "15", "--batch-rows", "8"]  # for half a minute of scoring
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     process = subprocess.Popen(command, text=True, preexec_fn=heed_ctrl_c, **pipes)
     deadline = time.monotonic() + 60

@@ -91,14 +91,14 @@ def test_a_grid_of_100_um_over_a_whole_section(server, pyramid):
     assert found["cached_tiles"] > found["decoded_tiles"]
 
 
-def test_a_dense_grid_over_a_whole_slide(svs, roots, tmp_path):
+def test_a_dense_grid_over_a_third_of_a_slide(svs, roots, tmp_path):
     small_views = make_release(tmp_path, M2OSTConfig(**{**NARROW.to_dict(), "image_px": 32}))
-    ys, xs = np.mgrid[8:2967:16, 8:2220:16]
+    ys, xs = np.mgrid[8:1000:16, 8:2220:16]
     centers = np.stack([xs.ravel(), ys.ravel()], axis=1)
     with TritonServer(ServerOptions(release=small_views, roots=roots)) as server:
         # The windows are those of views of 224 px; a network of smaller ones takes a fraction of the time.
         found = counted(server, lambda: score(server, f"wsi/{svs.name}", centers, WINDOW_PX / (4 * 32)))
-    assert found["spots"] == len(centers) == 185 * 139
+    assert found["spots"] == len(centers) == 62 * 139
     assert found["decoded_px"] / needed_px(svs, centers) <= 1.10
     # Read window by window it would move 2.4 MB a spot.
     assert found["moved_bytes"] < len(centers) * (3 * 3 * 32 * 32 + 3 * WINDOW_PX**2 // 10)
