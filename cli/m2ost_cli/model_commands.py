@@ -60,12 +60,17 @@ def info(
     """Print parameters and floating-point operations beside published figures."""
     with needs("export"):
         from m2ost.checkpoint import load
-        from m2ost.complexity import PAPER, ST_NET, count, joint_attention
+        from m2ost.complexity import PAPER, count, joint_attention
         from m2ost.config import M2OSTConfig
+        from m2ost.systems.registry import SYSTEMS
     config = load(checkpoint)[1].architecture if checkpoint else M2OSTConfig()
-    ours, joint = count(config), joint_attention(config)
     print(f"{'':36}{'parameters':>12}{'GFLOP a spot':>14}")
-    for row in (ours, joint, PAPER, ST_NET):
+    if not isinstance(config, M2OSTConfig):
+        for row in (count(config), count(M2OSTConfig())):
+            print(_row(row))
+        return
+    ours, joint = count(config), joint_attention(config)
+    for row in (ours, joint, PAPER, *(count(s.config()) for s in SYSTEMS.values() if s.config is not M2OSTConfig)):
         print(_row(row))
     more = 100 * (ours.flop / joint.flop - 1)
     print(

@@ -10,8 +10,8 @@ import typer
 from .common import UserError, cache_folder, needs, read_genes
 
 if TYPE_CHECKING:
-    from m2ost.checkpoint import ModelCard
-    from m2ost.network import M2OST
+    from m2ost.card import ModelCard
+    from m2ost.module import Network
     from m2ost_contract import Manifest
     from m2ost_export.engines import EngineOptions
 
@@ -91,7 +91,7 @@ def build_engine(
     _print_release(out, manifest)
 
 
-def _export_archive(model: M2OST, card: ModelCard, out: Path) -> None:
+def _export_archive(model: Network, card: ModelCard, out: Path) -> None:
     from m2ost_export.torchserve import write_archive
 
     worst = write_archive(model, card, out)

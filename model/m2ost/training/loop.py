@@ -21,8 +21,10 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from .. import metrics
-from ..checkpoint import CheckpointError
-from ..network import M2OST, POSITION_STD
+from ..module import Network
+from ..network import POSITION_STD
+from ..systems.registry import build, system_of
+from ..weights import CheckpointError
 from .augment import augment
 from .config import OptimConfig, TrainConfig
 from .schedule import warmup_cosine
@@ -92,7 +94,7 @@ def fit(
     folder: Path,
     team: Workers,
     report: Report = lambda row: None,
-) -> tuple[M2OST, Progress]:
+) -> tuple[Network, Progress]:
     """Train until the last epoch, or until ``patience`` epochs brought nothing better.
 
     Every epoch ends with a state in ``folder``; a run that finds one goes on from it, to the same weights bit for bit
@@ -112,7 +114,7 @@ def fit(
 
     Returns
     -------
-    model : M2OST
+    model : Network
         The weights of the best epoch, in eval mode, on the CPU.
     progress : Progress
 
@@ -125,12 +127,12 @@ def fit(
     """
     optim = config.optim
     torch.manual_seed(config.seed)
-    model = M2OST(config.model)
+    model = build(config.model)
     targets = project(train.targets, optim.target_rank)
     initialise(model, targets, optim)
     model.to(team.device)
     average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(optim.ema))
-    best = M2OST(config.model).to(team.device)
+    best = build(config.model).to(team.device)
     optimizer = torch.optim.AdamW(_parameter_groups(model, optim.weight_decay), optim.learning_rate)
     parts = {"model": model, "average": average, "best": best}
     progress = Progress(config.to_dict())
@@ -177,14 +179,18 @@ def _from_leader(scores: dict[str, float], team: Workers) -> dict[str, float]:
     return dict(zip(names, values.tolist(), strict=True))
 
 
-def initialise(model: M2OST, targets: Any, optim: OptimConfig) -> None:
-    """Fit a fresh network's head, cls token and position tables to the targets and the settings."""
+def initialise(model: Network, targets: Any, optim: OptimConfig) -> None:
+    """Fit a fresh network's heads, cls tokens and position tables to the targets and the settings."""
+    system = system_of(model.config)
     with torch.no_grad():
-        if optim.head_at_mean:
-            model.head.bias.copy_(torch.from_numpy(np.asarray(targets).mean(axis=0)))
-        model.head.weight.mul_(optim.head_scale)
-        for table in (model.embed.cls_token, *model.embed.positions):
-            table.mul_(optim.position_std / POSITION_STD)
+        for head in map(model.get_submodule, system.heads):
+            assert isinstance(head, nn.Linear)
+            if optim.head_at_mean:
+                head.bias.copy_(torch.from_numpy(np.asarray(targets).mean(axis=0)))
+            head.weight.mul_(optim.head_scale)
+        for name, table in model.named_parameters():
+            if name.startswith(system.tables):
+                table.mul_(optim.position_std / POSITION_STD)
 
 
 def _epoch(

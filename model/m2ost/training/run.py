@@ -10,11 +10,13 @@ from typing import Any
 import torch
 import yaml
 
-from ..checkpoint import CheckpointError, ModelCard, read_panel, save
+from ..card import ModelCard
+from ..checkpoint import read_panel, save
 from ..data.datasets import read_sections
 from ..data.errors import DataError
 from ..data.section import Section
 from ..data.views import ViewCache
+from ..weights import CheckpointError
 from .config import TrainConfig
 from .loop import Report, fit, workers
 from .spots import SpotSet, spot_set
@@ -53,7 +55,7 @@ def train(config: TrainConfig, folder: Path, *, device: str | None = None, repor
     if destination.exists():
         raise CheckpointError(f"{destination}: this run is finished; choose another folder")
     panel = read_panel(Path(config.data.panel))
-    config = replace(config, model=replace(config.model, n_genes=len(panel)))
+    config = replace(config, model=config.model.resized(n_genes=len(panel)))
     folder.mkdir(parents=True, exist_ok=True)
     with workers(device) as team:
         if config.optim.batch_size % team.count:
