@@ -56,7 +56,7 @@ def count(config: Architecture, *, spots: int = SLIDE_SPOTS) -> Complexity:
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         network(*inputs)
     parameters = sum(p.numel() for p in network.parameters())
-    flop = (counter.get_total_flops() + network.uncounted_flop(rows)) / rows
+    flop = counter.get_total_flops() / rows
     shared = "" if config.level == SPOT else f", of a slide of {spots}"
     return Complexity(system.title, parameters, flop, f"2×MAC, attention included{shared}")
 

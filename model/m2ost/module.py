@@ -20,10 +20,6 @@ class Network(nn.Module):
         views = self.config.views
         return tuple(torch.empty(rows, *views.shape) for _ in views.names)
 
-    def uncounted_flop(self, rows: int) -> float:
-        """Operations for ``rows`` spots that PyTorch's counter does not see."""
-        return 0.0
-
     def bank_sha256(self, genes: Sequence[str]) -> str:
         """Identity of what the network looks up, as values of these genes; empty where it looks up nothing."""
         return ""

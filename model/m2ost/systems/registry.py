@@ -15,7 +15,15 @@ from ..authors import translate
 from ..config import M2OSTConfig
 from ..module import Network
 from ..network import M2OST
+from .bleep import BLEEP
+from .crossvit import CROSSVIT
+from .deepspace import DEEPSPACE
+from .hist2st import HIST2ST
+from .histogene import HISTOGENE
+from .resnet50 import RESNET50
+from .stnet import STNET
 from .system import FUSED, System
+from .vit import VIT
 
 M2OST_NAME = "m2ost"
 
@@ -34,6 +42,14 @@ SYSTEMS: dict[str, System] = {
             tables=("embed.cls_token", "embed.positions"),
             fresh=("head.",),
         ),
+        STNET,
+        RESNET50,
+        VIT,
+        CROSSVIT,
+        DEEPSPACE,
+        BLEEP,
+        HISTOGENE,
+        HIST2ST,
     )
 }
 
