@@ -112,6 +112,11 @@ def infer_config(state: Mapping[str, Tensor], source: str) -> M2OSTConfig:
         raise CheckpointError(f"{source}: {error}") from error
 
 
+def own_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A state dict under our names, whether it has these or the authors'."""
+    return translate(state, "the file")[1] if "pos_embedding1" in state else dict(state)
+
+
 def translate(state: Mapping[str, Tensor], source: str) -> tuple[M2OSTConfig, dict[str, Tensor]]:
     """Architecture and weights under our names, out of an official state dict (without ``module.``).
 

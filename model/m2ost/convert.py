@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from m2ost_contract import sha256_file
 
+from .bank import read_bank
 from .card import ModelCard
 from .module import Network
+from .systems.bleep import Bleep, BleepConfig
 from .systems.registry import M2OST_NAME, find, recognise
 from .weights import CheckpointError, as_float32, load_weights, read_weights
 
@@ -20,7 +24,7 @@ def convert(
     system: str | None = None,
     mpp: float | None = None,
     target: str | None = None,
-    settings: dict[str, Any] | None = None,
+    bank: Path | None = None,
 ) -> tuple[Network, ModelCard]:
     """Convert a file of weights.
 
@@ -36,8 +40,8 @@ def convert(
         µm per pixel of the training images, where known.
     target : str, optional
         What the outputs are; by default what the system was published with.
-    settings : dict, optional
-        Fields of the architecture that no weight tells, such as ``normalisation``.
+    bank : Path, optional
+        Of a BLEEP, which predicts from it: its training spots; see :func:`m2ost.bank.read_bank`.
 
     Returns
     -------
@@ -48,7 +52,8 @@ def convert(
     Raises
     ------
     CheckpointError
-        If the file is unsafe, is no such checkpoint, or a key is missing or unexpected (each is named).
+        If the file is unsafe, is no such checkpoint, or a key is missing or unexpected (each is named); if the bank is
+        missing, of another panel, or given in vain.
     UnknownSystem
         If there is no system of that name.
     """
@@ -58,14 +63,31 @@ def convert(
     if chosen and told and chosen.name != told:
         raise CheckpointError(f"{path}: these are weights of {told}, not of {chosen.name}; give --system {told}")
     chosen = chosen or find(told or M2OST_NAME)
-    inferred, weights = chosen.translate(state, str(path))
-    config = inferred.resized(**(settings or {}))
+    config, weights = chosen.translate(state, str(path))
     if len(genes) != config.n_genes:
         raise CheckpointError(
             f"{path} predicts {config.n_genes} genes but the panel lists {len(genes)}; give the panel it was trained on"
         )
+    provenance: dict[str, Any] = {"converted_from": path.name, "source_sha256": sha256_file(path)}
+    if isinstance(config, BleepConfig):
+        if bank is None:
+            raise CheckpointError(f"{path}: {chosen.title} predicts from its training spots; give them with --bank")
+        expression = torch.from_numpy(read_bank(bank, genes))
+        config = _with_bank(config, len(expression), bank)
+        provenance["bank"] = {"file": bank.name, "sha256": sha256_file(bank), "spots": len(expression)}
+    elif bank is not None:
+        raise CheckpointError(f"{bank}: a bank is for BLEEP; {chosen.title} has none")
     network = chosen.network(config)
-    load_weights(network, as_float32(weights), str(path))
-    provenance = {"converted_from": path.name, "source_sha256": sha256_file(path)}
+    as_built = {key: value for key, value in network.state_dict().items() if key.startswith("bank.")}
+    load_weights(network, as_float32(weights) | as_built, str(path))
+    if isinstance(network, Bleep):
+        network.fill(expression)
     card = ModelCard(config, genes, trained=True, mpp=mpp, target=target or chosen.target, provenance=provenance)
     return network.eval(), card
+
+
+def _with_bank(config: BleepConfig, rows: int, source: Path) -> BleepConfig:
+    try:
+        return replace(config, bank_rows=rows)
+    except ValueError as error:
+        raise CheckpointError(f"{source}: {error}") from error

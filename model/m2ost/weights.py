@@ -10,6 +10,8 @@ import torch
 from m2ost_contract import M2OSTError
 from torch import Tensor
 
+_COUNTER = ".num_batches_tracked"
+
 _SHOWN = 40
 """Most problems with keys that a message lists."""
 
@@ -21,12 +23,16 @@ class CheckpointError(M2OSTError):
 def load_weights(model: torch.nn.Module, weights: Mapping[str, Tensor], source: str) -> None:
     """Load ``weights`` into ``model``, naming every key that is missing, unexpected or of another shape.
 
+    Counters of batches, which files of old versions of PyTorch lack and no prediction needs, may be missing.
+
     Raises
     ------
     CheckpointError
         If the two do not match exactly.
     """
-    expected = {k: tuple(v.shape) for k, v in model.state_dict().items()}
+    fresh = model.state_dict()
+    weights = {k: v for k, v in fresh.items() if k.endswith(_COUNTER)} | dict(weights)
+    expected = {k: tuple(v.shape) for k, v in fresh.items()}
     problems = key_problems(expected, weights)
     problems += [
         f"{k} has shape {tuple(v.shape)}, expected {expected[k]}"
@@ -35,7 +41,7 @@ def load_weights(model: torch.nn.Module, weights: Mapping[str, Tensor], source: 
     ]
     if problems:
         raise CheckpointError(f"{source} does not fit the network: {in_words(problems)}")
-    model.load_state_dict(dict(weights))
+    model.load_state_dict(weights)
 
 
 def key_problems(expected: Mapping[str, Any], found: Mapping[str, Any]) -> list[str]:

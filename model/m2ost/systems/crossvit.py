@@ -187,9 +187,11 @@ def _sizes(shape: Shapes) -> CrossVitConfig:
     kernels = [shape(f"patch_embed.{b}.proj.weight", 4) for b in BRANCHES]
     dims = tuple(kernel[0] for kernel in kernels)
     patch_px = tuple(kernel[2] for kernel in kernels)
+    branch_px = tuple(patch_px[b] * math.isqrt(shape(f"pos_embed.{b}", 3)[1] - 1) for b in BRANCHES)
     return CrossVitConfig(
         n_genes=shape("head.0.weight", 2)[0],
-        branch_px=tuple(patch_px[b] * math.isqrt(shape(f"pos_embed.{b}", 3)[1] - 1) for b in BRANCHES),
+        image_px=branch_px[1],
+        branch_px=branch_px,
         patch_px=patch_px,
         dims=dims,
         depths=tuple(shape.count(rf"blocks\.0\.blocks\.{b}\.(\d+)\.") for b in BRANCHES),

@@ -11,7 +11,7 @@ from m2ost_contract import M2OSTError
 from torch import Tensor
 
 from ..architecture import Architecture
-from ..authors import translate
+from ..authors import own_names, translate
 from ..config import M2OSTConfig
 from ..module import Network
 from ..network import M2OST
@@ -37,6 +37,7 @@ SYSTEMS: dict[str, System] = {
             network=M2OST,
             form=FUSED,
             translate=translate,
+            pretrained_names=own_names,
             signature=r"transformer\.layers\.\d+\.0\.to_qkv1\.",
             heads=("head",),
             tables=("embed.cls_token", "embed.positions"),
