@@ -40,6 +40,8 @@ class DataConfig:
         See :data:`m2ost.data.section.TARGETS`.
     cache : str
         Folder for the views, 441 KiB a spot.
+    view_mpp : float, optional
+        µm a pixel of the finest view; by default views are cut at each image's own pixels.
     """
 
     root: str
@@ -47,6 +49,7 @@ class DataConfig:
     layout: str = "auto"
     target: str = TARGETS[0]
     cache: str = "build/views"
+    view_mpp: float | None = None
 
     def __post_init__(self) -> None:
         if self.target not in TARGETS:
@@ -62,7 +65,7 @@ class OptimConfig:
     epochs, batch_size : int
         ``batch_size`` spots make a step, over all processes together.
     learning_rate, weight_decay : float
-        Decay is applied to matrices only, not to biases, norms and tables.
+        Decay is applied to matrices and kernels only, not to biases, norms and tables.
     warmup_epochs : float
     clip_norm : float
         Gradients of a greater norm are scaled down to it.
@@ -125,6 +128,8 @@ class TrainConfig:
         ``name`` is the system's, M2OST by default; ``n_genes`` is the panel's size and need not be given.
     optim : OptimConfig
     augment : AugmentConfig
+    pretrained : str
+        File of pretrained weights of the network's trunk; from scratch by default.
     seed : int
         One seed makes a run repeatable on one kind of machine.
     """
@@ -134,6 +139,7 @@ class TrainConfig:
     model: Architecture = field(default_factory=M2OSTConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
+    pretrained: str = ""
     seed: int = 0
 
     def to_dict(self) -> dict[str, Any]:
@@ -212,6 +218,10 @@ def _build(kind: type, raw: Any, prefix: str, source: str) -> Any:
 
 def _value(kind: Any, value: Any, name: str, source: str) -> Any:
     """A plain value of the field's type: YAML reads ``4e-4`` as text and ``1`` as an integer."""
+    if kind == float | None:
+        if value is None:
+            return None
+        kind = float
     try:
         if kind is float and not isinstance(value, bool):
             return float(value)
