@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from copy import deepcopy
 
+import numpy as np
+import torch
 from m2ost.architecture import NOTHING
 from m2ost.module import Network, OneViewNetwork
 from m2ost.network import M2OST
 from m2ost.symmetries import with_test_time
 from m2ost.systems.registry import system_of
+from m2ost_contract import ViewGeometry
 from torch import Tensor, nn
 
 from .errors import ExportError
 from .fused import PRECISIONS, FusedM2OST
+from .probes import Views, probe_views
 
 
 class PlainNetwork(Network):
@@ -75,8 +80,31 @@ def engine_form(model: Network, precision: str, test_time: str = NOTHING) -> Fus
             raise ExportError(f"refused: {test_time} is for the other systems; M2OST's graph is made without it")
         return FusedM2OST(model, precision).eval()
     if isinstance(model, OneViewNetwork):
+        if precision == "bf16" and any(isinstance(part, nn.BatchNorm2d) for part in model.modules()):
+            title = system_of(model.config).title
+            raise ExportError(
+                f"refused: {title}'s batch norms are folded in float32 by the exporter; take fp16 or fp32"
+            )
         return PlainNetwork(model, precision, test_time).eval()
     raise ExportError(f"refused: {system_of(model.config).title} predicts a slide as a whole, which is not served yet")
+
+
+def comparable_views(model: Network) -> Callable[[ViewGeometry, int, int], Views]:
+    """Makes probe views on which the network and its graph can be compared.
+
+    Rows whose outputs rounding can turn, such as those between two spots of a bank, are replaced by another.
+    """
+
+    def make(geometry: ViewGeometry, batch: int, seed: int) -> Views:
+        views = probe_views(geometry, batch, seed)
+        with torch.inference_mode():
+            decided = model.decided(*map(torch.from_numpy, views)).numpy()
+        if not decided.any():
+            return views
+        rows = np.where(decided, np.arange(batch), np.flatnonzero(decided)[0])
+        return [view[rows] for view in views]
+
+    return make
 
 
 def only_m2ost(model: Network, what: str) -> M2OST:

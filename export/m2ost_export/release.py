@@ -16,7 +16,7 @@ from .assemble import assemble, engine_folder, tool_versions
 from .dense import DenseM2OST, export_dense, measure_dense_parity
 from .engines import EngineOptions, build_plans, find_targets
 from .errors import ExportError
-from .forms import PlainNetwork, engine_form, only_m2ost
+from .forms import PlainNetwork, comparable_views, engine_form, only_m2ost
 from .fused import FusedM2OST
 from .gate import MIN_R_GENE, measure_gate
 from .graph import Parity, check_weights, export_onnx, measure_parity
@@ -81,7 +81,7 @@ def build_release(
         onnx_path = scratch / ONNX_FILE
         graph = export_onnx(form, onnx_path)
         if precision == "fp32":
-            parity = _check_parity(measure_parity(reference, onnx_path))
+            parity = _check_parity(measure_parity(reference, onnx_path, views=comparable_views(reference)))
             if densely is not None:
                 export_dense(DenseM2OST(FusedM2OST(densely)).eval(), scratch / DENSE_FILE)
                 parity["dense"] = _check_parity(measure_dense_parity(densely, scratch / DENSE_FILE))

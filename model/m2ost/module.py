@@ -20,6 +20,10 @@ class Network(nn.Module):
         views = self.config.views
         return tuple(torch.empty(rows, *views.shape) for _ in views.names)
 
+    def decided(self, *views: Tensor) -> Tensor:
+        """Whether a row's outputs follow its inputs smoothly, or hang on a choice that rounding can turn: bool (B,)."""
+        return torch.ones(len(views[0]), dtype=torch.bool)
+
     def bank_sha256(self, genes: Sequence[str]) -> str:
         """Identity of what the network looks up, as values of these genes; empty where it looks up nothing."""
         return ""

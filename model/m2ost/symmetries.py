@@ -28,6 +28,10 @@ class Symmetries(Network):
         outputs: Tensor = self.network(*map(_eightfold, views))
         return outputs.reshape(8, -1, outputs.shape[-1]).mean(dim=0)
 
+    def decided(self, *views: Tensor) -> Tensor:
+        """Where all eight are."""
+        return self.network.decided(*map(_eightfold, views)).reshape(8, -1).all(dim=0)
+
 
 def _eightfold(view: Tensor) -> Tensor:
     """The eight turns and flips of every view: float in [0, 1], shape (8·B, s, s, 3), one symmetry after the other."""

@@ -25,6 +25,9 @@ DROPOUT = 0.1
 IMAGENET_ON_BGR = replace(IMAGENET, channel_order="BGR")
 """The authors read images as BGR, and normalised them as if they were RGB."""
 
+CLEARLY = 1e-5
+"""Difference of two cosines that no rounding in float32 turns."""
+
 _EMBEDDED_AT_ONCE = 1024
 
 
@@ -146,6 +149,13 @@ class Bleep(OneViewNetwork):
         similarity = self.similarity(self.embed(pixels))
         nearest = similarity.topk(self.neighbours, dim=1).indices
         return self.bank.expression[nearest].mean(dim=1)
+
+    def decided(self, *views: Tensor) -> Tensor:
+        """Where the farthest spot that is looked up lies clearly nearer than the next."""
+        if self.neighbours == len(self.bank.expression):
+            return super().decided(*views)
+        best = self.similarity(self.embed(self.pixels(views[0]))).topk(self.neighbours + 1, dim=1).values
+        return best[:, -2] - best[:, -1] > CLEARLY
 
     def similarity(self, embedded: Tensor) -> Tensor:
         """Cosine of embeddings (B, embedding_dim) to every spot of the bank: float32, shape (B, bank_rows)."""
