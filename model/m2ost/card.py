@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from .architecture import NOTHING, TEST_TIMES, Architecture
-from .systems.registry import M2OST_NAME, from_dict, to_dict
+from .systems.registry import M2OST_NAME, from_dict, system_of
 from .weights import CheckpointError
 
 FORMAT = 2
@@ -76,7 +76,7 @@ class ModelCard:
 
     def _of_architecture(self) -> dict[str, Any]:
         """The sizes, and what follows from them."""
-        sizes = to_dict(self.architecture)
+        sizes = {"name": system_of(self.architecture).name, **self.architecture.to_dict()}
         normalisation = sizes.pop("normalisation", asdict(self.architecture.normalisation))
         return {
             "architecture": sizes,

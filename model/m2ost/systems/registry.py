@@ -84,12 +84,13 @@ def build(config: Architecture) -> Network:
 
 
 def to_dict(config: Architecture) -> dict[str, Any]:
-    """JSON form of an architecture: the system's name, then its sizes."""
-    return {"name": system_of(config).name, **config.to_dict()}
+    """JSON form of an architecture: the system's name, then its sizes; an M2OST has no name, as all were one once."""
+    name = system_of(config).name
+    return {**({} if name == M2OST_NAME else {"name": name}), **config.to_dict()}
 
 
 def from_dict(raw: Mapping[str, Any]) -> Architecture:
-    """Inverse of :func:`to_dict`; what has no name is an M2OST, as all were once.
+    """Inverse of :func:`to_dict`; what has no name is an M2OST.
 
     Raises
     ------
