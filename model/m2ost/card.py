@@ -67,7 +67,12 @@ class ModelCard:
     @property
     def head(self) -> dict[str, Any]:
         """How the network comes to its outputs."""
-        return self.architecture.head | ({"bank_sha256": self.bank_sha256} if self.bank_sha256 else {})
+        head = self.architecture.head
+        if self.bank_sha256:
+            head["bank_sha256"] = self.bank_sha256
+        if "holds" in head and not self.trained:
+            head["holds"] = "random values: the network is untrained"
+        return head
 
     def to_dict(self) -> dict[str, Any]:
         """JSON form."""

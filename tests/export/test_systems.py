@@ -72,7 +72,8 @@ def test_a_release_of_an_st_net_that_averages_the_symmetries_in_its_graph(tmp_pa
 def test_a_release_of_bleep_looks_up_what_a_numpy_search_finds(tmp_path):
     network, card = fresh("bleep", bank_rows=300, neighbours=50)
     network.fill(torch.randn(300, N_GENES))
-    card = save(tmp_path / "checkpoint", network, card)
+    assert card.head["holds"].startswith("random values")
+    card = save(tmp_path / "checkpoint", network, replace(card, trained=True))
     manifest = build_release(network, card, tmp_path / "release")
     assert manifest.graph["head"]["bank_sha256"] == card.bank_sha256
     assert manifest.graph["head"]["holds"].startswith("measured expression")
