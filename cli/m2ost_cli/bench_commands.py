@@ -78,7 +78,7 @@ def istar(
     """Compare M2OST with iStar on a slide, interleaved, under one memory cap; exit 3 if the comparison is not fair."""
     with needs("loadtest"), needs("export"):
         from m2ost.complexity import count
-        from m2ost.config import M2OSTConfig
+        from m2ost.systems.registry import from_dict
         from m2ost_bench.istar.comparison import ComparisonOptions, compare
         from m2ost_bench.istar.comparison_report import draw, to_markdown
         from m2ost_contract import Manifest
@@ -87,7 +87,7 @@ def istar(
         slide=slide,
         release=release,
         istar=istar or _random_istar(),
-        flop_per_spot=count(M2OSTConfig.from_dict(Manifest.read(release).architecture)).flop,
+        flop_per_spot=count(from_dict(Manifest.read(release).architecture)).flop,
         memory_cap_bytes=_bytes(memory_cap),
         spots_file=spots,
         pitch_um=pitch_um,

@@ -10,8 +10,8 @@ import typer
 from .common import UserError, cache_folder, needs, read_genes
 
 if TYPE_CHECKING:
-    from m2ost.checkpoint import ModelCard
-    from m2ost.network import M2OST
+    from m2ost.card import ModelCard
+    from m2ost.module import Network
     from m2ost_contract import Manifest
     from m2ost_export.engines import EngineOptions
 
@@ -46,9 +46,14 @@ def export(
     dense: Annotated[
         bool, typer.Option("--dense", help="Add the graph for dense maps, for the profile cpu-dense; doubles the size.")
     ] = False,
+    test_time: Annotated[
+        str | None,
+        typer.Option(help="none, or dihedral8: the mean over eight turns and flips in the graph; default: the card's."),
+    ] = None,
 ) -> None:
     """Export a checkpoint as a release: a Triton model repository, written only if ONNX matches PyTorch."""
     with needs("export"):
+        from m2ost.architecture import TEST_TIMES
         from m2ost.checkpoint import load
         from m2ost_export.probes import slide_views
         from m2ost_export.release import build_release
@@ -60,6 +65,8 @@ def export(
         raise UserError("--gate-slide is for fp16 and bf16; fp32 must agree within 1e-4 on any views")
     if compute_capability and not engine:
         raise UserError("--compute-capability is for engines; choose one with --engine tensorrt or tensorrt-rtx")
+    if test_time not in (None, *TEST_TIMES):
+        raise UserError(f"--test-time must be one of {', '.join(TEST_TIMES)}")
     model, card = load(checkpoint)
     if engine == TORCHSERVE:
         if precision != "fp32" or compute_capability or dense:
@@ -72,7 +79,9 @@ def export(
         spots = gate_slide.name, slide_views(gate_slide, model.config.views, spots=gate_spots)
     elif precision != "fp32":
         print(f"no --gate-slide: {precision} is judged on made views, which resemble no tissue")
-    manifest = build_release(model, card, out, precision=precision, spots=spots, engines=options, dense=dense)
+    manifest = build_release(
+        model, card, out, precision=precision, spots=spots, engines=options, dense=dense, test_time=test_time
+    )
     _print_release(out, manifest)
 
 
@@ -91,7 +100,7 @@ def build_engine(
     _print_release(out, manifest)
 
 
-def _export_archive(model: M2OST, card: ModelCard, out: Path) -> None:
+def _export_archive(model: Network, card: ModelCard, out: Path) -> None:
     from m2ost_export.torchserve import write_archive
 
     worst = write_archive(model, card, out)
@@ -119,6 +128,8 @@ def _print_release(out: Path, manifest: Manifest) -> None:
         f"{out}: release {info.release_sha256[:12]}, {trained}{info.precision}, {len(info.genes)} genes; "
         f"{manifest.graph['nodes']} ONNX nodes"
     )
+    if (head := manifest.graph.get("head", {})).get("rows"):
+        print(f"  its graph carries a bank of {head['rows']} spots: {head['holds']}")
     if "gate" in manifest.parity:
         for row in manifest.parity["gate"]["measured"]:
             print(

@@ -282,13 +282,15 @@ def embedded(
         if checkpoint is not None:
             with needs("export"):
                 from m2ost.checkpoint import load
+                from m2ost.network import M2OST
                 from m2ost_export.release import build_release
             release = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="m2ost-release-"))) / "release"
             print(
                 f"exporting {checkpoint} for this run; `m2ost export` once and --release save this",
                 file=sys.stderr,
             )
-            build_release(*load(checkpoint), release, dense=dense)
+            model, card = load(checkpoint)
+            build_release(model, card, release, dense=dense and isinstance(model, M2OST))
         if release is None:
             release = shipped_release(dense=dense)
         on_log = _json_lines(stack.enter_context(log.open("w", encoding="utf-8")), "debug") if log else None

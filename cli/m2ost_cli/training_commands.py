@@ -99,6 +99,10 @@ def evaluate(
         str | None,
         typer.Option(help="What its values are, where it does not say so: log1p_cpm_panel or log1p_cpm_total."),
     ] = None,
+    view_mpp: Annotated[
+        str | None,
+        typer.Option(help="µm/px of the finest view, or model; by default as in training, else the image's."),
+    ] = None,
     map_gene: Annotated[list[str], typer.Option("--map", help="Gene to draw; may be repeated.")] = ["DDX5"],
     cache: Annotated[Path, typer.Option(help="Folder for the views, 441 KiB a spot.")] = Path("build/views"),
 ) -> None:
@@ -111,7 +115,7 @@ def evaluate(
         from m2ost.evaluation.judge import evaluate as judge_all
         from m2ost.evaluation.report import to_json, to_markdown
         from m2ost.evaluation.subjects import open_subject
-    one = open_subject(subject, ViewCache(cache), read_panel(genes) if genes else None, target)
+    one = open_subject(subject, ViewCache(cache), read_panel(genes) if genes else None, target, _mpp(view_mpp))
     known = one.facts.split
     trained_on = train_section or list(known.train if known else ())
     judged = section or list(known.validation + known.test if known else ())
@@ -132,6 +136,16 @@ def evaluate(
     (out / "evaluation.json").write_text(to_json(one.facts.name, reports, trained_on), encoding="utf-8")
     (out / "evaluation.md").write_text(text, encoding="utf-8")
     print(text)
+
+
+def _mpp(text: str | None) -> float | str | None:
+    """``--view-mpp`` as a number, where it is one."""
+    if text in (None, "model"):
+        return text
+    try:
+        return float(text)
+    except ValueError as error:
+        raise UserError(f"--view-mpp {text}: a number of µm/px is needed, or model") from error
 
 
 def ship(

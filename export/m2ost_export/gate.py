@@ -19,9 +19,10 @@ import onnx
 import onnxruntime as ort
 import torch
 from m2ost.metrics import pearson
-from m2ost.network import M2OST
+from m2ost.module import Network
 from m2ost_contract import EXPRESSION
 
+from .forms import PlainNetwork
 from .fused import FusedM2OST
 from .graph import PARITY_BATCHES
 from .onnx_files import as_float32
@@ -108,8 +109,8 @@ class Gate:
 
 
 def measure_gate(
-    model: M2OST,
-    fused: FusedM2OST,
+    model: Network,
+    fused: FusedM2OST | PlainNetwork,
     graph: onnx.ModelProto,
     genes: Sequence[str],
     *,
@@ -119,9 +120,9 @@ def measure_gate(
 
     Parameters
     ----------
-    model : M2OST
+    model : Network
         The reference, float32.
-    fused : FusedM2OST
+    fused : FusedM2OST or PlainNetwork
         The same weights in the reduced precision.
     graph : ModelProto
         Its ONNX graph.

@@ -13,7 +13,7 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import torch
-from m2ost.network import M2OST
+from m2ost.module import Network
 from m2ost_contract import MAX_ROWS, ViewGeometry
 
 from .errors import ExportError
@@ -47,12 +47,12 @@ class Parity:
         return all(diff <= self.tolerance for diff in self.max_abs_diff.values())
 
 
-def export_onnx(model: M2OST | FusedM2OST, path: Path) -> onnx.ModelProto:
+def export_onnx(model: Network | FusedM2OST, path: Path) -> onnx.ModelProto:
     """Write ``model`` as ONNX: inputs VIEW0 … uint8 (batch, s, s, 3), output EXPRESSION float32 (batch, G).
 
     Parameters
     ----------
-    model : M2OST or FusedM2OST
+    model : Network or FusedM2OST
         In eval mode.
     path : Path
         The file to write.
@@ -152,7 +152,7 @@ def check_weights(model: torch.nn.Module) -> None:
 
 
 def measure_parity(
-    model: M2OST,
+    model: Network,
     path: Path,
     *,
     batches: Sequence[int] = PARITY_BATCHES,
@@ -163,7 +163,7 @@ def measure_parity(
 
     Parameters
     ----------
-    model : M2OST
+    model : Network
         The reference, float32.
     path : Path
         The graph.

@@ -6,14 +6,17 @@ from pathlib import Path
 from typing import Any
 
 import onnx
-from m2ost.checkpoint import ModelCard
-from m2ost.network import M2OST
+from m2ost.card import ModelCard
+from m2ost.module import Network
+from m2ost.symmetries import with_test_time
+from m2ost.systems.registry import to_dict
 from m2ost_contract import DENSE_FILE, ONNX_FILE, EngineInfo, Manifest, complete_folder, sha256_file
 
 from .assemble import assemble, engine_folder, tool_versions
 from .dense import DenseM2OST, export_dense, measure_dense_parity
 from .engines import EngineOptions, build_plans, find_targets
 from .errors import ExportError
+from .forms import PlainNetwork, comparable_views, engine_form, only_m2ost
 from .fused import FusedM2OST
 from .gate import MIN_R_GENE, measure_gate
 from .graph import Parity, check_weights, export_onnx, measure_parity
@@ -22,7 +25,7 @@ from .probes import Views
 
 
 def build_release(
-    model: M2OST,
+    model: Network,
     card: ModelCard,
     destination: Path,
     *,
@@ -30,12 +33,13 @@ def build_release(
     spots: tuple[str, Views] | None = None,
     engines: EngineOptions | None = None,
     dense: bool = False,
+    test_time: str | None = None,
 ) -> Manifest:
     """Export a checkpoint and write its release; nothing is left behind unless every gate passes.
 
     Parameters
     ----------
-    model : M2OST
+    model : Network
         In eval mode, float32.
     card : ModelCard
         Its card, with the sha256 of the saved weights.
@@ -49,6 +53,8 @@ def build_release(
         Engines to build from the graph.
     dense : bool
         Also write the graph for dense maps, which the profile ``cpu-dense`` serves; in ``fp32`` only.
+    test_time : str, optional
+        What is averaged inside the graph, one of :data:`m2ost.architecture.TEST_TIMES`; by default as the card says.
 
     Returns
     -------
@@ -58,7 +64,7 @@ def build_release(
     ------
     ExportError
         If a weight is not finite; if a float32 graph differs from the network by more than 1e-4 at any batch size; if
-        another precision fails its gate; or if an engine cannot be built.
+        another precision fails its gate; if an engine cannot be built; or if the system has no such form.
     FileExistsError
         If ``destination`` exists: a release is immutable.
     """
@@ -67,18 +73,20 @@ def build_release(
         raise ExportError(f"refused: the graph for dense maps runs on a CPU, in fp32, not {precision}")
     if engines:
         find_targets(engines)
+    densely = only_m2ost(model, "the graph for dense maps") if dense else None
+    test_time = test_time or card.test_time
+    form, reference = engine_form(model, precision, test_time), with_test_time(model, test_time)
     with complete_folder(destination) as scratch:
         engine_folder(scratch).mkdir(parents=True)
         onnx_path = scratch / ONNX_FILE
-        fused = FusedM2OST(model, precision).eval()
-        graph = export_onnx(fused, onnx_path)
+        graph = export_onnx(form, onnx_path)
         if precision == "fp32":
-            parity = _check_parity(measure_parity(model, onnx_path))
-            if dense:
-                export_dense(DenseM2OST(fused).eval(), scratch / DENSE_FILE)
-                parity["dense"] = _check_parity(measure_dense_parity(model, scratch / DENSE_FILE))
+            parity = _check_parity(measure_parity(reference, onnx_path, views=comparable_views(reference)))
+            if densely is not None:
+                export_dense(DenseM2OST(FusedM2OST(densely)).eval(), scratch / DENSE_FILE)
+                parity["dense"] = _check_parity(measure_dense_parity(densely, scratch / DENSE_FILE))
         else:
-            parity = _check_gate(model, fused, graph, card, spots)
+            parity = _check_gate(reference, form, graph, card, spots)
         info = EngineInfo(
             genes=card.genes,
             views=model.config.views,
@@ -94,9 +102,9 @@ def build_release(
         return assemble(
             scratch,
             info,
-            architecture=model.config.to_dict(),
+            architecture=to_dict(model.config),
             parity=parity,
-            graph=describe(graph),
+            graph={**describe(graph), "test_time": test_time, "head": card.head},
             tools=tool_versions(),
             plans=plans,
         )
@@ -115,12 +123,16 @@ def _check_parity(parity: Parity) -> dict[str, Any]:
 
 
 def _check_gate(
-    model: M2OST, fused: FusedM2OST, graph: onnx.ModelProto, card: ModelCard, spots: tuple[str, Views] | None
+    model: Network,
+    form: FusedM2OST | PlainNetwork,
+    graph: onnx.ModelProto,
+    card: ModelCard,
+    spots: tuple[str, Views] | None,
 ) -> dict[str, Any]:
-    gate = measure_gate(model, fused, graph, card.genes, spots=spots)
+    gate = measure_gate(model, form, graph, card.genes, spots=spots)
     if not gate.passed:
         raise ExportError(
-            f"refused: {fused.precision} changes the outputs too much (r per gene must be {MIN_R_GENE} at least on "
+            f"refused: {form.precision} changes the outputs too much (r per gene must be {MIN_R_GENE} at least on "
             f"{gate.decided_on}, and every output finite); no release was written\n{gate.in_words()}"
         )
     return {"gate": gate.to_dict()}

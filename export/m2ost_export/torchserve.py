@@ -14,25 +14,27 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from m2ost.checkpoint import ModelCard
+from m2ost.card import ModelCard
+from m2ost.module import Network
 from m2ost.network import M2OST
 from m2ost_contract import MAX_ROWS, MODEL_ENGINE, complete_file
 
 from . import torchserve_handler
 from .errors import ExportError
+from .forms import only_m2ost
 from .graph import FP32_TOLERANCE, PARITY_BATCHES
 from .probes import probe_views
 
 SUFFIX = ".mar"
 
 
-def write_archive(model: M2OST, card: ModelCard, destination: Path) -> float:
+def write_archive(model: Network, card: ModelCard, destination: Path) -> float:
     """Write a model archive for TorchServe.
 
     Parameters
     ----------
-    model : M2OST
-        In eval mode, float32.
+    model : Network
+        An M2OST in eval mode, float32.
     card : ModelCard
         Its card.
     destination : Path
@@ -46,7 +48,8 @@ def write_archive(model: M2OST, card: ModelCard, destination: Path) -> float:
     Raises
     ------
     ExportError
-        If that is more than 1e-4 at any batch size, or the name does not end in ``.mar``; nothing is written then.
+        If that is more than 1e-4 at any batch size, the network is no M2OST, or the name does not end in ``.mar``;
+        nothing is written then.
     FileExistsError
         If ``destination`` exists.
     """
@@ -54,8 +57,9 @@ def write_archive(model: M2OST, card: ModelCard, destination: Path) -> float:
         raise ExportError(f"{destination}: TorchServe takes archives by the name NAME{SUFFIX}")
     if destination.exists():
         raise FileExistsError(f"{destination} exists and is never overwritten; choose another name or remove it")
-    program = _export(model)
-    worst = _measure(model, program)
+    m2ost = only_m2ost(model, "a TorchServe archive")
+    program = _export(m2ost)
+    worst = _measure(m2ost, program)
     if not worst <= FP32_TOLERANCE:  # false for NaN too
         raise ExportError(
             f"refused: the exported program differs from the network by {worst}, tolerance {FP32_TOLERANCE:g}; "

@@ -1,4 +1,4 @@
-"""Parameters and floating-point operations of an M2OST, beside published figures."""
+"""Parameters and floating-point operations of a network, beside published figures."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from .architecture import SPOT, Architecture
 from .config import M2OSTConfig
-from .network import M2OST
+from .systems.registry import build, system_of
 
 
 @dataclass(frozen=True)
@@ -34,18 +35,30 @@ class Complexity:
 
 
 PAPER = Complexity("M2OST as the paper prints it", 6_810_000, 2.24e9, "MACs by thop: no attention, tables, cls")
-ST_NET = Complexity("ST-Net (DenseNet-121)", 7_210_000, 5.67e9, "2×MAC, 250 outputs")
+SLIDE_SPOTS = 378
+"""Spots of an average slide of HER2+, for which the cost of slide-level systems is told."""
 
 
-def count(config: M2OSTConfig) -> Complexity:
-    """Count the parameters and operations of ``config``'s network, without allocating it."""
+def count(config: Architecture, *, spots: int = SLIDE_SPOTS) -> Complexity:
+    """Count the parameters and operations of ``config``'s network, without allocating it.
+
+    Parameters
+    ----------
+    config : Architecture
+    spots : int
+        Spots of a slide, over which a slide-level network is counted.
+    """
+    system = system_of(config)
+    rows = 1 if config.level == SPOT else spots
     with torch.device("meta"):
-        model = M2OST(config).eval()
-        views = [torch.empty(1, config.image_px, config.image_px, 3) for _ in range(config.n_levels)]
+        network = build(config).eval()
+        inputs = network.example(rows)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        model(*views)
-    parameters = sum(p.numel() for p in model.parameters())
-    return Complexity("M2OST", parameters, float(counter.get_total_flops()), "2×MAC, attention included")
+        network(*inputs)
+    parameters = sum(p.numel() for p in network.parameters())
+    flop = counter.get_total_flops() / rows
+    shared = "" if config.level == SPOT else f", of a slide of {spots}"
+    return Complexity(system.title, parameters, flop, f"2×MAC, attention included{shared}")
 
 
 def joint_attention(config: M2OSTConfig) -> Complexity:

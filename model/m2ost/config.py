@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
-from typing import Any
+from dataclasses import dataclass, fields
 
 from m2ost_contract import ViewGeometry
 
+from .architecture import Architecture
+
 
 @dataclass(frozen=True)
-class M2OSTConfig:
+class M2OSTConfig(Architecture):
     """Sizes of an M2OST; the defaults are the paper's model.
 
     Parameters
@@ -88,21 +88,3 @@ class M2OSTConfig:
     def sequence_length(self, level: int) -> int:
         """Tokens of a level, cls included: 197, 393, 589 in the paper."""
         return 1 + (level + 1) * self.tokens_per_patching
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON form."""
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, raw: Mapping[str, Any]) -> M2OSTConfig:
-        """Inverse of :meth:`to_dict`.
-
-        Raises
-        ------
-        ValueError
-            If a field is unknown.
-        """
-        unknown = sorted(set(raw) - {f.name for f in fields(cls)})
-        if unknown:
-            raise ValueError(f"unknown field of the architecture: {', '.join(unknown)}")
-        return cls(**raw)

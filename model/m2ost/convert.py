@@ -1,164 +1,93 @@
-"""Turn a checkpoint of the authors' code into ours.
-
-Source of the key names: state dicts of the public repository ``Dootmaan/M2OST`` (commit 60fd90a), saved from
-``nn.DataParallel``.
-"""
+"""Turn somebody's weights of a known system into a checkpoint."""
 
 from __future__ import annotations
 
-import math
-import re
-from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from m2ost_contract import sha256_file
-from torch import Tensor
 
-from .checkpoint import CheckpointError, ModelCard, load_weights, unpickle_weights
-from .config import M2OSTConfig
-from .network import M2OST
-
-_LEVELS, _HEAD_DIM, _PATCH_PX = 3, 64, 16
-
-# Left: their key. Right: ours, with {n} the block and {l} the level that counts from 0 here.
-# Their levels count from 1 in some names and from 0 in others.
-_FROM_ONE = {
-    "pos_embedding{l}": "embed.positions.{l}",
-    "to_patch_embedding{l}.1.*": "embed.embeddings.{l}.0.*",
-    "to_patch_embedding{l}.2.*": "embed.embeddings.{l}.1.*",
-    "to_patch_embedding{l}.4.*": "embed.embeddings.{l}.3.*",
-    "to_patch_embedding{l}.5.*": "embed.embeddings.{l}.4.*",
-    "transformer.layers.{n}.0.to_qkv{l}.*": "blocks.{n}.intra.qkv.{l}.*",
-    "transformer.layers.{n}.0.to_out{l}.0.*": "blocks.{n}.intra.out.{l}.*",
-}
-_FROM_ZERO = {
-    "transformer.layers.{n}.2.to_q{l}.*": "blocks.{n}.cross.q.{l}.*",
-    "transformer.layers.{n}.2.to_k{l}.*": "blocks.{n}.cross.k.{l}.*",
-    "transformer.layers.{n}.2.to_v{l}.*": "blocks.{n}.cross.v.{l}.*",
-    "transformer.layers.{n}.2.to_out{l}.0.*": "blocks.{n}.cross.out.{l}.*",
-}
-_WITHOUT_LEVEL = {
-    "cls_token": "embed.cls_token",
-    "transformer.norm.*": "norm.*",
-    "mlp_head.*": "head.*",
-    "transformer.layers.{n}.0.norm.*": "blocks.{n}.intra.unused_norm.*",
-    "transformer.layers.{n}.1.split_mlp.0.*": "blocks.{n}.intra.feed_forward.0.*",
-    "transformer.layers.{n}.1.split_mlp.1.*": "blocks.{n}.intra.feed_forward.1.*",
-    "transformer.layers.{n}.1.split_mlp.4.*": "blocks.{n}.intra.feed_forward.3.*",
-    "transformer.layers.{n}.2.norm.*": "blocks.{n}.cross.norm.*",
-    "transformer.layers.{n}.3.net.0.*": "blocks.{n}.channel.excite.0.*",
-    "transformer.layers.{n}.3.net.1.*": "blocks.{n}.channel.excite.1.*",
-    "transformer.layers.{n}.3.net.4.*": "blocks.{n}.channel.excite.3.*",
-}
+from .bank import read_bank
+from .card import ModelCard
+from .module import Network
+from .systems.bleep import Bleep, BleepConfig
+from .systems.registry import M2OST_NAME, find, recognise
+from .weights import CheckpointError, as_float32, load_weights, read_weights
 
 
-def key_map(depth: int) -> dict[str, str]:
-    """Official key (without ``module.``) → our key, for a three-level network of ``depth`` blocks.
-
-    A ``.*`` in the tables above stands for ``.weight`` and, but for the bias-free projections, ``.bias``.
-    """
-    pairs = dict(_WITHOUT_LEVEL)
-    for level in range(_LEVELS):
-        for table, first in ((_FROM_ONE, 1), (_FROM_ZERO, 0)):
-            for theirs, ours in table.items():
-                pairs[theirs.replace("{l}", str(level + first))] = ours.replace("{l}", str(level))
-    keys: dict[str, str] = {}
-    for theirs, ours in pairs.items():
-        bias_free = re.search(r"to_(qkv|q|k|v)\d\.\*$", theirs)
-        leaves = [""] if not theirs.endswith("*") else ["weight"] if bias_free else ["weight", "bias"]
-        blocks = range(depth) if "{n}" in theirs else [0]
-        for n in blocks:
-            for leaf in leaves:
-                name = theirs.replace("{n}", str(n)).removesuffix("*") + leaf
-                keys[name] = ours.replace("{n}", str(n)).removesuffix("*") + leaf
-    return keys
-
-
-def read_state_dict(path: Path) -> dict[str, Tensor]:
-    """Read a state dict saved by ``torch.save`` without ever executing what a pickle asks for.
-
-    Raises
-    ------
-    CheckpointError
-        If the file is missing, holds anything but tensors by name, or asks for code to be run.
-    """
-    raw = unpickle_weights(path, remedy="save `model.state_dict()` and convert that")
-    if not isinstance(raw, Mapping) or not raw or not all(isinstance(v, Tensor) for v in raw.values()):
-        raise CheckpointError(f"{path}: not a state dict (tensors by name); save `model.state_dict()`")
-    return {str(k).removeprefix("module."): v for k, v in raw.items()}
-
-
-def infer_config(state: Mapping[str, Tensor], source: str) -> M2OSTConfig:
-    """Read the architecture off the shapes of an official state dict.
-
-    Raises
-    ------
-    CheckpointError
-        If a tensor that the sizes are read from is missing or has an impossible shape.
-    """
-
-    def shape(key: str, dims: int) -> tuple[int, ...]:
-        if key not in state:
-            raise CheckpointError(f"{source}: not a checkpoint of the authors' M2OST: missing {key}")
-        if state[key].ndim != dims:
-            raise CheckpointError(f"{source}: {key} has shape {tuple(state[key].shape)}, expected {dims} dimensions")
-        return tuple(state[key].shape)
-
-    blocks = [int(m.group(1)) for k in state if (m := re.match(r"transformer\.layers\.(\d+)\.", k))]
-    if not blocks:
-        raise CheckpointError(f"{source}: not a checkpoint of the authors' M2OST: missing transformer.layers.0.*")
-    _, length, dim = shape("pos_embedding1", 3)
-    grid = math.isqrt(length - 1)
-    inner = shape("transformer.layers.0.0.to_qkv1.weight", 2)[0] // 3
-    if grid * grid != length - 1 or inner % _HEAD_DIM:
-        raise CheckpointError(f"{source}: {length} positions and an attention width of {inner} fit no M2OST")
-    try:
-        return M2OSTConfig(
-            n_genes=shape("mlp_head.weight", 2)[0],
-            n_levels=_LEVELS,
-            image_px=grid * _PATCH_PX,
-            patch_px=_PATCH_PX,
-            dim=dim,
-            depth=max(blocks) + 1,
-            heads=inner // _HEAD_DIM,
-            head_dim=_HEAD_DIM,
-            ffn_dim=shape("transformer.layers.0.1.split_mlp.1.weight", 2)[0],
-            channel_dim=shape("transformer.layers.0.3.net.1.weight", 2)[0],
-        )
-    except ValueError as error:
-        raise CheckpointError(f"{source}: {error}") from error
-
-
-def convert(path: Path, genes: tuple[str, ...], *, mpp: float | None = None) -> tuple[M2OST, ModelCard]:
-    """Convert a checkpoint of the authors' code.
+def convert(
+    path: Path,
+    genes: tuple[str, ...],
+    *,
+    system: str | None = None,
+    mpp: float | None = None,
+    target: str | None = None,
+    bank: Path | None = None,
+) -> tuple[Network, ModelCard]:
+    """Convert a file of weights.
 
     Parameters
     ----------
     path : Path
-        A ``.pth`` of their state dict, with or without the ``module.`` prefix.
+        A state dict under the public names of its system, with or without the ``module.`` prefix.
     genes : tuple of str
         The panel in output order; its length must be the network's number of outputs.
+    system : str, optional
+        Name of the system; by default it is told by the names of the weights.
     mpp : float, optional
         µm per pixel of the training images, where known.
+    target : str, optional
+        What the outputs are; by default what the system was published with.
+    bank : Path, optional
+        Of a BLEEP, which predicts from it: its training spots; see :func:`m2ost.bank.read_bank`.
+
+    Returns
+    -------
+    network : Network
+        In eval mode.
+    card : ModelCard
 
     Raises
     ------
     CheckpointError
-        If the file is unsafe, is no such checkpoint, or a key is missing or unexpected (each is named).
+        If the file is unsafe, is no such checkpoint, or a key is missing or unexpected (each is named); if the bank is
+        missing, of another panel, or given in vain.
+    UnknownSystem
+        If there is no system of that name.
     """
-    state = read_state_dict(path)
-    config = infer_config(state, str(path))
+    chosen = find(system) if system else None
+    state = read_weights(path)
+    told = recognise(state)
+    if chosen and told and chosen.name != told:
+        raise CheckpointError(f"{path}: these are weights of {told}, not of {chosen.name}; give --system {told}")
+    chosen = chosen or find(told or M2OST_NAME)
+    config, weights = chosen.translate(state, str(path))
     if len(genes) != config.n_genes:
         raise CheckpointError(
             f"{path} predicts {config.n_genes} genes but the panel lists {len(genes)}; give the panel it was trained on"
         )
-    names = key_map(config.depth)
-    problems = [f"missing {k}" for k in names if k not in state]
-    problems += [f"unexpected {k}" for k in state if k not in names]
-    if problems:
-        raise CheckpointError(f"{path}: keys are not those of the authors' M2OST: " + "; ".join(problems))
-    model = M2OST(config)
-    load_weights(model, {ours: state[theirs].to(torch.float32) for theirs, ours in names.items()}, str(path))
-    provenance = {"converted_from": path.name, "source_sha256": sha256_file(path)}
-    return model.eval(), ModelCard(config, genes, trained=True, mpp=mpp, provenance=provenance)
+    provenance: dict[str, Any] = {"converted_from": path.name, "source_sha256": sha256_file(path)}
+    if isinstance(config, BleepConfig):
+        if bank is None:
+            raise CheckpointError(f"{path}: {chosen.title} predicts from its training spots; give them with --bank")
+        expression = torch.from_numpy(read_bank(bank, genes))
+        config = _with_bank(config, len(expression), bank)
+        provenance["bank"] = {"file": bank.name, "sha256": sha256_file(bank), "spots": len(expression)}
+    elif bank is not None:
+        raise CheckpointError(f"{bank}: a bank is for BLEEP; {chosen.title} has none")
+    network = chosen.network(config)
+    as_built = {key: value for key, value in network.state_dict().items() if key.startswith("bank.")}
+    load_weights(network, as_float32(weights) | as_built, str(path))
+    if isinstance(network, Bleep):
+        network.fill(expression)
+    card = ModelCard(config, genes, trained=True, mpp=mpp, target=target or chosen.target, provenance=provenance)
+    return network.eval(), card
+
+
+def _with_bank(config: BleepConfig, rows: int, source: Path) -> BleepConfig:
+    try:
+        return replace(config, bank_rows=rows)
+    except ValueError as error:
+        raise CheckpointError(f"{source}: {error}") from error

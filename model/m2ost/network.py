@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
 from .config import M2OSTConfig
+from .module import Network
 
 POSITION_STD = 0.02
 """Standard deviation at which the cls token and the position tables start."""
@@ -209,7 +210,7 @@ class EncoderBlock(nn.Module):
         return mixed
 
 
-class M2OST(nn.Module):
+class M2OST(Network):
     """Predict the expression of a gene panel at a spot from its nested views.
 
     Parameters
@@ -220,7 +221,7 @@ class M2OST(nn.Module):
 
     def __init__(self, config: M2OSTConfig) -> None:
         super().__init__()
-        self.config = config
+        self.config: M2OSTConfig = config
         self.embed = DeformablePatchEmbedding(config)
         self.blocks = nn.ModuleList(EncoderBlock(config) for _ in range(config.depth))
         self.norm = nn.LayerNorm(config.dim)

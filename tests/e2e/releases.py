@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
+from m2ost.architecture import Architecture
 from m2ost.checkpoint import initialise, load, save
 from m2ost.config import M2OSTConfig
+from m2ost.symmetries import with_test_time
 from m2ost_contract import Manifest, as_centers, sha256_file
 from m2ost_export.release import build_release
 from m2ost_preprocess.readers import open_slide
@@ -17,9 +20,10 @@ NARROW = M2OSTConfig(n_genes=6, depth=1, dim=12, heads=1, head_dim=12, ffn_dim=8
 """A depth-1, narrow network: the whole serving path at a fraction of the arithmetic."""
 
 
-def make_release(folder: Path, config: M2OSTConfig, seed: int = 0, **options) -> Path:
+def make_release(folder: Path, config: Architecture, seed: int = 0, test_time: str = "none", **options) -> Path:
     """Checkpoint and release of a freshly initialised network below ``folder``; returns the release."""
     model, card = initialise(config, tuple(f"untrained_{i:03d}" for i in range(config.n_genes)), seed=seed)
+    card = replace(card, test_time=test_time)
     build_release(model, save(folder / "checkpoint", model, card), folder / "release", **options)
     return folder / "release"
 
@@ -33,8 +37,9 @@ def reseal(release: Path) -> Path:
 
 
 def network_of(release: Path):
-    """The PyTorch network that a release was made from."""
-    return load(release.parent / "checkpoint")[0]
+    """The PyTorch network that a release was made from, with what its card averages at inference."""
+    model, card = load(release.parent / "checkpoint")
+    return with_test_time(model, card.test_time)
 
 
 def by_pytorch(release: Path, slide: Path, centers, scale: float = 1.0) -> np.ndarray:

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 import onnx
 import torch
-from m2ost.checkpoint import ModelCard, initialise
+from m2ost.card import ModelCard
+from m2ost.checkpoint import initialise
 from m2ost.config import M2OSTConfig
 from m2ost.network import M2OST
 from m2ost_export.fused import FusedM2OST

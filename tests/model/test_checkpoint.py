@@ -4,8 +4,9 @@ import json
 
 import pytest
 import torch
-from m2ost.checkpoint import CARD, WEIGHTS, CheckpointError, initialise, load, read_panel, save
+from m2ost.checkpoint import CARD, WEIGHTS, initialise, load, read_panel, save
 from m2ost.config import M2OSTConfig
+from m2ost.weights import CheckpointError
 
 CONFIG = M2OSTConfig(n_genes=3, dim=12, depth=1, heads=1, head_dim=4, ffn_dim=8, channel_dim=8)
 GENES = ("A", "B", "C")

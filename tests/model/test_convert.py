@@ -4,8 +4,9 @@ import os
 
 import pytest
 import torch
-from m2ost.checkpoint import CheckpointError
-from m2ost.convert import convert, key_map
+from m2ost.authors import key_map
+from m2ost.convert import convert
+from m2ost.weights import CheckpointError
 
 GENES = tuple(f"g{i}" for i in range(7))
 

@@ -142,11 +142,12 @@ def _openvino(onnx: Path, geometry: ViewGeometry, threads: int, precision: str) 
 def _pytorch(checkpoint: Path, threads: int, *, fused: bool = False, autocast: bool = False) -> Score:
     import torch
     from m2ost.checkpoint import load
+    from m2ost_export.forms import only_m2ost
     from m2ost_export.fused import FusedM2OST
 
     torch.set_num_threads(threads)
     model, _ = load(checkpoint)
-    network: torch.nn.Module = FusedM2OST(model).eval() if fused else model.eval()
+    network: torch.nn.Module = FusedM2OST(only_m2ost(model, "its fused form")).eval() if fused else model.eval()
 
     def score(views: Views) -> Any:
         with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=autocast):

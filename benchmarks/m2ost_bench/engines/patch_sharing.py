@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from m2ost.config import M2OSTConfig
 from m2ost.network import M2OST
+from m2ost.systems.registry import from_dict
 from m2ost_contract import ONNXRUNTIME_CPU, ONNXRUNTIME_CPU_DENSE, Release
 from m2ost_export.dense import patch_geometry
 from m2ost_export.fused import FusedM2OST
@@ -202,7 +203,9 @@ def measure(options: PatchSharingOptions) -> dict[str, Any]:
 
 
 def _measure(options: PatchSharingOptions, release: Release, slide: DecodedSlide) -> dict[str, Any]:
-    config = M2OSTConfig.from_dict(release.manifest.architecture)
+    config = from_dict(release.manifest.architecture)
+    if not isinstance(config, M2OSTConfig):
+        raise LoadTestError(f"{release.folder}: patches are shared by an M2OST only, and this is another system")
     choices = {"fresh": ONNXRUNTIME_CPU, "shared": ONNXRUNTIME_CPU_DENSE}
     engines = {name: load_engine(release, choice) for name, choice in choices.items()}
     mask = tissue_mask(slide.thumbnail(MASK_PX))

@@ -96,8 +96,7 @@ def load_network(outcome: Outcome, checkpoint: Path) -> Any:
         If PyTorch is missing.
     """
     torch = need("torch", install="pip install torch")
-    from m2ost.config import M2OSTConfig
-    from m2ost.network import M2OST
+    from m2ost.systems.registry import build, from_dict
 
     try:
         from m2ost.checkpoint import load
@@ -105,7 +104,7 @@ def load_network(outcome: Outcome, checkpoint: Path) -> Any:
         outcome.figures["weights"] = f"untrained: {checkpoint.name} needs safetensors ({error}); see `make gpu-carry`"
         card = json.loads((checkpoint / "model.json").read_text(encoding="utf-8"))
         torch.manual_seed(0)
-        return M2OST(M2OSTConfig.from_dict(card["architecture"])).eval()
+        return build(from_dict(card["architecture"])).eval()
     model, card = load(checkpoint)
     outcome.figures["weights"] = f"{checkpoint.name}, sha256 {card.sha256[:12]}"
     return model

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from m2ost.checkpoint import CheckpointError, unpickle_weights
+from m2ost.weights import CheckpointError, unpickle_weights
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 

@@ -12,7 +12,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import torch
-from m2ost.checkpoint import CheckpointError
+from m2ost.weights import CheckpointError
 from m2ost_contract import sha256_file
 from torch import Tensor, nn
 

@@ -39,8 +39,15 @@ class ViewCache:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def views(self, section: Section, geometry: ViewGeometry) -> Views:
+    def views(self, section: Section, geometry: ViewGeometry, mpp: float | None = None) -> Views:
         """All views of a section's spots.
+
+        Parameters
+        ----------
+        section : Section
+        geometry : ViewGeometry
+        mpp : float, optional
+            µm a pixel of the finest view; by default the image's own pixels.
 
         Returns
         -------
@@ -50,22 +57,26 @@ class ViewCache:
         Raises
         ------
         DataError
-            If a spot lies outside the image or cannot be decoded, or the folder cannot be written.
+            If a spot lies outside the image or cannot be decoded, the folder cannot be written, or ``mpp`` is given and
+            the section's own is unknown.
         SlideError
             If the image cannot be opened.
         SpotError
             If the positions cannot be pixels of the image.
         """
         centers = as_centers(section.centers)
-        facts = repr((CHECKED, fingerprint(section.image), geometry))
+        if mpp is not None and section.mpp is None:
+            raise DataError(f"section {section.name}: its µm/px is unknown, so that no view can have {mpp} µm/px")
+        scale = mpp / section.mpp if mpp is not None and section.mpp is not None else 1.0
+        facts = repr((CHECKED, fingerprint(section.image), geometry, *([scale] if scale != 1 else [])))
         key = hashlib.sha256(facts.encode() + centers.tobytes()).hexdigest()
         path = self.folder / f"{section.name}-{key[:16]}.npy"
         if not path.is_file():
-            self._cut(section, centers, geometry, path)
+            self._cut(section, centers, geometry, scale, path)
         mapped: Views = np.load(path, mmap_mode="r")
         return mapped
 
-    def _cut(self, section: Section, centers: Any, geometry: ViewGeometry, path: Path) -> None:
+    def _cut(self, section: Section, centers: Any, geometry: ViewGeometry, scale: float, path: Path) -> None:
         with ExitStack() as stack:
             try:
                 self.folder.mkdir(parents=True, exist_ok=True)
@@ -84,16 +95,18 @@ class ViewCache:
                     source=f"section {section.name}",
                     columns=section.columns,
                 )
-                self._fill(out, section, centers, geometry, decoder)
+                self._fill(out, section, centers, geometry, scale, decoder)
             out.flush()
             del out
 
-    def _fill(self, out: Views, section: Section, centers: Any, geometry: ViewGeometry, decoder: Decoder) -> None:
+    def _fill(
+        self, out: Views, section: Section, centers: Any, geometry: ViewGeometry, scale: float, decoder: Decoder
+    ) -> None:
         order, image = spatial_order(centers), section.image.resolve()
         for first in range(0, len(order), CHUNK):
             rows = order[first : first + CHUNK]
             views = [np.empty((len(rows), *geometry.shape), np.uint8) for _ in range(geometry.n_views)]
-            statuses = decoder.cut_views(image, centers[rows], np.ones(len(rows), np.float32), views)
+            statuses = decoder.cut_views(image, centers[rows], np.full(len(rows), scale, np.float32), views)
             bad = np.flatnonzero(statuses != RowStatus.OK)
             if len(bad):
                 status, spot = RowStatus(int(statuses[bad[0]])), int(rows[bad[0]])

@@ -8,9 +8,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from ..checkpoint import CheckpointError, ModelCard, load, save
+from ..card import ModelCard
+from ..checkpoint import load, save
 from ..data.section import Section
 from ..data.views import ViewCache
+from ..weights import CheckpointError
 from .judge import SectionReport, evaluate
 from .subjects import open_subject
 

@@ -17,9 +17,16 @@ from .prediction import Facts, Prediction, Subject
 
 ONNX_ROWS = 32
 
+MODEL_MPP = "model"
+"""In place of a number: at what the network was trained at."""
+
 
 def open_subject(
-    path: Path, cache: ViewCache, genes: Sequence[str] | None = None, target: str | None = None
+    path: Path,
+    cache: ViewCache,
+    genes: Sequence[str] | None = None,
+    target: str | None = None,
+    view_mpp: float | str | None = None,
 ) -> Subject:
     """Open whatever ``path`` is.
 
@@ -35,6 +42,10 @@ def open_subject(
         What its values are, one of :data:`m2ost.data.section.TARGETS`, where it does not say so itself: a bare
         ``.onnx`` file, or an ``.h5ad`` that another program wrote.
 
+    view_mpp : float or str, optional
+        µm a pixel of the finest view that a network is given; ``model`` for those that it was trained at. By default as
+        a checkpoint's training had it, else the images' own pixels.
+
     Raises
     ------
     DataError
@@ -43,7 +54,7 @@ def open_subject(
         If the folder is damaged.
     """
     if (path / "model.json").is_file():
-        return CheckpointSubject(path, cache, target)
+        return CheckpointSubject(path, cache, target, view_mpp)
     if path.is_dir():
         release = Release.open(path)
         facts = Facts(
@@ -51,12 +62,12 @@ def open_subject(
             genes=release.engine.genes,
             target=_target(path, release.engine.target, target),
         )
-        return OnnxSubject(release.onnx, facts, cache)
+        return OnnxSubject(release.onnx, facts, cache, _view_mpp(path, view_mpp, release.engine.mpp))
     if path.suffix == ".onnx":
         if genes is None:
             raise DataError(f"{path}: an .onnx file has no gene names; give its panel with --genes")
         facts = Facts(name=path.name, genes=tuple(genes), target=_target(path, None, target))
-        return OnnxSubject(path, facts, cache)
+        return OnnxSubject(path, facts, cache, _view_mpp(path, view_mpp, None))
     if path.suffix == ".h5ad":
         return ResultSubject(path, target)
     raise DataError(f"{path}: not a checkpoint or release folder, an .onnx file or an .h5ad")
@@ -74,14 +85,34 @@ def _target(path: Path, stated: str | None, given: str | None) -> str:
     return target
 
 
+def _view_mpp(path: Path, asked: float | str | None, trained_at: float | None) -> float | None:
+    """µm a view pixel, as a number where ``model`` was asked for."""
+    if asked != MODEL_MPP:
+        return None if asked is None else float(asked)
+    if trained_at is None:
+        raise DataError(f"{path}: does not say at how many µm/px it was trained; give a number for --view-mpp")
+    return trained_at
+
+
 class CheckpointSubject:
     """A checkpoint, run by PyTorch in float32."""
 
-    def __init__(self, folder: Path, cache: ViewCache, target: str | None = None) -> None:
+    def __init__(
+        self, folder: Path, cache: ViewCache, target: str | None = None, view_mpp: float | str | None = None
+    ) -> None:
+        from ..architecture import SPOT
         from ..checkpoint import load
+        from ..symmetries import with_test_time
 
-        self._model, card = load(folder)
-        split = card.provenance.get("training", {}).get("split")
+        network, card = load(folder)
+        if card.architecture.level != SPOT:
+            raise DataError(f"{folder}: predicts a slide as a whole, which is not judged yet")
+        self._model = with_test_time(network, card.test_time).eval()
+        training = card.provenance.get("training", {})
+        split = training.get("split")
+        if view_mpp is None:
+            view_mpp = training.get("config", {}).get("data", {}).get("view_mpp")
+        self._view_mpp = _view_mpp(folder, view_mpp, card.mpp)
         self.facts = Facts(
             name=f"{folder.name} ({card.sha256[:12]})",
             genes=card.genes,
@@ -96,31 +127,31 @@ class CheckpointSubject:
         from ..training.spots import SpotSet
 
         no_targets = np.zeros((len(section), 0), np.float32)
-        views = self._cache.views(section, self._model.config.views)
+        views = self._cache.views(section, self._model.config.views, self._view_mpp)
         return Prediction(self.facts.genes, predict(self._model, SpotSet([views], no_targets)))
 
 
 class OnnxSubject:
     """An exported network, run by ONNX Runtime on the CPU: inputs VIEW0 … of uint8, output EXPRESSION."""
 
-    def __init__(self, onnx: Path, facts: Facts, cache: ViewCache) -> None:
+    def __init__(self, onnx: Path, facts: Facts, cache: ViewCache, view_mpp: float | None = None) -> None:
         import onnxruntime as ort
 
-        self.facts, self._cache = facts, cache
+        self.facts, self._cache, self._view_mpp = facts, cache, view_mpp
         try:
             self._session: Any = ort.InferenceSession(onnx, providers=["CPUExecutionProvider"])
             self._inputs = [node.name for node in self._session.get_inputs()]
             size_px = int(self._session.get_inputs()[0].shape[1])
             outputs = self._session.get_outputs()[0].shape[1]
         except Exception as error:  # onnxruntime raises a kind of its own for each cause
-            raise DataError(f"{onnx}: not an exported M2OST: {error}") from error
+            raise DataError(f"{onnx}: not an exported network: {error}") from error
         self._geometry = ViewGeometry(size_px, tuple(2**i for i in range(len(self._inputs))))
         if outputs != len(facts.genes):
             raise DataError(f"{onnx}: has {outputs} outputs and the panel {len(facts.genes)} genes; give its own panel")
 
     def predict(self, section: Section) -> Prediction:
         """See :class:`Subject`."""
-        views, parts = self._cache.views(section, self._geometry), []
+        views, parts = self._cache.views(section, self._geometry, self._view_mpp), []
         for first in range(0, len(section), ONNX_ROWS):
             rows = views[first : first + ONNX_ROWS]
             feed = {name: np.ascontiguousarray(rows[:, i]) for i, name in enumerate(self._inputs)}

@@ -6,15 +6,17 @@ import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 import yaml
 from m2ost_contract import M2OSTError
 
+from ..architecture import Architecture
 from ..config import M2OSTConfig
 from ..data.section import TARGETS
 from ..data.splits import Split
 from ..network import POSITION_STD
+from ..systems.registry import M2OST_NAME, find, to_dict
 from .augment import AugmentConfig
 
 
@@ -38,6 +40,8 @@ class DataConfig:
         See :data:`m2ost.data.section.TARGETS`.
     cache : str
         Folder for the views, 441 KiB a spot.
+    view_mpp : float, optional
+        µm a pixel of the finest view; by default views are cut at each image's own pixels.
     """
 
     root: str
@@ -45,6 +49,7 @@ class DataConfig:
     layout: str = "auto"
     target: str = TARGETS[0]
     cache: str = "build/views"
+    view_mpp: float | None = None
 
     def __post_init__(self) -> None:
         if self.target not in TARGETS:
@@ -60,7 +65,7 @@ class OptimConfig:
     epochs, batch_size : int
         ``batch_size`` spots make a step, over all processes together.
     learning_rate, weight_decay : float
-        Decay is applied to matrices only, not to biases, norms and tables.
+        Decay is applied to matrices and kernels only, not to biases, norms and tables.
     warmup_epochs : float
     clip_norm : float
         Gradients of a greater norm are scaled down to it.
@@ -119,24 +124,27 @@ class TrainConfig:
     data : DataConfig
     split : Split
         Names of the sections to train on, to select by, and to leave alone.
-    model : M2OSTConfig
-        ``n_genes`` is the panel's size and need not be given.
+    model : Architecture
+        ``name`` is the system's, M2OST by default; ``n_genes`` is the panel's size and need not be given.
     optim : OptimConfig
     augment : AugmentConfig
+    pretrained : str
+        File of pretrained weights of the network's trunk; from scratch by default.
     seed : int
         One seed makes a run repeatable on one kind of machine.
     """
 
     data: DataConfig
     split: Split
-    model: M2OSTConfig = field(default_factory=M2OSTConfig)
+    model: Architecture = field(default_factory=M2OSTConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
+    pretrained: str = ""
     seed: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         """YAML form."""
-        return asdict(self)
+        return {**asdict(self), "model": to_dict(self.model)}
 
 
 def read_config(path: Path, overrides: Sequence[str] = ()) -> TrainConfig:
@@ -187,6 +195,9 @@ def config_from(raw: Mapping[str, Any], source: str) -> TrainConfig:
 def _build(kind: type, raw: Any, prefix: str, source: str) -> Any:
     if not isinstance(raw, Mapping):
         raise ConfigError(f"{source}: {prefix.rstrip('.')} must be a mapping of fields, not {raw!r}")
+    if kind is Architecture:
+        raw = dict(raw)
+        kind = find(raw.pop("name", M2OST_NAME)).config
     known = [f.name for f in fields(kind)]
     for name in raw:
         if name not in known:
@@ -195,7 +206,7 @@ def _build(kind: type, raw: Any, prefix: str, source: str) -> Any:
     hints = get_type_hints(kind)
     values = {
         name: _build(hints[name], value, f"{prefix}{name}.", source)
-        if is_dataclass(hints[name])
+        if is_dataclass(hints[name]) or hints[name] is Architecture
         else _value(hints[name], value, f"{prefix}{name}", source)
         for name, value in raw.items()
     }
@@ -207,13 +218,18 @@ def _build(kind: type, raw: Any, prefix: str, source: str) -> Any:
 
 def _value(kind: Any, value: Any, name: str, source: str) -> Any:
     """A plain value of the field's type: YAML reads ``4e-4`` as text and ``1`` as an integer."""
+    if kind == float | None:
+        if value is None:
+            return None
+        kind = float
     try:
         if kind is float and not isinstance(value, bool):
             return float(value)
         if kind in (int, str, bool) and isinstance(value, kind) and (kind is bool or not isinstance(value, bool)):
             return value
         if kind not in (int, str, bool, float) and isinstance(value, (list, tuple)):
-            return tuple(str(item) for item in value)
+            of, *_ = get_args(kind)
+            return tuple(str(item) if of is str else _value(of, item, name, source) for item in value)
     except (TypeError, ValueError):
         pass
     raise ConfigError(f"{source}: {name} cannot be {value!r}")

@@ -21,10 +21,15 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from .. import metrics
-from ..checkpoint import CheckpointError
-from ..network import M2OST, POSITION_STD
+from ..module import Network
+from ..network import POSITION_STD
+from ..pretrained import load_pretrained
+from ..systems.bleep import Bleep
+from ..systems.registry import build, system_of
+from ..weights import CheckpointError
 from .augment import augment
 from .config import OptimConfig, TrainConfig
+from .objective import Objective, autocast
 from .schedule import warmup_cosine
 from .spots import SpotSet, project
 from .state import Progress, read_state, save_state
@@ -79,7 +84,7 @@ def predict(model: nn.Module, spots: SpotSet, *, precision: str = "fp32") -> np.
     with torch.inference_mode():
         for first in range(0, len(spots), PREDICT_ROWS):
             views = spots.batch(np.arange(first, min(first + PREDICT_ROWS, len(spots)))).to(device)
-            with _autocast(device, precision):
+            with autocast(device, precision):
                 parts.append(model(*views.unbind(1)).float().cpu().numpy())
     model.train(was_training)
     return np.concatenate(parts)
@@ -92,7 +97,7 @@ def fit(
     folder: Path,
     team: Workers,
     report: Report = lambda row: None,
-) -> tuple[M2OST, Progress]:
+) -> tuple[Network, Progress]:
     """Train until the last epoch, or until ``patience`` epochs brought nothing better.
 
     Every epoch ends with a state in ``folder``; a run that finds one goes on from it, to the same weights bit for bit
@@ -112,7 +117,7 @@ def fit(
 
     Returns
     -------
-    model : M2OST
+    model : Network
         The weights of the best epoch, in eval mode, on the CPU.
     progress : Progress
 
@@ -125,12 +130,14 @@ def fit(
     """
     optim = config.optim
     torch.manual_seed(config.seed)
-    model = M2OST(config.model)
+    model = build(config.model)
+    if config.pretrained:
+        load_pretrained(model, Path(config.pretrained))
     targets = project(train.targets, optim.target_rank)
     initialise(model, targets, optim)
     model.to(team.device)
     average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(optim.ema))
-    best = M2OST(config.model).to(team.device)
+    best = build(config.model).to(team.device)
     optimizer = torch.optim.AdamW(_parameter_groups(model, optim.weight_decay), optim.learning_rate)
     parts = {"model": model, "average": average, "best": best}
     progress = Progress(config.to_dict())
@@ -138,15 +145,19 @@ def fit(
         progress = read_state(folder / STATE, parts, optimizer)
         if progress.config != _plain(config.to_dict()):
             raise CheckpointError(f"{folder / STATE}: belongs to a run with other settings; choose another folder")
-    step_model: nn.Module = DistributedDataParallel(model) if team.count > 1 else model
     target = torch.from_numpy(targets).to(team.device)
     spread = train.targets.std(axis=0) if optim.scale_loss else np.ones(targets.shape[1])
     weight = torch.from_numpy(1 / np.maximum(spread, 1e-3) ** 2).float().to(team.device)
+    objective: nn.Module = Objective(model, weight, optim.precision)
+    if team.count > 1:
+        objective = DistributedDataParallel(objective)
 
     while progress.epoch < optim.epochs and progress.epoch - progress.best_epoch < optim.patience:
         began = time.perf_counter()
-        loss = _epoch(config, step_model, average, optimizer, train, target, weight, progress.epoch, team)
+        loss = _epoch(config, objective, model, average, optimizer, train, target, progress.epoch, team)
         candidate: nn.Module = average.module if optim.ema else model
+        if isinstance(candidate, Bleep):
+            candidate.embed_bank()
         if not math.isfinite(loss):
             raise TrainingError(f"epoch {progress.epoch + 1}: the loss is {loss}; try a lower optim.learning_rate")
         row: dict[str, float] = {
@@ -177,24 +188,30 @@ def _from_leader(scores: dict[str, float], team: Workers) -> dict[str, float]:
     return dict(zip(names, values.tolist(), strict=True))
 
 
-def initialise(model: M2OST, targets: Any, optim: OptimConfig) -> None:
-    """Fit a fresh network's head, cls token and position tables to the targets and the settings."""
+def initialise(model: Network, targets: Any, optim: OptimConfig) -> None:
+    """Fit a fresh network's heads, tables and bank to the targets and the settings."""
+    system = system_of(model.config)
     with torch.no_grad():
-        if optim.head_at_mean:
-            model.head.bias.copy_(torch.from_numpy(np.asarray(targets).mean(axis=0)))
-        model.head.weight.mul_(optim.head_scale)
-        for table in (model.embed.cls_token, *model.embed.positions):
-            table.mul_(optim.position_std / POSITION_STD)
+        for head in map(model.get_submodule, system.heads):
+            assert isinstance(head, nn.Linear)
+            if optim.head_at_mean:
+                head.bias.copy_(torch.from_numpy(np.asarray(targets).mean(axis=0)))
+            head.weight.mul_(optim.head_scale)
+        for name, table in model.named_parameters():
+            if name.startswith(system.tables):
+                table.mul_(optim.position_std / POSITION_STD)
+    if isinstance(model, Bleep):
+        model.fill(torch.from_numpy(targets))
 
 
 def _epoch(
     config: TrainConfig,
-    model: nn.Module,
+    objective: nn.Module,
+    model: Network,
     average: AveragedModel,
     optimizer: torch.optim.Optimizer,
     spots: SpotSet,
     target: Tensor,
-    weight: Tensor,
     epoch: int,
     team: Workers,
 ) -> float:
@@ -214,15 +231,13 @@ def _epoch(
             group["lr"] = optim.learning_rate * rate
         rows = order[step * optim.batch_size : (step + 1) * optim.batch_size][team.rank :: team.count]
         views = augment(spots.batch(rows.numpy()).to(team.device), config.augment, own_draws)
-        with _autocast(team.device, optim.precision):
-            predicted = model(*views.unbind(1))
-        loss = ((predicted.float() - target[rows.to(team.device)]).square() * weight).mean()
+        loss = objective(views, target[rows.to(team.device)])
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), optim.clip_norm)
         optimizer.step()
         if optim.ema:
-            average.update_parameters(model.module if isinstance(model, DistributedDataParallel) else model)
+            average.update_parameters(model)
         total += loss.item()
     return total / n_steps
 
@@ -239,17 +254,13 @@ def _validate(model: nn.Module, validation: Sequence[SpotSet], weight: Tensor, c
 
 
 def _parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Matrices decay; biases, norms, the cls token and position tables do not."""
+    """Matrices and kernels decay; biases, norms, cls tokens and position tables do not."""
     trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    decays = [p.ndim == 2 for _, p in trained]
+    decays = [p.ndim in (2, 4) for _, p in trained]
     return [
         {"params": [p for (_, p), d in zip(trained, decays, strict=True) if d], "weight_decay": weight_decay},
         {"params": [p for (_, p), d in zip(trained, decays, strict=True) if not d], "weight_decay": 0.0},
     ]
-
-
-def _autocast(device: torch.device, precision: str) -> torch.autocast:
-    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
 
 
 def _plain(value: Any) -> Any:

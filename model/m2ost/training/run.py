@@ -9,12 +9,19 @@ from typing import Any
 
 import torch
 import yaml
+from m2ost_contract import sha256_file
 
-from ..checkpoint import CheckpointError, ModelCard, read_panel, save
+from ..architecture import SPOT
+from ..card import ModelCard
+from ..checkpoint import read_panel, save
 from ..data.datasets import read_sections
 from ..data.errors import DataError
 from ..data.section import Section
 from ..data.views import ViewCache
+from ..pretrained import FROM_SCRATCH
+from ..systems.bleep import BleepConfig
+from ..systems.registry import system_of
+from ..weights import CheckpointError
 from .config import TrainConfig
 from .loop import Report, fit, workers
 from .spots import SpotSet, spot_set
@@ -52,21 +59,28 @@ def train(config: TrainConfig, folder: Path, *, device: str | None = None, repor
     destination = folder / CHECKPOINT
     if destination.exists():
         raise CheckpointError(f"{destination}: this run is finished; choose another folder")
+    if config.model.level != SPOT:
+        title = system_of(config.model).title
+        raise CheckpointError(f"{title} learns from whole slides, which `m2ost train` does not do yet")
     panel = read_panel(Path(config.data.panel))
-    config = replace(config, model=replace(config.model, n_genes=len(panel)))
+    config = replace(config, model=config.model.resized(n_genes=len(panel)))
     folder.mkdir(parents=True, exist_ok=True)
     with workers(device) as team:
         if config.optim.batch_size % team.count:
             raise DataError(f"a batch of {config.optim.batch_size} spots cannot be shared by {team.count} processes")
         train_spots, validation, facts = _load(config, panel)
+        config = _with_bank(config, len(train_spots))
         if team.leads and not (folder / "config.yaml").exists():
             (folder / "config.yaml").write_text(yaml.safe_dump(_yaml(config.to_dict()), sort_keys=False), "utf-8")
             config.split.write(folder / "split.yaml")
         model, progress = fit(config, train_spots, validation, folder, team, report)
         if team.leads:
+            source = Path(config.pretrained)
+            pretrained = {"file": source.name, "sha256": sha256_file(source)} if config.pretrained else FROM_SCRATCH
             provenance = {
                 "training": {
                     **facts,
+                    "pretrained": pretrained,
                     "split": config.split.to_dict(),
                     "best_epoch": progress.best_epoch,
                     "validation_r_gene_mean": progress.best_score,
@@ -94,13 +108,23 @@ def _load(config: TrainConfig, panel: tuple[str, ...]) -> tuple[SpotSet, list[Sp
     facts = {
         "spots": {section.name: len(section) for section in [*train_sections, *validation]},
         "left_out": {section.name: dict(section.left_out) for section in [*train_sections, *validation]},
-        "mpp": resolutions.pop() if len(resolutions) == 1 else None,
+        "mpp": data.view_mpp or (resolutions.pop() if len(resolutions) == 1 else None),
     }
     return (
-        spot_set(train_sections, panel, data.target, geometry, cache),
-        [spot_set([section], panel, data.target, geometry, cache) for section in validation],
+        spot_set(train_sections, panel, data.target, geometry, cache, data.view_mpp),
+        [spot_set([section], panel, data.target, geometry, cache, data.view_mpp) for section in validation],
         facts,
     )
+
+
+def _with_bank(config: TrainConfig, spots: int) -> TrainConfig:
+    """The settings, of BLEEP with a bank of all training spots."""
+    if not isinstance(config.model, BleepConfig):
+        return config
+    try:
+        return replace(config, model=replace(config.model, bank_rows=spots))
+    except ValueError as error:
+        raise DataError(f"{error}; train on more sections, or set model.neighbours") from error
 
 
 def _portable(config: TrainConfig) -> Any:
@@ -108,6 +132,7 @@ def _portable(config: TrainConfig) -> Any:
     raw = _yaml(config.to_dict())
     for name in ("root", "panel", "cache"):
         raw["data"][name] = Path(raw["data"][name]).name
+    raw["pretrained"] = Path(raw["pretrained"]).name
     return raw
 
 

@@ -41,9 +41,14 @@ class SpotSet:
 
 
 def spot_set(
-    sections: Sequence[Section], panel: Sequence[str], kind: str, geometry: ViewGeometry, cache: ViewCache
+    sections: Sequence[Section],
+    panel: Sequence[str],
+    kind: str,
+    geometry: ViewGeometry,
+    cache: ViewCache,
+    view_mpp: float | None = None,
 ) -> SpotSet:
-    """Spots of ``sections``; their views are cut where the cache lacks them.
+    """Spots of ``sections``; their views are cut where the cache lacks them, at ``view_mpp`` µm/px if given.
 
     Raises
     ------
@@ -51,7 +56,7 @@ def spot_set(
         If a gene is absent from a section, or a spot has no target or no views.
     """
     return SpotSet(
-        [cache.views(section, geometry) for section in sections],
+        [cache.views(section, geometry, view_mpp) for section in sections],
         np.concatenate([section.targets(panel, kind) for section in sections]),
     )
 

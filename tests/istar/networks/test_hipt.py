@@ -6,7 +6,7 @@ import pickle
 import numpy as np
 import pytest
 import torch
-from m2ost.checkpoint import CheckpointError
+from m2ost.weights import CheckpointError
 from m2ost_istar.networks.hipt import TABLE, ViT4K, ViT256, interpolate, load_vit4k, load_vit256
 from m2ost_istar.networks.istar import Head, build
 from m2ost_istar.sizes import Sizes

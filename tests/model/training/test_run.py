@@ -11,13 +11,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from m2ost.checkpoint import CheckpointError, load
+from m2ost.checkpoint import load
 from m2ost.config import M2OSTConfig
 from m2ost.network import M2OST
 from m2ost.training.config import OptimConfig, config_from
 from m2ost.training.loop import STATE, TrainingError, initialise
 from m2ost.training.run import train
 from m2ost.training.spots import project
+from m2ost.weights import CheckpointError
 
 from tests.support.data import shared_file
 from tests.support.machine import kept_ports

@@ -1,0 +1,1 @@
+"""The article's systems, one file each, and their registry."""
