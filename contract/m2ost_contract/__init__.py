@@ -8,10 +8,12 @@ import os
 from .engines import (
     CHOICES,
     ENGINE_PARAMETER,
+    INSTRUCTIONS_PARAMETER,
     ONNXRUNTIME_CPU,
     ONNXRUNTIME_CPU_DENSE,
     ONNXRUNTIME_CUDA,
     OPENVINO_CPU,
+    OPENVINO_CPU_BF16,
     SPINNING_PARAMETER,
     TENSORRT,
     TENSORRT_RTX,
@@ -25,14 +27,18 @@ from .errors import M2OSTError
 from .files import complete_file, complete_folder, put, sync, sync_names, write_complete
 from .geometry import ViewGeometry
 from .release import (
+    BODY_FILE,
     DENSE_FILE,
+    GRAPHS,
     ONNX_FILE,
+    TAIL_FILE,
     EngineInfo,
     Manifest,
     ManifestError,
     Release,
     ReleaseError,
     changed_files,
+    graphs_of,
     sha256_file,
 )
 from .tensors import (
@@ -81,6 +87,7 @@ from .tensors import (
 
 __all__ = [
     "BACKGROUND_PARAMETER",
+    "BODY_FILE",
     "CENTER",
     "CHOICES",
     "DENSE_FILE",
@@ -97,7 +104,9 @@ __all__ = [
     "ENV_TILE_CACHE_MIB",
     "EXPRESSION",
     "FINGERPRINT_PARAMETER",
+    "GRAPHS",
     "GUARDED_METRIC",
+    "INSTRUCTIONS_PARAMETER",
     "MAX_ROWS",
     "MAX_SHOWN_NAME",
     "METRICS_URL_ENV",
@@ -113,6 +122,7 @@ __all__ = [
     "ONNXRUNTIME_CUDA",
     "ONNX_FILE",
     "OPENVINO_CPU",
+    "OPENVINO_CPU_BF16",
     "PROBE_SENDER",
     "PYRAMID_PARAMETER",
     "QUEUE_FULL",
@@ -124,6 +134,7 @@ __all__ = [
     "SLIDE",
     "SPINNING_PARAMETER",
     "STATUS",
+    "TAIL_FILE",
     "TENSORRT",
     "TENSORRT_RTX",
     "THREADS_PARAMETER",
@@ -145,6 +156,7 @@ __all__ = [
     "changed_files",
     "complete_file",
     "complete_folder",
+    "graphs_of",
     "number_of_rows",
     "plan_for",
     "put",

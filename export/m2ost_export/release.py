@@ -8,7 +8,16 @@ from typing import Any
 import onnx
 from m2ost.checkpoint import ModelCard
 from m2ost.network import M2OST
-from m2ost_contract import DENSE_FILE, ONNX_FILE, EngineInfo, Manifest, complete_folder, sha256_file
+from m2ost_contract import (
+    BODY_FILE,
+    DENSE_FILE,
+    ONNX_FILE,
+    TAIL_FILE,
+    EngineInfo,
+    Manifest,
+    complete_folder,
+    sha256_file,
+)
 
 from .assemble import assemble, engine_folder, tool_versions
 from .dense import DenseM2OST, export_dense, measure_dense_parity
@@ -19,6 +28,7 @@ from .gate import MIN_R_GENE, measure_gate
 from .graph import Parity, check_weights, export_onnx, measure_parity
 from .onnx_files import describe
 from .probes import Views
+from .split import export_split, measure_split_parity
 
 
 def build_release(
@@ -74,6 +84,11 @@ def build_release(
         graph = export_onnx(fused, onnx_path)
         if precision == "fp32":
             parity = _check_parity(measure_parity(model, onnx_path))
+            body, tail = scratch / BODY_FILE, scratch / TAIL_FILE
+            export_split(fused, body, tail)
+            parity["split"] = _check_parity(
+                measure_split_parity(model, body, tail), "body and tail on ONNX Runtime differ"
+            )
             if dense:
                 export_dense(DenseM2OST(fused).eval(), scratch / DENSE_FILE)
                 parity["dense"] = _check_parity(measure_dense_parity(model, scratch / DENSE_FILE))
@@ -102,10 +117,10 @@ def build_release(
         )
 
 
-def _check_parity(parity: Parity) -> dict[str, Any]:
+def _check_parity(parity: Parity, what: str = "ONNX Runtime differs") -> dict[str, Any]:
     if not parity.passed:
         raise ExportError(
-            f"refused: ONNX Runtime differs from PyTorch by {parity.max_abs_diff} (batch: max |Δ|), "
+            f"refused: {what} from PyTorch by {parity.max_abs_diff} (batch: max |Δ|), "
             f"tolerance {parity.tolerance:g}; no release was written"
         )
     return {
