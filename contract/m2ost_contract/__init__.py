@@ -40,6 +40,7 @@ from .release import (
     changed_files,
     graphs_of,
     sha256_file,
+    why_no_bf16,
 )
 from .tensors import (
     BACKGROUND_PARAMETER,
@@ -164,6 +165,7 @@ __all__ = [
     "supports_version",
     "sync",
     "sync_names",
+    "why_no_bf16",
     "write_complete",
 ]
 

@@ -185,6 +185,33 @@ class Manifest:
             raise ManifestError(f"{path}: damaged manifest ({error!r}); export the release anew") from error
 
 
+def why_no_bf16(manifest: Manifest, instructions: str = "") -> str:
+    """Why a release is not computed in bfloat16: it has no body, or did not pass the gate as it would run.
+
+    Parameters
+    ----------
+    manifest : Manifest
+        Of the release.
+    instructions : str
+        The instruction set at hand; empty where it is not looked at.
+
+    Returns
+    -------
+    str
+        With the command that mends it; empty where nothing is wrong.
+    """
+    remedy = "on this machine: m2ost export CHECKPOINT --gate-slide SLIDE --gate-slide OTHER_SLIDE --out NEW_RELEASE"
+    if not {BODY_FILE, TAIL_FILE} <= manifest.files.keys():
+        what = "it was exported by an earlier version" if manifest.engine.precision == "fp32" else "it is not in fp32"
+        return f"the release has no {BODY_FILE}, which bfloat16 is for: {what}; export it anew, {remedy}"
+    gated = manifest.bf16_instructions
+    if not gated:
+        return f"the release was not measured in bfloat16; export it anew with slides for its gate, {remedy}"
+    if instructions not in ("", gated):
+        return f"the release passed the gate of bfloat16 with {gated}, here is {instructions}; export it anew, {remedy}"
+    return ""
+
+
 def sha256_file(path: Path) -> str:
     """sha256 of a file's bytes, as 64 hexadecimal digits."""
     with path.open("rb") as stream:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from m2ost_contract import (
     complete_folder,
     sha256_file,
 )
+from m2ost_serving.engine.mixed import bf16_instructions
 
 from .assemble import assemble, engine_folder, tool_versions
 from .dense import DenseM2OST, export_dense, measure_dense_parity
@@ -29,6 +31,7 @@ from .graph import Parity, check_weights, export_onnx, measure_parity
 from .onnx_files import describe
 from .probes import Views
 from .split import export_split, measure_split_parity
+from .split_gate import measure_split_gate
 
 
 def build_release(
@@ -38,6 +41,8 @@ def build_release(
     *,
     precision: str = "fp32",
     spots: tuple[str, Views] | None = None,
+    slides: Sequence[tuple[str, Views]] = (),
+    gated: Mapping[str, Any] | None = None,
     engines: EngineOptions | None = None,
     dense: bool = False,
 ) -> Manifest:
@@ -55,6 +60,11 @@ def build_release(
         ``fp32``, ``fp16`` or ``bf16``.
     spots : (str, list of ndarray), optional
         Name and views of real spots for the gate of a reduced precision; without them it looks at made ones.
+    slides : sequence of (str, list of ndarray)
+        Names and views of real spots for the gate of body and tail in bfloat16, in ``fp32`` only. Without them, and
+        without ``gated``, the release is not served in bfloat16.
+    gated : mapping, optional
+        What that gate measured of these weights before, as :func:`~m2ost_export.split_gate.measured_gate` reads it.
     engines : EngineOptions, optional
         Engines to build from the graph.
     dense : bool
@@ -68,13 +78,19 @@ def build_release(
     ------
     ExportError
         If a weight is not finite; if a float32 graph differs from the network by more than 1e-4 at any batch size; if
-        another precision fails its gate; or if an engine cannot be built.
+        another precision, or body and tail in bfloat16, fail their gate; or if an engine cannot be built.
+    EngineError
+        If body and tail are to be measured, and this machine does not compute in bfloat16.
     FileExistsError
         If ``destination`` exists: a release is immutable.
     """
     check_weights(model)
     if dense and precision != "fp32":
         raise ExportError(f"refused: the graph for dense maps runs on a CPU, in fp32, not {precision}")
+    if slides and precision != "fp32":
+        raise ExportError(f"refused: body and tail are made of a network in fp32, not {precision}")
+    if slides:
+        bf16_instructions()
     if engines:
         find_targets(engines)
     with complete_folder(destination) as scratch:
@@ -89,6 +105,10 @@ def build_release(
             parity["split"] = _check_parity(
                 measure_split_parity(model, body, tail), "body and tail on ONNX Runtime differ"
             )
+            if slides:
+                parity["split"]["gate"] = _check_split_gate(model, body, tail, card, slides)
+            elif gated:
+                parity["split"]["gate"] = dict(gated)
             if dense:
                 export_dense(DenseM2OST(fused).eval(), scratch / DENSE_FILE)
                 parity["dense"] = _check_parity(measure_dense_parity(model, scratch / DENSE_FILE))
@@ -127,6 +147,18 @@ def _check_parity(parity: Parity, what: str = "ONNX Runtime differs") -> dict[st
         "tolerance": parity.tolerance,
         "max_abs_diff": {str(batch): diff for batch, diff in parity.max_abs_diff.items()},
     }
+
+
+def _check_split_gate(
+    model: M2OST, body: Path, tail: Path, card: ModelCard, slides: Sequence[tuple[str, Views]]
+) -> dict[str, Any]:
+    gate = measure_split_gate(model, body, tail, card.genes, slides)
+    if not gate.passed:
+        raise ExportError(
+            f"refused: bfloat16 changes the outputs too much (r per gene must be {MIN_R_GENE} at least on every slide, "
+            f"and every output finite); no release was written, without --gate-slide one is\n{gate.in_words()}"
+        )
+    return gate.to_dict()
 
 
 def _check_gate(

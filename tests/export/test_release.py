@@ -90,7 +90,7 @@ def test_every_config_parses_and_fits_the_engine(release):
 
 def test_an_engine_on_a_gpu_gets_its_views_from_there(release):
     *_, folder = release
-    profiles = {path.stem for path in (folder / "m2ost" / "configs").glob("*.pbtxt")} - {"cpu-openvino"}
+    profiles = {path.stem for path in (folder / "m2ost" / "configs").glob("*.pbtxt")} - {"cpu-openvino", "cpu-bf16"}
     tilers = {path.stem: path.read_text() for path in (folder / "slide_tiler" / "configs").glob("*.pbtxt")}
     assert profiles - {"cpu-dense"} == set(tilers)
     assert len(set(tilers.values())) == 1
