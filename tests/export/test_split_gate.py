@@ -170,7 +170,7 @@ def shipped_pair(heavy, tmp_path_factory):
 def test_the_gate_of_the_shipped_checkpoint_on_slides_of_two_laboratories(shipped_pair, slide, spots):
     model, card, folder = shipped_pair
     path = shared_file(slide)
-    views = slide_views(path, model.config.views, spots=shared_file(spots) if spots else None, most=32)
+    views = slide_views(path, model.config.views, spots=shared_file(spots) if spots else None, most=48)
     gate = measure_split_gate(model, folder / "body.onnx", folder / "tail.onnx", card.genes, [(path.name, views)])
     assert gate.passed, gate.in_words()
 
