@@ -1,4 +1,4 @@
-"""Memory of processes, as it must be counted to see whether it grows."""
+"""Memory of processes, as it must be counted to see whether it grows; and their processor time."""
 
 from __future__ import annotations
 
@@ -29,6 +29,12 @@ def anonymous_mib(root: psutil.Process, *, descendants: bool) -> float:
 def _anonymous_kib(smaps: str) -> int:
     found = dict(re.findall(r"^(Anonymous|Swap): +(\d+) kB$", smaps, re.M))
     return sum(map(int, found.values()))
+
+
+def processor_s(root: psutil.Process) -> float:
+    """Processor time so far of a process and its living descendants, in seconds."""
+    times = [process.cpu_times() for process in (root, *root.children(recursive=True))]
+    return float(sum(t.user + t.system for t in times))
 
 
 def shared_mib(server: TritonServer) -> float:

@@ -94,6 +94,7 @@ def rescore(
         from m2ost_client.archive import RescoreOptions, Servers, Settings, read_slides
         from m2ost_client.archive import rescore as score
         from m2ost_client.reports import Exports
+        from m2ost_client.server.doctor import AUTO
         from m2ost_client.stream import StreamOptions
     if send_pixels and not server:
         raise UserError("--send-pixels is for a server elsewhere; give --server ADDRESS")
@@ -101,6 +102,8 @@ def rescore(
         raise UserError("--ray has workers elsewhere ask servers; give --server ADDRESS, as workers see it")
     if server and (release or checkpoint or profile):
         raise UserError(SERVER_IS_THERE)
+    if profile == AUTO:
+        raise UserError("an archive is scored on one engine, whatever machine goes on with it; name its --profile")
     use_reader(reader, reads_here=not server or send_pixels)
     try:
         StreamOptions(batch_rows=batch_rows)

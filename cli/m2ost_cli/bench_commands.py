@@ -220,13 +220,16 @@ def served(
     rounds: Rounds = 5,
     batch_rows: Annotated[int | None, typer.Option(min=1, help="Spots a request; by default the client's.")] = None,
     window: Annotated[int | None, typer.Option(min=1, help="Requests in flight; by default the client's.")] = None,
+    profile: Annotated[str, typer.Option(help="What is served, by an engine on the CPU.")] = "cpu",
 ) -> None:
     """Compare the served ensemble with a bare ONNX Runtime session and with the authors' way."""
     with needs("loadtest"), needs("export"):
         from m2ost_bench.served.served_vs_bare import measure, to_markdown
     stream = _stream(batch_rows, window)
     with _checkpoint(checkpoint) as source:
-        report = measure(release, slide, checkpoint=source, pitch_um=pitch_um, rounds=rounds, stream=stream)
+        report = measure(
+            release, slide, checkpoint=source, pitch_um=pitch_um, rounds=rounds, stream=stream, profile=profile
+        )
     _write(report, to_markdown(report), out, "served_vs_bare")
 
 

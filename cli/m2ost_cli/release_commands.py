@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -33,9 +34,15 @@ def export(
     out: Out,
     precision: Annotated[str, typer.Option(help="fp32, fp16 or bf16: of the graph itself.")] = "fp32",
     gate_slide: Annotated[
-        Path | None, typer.Option(help="A slide whose spots the gate of fp16 and bf16 looks at; else made views.")
-    ] = None,
-    gate_spots: Annotated[Path | None, typer.Option(help="Its spots; by default a grid over the tissue.")] = None,
+        list[Path],
+        typer.Option(
+            help="A slide whose spots a gate looks at: that of fp16 and bf16, else made views; or in fp32, repeatable, "
+            "that of the profile cpu-bf16."
+        ),
+    ] = [],
+    gate_spots: Annotated[
+        list[Path], typer.Option(help="Spots of each gate slide, in their order; by default a grid over the tissue.")
+    ] = [],
     engine: Annotated[
         str | None,
         typer.Option(help="Build engines too: tensorrt or tensorrt-rtx. Or torchserve: an archive, not a release."),
@@ -57,30 +64,42 @@ def export(
         from m2ost.checkpoint import load
         from m2ost_export.probes import slide_views
         from m2ost_export.release import build_release
+        from m2ost_export.split_gate import measured_gate
     if precision not in PRECISIONS:
         raise UserError(f"--precision must be one of {', '.join(PRECISIONS)}")
-    if gate_spots and not gate_slide:
-        raise UserError("--gate-spots are positions on a slide; give it with --gate-slide")
-    if gate_slide and precision == "fp32":
-        raise UserError("--gate-slide is for fp16 and bf16; fp32 must agree within 1e-4 on any views")
+    if gate_spots and len(gate_spots) != len(gate_slide):
+        raise UserError("--gate-spots are positions on a slide; give them with --gate-slide, for each or for none")
+    if len(gate_slide) > 1 and precision != "fp32":
+        raise UserError(f"the gate of {precision} looks at one slide; give --gate-slide once")
     if compute_capability and not engine:
         raise UserError("--compute-capability is for engines; choose one with --engine tensorrt or tensorrt-rtx")
     if test_time not in (None, *TEST_TIMES):
         raise UserError(f"--test-time must be one of {', '.join(TEST_TIMES)}")
     model, card = load(checkpoint)
     if engine == TORCHSERVE:
-        if precision != "fp32" or compute_capability or dense:
+        if precision != "fp32" or compute_capability or dense or gate_slide:
             raise UserError("--engine torchserve writes float32 for any device; leave --precision and the others out")
         _export_archive(model, card, out)
         return
     options = _options(engine, compute_capability, opt_rows, timing_cache) if engine else None
-    spots = None
-    if gate_slide:
-        spots = gate_slide.name, slide_views(gate_slide, model.config.views, spots=gate_spots)
-    elif precision != "fp32":
+    given = [
+        (slide.name, slide_views(slide, model.config.views, spots=spots))
+        for slide, spots in zip_longest(gate_slide, gate_spots)
+    ]
+    reduced = precision != "fp32"
+    if reduced and not given:
         print(f"no --gate-slide: {precision} is judged on made views, which resemble no tissue")
     manifest = build_release(
-        model, card, out, precision=precision, spots=spots, engines=options, dense=dense, test_time=test_time
+        model,
+        card,
+        out,
+        precision=precision,
+        spots=given[0] if reduced and given else None,
+        slides=() if reduced else given,
+        gated=measured_gate(checkpoint, card.sha256),
+        engines=options,
+        dense=dense,
+        test_time=test_time,
     )
     _print_release(out, manifest)
 
@@ -140,6 +159,8 @@ def _print_release(out: Path, manifest: Manifest) -> None:
     else:
         worst = max(manifest.parity["max_abs_diff"].values())
         print(f"  ONNX against PyTorch at most {worst:.1e} apart")
+    if "split" in manifest.parity:
+        _print_split(manifest)
     if "dense" in manifest.parity:
         worst = max(manifest.parity["dense"]["max_abs_diff"].values())
         print(f"  the graph for dense maps at most {worst:.1e} apart; serve it with --profile cpu-dense")
@@ -152,6 +173,18 @@ def _print_release(out: Path, manifest: Manifest) -> None:
             f"  {plan.file}: {plan.toolkit} {plan.version}, compute capability {plan.compute_capability}, "
             f"{plan.size_bytes / 1e6:.1f} MB{smaller}; {plan.precision} {proof}{loaded}"
         )
+
+
+def _print_split(manifest: Manifest) -> None:
+    split = manifest.parity["split"]
+    gate = split.get("gate", {"measured": []})
+    for row in gate["measured"]:
+        print(
+            f"  body in bfloat16 by {gate['instructions']}, {row['rows']} spots ({row['views']}): r per gene at least "
+            f"{row['min_r_gene']:.6f} ({row['worst_gene']}), at most {row['max_abs_diff']:.1e} apart"
+        )
+    words = "serve them with --profile cpu-bf16" if gate["measured"] else "--gate-slide would measure them in bfloat16"
+    print(f"  body and tail at most {max(split['max_abs_diff'].values()):.1e} apart; {words}")
 
 
 def export_istar(

@@ -126,7 +126,10 @@ def predict(
     ] = None,
     checkpoint: Annotated[Path | None, typer.Option(help="Checkpoint to export for the embedded server.")] = None,
     profile: Annotated[
-        str | None, typer.Option(help="The embedded server's profile; by default cpu, or cpu-dense for a dense map.")
+        str | None,
+        typer.Option(
+            help="The embedded server's profile; by default cpu, or cpu-dense for a dense map. auto: the fastest here."
+        ),
     ] = None,
     spots: Annotated[
         Path | None, typer.Option(help="Spot table, Visium tissue_positions or .h5ad; by default a grid.")
@@ -275,6 +278,7 @@ def embedded(
 ) -> Iterator[TritonServer]:
     """A server for as long as the block runs, on these slide roots; by default it serves the shipped checkpoint."""
     from m2ost_client.server.command import DEFAULT_PROFILE, DENSE_PROFILE, ServerOptions
+    from m2ost_client.server.doctor import AUTO, fastest_profile
     from m2ost_client.server.supervisor import TritonServer
     from m2ost_contract import DENSE_FILE
 
@@ -284,15 +288,20 @@ def embedded(
                 from m2ost.checkpoint import load
                 from m2ost.network import M2OST
                 from m2ost_export.release import build_release
+                from m2ost_export.split_gate import measured_gate
             release = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="m2ost-release-"))) / "release"
             print(
                 f"exporting {checkpoint} for this run; `m2ost export` once and --release save this",
                 file=sys.stderr,
             )
             model, card = load(checkpoint)
-            build_release(model, card, release, dense=dense and isinstance(model, M2OST))
+            gated = measured_gate(checkpoint, card.sha256)
+            build_release(model, card, release, gated=gated, dense=dense and isinstance(model, M2OST))
         if release is None:
             release = shipped_release(dense=dense)
+        if profile == AUTO:
+            profile, reasons = fastest_profile(release)
+            print("\n  ".join([f"--profile auto: {profile}", *reasons]), file=sys.stderr)
         on_log = _json_lines(stack.enter_context(log.open("w", encoding="utf-8")), "debug") if log else None
         options = ServerOptions(
             release=release,
@@ -315,6 +324,7 @@ def shipped_release(*, dense: bool = False) -> Path:
         from m2ost.checkpoint import load
         from m2ost.shipped import CHECKPOINT, shipped_checkpoint
         from m2ost_export.release import build_release
+        from m2ost_export.split_gate import measured_gate
         from m2ost_serving.repository import template_sha256
     with shipped_checkpoint() as folder:
         model, card = load(folder)
@@ -323,7 +333,7 @@ def shipped_release(*, dense: bool = False) -> Path:
         if not release.exists():
             print(f"exporting the shipped checkpoint {CHECKPOINT} to {release}, once", file=sys.stderr)
             with suppress(FileExistsError):  # another run was faster
-                build_release(model, card, release, dense=dense)
+                build_release(model, card, release, gated=measured_gate(folder, card.sha256), dense=dense)
     return release
 
 

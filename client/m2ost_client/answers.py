@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import m2ost_contract as contract
@@ -34,13 +35,15 @@ MOST_VIEW_PX = 4096
 """Largest view: a client that sends pixels makes room for what it is told."""
 
 
-def read_engine(parameters: Mapping[str, str]) -> EngineInfo:
+def read_engine(parameters: Mapping[str, str], backend: str = "") -> EngineInfo:
     """What is served, by the config of the served engine.
 
     Parameters
     ----------
     parameters : mapping of str to str
         The config's string parameters.
+    backend : str
+        Triton's, which computes where the parameters name no engine.
 
     Raises
     ------
@@ -64,7 +67,7 @@ def read_engine(parameters: Mapping[str, str]) -> EngineInfo:
     nameless = [name for name in _IDENTITIES if not getattr(info, name)]
     if nameless:
         raise BadAnswer(f"the served engine's config says nothing of {', '.join(nameless)}")
-    return info
+    return info if info.runs_on else replace(info, runs_on=backend)
 
 
 def read_expression(answer: Any, rows: int, engine: EngineInfo) -> Expression:

@@ -211,17 +211,17 @@ class Connection:
         if self._info is None:
             return
         now = await self._read_info()
-        if now.release_sha256 != self._info.release_sha256:
+        if now.identity != self._info.identity:
             raise ReleaseChanged(
-                f"{self.address} now serves release {now.release_sha256[:12]}, the slide began with "
-                f"{self._info.release_sha256[:12]}; run it again"
+                f"{self.address} now serves {now.in_words()}, the slide began with {self._info.in_words()}; "
+                "run it again"
             )
 
     async def _read_info(self) -> EngineInfo:
         config = await self._client.get_model_config(contract.MODEL_ENGINE, client_timeout=self._deadline_s)
         parameters = {key: value.string_value for key, value in config.config.parameters.items()}
         try:
-            return read_engine(parameters)
+            return read_engine(parameters, config.config.backend)
         except BadAnswer as error:
             raise RequestRejected(f"{self.address}: {error}", "FAILED_PRECONDITION") from error
 

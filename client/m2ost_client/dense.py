@@ -225,6 +225,7 @@ def _attributes(
         "precision": engine.precision,
         "checkpoint_sha256": engine.checkpoint_sha256,
         "release_sha256": engine.release_sha256,
+        "engine": engine.runs_on,
     }
 
 

@@ -117,6 +117,7 @@ def result_metadata(
         "checkpoint_sha256": engine.checkpoint_sha256,
         "release_sha256": engine.release_sha256,
         "precision": engine.precision,
+        "engine": engine.runs_on,
         "target": engine.target,
         "slide_facts": {**slide.facts(), "size": list(slide.size)},
         "views": {

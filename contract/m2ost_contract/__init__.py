@@ -8,10 +8,12 @@ import os
 from .engines import (
     CHOICES,
     ENGINE_PARAMETER,
+    INSTRUCTIONS_PARAMETER,
     ONNXRUNTIME_CPU,
     ONNXRUNTIME_CPU_DENSE,
     ONNXRUNTIME_CUDA,
     OPENVINO_CPU,
+    OPENVINO_CPU_BF16,
     SPINNING_PARAMETER,
     TENSORRT,
     TENSORRT_RTX,
@@ -25,15 +27,20 @@ from .errors import M2OSTError
 from .files import complete_file, complete_folder, put, sync, sync_names, write_complete
 from .geometry import ViewGeometry
 from .release import (
+    BODY_FILE,
     DENSE_FILE,
+    GRAPHS,
     ONNX_FILE,
+    TAIL_FILE,
     EngineInfo,
     Manifest,
     ManifestError,
     Release,
     ReleaseError,
     changed_files,
+    graphs_of,
     sha256_file,
+    why_no_bf16,
 )
 from .tensors import (
     BACKGROUND_PARAMETER,
@@ -82,6 +89,7 @@ from .tensors import (
 
 __all__ = [
     "BACKGROUND_PARAMETER",
+    "BODY_FILE",
     "CENTER",
     "CHOICES",
     "DENSE_FILE",
@@ -99,7 +107,9 @@ __all__ = [
     "ENV_TILE_CACHE_MIB",
     "EXPRESSION",
     "FINGERPRINT_PARAMETER",
+    "GRAPHS",
     "GUARDED_METRIC",
+    "INSTRUCTIONS_PARAMETER",
     "MAX_ROWS",
     "MAX_SHOWN_NAME",
     "METRICS_URL_ENV",
@@ -115,6 +125,7 @@ __all__ = [
     "ONNXRUNTIME_CUDA",
     "ONNX_FILE",
     "OPENVINO_CPU",
+    "OPENVINO_CPU_BF16",
     "PROBE_SENDER",
     "PYRAMID_PARAMETER",
     "QUEUE_FULL",
@@ -126,6 +137,7 @@ __all__ = [
     "SLIDE",
     "SPINNING_PARAMETER",
     "STATUS",
+    "TAIL_FILE",
     "TENSORRT",
     "TENSORRT_RTX",
     "THREADS_PARAMETER",
@@ -147,6 +159,7 @@ __all__ = [
     "changed_files",
     "complete_file",
     "complete_folder",
+    "graphs_of",
     "number_of_rows",
     "plan_for",
     "put",
@@ -154,6 +167,7 @@ __all__ = [
     "supports_version",
     "sync",
     "sync_names",
+    "why_no_bf16",
     "write_complete",
 ]
 

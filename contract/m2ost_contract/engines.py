@@ -14,9 +14,22 @@ ONNXRUNTIME_CPU = "onnxruntime-cpu"
 ONNXRUNTIME_CPU_DENSE = "onnxruntime-cpu-dense"
 ONNXRUNTIME_CUDA = "onnxruntime-cuda"
 OPENVINO_CPU = "openvino-cpu"
+OPENVINO_CPU_BF16 = "openvino-cpu-bf16"
 TENSORRT = "tensorrt"
 TENSORRT_RTX = "tensorrt-rtx"
-CHOICES = (ONNXRUNTIME_CPU, ONNXRUNTIME_CPU_DENSE, ONNXRUNTIME_CUDA, OPENVINO_CPU, TENSORRT, TENSORRT_RTX)
+CHOICES = (
+    ONNXRUNTIME_CPU,
+    ONNXRUNTIME_CPU_DENSE,
+    ONNXRUNTIME_CUDA,
+    OPENVINO_CPU,
+    OPENVINO_CPU_BF16,
+    TENSORRT,
+    TENSORRT_RTX,
+)
+
+INSTRUCTIONS_PARAMETER = "engine_instructions"
+"""Parameter of the config of ``m2ost``: the instruction set with which the release passed the gate of its engine in
+bfloat16, and the only one that the engine runs on."""
 
 THREADS_PARAMETER = "engine_threads"
 """Parameter of the config of ``m2ost``: threads of an engine on the CPU; where it is absent or ``all``, one a core."""

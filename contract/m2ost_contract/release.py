@@ -9,7 +9,14 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .engines import EnginePlan, plan_for
+from .engines import (
+    ENGINE_PARAMETER,
+    INSTRUCTIONS_PARAMETER,
+    ONNXRUNTIME_CPU_DENSE,
+    OPENVINO_CPU_BF16,
+    EnginePlan,
+    plan_for,
+)
 from .errors import M2OSTError
 from .geometry import ViewGeometry
 from .tensors import MODEL_ENGINE
@@ -17,6 +24,14 @@ from .tensors import MODEL_ENGINE
 ONNX_FILE = f"{MODEL_ENGINE}/1/model.onnx"
 DENSE_FILE = f"{MODEL_ENGINE}/1/dense.onnx"
 """The graph for dense maps, in releases that were exported with it."""
+BODY_FILE, TAIL_FILE = f"{MODEL_ENGINE}/1/body.onnx", f"{MODEL_ENGINE}/1/tail.onnx"
+"""The network in two graphs, of which the first may be computed in bfloat16; in releases in float32."""
+GRAPHS = (ONNX_FILE, DENSE_FILE, BODY_FILE, TAIL_FILE)
+
+
+def graphs_of(engine: str) -> tuple[str, ...]:
+    """The graphs that an engine reads, of those that read graphs: paths below a release."""
+    return {ONNXRUNTIME_CPU_DENSE: (DENSE_FILE,), OPENVINO_CPU_BF16: (BODY_FILE, TAIL_FILE)}.get(engine, (ONNX_FILE,))
 
 
 @dataclass(frozen=True)
@@ -39,6 +54,9 @@ class EngineInfo:
         ``fp32``, ``fp16`` …
     checkpoint_sha256, onnx_sha256, release_sha256 : str
         Identity of the weights, of the graph and of the release.
+    runs_on : str
+        What computes, where it is served: the engine, and its instruction set where its values depend on that. No part
+        of the release, of its manifest or of a comparison of two.
     """
 
     genes: tuple[str, ...]
@@ -50,10 +68,11 @@ class EngineInfo:
     checkpoint_sha256: str
     onnx_sha256: str
     release_sha256: str
+    runs_on: str = field(default="", compare=False)
 
     def to_parameters(self) -> dict[str, str]:
         """Triton model parameters: every value a string."""
-        raw = {f: getattr(self, f) for f in self.__dataclass_fields__}
+        raw = {f: getattr(self, f) for f in self.__dataclass_fields__ if f != "runs_on"}
         raw["genes"] = "\n".join(self.genes)
         raw["views"] = self.views.to_dict()
         return {k: v if isinstance(v, str) else json.dumps(v) for k, v in raw.items()}
@@ -67,17 +86,28 @@ class EngineInfo:
         ValueError
             If a parameter is missing: the server does not serve a release of this project.
         """
-        missing = sorted(set(cls.__dataclass_fields__) - set(parameters))
+        told = set(cls.__dataclass_fields__) - {"runs_on"}
+        missing = sorted(told - set(parameters))
         if missing:
             raise ValueError(
                 f"the model's config has no parameter {', '.join(missing)}: not a release that `m2ost export` made"
             )
-        values: dict[str, Any] = {k: parameters[k] for k in cls.__dataclass_fields__}
+        values: dict[str, Any] = {k: parameters[k] for k in told}
         values["genes"] = tuple(values["genes"].split("\n"))
         values["views"] = ViewGeometry.from_dict(json.loads(values["views"]))
         values["mpp"] = json.loads(values["mpp"])
         values["trained"] = json.loads(values["trained"])
-        return cls(**values)
+        computes = (parameters.get(ENGINE_PARAMETER), parameters.get(INSTRUCTIONS_PARAMETER))
+        return cls(**values, runs_on=" ".join(filter(None, computes)))
+
+    @property
+    def identity(self) -> tuple[str, str]:
+        """What values depend on, beside the pixels: the release, and what computes."""
+        return self.release_sha256, self.runs_on
+
+    def in_words(self) -> str:
+        """Release and engine, for a message."""
+        return f"release {self.release_sha256[:12]}" + (f" on {self.runs_on}" if self.runs_on else "")
 
 
 class ManifestError(M2OSTError):
@@ -95,8 +125,9 @@ class Manifest:
     architecture : dict
         The network's configuration.
     parity : dict
-        For every batch size checked, the maximum absolute difference between ONNX Runtime and PyTorch (float32); for
-        another precision also ``gate``: what its gate measured.
+        For every batch size checked, the maximum absolute difference between ONNX Runtime and PyTorch (float32), and
+        under ``split`` the same of body and tail, with what their gate in bfloat16 measured; for another precision
+        ``gate``: what its gate measured.
     tools : dict
         Versions of the tools that made the release.
     files : dict
@@ -117,10 +148,16 @@ class Manifest:
 
     FILENAME = "manifest.json"
 
+    @property
+    def bf16_instructions(self) -> str:
+        """The instruction set with which body in bfloat16 and tail passed their gate; empty where they never did."""
+        return str(self.parity.get("split", {}).get("gate", {}).get("instructions", ""))
+
     def write(self, folder: Path) -> None:
         """Write ``manifest.json`` into ``folder``."""
         raw = asdict(self)
         raw["engine"]["views"] = self.engine.views.to_dict()
+        del raw["engine"]["runs_on"]
         (folder / self.FILENAME).write_text(json.dumps(raw, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
     @classmethod
@@ -146,6 +183,33 @@ class Manifest:
             return cls(engine=EngineInfo(**engine), engines=plans, **raw)
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise ManifestError(f"{path}: damaged manifest ({error!r}); export the release anew") from error
+
+
+def why_no_bf16(manifest: Manifest, instructions: str = "") -> str:
+    """Why a release is not computed in bfloat16: it has no body, or did not pass the gate as it would run.
+
+    Parameters
+    ----------
+    manifest : Manifest
+        Of the release.
+    instructions : str
+        The instruction set at hand; empty where it is not looked at.
+
+    Returns
+    -------
+    str
+        With the command that mends it; empty where nothing is wrong.
+    """
+    remedy = "on this machine: m2ost export CHECKPOINT --gate-slide SLIDE --gate-slide OTHER_SLIDE --out NEW_RELEASE"
+    if not {BODY_FILE, TAIL_FILE} <= manifest.files.keys():
+        what = "it was exported by an earlier version" if manifest.engine.precision == "fp32" else "it is not in fp32"
+        return f"the release has no {BODY_FILE}, which bfloat16 is for: {what}; export it anew, {remedy}"
+    gated = manifest.bf16_instructions
+    if not gated:
+        return f"the release was not measured in bfloat16; export it anew with slides for its gate, {remedy}"
+    if instructions not in ("", gated):
+        return f"the release passed the gate of bfloat16 with {gated}, here is {instructions}; export it anew, {remedy}"
+    return ""
 
 
 def sha256_file(path: Path) -> str:
@@ -225,6 +289,12 @@ class Release:
     def dense(self) -> Path | None:
         """Its graph for dense maps; None where it was exported without."""
         return self.folder / DENSE_FILE if DENSE_FILE in self.manifest.files else None
+
+    @property
+    def split(self) -> tuple[Path, Path] | None:
+        """Its network as body and tail; None where it was exported without."""
+        there = BODY_FILE in self.manifest.files and TAIL_FILE in self.manifest.files
+        return (self.folder / BODY_FILE, self.folder / TAIL_FILE) if there else None
 
     def plan(self, toolkit: str, compute_capability: str) -> EnginePlan:
         """Its engine for one kind of GPU; see :func:`m2ost_contract.engines.plan_for`."""

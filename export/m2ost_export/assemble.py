@@ -47,19 +47,13 @@ def assemble(
     Manifest
     """
     info = replace(info, release_sha256="")
-    write_repository(scratch, info, plans)
+    manifest = Manifest(info, architecture, parity, {**tools, MODELS_TOOL: template_sha256()}, {}, graph, tuple(plans))
+    instructions = manifest.bf16_instructions
+    write_repository(scratch, info, plans, bf16_instructions=instructions)
     # The identity is that of every file as it stands without the identity itself, which the configs carry.
     info = replace(info, release_sha256=sha256_json(file_hashes(scratch)))
-    write_repository(scratch, info, plans)
-    manifest = Manifest(
-        engine=info,
-        architecture=architecture,
-        parity=parity,
-        tools={**tools, MODELS_TOOL: template_sha256()},
-        files=file_hashes(scratch),
-        graph=graph,
-        engines=tuple(plans),
-    )
+    write_repository(scratch, info, plans, bf16_instructions=instructions)
+    manifest = replace(manifest, engine=info, files=file_hashes(scratch))
     manifest.write(scratch)
     return manifest
 

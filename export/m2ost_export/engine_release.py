@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from m2ost_contract import DENSE_FILE, ONNX_FILE, Manifest, Release, complete_folder
+from m2ost_contract import GRAPHS, ONNX_FILE, Manifest, Release, complete_folder
 
 from .assemble import assemble, engine_folder
 from .engines import EngineOptions, build_plans
@@ -45,15 +45,13 @@ def add_engines(release: Path, destination: Path, options: EngineOptions) -> Man
     source = Release.open(release)
     source.check()
     manifest = source.manifest
-    onnx_path = source.onnx
-    load_checked(onnx_path, manifest.engine.views)
+    load_checked(source.onnx, manifest.engine.views)
     with complete_folder(destination) as scratch:
         engine_folder(scratch).mkdir(parents=True)
-        copy = scratch / ONNX_FILE
-        shutil.copyfile(onnx_path, copy)
-        if source.dense is not None:
-            shutil.copyfile(source.dense, scratch / DENSE_FILE)
-        built = build_plans(copy, manifest.engine, options)
+        for name in GRAPHS:
+            if name in manifest.files:
+                shutil.copyfile(release / name, scratch / name)
+        built = build_plans(scratch / ONNX_FILE, manifest.engine, options)
         replaced = {(plan.toolkit, plan.compute_capability) for plan in built}
         kept = [p for p in manifest.engines if (p.toolkit, p.compute_capability) not in replaced]
         for plan in kept:

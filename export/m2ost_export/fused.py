@@ -116,6 +116,17 @@ class _FusedBlock(nn.Module):
 
     def forward(self, sequences: Sequence[Tensor]) -> list[Tensor]:
         """Mix sequences (B, n_i, dim); a block that keeps cls only returns (B, 1, dim)."""
+        tokens = self.mix_tokens(sequences)
+        mixed = self._mix_levels(tokens) if self.mixes_levels else [tokens]
+        if self.keeps_cls_only:
+            means = [x[:, 1:] for x in mixed]
+            mixed = [x[:, :1] for x in mixed]
+        else:
+            means = [x.mean(dim=1, keepdim=True) for x in mixed]
+        return self.mix_channels(mixed, means)
+
+    def mix_tokens(self, sequences: Sequence[Tensor]) -> Tensor:
+        """Self-attention within each level, then the feed-forward: the tokens of all levels, (B, Σ n_i, dim)."""
         tokens = torch.cat(
             [
                 x + out(_merge_heads(_attend(*qkv(x))))
@@ -124,24 +135,27 @@ class _FusedBlock(nn.Module):
             dim=1,
         )
         widen, narrow = self.feed
-        tokens = tokens + gelu(narrow(gelu(widen(self.feed_norm(tokens)))))
-        mixed = self._mix_levels(tokens) if self.mixes_levels else [tokens]
-        if self.keeps_cls_only:
-            means = [x[:, 1:] for x in mixed]
-            mixed = [x[:, :1] for x in mixed]
-        else:
-            means = [x.mean(dim=1, keepdim=True) for x in mixed]
+        return tokens + gelu(narrow(gelu(widen(self.feed_norm(tokens)))))
+
+    def attend_levels(self, tokens: Tensor) -> list[Tensor]:
+        """What the tokens of each level see of the other levels, unprojected: (B, n_i, (levels - 1)·heads·head_dim)."""
+        normed = self.cross_norm(tokens).split(self.lengths, dim=1)
+        heads = [qkv(x) for qkv, x in zip(self.cross_qkv, normed, strict=True)]
+        seen = []
+        for level, (query, _, _) in enumerate(heads):
+            others = [key_value for other, (_, *key_value) in enumerate(heads) if other != level]
+            seen.append(_merge_heads(torch.cat([_attend(query, key, value) for key, value in others], dim=1)))
+        return seen
+
+    def mix_channels(self, mixed: Sequence[Tensor], means: Sequence[Tensor]) -> list[Tensor]:
+        """Reweight the channels of every level, (B, n, dim), by the means of all levels, each (B, 1, dim)."""
         squeeze, excite = self.channel
-        gates = excite(gelu(squeeze(self.channel_norm(torch.cat(means, dim=-1))))).sigmoid() + 1
+        gates = excite(gelu(squeeze(self.channel_norm(torch.cat(list(means), dim=-1))))).sigmoid() + 1
         return [x * gate for x, gate in zip(mixed, gates.chunk(len(mixed), dim=-1), strict=True)]
 
     def _mix_levels(self, tokens: Tensor) -> list[Tensor]:
-        normed = self.cross_norm(tokens).split(self.lengths, dim=1)
-        heads = [qkv(x) for qkv, x in zip(self.cross_qkv, normed, strict=True)]
         mixed = []
-        for level, ((query, _, _), out) in enumerate(zip(heads, self.cross_out, strict=True)):
-            others = [key_value for other, (_, *key_value) in enumerate(heads) if other != level]
-            seen = _merge_heads(torch.cat([_attend(query, key, value) for key, value in others], dim=1))
+        for seen, out in zip(self.attend_levels(tokens), self.cross_out, strict=True):
             if self.keeps_cls_only:
                 # The projection is linear: of the mean of all tokens it is the mean of all projections.
                 seen = torch.cat([seen[:, :1], seen.mean(dim=1, keepdim=True)], dim=1)
@@ -203,20 +217,26 @@ class FusedM2OST(nn.Module):
         -------
         Tensor, float32, shape (B, n_genes)
         """
-        # TensorRT takes UINT8 inputs only where a cast to float32 or float16 follows at once. Integers to 256 are
-        # exact in either, up to the norms, which work in float32.
-        taken = torch.float16 if self.dtype == torch.bfloat16 else self.dtype
-        return self.predict(self._embed([view.to(taken) for view in views]))
+        return self.predict(self.embed(views))
 
     def predict(self, sequences: list[Tensor]) -> Tensor:
         """The prediction from embedded sequences (B, n_i, dim)."""
         for block in self.blocks:
             sequences = block(sequences)
+        return self.read_out(sequences)
+
+    def read_out(self, sequences: Sequence[Tensor]) -> Tensor:
+        """The prediction from what the last block leaves of the sequences, (B, 1 or more, dim)."""
         cls = torch.cat([self.norm(x[:, :1]) for x in sequences], dim=-1)
         prediction: Tensor = self.head(cls.flatten(1))
         return prediction
 
-    def _embed(self, views: Sequence[Tensor]) -> list[Tensor]:
+    def embed(self, views: Sequence[Tensor]) -> list[Tensor]:
+        """The sequences (B, n_i, dim) of uint8 views, positions added."""
+        # TensorRT takes UINT8 inputs only where a cast to float32 or float16 follows at once. Integers to 256 are
+        # exact in either, up to the norms, which work in float32.
+        taken = torch.float16 if self.dtype == torch.bfloat16 else self.dtype
+        views = [view.to(taken) for view in views]
         tokens: list[list[Tensor]] = [[] for _ in views]
         for j, (norm, embed) in enumerate(zip(self.patch_norms, self.embeddings, strict=True)):
             patches = torch.cat([self.cut(view, j) for view in views[j:]], dim=1)

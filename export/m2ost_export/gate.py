@@ -142,31 +142,53 @@ def measure_gate(
     sets = [("made", made, smooth)]
     if spots is not None:
         name, views = spots
-        rows = len(views[0])
-        parts = [[view[first : first + SPOT_BATCH] for view in views] for first in range(0, rows, SPOT_BATCH)]
-        sets.append((name, parts, np.ones(rows, bool)))
+        sets.append((name, _in_batches(views), np.ones(len(views[0]), bool)))
     agreements = []
     for name, parts, counted in sets:
         expected = _predict(_by_pytorch(model), parts)
         for what, predict in subjects.items():
-            found = _predict(predict, parts)
-            with np.errstate(invalid="ignore"):
-                difference = float(np.abs(found - expected).max())
-                r = pearson(expected[counted], found[counted], 0)
-            # A gene that the reference holds constant on these spots tells nothing; where no gene varies, none passes.
-            worst = int(np.where(np.isnan(r), np.inf, r).argmin())
-            finite = np.isfinite(found).all()
-            agreements.append(
-                Agreement(
-                    what,
-                    name,
-                    len(found),
-                    difference if finite else float("nan"),
-                    float(r[worst]) if finite else float("nan"),
-                    genes[worst],
-                )
-            )
+            agreements.append(agreement(what, name, expected, _predict(predict, parts), genes, counted=counted))
     return Gate(tuple(agreements), decided_on=sets[-1][0])
+
+
+def agreement(
+    what: str, views: str, expected: Any, found: Any, genes: Sequence[str], *, counted: Any = slice(None)
+) -> Agreement:
+    """How far outputs are from the float32 network's.
+
+    Parameters
+    ----------
+    what, views : str
+        See :class:`Agreement`.
+    expected, found : ndarray of float32, shape (n, G)
+    genes : sequence of str
+        The panel, in output order.
+    counted : index
+        The rows that r per gene is taken across.
+    """
+    with np.errstate(invalid="ignore"):
+        difference = float(np.abs(found - expected).max())
+        r = pearson(expected[counted], found[counted], 0)
+    # A gene that the reference holds constant on these spots tells nothing; where no gene varies, none passes.
+    worst = int(np.where(np.isnan(r), np.inf, r).argmin())
+    finite = np.isfinite(found).all()
+    return Agreement(
+        what,
+        views,
+        len(found),
+        difference if finite else float("nan"),
+        float(r[worst]) if finite else float("nan"),
+        genes[worst],
+    )
+
+
+def predict_all(network: torch.nn.Module, views: Views) -> Any:
+    """What a network predicts in PyTorch, float32, shape (n, G), in batches of ``SPOT_BATCH``."""
+    return _predict(_by_pytorch(network), _in_batches(views))
+
+
+def _in_batches(views: Views) -> list[Views]:
+    return [[view[first : first + SPOT_BATCH] for view in views] for first in range(0, len(views[0]), SPOT_BATCH)]
 
 
 def _predict(predict: Predict, parts: Sequence[Views]) -> Any:

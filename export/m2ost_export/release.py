@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import onnx
 from m2ost.card import ModelCard
 from m2ost.module import Network
+from m2ost.network import M2OST
 from m2ost.symmetries import with_test_time
 from m2ost.systems.registry import to_dict
-from m2ost_contract import DENSE_FILE, ONNX_FILE, EngineInfo, Manifest, complete_folder, sha256_file
+from m2ost_contract import (
+    BODY_FILE,
+    DENSE_FILE,
+    ONNX_FILE,
+    TAIL_FILE,
+    EngineInfo,
+    Manifest,
+    complete_folder,
+    sha256_file,
+)
+from m2ost_serving.engine.mixed import bf16_instructions
 
 from .assemble import assemble, engine_folder, tool_versions
 from .dense import DenseM2OST, export_dense, measure_dense_parity
@@ -22,6 +34,8 @@ from .gate import MIN_R_GENE, measure_gate
 from .graph import Parity, check_weights, export_onnx, measure_parity
 from .onnx_files import describe
 from .probes import Views
+from .split import export_split, measure_split_parity
+from .split_gate import measure_split_gate
 
 
 def build_release(
@@ -31,6 +45,8 @@ def build_release(
     *,
     precision: str = "fp32",
     spots: tuple[str, Views] | None = None,
+    slides: Sequence[tuple[str, Views]] = (),
+    gated: Mapping[str, Any] | None = None,
     engines: EngineOptions | None = None,
     dense: bool = False,
     test_time: str | None = None,
@@ -49,6 +65,11 @@ def build_release(
         ``fp32``, ``fp16`` or ``bf16``.
     spots : (str, list of ndarray), optional
         Name and views of real spots for the gate of a reduced precision; without them it looks at made ones.
+    slides : sequence of (str, list of ndarray)
+        Names and views of real spots for the gate of body and tail in bfloat16, in ``fp32`` only. Without them, and
+        without ``gated``, the release is not served in bfloat16.
+    gated : mapping, optional
+        What that gate measured of these weights before, as :func:`~m2ost_export.split_gate.measured_gate` reads it.
     engines : EngineOptions, optional
         Engines to build from the graph.
     dense : bool
@@ -64,16 +85,25 @@ def build_release(
     ------
     ExportError
         If a weight is not finite; if a float32 graph differs from the network by more than 1e-4 at any batch size; if
-        another precision fails its gate; if an engine cannot be built; or if the system has no such form.
+        another precision, or body and tail in bfloat16, fail their gate; if an engine cannot be built; or if the system
+        has no such form.
+    EngineError
+        If body and tail are to be measured, and this machine does not compute in bfloat16.
     FileExistsError
         If ``destination`` exists: a release is immutable.
     """
     check_weights(model)
     if dense and precision != "fp32":
         raise ExportError(f"refused: the graph for dense maps runs on a CPU, in fp32, not {precision}")
+    if slides and precision != "fp32":
+        raise ExportError(f"refused: body and tail are made of a network in fp32, not {precision}")
+    if slides:
+        only_m2ost(model, "the profile cpu-bf16")
+        bf16_instructions()
     if engines:
         find_targets(engines)
-    densely = only_m2ost(model, "the graph for dense maps") if dense else None
+    if dense:
+        only_m2ost(model, "the graph for dense maps")
     test_time = test_time or card.test_time
     form, reference = engine_form(model, precision, test_time), with_test_time(model, test_time)
     with complete_folder(destination) as scratch:
@@ -82,9 +112,12 @@ def build_release(
         graph = export_onnx(form, onnx_path)
         if precision == "fp32":
             parity = _check_parity(measure_parity(reference, onnx_path, views=comparable_views(reference)))
-            if densely is not None:
-                export_dense(DenseM2OST(FusedM2OST(densely)).eval(), scratch / DENSE_FILE)
-                parity["dense"] = _check_parity(measure_dense_parity(densely, scratch / DENSE_FILE))
+            if isinstance(model, M2OST):
+                fused = FusedM2OST(model).eval()
+                parity["split"] = _write_split(model, fused, scratch, card, slides, gated)
+                if dense:
+                    export_dense(DenseM2OST(fused).eval(), scratch / DENSE_FILE)
+                    parity["dense"] = _check_parity(measure_dense_parity(model, scratch / DENSE_FILE))
         else:
             parity = _check_gate(reference, form, graph, card, spots)
         info = EngineInfo(
@@ -110,16 +143,47 @@ def build_release(
         )
 
 
-def _check_parity(parity: Parity) -> dict[str, Any]:
+def _check_parity(parity: Parity, what: str = "ONNX Runtime differs") -> dict[str, Any]:
     if not parity.passed:
         raise ExportError(
-            f"refused: ONNX Runtime differs from PyTorch by {parity.max_abs_diff} (batch: max |Δ|), "
+            f"refused: {what} from PyTorch by {parity.max_abs_diff} (batch: max |Δ|), "
             f"tolerance {parity.tolerance:g}; no release was written"
         )
     return {
         "tolerance": parity.tolerance,
         "max_abs_diff": {str(batch): diff for batch, diff in parity.max_abs_diff.items()},
     }
+
+
+def _write_split(
+    model: M2OST,
+    fused: FusedM2OST,
+    scratch: Path,
+    card: ModelCard,
+    slides: Sequence[tuple[str, Views]],
+    gated: Mapping[str, Any] | None,
+) -> dict[str, Any]:
+    """Write body and tail; what was measured of them."""
+    body, tail = scratch / BODY_FILE, scratch / TAIL_FILE
+    export_split(fused, body, tail)
+    parity = _check_parity(measure_split_parity(model, body, tail), "body and tail on ONNX Runtime differ")
+    if slides:
+        parity["gate"] = _check_split_gate(model, body, tail, card, slides)
+    elif gated:
+        parity["gate"] = dict(gated)
+    return parity
+
+
+def _check_split_gate(
+    model: M2OST, body: Path, tail: Path, card: ModelCard, slides: Sequence[tuple[str, Views]]
+) -> dict[str, Any]:
+    gate = measure_split_gate(model, body, tail, card.genes, slides)
+    if not gate.passed:
+        raise ExportError(
+            f"refused: bfloat16 changes the outputs too much (r per gene must be {MIN_R_GENE} at least on every slide, "
+            f"and every output finite); no release was written, without --gate-slide one is\n{gate.in_words()}"
+        )
+    return gate.to_dict()
 
 
 def _check_gate(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from m2ost_preprocess.tiling.views import spatial_order
 from m2ost_serving.engine.onnx import cpu_session
 
 from .errors import TargetError
-from .rounds import time_in_turn
+from .rounds import Seconds, Spread, interleave, seconds_of
 
 
 def bare_runner(release: Path, slide: Path, centers: Any, batch_rows: int) -> Callable[[], Any]:
@@ -84,7 +85,13 @@ def spots_to_score(slide: Path, pitch_um: float, *, mpp: float | None = None) ->
     return centers[spatial_order(centers)]
 
 
-def score_in_turn(runners: Mapping[str, Callable[[], Any]], spots: int, rounds: int) -> dict[str, Any]:
+def score_in_turn(
+    runners: Mapping[str, Callable[[], Any]],
+    spots: int,
+    rounds: int,
+    *,
+    processor_s: Mapping[str, Callable[[], float]] | None = None,
+) -> dict[str, Any]:
     """Time every way to score the same spots, in turn, after one untimed run of each.
 
     Parameters
@@ -94,21 +101,38 @@ def score_in_turn(runners: Mapping[str, Callable[[], Any]], spots: int, rounds: 
     spots : int
         Spots that each scores.
     rounds : int
+    processor_s : mapping of str to callable, optional
+        Name → processor time so far, in seconds, of the processes that work for it beside this one.
 
     Returns
     -------
     dict
         Facts of the rounds, ``spots_per_s`` by name, ``ratios`` of served to each other (of the same round), and
-        ``max_abs_diff_to_bare``.
+        ``max_abs_diff_to_bare``. With ``processor_s`` also ``ratios_by_processor_time``.
     """
     results = {name: run() for name, run in runners.items()}
-    timed = time_in_turn(runners, rounds)
+    elsewhere = processor_s or {}
+    timed = interleave({name: partial(_seconds, run, elsewhere.get(name)) for name, run in runners.items()}, rounds)
+    by_processor = {}
+    if processor_s is not None:
+        ratios = timed.map(lambda seconds: 1 / seconds.processor).ratios("served")
+        by_processor = {"ratios_by_processor_time": _of_served(ratios)}
     rates = timed.map(lambda seconds: spots / seconds.clock)
-    ratios = rates.ratios("served")
     return {
         **timed.facts(),
         "spots": spots,
         "spots_per_s": rates.spreads(),
-        "ratios": {f"served/{other}": ratio for other, ratio in ratios.items() if other != "served"},
+        "ratios": _of_served(rates.ratios("served")),
+        **by_processor,
         "max_abs_diff_to_bare": {n: float(np.abs(r - results["bare"]).max()) for n, r in results.items()},
     }
+
+
+def _seconds(run: Callable[[], object], elsewhere: Callable[[], float] | None) -> Seconds:
+    before = elsewhere() if elsewhere else 0.0
+    here = seconds_of(run)
+    return here if elsewhere is None else Seconds(here.clock, here.processor + elsewhere() - before)
+
+
+def _of_served(ratios: Mapping[str, Spread]) -> dict[str, Spread]:
+    return {f"served/{other}": ratio for other, ratio in ratios.items() if other != "served"}

@@ -12,9 +12,12 @@ from typing import Any
 
 from google.protobuf import text_format
 from m2ost_contract import (
+    ENGINE_PARAMETER,
     EXPRESSION,
+    INSTRUCTIONS_PARAMETER,
     MODEL_ENGINE,
     MODEL_TILER,
+    OPENVINO_CPU_BF16,
     EngineInfo,
     EnginePlan,
     Manifest,
@@ -46,6 +49,12 @@ def template_sha256(package: str = TEMPLATES) -> str:
     return digest.hexdigest()
 
 
+def template_profiles(package: str = TEMPLATES) -> set[str]:
+    """Names of the profiles that the templates in a package have, beside the default."""
+    with as_file(files(package)) as templates:
+        return {config.stem for folder in _models(templates) for config in folder.glob("configs/*.pbtxt")}
+
+
 MODELS_TOOL = "models"
 """Among the tools of a release's manifest: :func:`template_sha256` of the models that it holds."""
 
@@ -53,7 +62,9 @@ TENSORRT = "tensorrt"
 """Name of the toolkit, of Triton's backend and of the profile that serves its plans."""
 
 
-def write_repository(destination: Path, info: EngineInfo, plans: Sequence[EnginePlan] = ()) -> None:
+def write_repository(
+    destination: Path, info: EngineInfo, plans: Sequence[EnginePlan] = (), *, bf16_instructions: str = ""
+) -> None:
     """Write every served model but the engine's own files.
 
     Parameters
@@ -64,9 +75,13 @@ def write_repository(destination: Path, info: EngineInfo, plans: Sequence[Engine
         Fits the configs: views, number of genes, and the parameters that clients read.
     plans : sequence of EnginePlan
         The release's engines.
+    bf16_instructions : str
+        See :attr:`m2ost_contract.Manifest.bf16_instructions`.
     """
     plan_files = {p.compute_capability: Path(p.file).name for p in plans if p.toolkit == TENSORRT}
-    write_models(destination, lambda template: fit_config(template, info, plan_files))
+    write_models(
+        destination, lambda template: fit_config(template, info, plan_files, bf16_instructions=bf16_instructions)
+    )
 
 
 def current_models(release: Release, parent: Path) -> Path:
@@ -91,7 +106,8 @@ def current_models(release: Release, parent: Path) -> Path:
     folder = parent / f"release-{hashlib.sha256(key).hexdigest()[:16]}"
     if not folder.exists():
         with complete_folder(folder) as scratch:
-            write_repository(scratch, release.engine, release.manifest.engines)
+            manifest = release.manifest
+            write_repository(scratch, manifest.engine, manifest.engines, bf16_instructions=manifest.bf16_instructions)
             for name in (*release.manifest.files, Manifest.FILENAME):
                 link = scratch / name
                 if Path(name).suffix not in (".py", ".pbtxt"):
@@ -128,7 +144,13 @@ def _models(folder: Path) -> list[Path]:
     return sorted(config.parent for config in folder.glob("*/config.pbtxt"))
 
 
-def fit_config(template: str, info: EngineInfo, plan_files: Mapping[str, str] | None = None) -> str:
+def fit_config(
+    template: str,
+    info: EngineInfo,
+    plan_files: Mapping[str, str] | None = None,
+    *,
+    bf16_instructions: str = "",
+) -> str:
     """One config fitted to an engine. The comment block at its head, which states the reasons, is kept.
 
     Parameters
@@ -139,6 +161,8 @@ def fit_config(template: str, info: EngineInfo, plan_files: Mapping[str, str] | 
         The engine to serve.
     plan_files : mapping of str to str, optional
         Compute capability → file name of a TensorRT plan.
+    bf16_instructions : str
+        What the engine in bfloat16 may run on.
     """
     config = parse_config(template)
     for tensors in (config.input, config.output):
@@ -149,6 +173,9 @@ def fit_config(template: str, info: EngineInfo, plan_files: Mapping[str, str] | 
     if config.name in (MODEL_ENGINE, MODEL_TILER):
         for key, value in info.to_parameters().items():
             config.parameters[key].string_value = value
+    named = ENGINE_PARAMETER in config.parameters
+    if named and config.parameters[ENGINE_PARAMETER].string_value == OPENVINO_CPU_BF16:
+        config.parameters[INSTRUCTIONS_PARAMETER].string_value = bf16_instructions
     if config.backend == TENSORRT:
         for capability, file in (plan_files or {}).items():
             config.cc_model_filenames[capability] = file

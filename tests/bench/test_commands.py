@@ -31,6 +31,8 @@ def test_the_gpu_check_reads_its_own_options(options):
 
 RECORDS = {
     "served_vs_bare-amd-epyc-2-cores": ("served.served_vs_bare", "- served/bare: 0."),
+    "served_vs_bare-intel-xeon-no-amx-2-cores": ("served.served_vs_bare", "- served/served cpu, processor time: 0."),
+    "engines-intel-xeon-no-amx-2-cores": ("engines.speed", "| openvino-cpu-bf16 | "),
     "soak-amd-epyc-2-cores": ("served.soak", "Growth of the peak from the first to the second half: client "),
     "engines-intel-xeon-2-cores": ("engines.speed", "| openvino-cpu | "),
     "engine-threads-intel-xeon-2-cores": ("engines.threads", "| cpu, 2 thread(s), tiler all | "),

@@ -28,10 +28,10 @@ BAD = InferenceServerException("no such slide on the server", status="StatusCode
 
 
 class Script:
-    """Stands in for tritonclient: plays what ``answers`` says, then answers; serves ``release``."""
+    """Stands in for tritonclient: plays what ``answers`` says, then answers; serves ``release`` on ``engine``."""
 
     def __init__(self, *answers, release=ENGINE.release_sha256):
-        self.answers, self.release = list(answers), release
+        self.answers, self.release, self.engine = list(answers), release, {}
         self.requests = []
         self.closed = False
 
@@ -40,9 +40,9 @@ class Script:
         return self._play() or "answer"
 
     async def get_model_config(self, model, client_timeout):
-        values = {**ENGINE.to_parameters(), "release_sha256": self.release}
+        values = {**ENGINE.to_parameters(), "release_sha256": self.release, **self.engine}
         parameters = {key: SimpleNamespace(string_value=value) for key, value in values.items()}
-        return SimpleNamespace(config=SimpleNamespace(parameters=parameters))
+        return SimpleNamespace(config=SimpleNamespace(parameters=parameters, backend="python"))
 
     async def close(self):
         self.closed = True
@@ -201,6 +201,21 @@ def test_background_requests_say_so():
     assert script.requests[0][1]["parameters"]["background"] is True
 
 
+def test_another_engine_or_instruction_set_after_trouble_is_another_server():
+    for engine, words in (
+        ({"engine": "openvino-cpu"}, "on openvino-cpu, the slide began with release .* on python"),
+        ({"engine": "openvino-cpu-bf16", "engine_instructions": "amx_bf16"}, "on openvino-cpu-bf16 amx_bf16, the"),
+    ):
+        script = Script()
+
+        def comes_back_changed(script=script, engine=engine):
+            script.engine = engine
+
+        script.answers = [AWAY, comes_back_changed]
+        with pytest.raises(ReleaseChanged, match=words):
+            ask(script)
+
+
 @pytest.mark.parametrize("last", [None, BAD], ids=["an answer", "a refusal"])
 def test_another_release_after_trouble_is_told_whatever_it_answers(last):
     script = Script()
@@ -217,7 +232,8 @@ def test_another_release_after_trouble_is_told_whatever_it_answers(last):
 
 def test_a_server_of_something_else_is_refused_and_the_client_closed():
     script = Script()
-    script.get_model_config = lambda *a, **k: asyncio.sleep(0, SimpleNamespace(config=SimpleNamespace(parameters={})))
+    nothing = SimpleNamespace(config=SimpleNamespace(parameters={}, backend="python"))
+    script.get_model_config = lambda *a, **k: asyncio.sleep(0, nothing)
     with pytest.raises(RequestRejected, match="not a release"):
         ask(script)
     assert script.closed

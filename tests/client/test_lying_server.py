@@ -129,7 +129,7 @@ def score_by_ray(address):
     """What a task of the Ray runner returns, its body run in this process."""
     servers = Servers(addresses=(address,), retry_for_s=RETRY_FOR_S)
     try:
-        return score_unit(servers, ENGINE.release_sha256, SpotRange(SLIDE, 0, GRID, 1.0), 4).part.expression
+        return score_unit(servers, ENGINE, SpotRange(SLIDE, 0, GRID, 1.0), 4).part.expression
     finally:
         if _seat.cache_info().currsize:
             seat = _seat(servers)

@@ -31,6 +31,17 @@ def small_release(heavy, tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def split_release(heavy, tmp_path_factory) -> Path:
+    """A float32 release, with body and tail, beside its checkpoint."""
+
+    def make(folder: Path) -> None:
+        model, card = small_network()
+        build_release(model, save(folder / "checkpoint", model, card), folder / "release")
+
+    return made_once(tmp_path_factory, "split", make) / "release"
+
+
+@pytest.fixture(scope="session")
 def small_fp16(small_release) -> Exported:
     model, _ = small_network()
     graph = load_checked(small_release / "m2ost" / "1" / "model.onnx", SMALL.views)

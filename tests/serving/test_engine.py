@@ -153,7 +153,9 @@ def test_an_engine_file_that_is_not_the_releases(release):
 
 @pytest.mark.parametrize("choice", [None, "", "cuda", "onnxruntime"])
 def test_an_engine_that_is_none_is_an_error_and_not_a_default(release, choice):
-    with pytest.raises(EngineError, match=r"not one of onnxruntime-cpu, .*onnxruntime-cuda, openvino-cpu, tensorrt"):
+    with pytest.raises(
+        EngineError, match=r"not one of onnxruntime-cpu, .*onnxruntime-cuda, openvino-cpu, openvino-cpu-bf16, tensorrt"
+    ):
         load_engine(release, choice)
 
 

@@ -44,6 +44,17 @@ def need_address(host: str) -> None:
         pytest.skip(f"this machine has no {host}: {error}")
 
 
+def need_bf16() -> str:
+    """The instruction set of bfloat16; skips the test where OpenVINO has none here."""
+    from m2ost_contract import EngineError
+    from m2ost_serving.engine.mixed import bf16_instructions
+
+    try:
+        return bf16_instructions()
+    except EngineError as error:
+        pytest.skip(f"the gate of bfloat16 needs a processor that computes in it: {error}")
+
+
 def in_namespaces(script: str, *arguments: object, **variables: str) -> list[str]:
     """Lines that a Python script prints with a /dev/shm of its own, which no server of this machine uses."""
     for command in (["unshare", "--mount"], ["unshare", "--user", "--map-root-user", "--mount"]):

@@ -23,6 +23,7 @@ from m2ost_loadtests.errors import LoadTestError
 from m2ost_loadtests.rounds import Seconds, seconds_of
 from m2ost_serving.devices import HostDevice
 from m2ost_serving.engine import CpuThreads, Engine
+from m2ost_serving.engine.mixed import MixedOpenVinoEngine
 from m2ost_serving.engine.onnx import OnnxEngine
 from m2ost_serving.engine.openvino import OpenVinoEngine, compile_graph
 
@@ -49,6 +50,8 @@ class Subject:
         The release's ``model.onnx``.
     attention_graph : Path
         The same with every attention as one operator.
+    body, tail : Path
+        The release's ``body.onnx`` and ``tail.onnx``.
     checkpoint : Path
     geometry : ViewGeometry
     """
@@ -56,6 +59,8 @@ class Subject:
     published: Path
     release_graph: Path
     attention_graph: Path
+    body: Path
+    tail: Path
     checkpoint: Path
     geometry: ViewGeometry
 
@@ -86,6 +91,10 @@ def engines() -> dict[str, tuple[str, Callable[[Subject, int], Score]]]:
         "openvino-cpu": (
             "as the profile cpu-openvino serves: OpenVINO, the release's graph, float32",
             lambda s, n: _by_engine(OpenVinoEngine(s.release_graph, s.geometry, CpuThreads(n)), s.geometry),
+        ),
+        "openvino-cpu-bf16": (
+            "as the profile cpu-bf16 serves: OpenVINO, the release's body in bfloat16, its tail in float32",
+            lambda s, n: _by_engine(MixedOpenVinoEngine(s.body, s.tail, s.geometry, CpuThreads(n)), s.geometry),
         ),
         "openvino bf16": (
             "OpenVINO, the release's graph, its own choice of what is bfloat16",

@@ -20,7 +20,7 @@ import numpy as np
 import onnx
 from m2ost.checkpoint import load
 from m2ost.metrics import pearson
-from m2ost_contract import ONNX_FILE, Manifest
+from m2ost_contract import BODY_FILE, ONNX_FILE, TAIL_FILE, Manifest
 from m2ost_export.gate import MIN_R_GENE
 from m2ost_export.graph import export_onnx
 from m2ost_export.onnx_files import with_attention
@@ -100,7 +100,8 @@ def measure(options: EngineSpeedOptions, say: Callable[[str], None]) -> dict[str
         release_graph = options.release / ONNX_FILE
         onnx.save(with_attention(onnx.load(release_graph)), attention)
         np.savez(spots, *views)
-        subject = Subject(published, release_graph, attention, options.checkpoint, model.config.views)
+        body, tail = options.release / BODY_FILE, options.release / TAIL_FILE
+        subject = Subject(published, release_graph, attention, body, tail, options.checkpoint, model.config.views)
         found = [_with_threads(n, names, subject, spots, options, say) for n in options.threads]
     return {
         "machine": describe_machine(),

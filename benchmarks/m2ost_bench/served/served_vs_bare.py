@@ -2,6 +2,7 @@
 
 - **bare**: one ONNX Runtime session, configured as in the release, on views that lie ready in memory.
 - **served**: from slide ids and coordinates through gRPC, tiler and engine of an embedded Triton.
+- **served cpu**, where another profile is served: the same by the profile ``cpu``, which computes as bare does.
 - **authors**: Pillow crops and resizes every view from the decoded slide, PyTorch float32 in eager mode, batch 48.
   Decoding the whole slide, which their data loader does once, is not counted.
 """
@@ -10,21 +11,29 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from m2ost_client.server.command import ServerOptions
+import psutil
+from m2ost_client.server.command import DEFAULT_PROFILE, ServerOptions
 from m2ost_client.server.supervisor import TritonServer
 from m2ost_client.stream import StreamOptions
 from m2ost_contract import ViewGeometry
+from m2ost_loadtests.machine import cpu_instructions, versions
 from m2ost_loadtests.rounds import spread_text
 from m2ost_loadtests.runners import bare_runner, score_in_turn, served_runner, spots_to_score
 from m2ost_preprocess.decoder import decoded_slide
 from m2ost_preprocess.slides import SlideRoots
 from PIL import Image
 
+from ..process_memory import processor_s
+
 AUTHORS_BATCH = 48
+CPU = "served cpu"
+RUNTIMES = ("onnxruntime", "openvino", "torch")
 
 
 def authors_runner(checkpoint: Path, slide: Path, centers: Any) -> Callable[[], Any]:
@@ -59,9 +68,16 @@ def _authors_view(image: Image.Image, geometry: ViewGeometry, view: int, center:
 
 
 def measure(
-    release: Path, slide: Path, *, checkpoint: Path, pitch_um: float, rounds: int, stream: StreamOptions
+    release: Path,
+    slide: Path,
+    *,
+    checkpoint: Path,
+    pitch_um: float,
+    rounds: int,
+    stream: StreamOptions,
+    profile: str = DEFAULT_PROFILE,
 ) -> dict[str, Any]:
-    """Time the three ways on a server of their own; also checks that they agree.
+    """Time the ways on servers of their own, by the clock and by processor time; also checks that they agree.
 
     Parameters
     ----------
@@ -73,6 +89,8 @@ def measure(
     rounds : int
     stream : StreamOptions
         Of the client; its batch is also that of bare inference.
+    profile : str
+        What is served, by an engine on the CPU.
 
     Raises
     ------
@@ -81,23 +99,31 @@ def measure(
     """
     slide = slide.resolve()
     centers = spots_to_score(slide, pitch_um)
-    began = time.perf_counter()
-    with TritonServer(ServerOptions(release=release, roots=SlideRoots({"bench": slide.parent}))) as server:
-        cold_start_s = time.perf_counter() - began
-        runners = {
-            "bare": bare_runner(release, slide, centers, stream.batch_rows),
-            "served": served_runner(server.address, f"bench/{slide.name}", centers, stream),
-            "authors": authors_runner(checkpoint, slide, centers),
-        }
-        timed = score_in_turn(runners, len(centers), rounds)
+    profiles = {"served": profile, **({} if profile == DEFAULT_PROFILE else {CPU: DEFAULT_PROFILE})}
+    roots = SlideRoots({"bench": slide.parent})
+    cold_start_s = 0.0
+    runners: dict[str, Callable[[], Any]] = {"bare": bare_runner(release, slide, centers, stream.batch_rows)}
+    elsewhere: dict[str, Callable[[], float]] = {}
+    with ExitStack() as stack:
+        for name, chosen in profiles.items():
+            began = time.perf_counter()
+            server = stack.enter_context(TritonServer(ServerOptions(release=release, roots=roots, profile=chosen)))
+            cold_start_s = cold_start_s or time.perf_counter() - began
+            runners[name] = served_runner(server.address, f"bench/{slide.name}", centers, stream)
+            elsewhere[name] = partial(processor_s, psutil.Process(server.pid))
+        runners["authors"] = authors_runner(checkpoint, slide, centers)
+        timed = score_in_turn(runners, len(centers), rounds, processor_s=elsewhere)
     return {
         "slide": slide.name,
         "precision": "fp32",
+        "profile": profile,
+        "instructions": cpu_instructions(),
+        "versions": versions(RUNTIMES),
         "batch_rows": stream.batch_rows,
         "window": stream.window,
         "included": {
             "bare": "inference only",
-            "served": "reading the slide, views, gRPC, inference",
+            **dict.fromkeys(profiles, "reading the slide, views, gRPC, inference"),
             "authors": "views, inference; not decoding the slide",
         },
         **timed,
@@ -115,6 +141,10 @@ def to_markdown(report: dict[str, Any]) -> str:
             for name, rate in report["spots_per_s"].items()
         ),
         *(f"- {name}: {spread_text(ratio, '.3f')}" for name, ratio in report["ratios"].items()),
+        *(
+            f"- {name}, processor time: {spread_text(ratio, '.3f')}"
+            for name, ratio in report.get("ratios_by_processor_time", {}).items()
+        ),
         f"- cold start: {report['cold_start_s']:.1f} s",
     ]
     return "\n".join(lines) + "\n"

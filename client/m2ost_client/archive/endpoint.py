@@ -46,7 +46,8 @@ def is_late(error: ServerUnavailable | ReleaseChanged) -> bool:
 class Endpoint:
     """A server, used while it is healthy.
 
-    Ejected when it is away, hung or has lost a model; taken back once it answers real inferences with the same release.
+    Ejected when it is away, hung or has lost a model; taken back once it answers real inferences with the same
+    release and engine.
 
     Parameters
     ----------
@@ -96,13 +97,13 @@ class Endpoint:
         """What it served when it was last found healthy."""
         return self.connection.info
 
-    async def try_open(self, release_sha256: str | None) -> bool:
-        """Connect, and use it if it answers real inferences with the release that the archive is scored with.
+    async def try_open(self, served: EngineInfo | None) -> bool:
+        """Connect, and use it if it answers real inferences with the release and engine of the archive.
 
         Parameters
         ----------
-        release_sha256 : str or None
-            None takes any.
+        served : EngineInfo or None
+            What the archive is scored with; None takes any.
 
         Raises
         ------
@@ -122,7 +123,7 @@ class Endpoint:
         except ServerUnavailable as error:
             self.reason = str(error)
             return False
-        self.reason = await self._complaint(connection, release_sha256)
+        self.reason = await self._complaint(connection, served)
         if self.reason:
             await connection.close()
             return False
@@ -132,21 +133,20 @@ class Endpoint:
         self._on_change()
         return True
 
-    async def _complaint(self, connection: Connection, release_sha256: str | None) -> str:
-        served = connection.info.release_sha256
-        if release_sha256 not in (None, served):
-            return f"serves release {served[:12]}, not {str(release_sha256)[:12]}"
+    async def _complaint(self, connection: Connection, served: EngineInfo | None) -> str:
+        if served is not None and connection.info.identity != served.identity:
+            return f"serves {connection.info.in_words()}, not {served.in_words()}"
         health = await asyncio.to_thread(probe, self.address, connection.info)
         return "" if health.ready else f"does not answer: {', '.join((*health.dead, *health.silent))}"
 
-    async def keep_trying(self, release_sha256: str) -> None:
+    async def keep_trying(self, served: EngineInfo) -> None:
         """Take it back as soon as it is well again."""
         pause_s = self._options.probe_pause_s
         while not self.healthy:
             await asyncio.sleep(pause_s)
             pause_s = min(2 * pause_s, 5.0)
             with suppress(ClientError):
-                if await self.try_open(release_sha256):
+                if await self.try_open(served):
                     self.returns += 1
 
     async def close(self) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from m2ost_contract import EngineInfo, as_centers
+from m2ost_contract import ONNXRUNTIME_CPU, EngineInfo, as_centers
 from m2ost_preprocess.decoder import SlideInfo
 from m2ost_preprocess.slides.spot_places import check_places
 from m2ost_preprocess.slides.spots import Spots, grid, read_spots
@@ -25,6 +25,10 @@ from .slide_list import SlideRow
 
 Describe = Callable[[float | None, float | None], Awaitable[SlideInfo]]
 """Describes the slide: (pitch in µm or None, µm/px or None)."""
+
+
+ENGINE_OF_BEFORE = ONNXRUNTIME_CPU
+"""What an archive was scored on whose state says nothing of it: that of an earlier version, which had this default."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,8 +47,8 @@ class Settings:
     view_mpp: float | str | None = None
 
     def to_dict(self, engine: EngineInfo) -> dict[str, Any]:
-        """With the release, as the state keeps them."""
-        return {**asdict(self), "release_sha256": engine.release_sha256}
+        """With release and engine, as the state keeps them."""
+        return {**asdict(self), "release_sha256": engine.release_sha256, "engine": engine.runs_on}
 
 
 @dataclass(frozen=True)
@@ -61,7 +65,7 @@ class SlidePlan:
     scale : float
         Level-0 pixels per view pixel.
     key : str
-        sha256 over what the values depend on: content, release, µm/px, and where the spots come from.
+        sha256 over what the values depend on: content, release, engine, µm/px, and where the spots come from.
     """
 
     row: SlideRow
@@ -104,6 +108,7 @@ def result_key(row: SlideRow, fingerprint: str, settings: Settings, engine: Engi
         "pitch_um": None if row.spots else row.pitch_um or settings.pitch_um,
         "spots": _sha256(row.spots),
         "mask": _sha256(row.mask),
+        **({} if engine.runs_on == ENGINE_OF_BEFORE else {"engine": engine.runs_on}),
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 

@@ -86,7 +86,7 @@ class Pool:
         ServerUnavailable
             If none is healthy within ``retry_for_s``.
         InputError
-            If two serve different releases.
+            If two serve different releases, or on different engines.
         RequestRejected
             If one serves no release of this project.
         """
@@ -275,7 +275,7 @@ class Pool:
             for endpoint in self.endpoints:
                 task = self._returning.get(endpoint)
                 if not endpoint.healthy and (task is None or task.done()):
-                    self._returning[endpoint] = asyncio.ensure_future(endpoint.keep_trying(self.info.release_sha256))
+                    self._returning[endpoint] = asyncio.ensure_future(endpoint.keep_trying(self.info))
             without_since = None if any(e.healthy for e in self.endpoints) else without_since or now
             self._check()
             if without_since is not None and now - without_since >= self._retry_for_s:
@@ -316,10 +316,10 @@ class Pool:
             await asyncio.sleep(0.5)
         self._info = healthy[0].info
         for endpoint in healthy[1:]:
-            if endpoint.info.release_sha256 != self._info.release_sha256:
+            if endpoint.info.identity != self._info.identity:
                 raise InputError(
-                    f"{endpoint.address} serves release {endpoint.info.release_sha256[:12]} and "
-                    f"{healthy[0].address} {self._info.release_sha256[:12]}; an archive is scored with one: "
+                    f"{endpoint.address} serves {endpoint.info.in_words()} and "
+                    f"{healthy[0].address} {self._info.in_words()}; an archive is scored with one: "
                     "leave one out"
                 )
 

@@ -19,6 +19,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from m2ost_contract import EngineInfo
 from m2ost_preprocess.decoder import Decoder, SlideInfo
 from m2ost_preprocess.errors import SlideError
 
@@ -73,13 +74,13 @@ class _Seat:
 _seat = lru_cache(maxsize=1)(_Seat)
 
 
-def score_unit(servers: Servers, release_sha256: str, unit: SpotRange, batch_rows: int) -> Scored:
+def score_unit(servers: Servers, served: EngineInfo, unit: SpotRange, batch_rows: int) -> Scored:
     """Score one unit; the body of a task.
 
     Parameters
     ----------
     servers : Servers
-    release_sha256 : str
+    served : EngineInfo
         What the archive is scored with.
     unit : SpotRange
     batch_rows : int
@@ -88,22 +89,22 @@ def score_unit(servers: Servers, release_sha256: str, unit: SpotRange, batch_row
     Raises
     ------
     ReleaseChanged
-        If the servers do not serve the release of the archive. Otherwise as :func:`score_range`.
+        If the servers do not serve the release of the archive, or on another engine. Otherwise as :func:`score_range`.
     """
     try:
         seat = _seat(servers)
-        return seat.loop.run(_score_unit(seat, servers.window, release_sha256, unit, batch_rows))
+        return seat.loop.run(_score_unit(seat, servers.window, served, unit, batch_rows))
     except (ServerUnavailable, ReleaseChanged):
         _seat.cache_clear()
         raise
 
 
-async def _score_unit(seat: _Seat, window: int, release_sha256: str, unit: SpotRange, batch_rows: int) -> Scored:
+async def _score_unit(seat: _Seat, window: int, served: EngineInfo, unit: SpotRange, batch_rows: int) -> Scored:
     pool = seat.pool
-    if pool.info.release_sha256 != release_sha256:
+    if pool.info.identity != served.identity:
         raise ReleaseChanged(
-            f"the servers serve release {pool.info.release_sha256[:12]}, the archive is scored with "
-            f"{release_sha256[:12]}; roll it back, or run again with --rescore-changed"
+            f"the servers serve {pool.info.in_words()}, the archive is scored with {served.in_words()}; "
+            "roll it back, or run again with --rescore-changed"
         )
     retries, before = pool.retries, seat.counts()
     part = await score_range(seat.scorer, unit, batch_rows=batch_rows, concurrency=window)
@@ -223,9 +224,7 @@ class OnRay:
                 try:
                     if self._drained:
                         raise Drained
-                    scored: Scored = await self._task(
-                        self._score, unit.slide, self._pool.info.release_sha256, unit, self._batch_rows
-                    )
+                    scored: Scored = await self._task(self._score, unit.slide, self._pool.info, unit, self._batch_rows)
                 except Exception as error:
                     failures.append(error)
                     return

@@ -38,7 +38,7 @@ from .output import (
     write_summary,
     write_table,
 )
-from .plan import SlidePlan, plan_slide, result_key
+from .plan import ENGINE_OF_BEFORE, SlidePlan, plan_slide, result_key
 from .pool import Drained, Pool
 from .runner import InProcess, Runner
 from .scan import LeftOut
@@ -122,7 +122,7 @@ class Rescore:
         Raises
         ------
         InputError
-            If the archive was scored with another release or other settings, and is not to be scored anew; or if a
+            If the archive was scored with another release, engine or settings, and is not to be scored anew; or if a
             gene is not in the panel, or an export needs what is not installed.
         OutputError, ServerUnavailable, ServerStartError
             If the run cannot go on; what was scored is kept, and the same command goes on from there.
@@ -166,10 +166,12 @@ class Rescore:
             (options.out / name).unlink(missing_ok=True)
 
     def _agree_on_settings(self) -> None:
-        """One archive, one release and one set of settings: what was made otherwise is refused, or made anew."""
+        """One archive, one release, engine and set of settings: what was made otherwise is refused, or made anew."""
         options, state, engine = self._options, self._state, self.pool.info
         now = options.settings.to_dict(engine)
         before = state.setting("settings")
+        if before is not None:
+            before = {"engine": ENGINE_OF_BEFORE, **before}
         if before not in (None, now):
             records = state.slides()
             changes = ", ".join(
@@ -361,6 +363,7 @@ class Rescore:
             **self.runner.facts(),
             **asdict(self._options.settings),
             "release_sha256": self.pool.info.release_sha256,
+            "engine": self.pool.info.runs_on,
         }
         summary = summarise(records, skipped=self._skipped, run=run, left_out=self._left_out)
         write_table(records, self._options.out)

@@ -70,6 +70,7 @@ def read_stored(path: Path) -> tuple[SlideResult, dict[str, Any]]:
             checkpoint_sha256=metadata["checkpoint_sha256"],
             onnx_sha256="",
             release_sha256=metadata["release_sha256"],
+            runs_on=metadata.get("engine", ""),
         )
         spots = Spots(
             centers,

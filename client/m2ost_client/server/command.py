@@ -8,8 +8,9 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from m2ost_contract import ENV_DECODER_TRACE, METRICS_URL_ENV, NO_TELEMETRY
+from m2ost_contract import ENV_DECODER_TRACE, METRICS_URL_ENV, MODEL_ENGINE, NO_TELEMETRY
 from m2ost_preprocess.slides import SlideRoots
+from m2ost_serving.repository import template_profiles
 
 from ..errors import ServerStartError
 from .host import Ports, host_port
@@ -223,4 +224,6 @@ def check_profile(folder: Path, profile: str) -> None:
     """
     known = [DEFAULT_PROFILE, *sorted({path.stem for path in folder.glob("*/configs/*.pbtxt")})]
     if profile not in known:
-        raise ServerStartError(f"{folder} has no profile {profile!r}; it has {', '.join(known)}")
+        of_before = (folder / MODEL_ENGINE).is_dir() and profile in template_profiles()
+        later = "; a release that m2ost export makes now has it: export the checkpoint anew" if of_before else ""
+        raise ServerStartError(f"{folder} has no profile {profile!r}; it has {', '.join(known)}{later}")

@@ -6,18 +6,21 @@ from m2ost_contract import (
     CHOICES,
     DENSE_FILE,
     ENGINE_PARAMETER,
-    ONNX_FILE,
     ONNXRUNTIME_CPU,
     ONNXRUNTIME_CPU_DENSE,
     ONNXRUNTIME_CUDA,
     OPENVINO_CPU,
+    OPENVINO_CPU_BF16,
     EngineError,
     Release,
+    graphs_of,
+    why_no_bf16,
 )
 
 from ..devices import CudaDevice, HostDevice
 from .base import CpuThreads, Engine
 from .dense import DenseOnnxEngine
+from .mixed import MixedOpenVinoEngine
 from .onnx import OnnxEngine
 from .openvino import OpenVinoEngine
 from .tensorrt import TensorRTEngine
@@ -58,10 +61,12 @@ def load_engine(
             raise EngineError(
                 f"{release.folder}: has no {DENSE_FILE}; export the checkpoint anew with: m2ost export --dense"
             )
-        release.check([DENSE_FILE])
+        release.check(graphs_of(choice))
         return DenseOnnxEngine(release.dense, views, int(release.manifest.architecture["patch_px"]), threads)
+    if choice == OPENVINO_CPU_BF16:
+        return _load_mixed(release, threads)
     if choice in (ONNXRUNTIME_CPU, OPENVINO_CPU, ONNXRUNTIME_CUDA):
-        release.check([ONNX_FILE])
+        release.check(graphs_of(choice))
         if choice == OPENVINO_CPU:
             return OpenVinoEngine(release.onnx, views, threads)
         if choice == ONNXRUNTIME_CUDA:
@@ -73,3 +78,16 @@ def load_engine(
     plan = release.plan(choice, device.compute_capability)
     release.check([plan.file])
     return TensorRTEngine(release.folder / plan.file, views, choice, device)
+
+
+def _load_mixed(release: Release, threads: CpuThreads | None) -> MixedOpenVinoEngine:
+    """Body and tail, where they passed their gate with the instructions that they are computed by here."""
+    problem = why_no_bf16(release.manifest)
+    if problem or release.split is None:
+        raise EngineError(f"{release.folder}: {problem}")
+    release.check(graphs_of(OPENVINO_CPU_BF16))
+    engine = MixedOpenVinoEngine(*release.split, release.engine.views, threads)
+    problem = why_no_bf16(release.manifest, engine.instructions)
+    if problem:
+        raise EngineError(f"{release.folder}: {problem}")
+    return engine

@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from m2ost_client.archive import SlideRow
-from m2ost_client.archive.plan import Settings, plan_slide
+from m2ost_client.archive.plan import ENGINE_OF_BEFORE, Settings, plan_slide, result_key
 from m2ost_preprocess.errors import SpotError
 
 
@@ -55,3 +55,16 @@ def test_pixels_of_a_smaller_image_are_refused_by_the_slides_own_overview(result
     path.write_text("x,y\n" + "".join(f"{x / 4},{y / 4}\n" for x, y in rows))
     with pytest.raises(SpotError, match="on it when multiplied by 4: these look like pixels of a smaller image"):
         plan(result, path)
+
+
+def test_values_of_another_engine_are_other_values_and_those_of_before_are_still_the_defaults(result):
+    row, settings = SlideRow("a", "a.svs"), Settings()
+
+    def key(runs_on):
+        return result_key(row, "content", settings, replace(result.engine, runs_on=runs_on))
+
+    engines = ("openvino-cpu", "openvino-cpu-bf16 avx512_bf16", "openvino-cpu-bf16 amx_bf16", "tensorrt")
+    keys = {key(name) for name in (ENGINE_OF_BEFORE, *engines)}
+    assert len(keys) == 1 + len(engines)
+    by_an_earlier_version = "8809483839d73f454ba00de7a18275e5e726d495b333cf1eb13f0672e6864f0f"
+    assert key(ENGINE_OF_BEFORE) == by_an_earlier_version

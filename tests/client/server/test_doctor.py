@@ -21,7 +21,7 @@ from m2ost_client.server.doctor.profile import read_profile
 from m2ost_client.server.doctor.release import check_files, extra_files, files_served
 from m2ost_client.server.host import SHM, Ports
 from m2ost_client.server.installation import Installation
-from m2ost_contract import Manifest, ManifestError, ViewGeometry, sha256_file
+from m2ost_contract import BODY_FILE, TAIL_FILE, Manifest, ManifestError, ViewGeometry, sha256_file
 from m2ost_serving.repository import write_repository
 
 from tests.support.releases import ENGINE, engine_plan
@@ -48,6 +48,8 @@ SERVER = ServerFacts(
     nvinfer="10.13.2.6",
     cuda_driver=12040,
     gpus=(L4,),
+    bf16_instructions="avx512_bf16",
+    bf16_gain=1.9,
 )
 PLANS = (
     engine_plan(),
@@ -58,6 +60,7 @@ PROFILES = {
     "cpu": ("python", "onnxruntime-cpu", False, ""),
     "cpu-dense": ("python", "onnxruntime-cpu-dense", False, ""),
     "cpu-openvino": ("python", "openvino-cpu", False, ""),
+    "cpu-bf16": ("python", "openvino-cpu-bf16", False, ""),
     "onnxruntime": ("onnxruntime", "", True, ""),
     "onnxruntime-tensorrt": ("onnxruntime", "", True, ""),
     "tensorrt": ("tensorrt", "", True, "tensorrt"),
@@ -213,6 +216,49 @@ def test_onnx_runtime_that_would_run_on_the_cpu(served):
     assert "cannot be loaded: libcublasLt.so.12" in only_error(doctor.check_onnxruntime(profile, broken))
     fits(doctor.check_onnxruntime(served["cpu"], broken))
     assert doctor.check_onnxruntime(served["tensorrt"], cpu_only) == []
+
+
+def with_split(manifest, instructions="avx512_bf16"):
+    """The manifest of a release with body and tail, which passed their gate."""
+    files = {**manifest.files, BODY_FILE: "a" * 64, TAIL_FILE: "b" * 64}
+    return replace(manifest, files=files, parity={"split": {"gate": {"instructions": instructions}}})
+
+
+def test_bfloat16_where_processor_and_release_have_it(served, manifest):
+    fits(doctor.check_bf16(served["cpu-bf16"], with_split(manifest), SERVER))
+    for name in ("cpu", "cpu-openvino"):
+        assert doctor.check_bf16(served[name], manifest, replace(SERVER, bf16_instructions="")) == []
+    slow = replace(SERVER, bf16_gain=0.66)
+    (finding,) = doctor.check_bf16(served["cpu-bf16"], with_split(manifest), slow)
+    assert finding.level is Level.WARNING
+    assert "a product takes 1/0.66 of its time in float32: float32 is as fast here" in str(finding)
+
+
+def test_bfloat16_that_the_processor_lacks(served, manifest):
+    without = replace(SERVER, bf16_instructions="", bf16_error="OpenVINO 2026.4.1 does not compute in bfloat16 …")
+    words = only_error(doctor.check_bf16(served["cpu-bf16"], with_split(manifest), without))
+    assert "does not compute in bfloat16" in words
+    assert "--profile cpu-openvino" in words
+
+
+def test_bfloat16_that_the_release_is_not_gated_for(served, manifest):
+    for found, expected in (
+        (manifest, "no m2ost/1/body.onnx, which bfloat16 is for: it was exported by an earlier version"),
+        (replace(manifest, engine=replace(manifest.engine, precision="fp16")), "it is not in fp32"),
+        (with_split(manifest, ""), "was not measured in bfloat16"),
+        (with_split(manifest, "amx_bf16"), "passed the gate of bfloat16 with amx_bf16, here is avx512_bf16"),
+    ):
+        words = only_error(doctor.check_bf16(served["cpu-bf16"], found, SERVER))
+        assert expected in words
+        assert "on this machine: m2ost export CHECKPOINT --gate-slide SLIDE" in words
+
+
+def test_the_servers_interpreter_is_asked_for_bfloat16_only_where_it_matters():
+    here = Installation(Path("tritonserver"), {"PATH": f"{Path(sys.executable).parent}"})
+    assert server_facts(here, probe=False).bf16_gain == 0
+    facts = server_facts(here, probe=False, bf16=True)
+    assert bool(facts.bf16_instructions) != bool(facts.bf16_error)
+    assert bool(facts.bf16_instructions) == (facts.bf16_gain > 0)
 
 
 def test_openvino_that_is_missing(served):

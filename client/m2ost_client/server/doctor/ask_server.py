@@ -1,7 +1,7 @@
 """Run by the server's interpreter, as a file: what its environment has. Standard library, and what is asked about.
 
-Usage: ask_server.py [--probe]. Writes one JSON object as the last line: the arguments of ``ServerFacts``, but for the
-interpreter's name.
+Usage: ask_server.py [--probe] [--bf16]. Writes one JSON object as the last line: the arguments of ``ServerFacts``, but
+for the interpreter's name.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ NAMES = (
 """Beginnings of the names of distributions that matter."""
 
 
-def main(probe: bool) -> None:
+def main(probe: bool, bf16: bool) -> None:
     """Write the facts."""
     installed = {str(d.metadata["Name"]).lower().replace("_", "-"): d.version for d in distributions()}
     facts: dict[str, Any] = {
@@ -42,6 +42,9 @@ def main(probe: bool) -> None:
         with contextlib.redirect_stdout(sys.stderr):
             facts |= _onnxruntime() | _gpus() | {"libcuda_error": _libcuda_error()}
             facts |= {"tensorrt": _tensorrt(), "nvinfer": _nvinfer(), "tensorrt_rtx": _tensorrt_rtx()}
+    if bf16:
+        with contextlib.redirect_stdout(sys.stderr):
+            facts |= _bf16()
     sys.stdout.write(json.dumps(facts) + "\n")
 
 
@@ -92,6 +95,14 @@ def _gpus() -> dict[str, Any]:
     return facts
 
 
+def _bf16() -> dict[str, Any]:
+    try:
+        mixed = importlib.import_module("m2ost_serving.engine.mixed")
+        return {"bf16_instructions": mixed.bf16_instructions(), "bf16_gain": mixed.bf16_gain()}
+    except Exception as error:  # as above
+        return {"bf16_error": str(error)}
+
+
 def _libcuda_error() -> str:
     try:
         ctypes.CDLL("libcuda.so")
@@ -122,4 +133,4 @@ def _tensorrt_rtx() -> str:
 
 
 if __name__ == "__main__":
-    main("--probe" in sys.argv[1:])
+    main("--probe" in sys.argv[1:], "--bf16" in sys.argv[1:])

@@ -5,7 +5,16 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from m2ost_contract import CHOICES, ONNXRUNTIME_CPU, OPENVINO_CPU, EngineError, Manifest, plan_for, supports_version
+from m2ost_contract import (
+    CHOICES,
+    ONNXRUNTIME_CPU,
+    OPENVINO_CPU,
+    EngineError,
+    Manifest,
+    plan_for,
+    supports_version,
+    why_no_bf16,
+)
 
 from .facts import Gpu, HostFacts, Profile, ServerFacts
 from .findings import Finding, error, ok, warning
@@ -24,6 +33,10 @@ itself for ever, without a word."""
 
 USUAL_OPEN_FILES = 4096
 """With fewer, a few hundred connections that nobody uses keep everybody else from the server."""
+
+WORTHWHILE_GAIN = 1.25
+"""In bfloat16 a product must be so many times as fast as in float32 to be worth other values: on Intel's processors
+with avx512_bf16 and without AMX it is not."""
 
 _ONNXRUNTIME_GPU = "onnxruntime-gpu[cuda,cudnn]==1.24.4"
 """The last that is built for CUDA 12, as is the CuPy of the server's environment."""
@@ -117,6 +130,22 @@ def check_openvino(profile: Profile, server: ServerFacts) -> list[Finding]:
         remedy = f"{server.python} -m pip install 'm2ost-triton[openvino]' 'numpy<2'; or serve with --profile cpu"
         return [error("openvino", message, remedy)]
     return [ok("openvino", server.packages["openvino"])]
+
+
+def check_bf16(profile: Profile, manifest: Manifest | None, server: ServerFacts) -> list[Finding]:
+    """Where the profile computes in bfloat16: the processor has it, and the release passed its gate with it."""
+    if not profile.uses_bf16 or "openvino" not in server.packages:
+        return []
+    if not server.bf16_instructions:
+        return [error("bfloat16", server.bf16_error, "--profile cpu-openvino, or --profile cpu")]
+    problem = why_no_bf16(manifest, server.bf16_instructions) if manifest is not None else ""
+    if problem:
+        what, _, remedy = problem.partition(", on this machine: ")
+        return [error("bfloat16", what, f"on this machine: {remedy}; or serve with --profile cpu-openvino")]
+    message = f"{server.bf16_instructions}, a product takes 1/{server.bf16_gain:.2f} of its time in float32"
+    if server.bf16_gain < WORTHWHILE_GAIN:
+        return [warning("bfloat16", f"{message}: float32 is as fast here", "--profile cpu-openvino, or --profile cpu")]
+    return [ok("bfloat16", message)]
 
 
 def _onnxruntime_remedy(profile: Profile, server: ServerFacts) -> str:

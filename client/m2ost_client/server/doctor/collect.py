@@ -123,7 +123,7 @@ def _limit(kind: int, *, hard: bool = False) -> int | None:
     return None if limit == resource.RLIM_INFINITY else limit
 
 
-def server_facts(installation: Installation, *, probe: bool) -> ServerFacts:
+def server_facts(installation: Installation, *, probe: bool, bf16: bool = False) -> ServerFacts:
     """The facts of the server's environment.
 
     Parameters
@@ -132,6 +132,8 @@ def server_facts(installation: Installation, *, probe: bool) -> ServerFacts:
         Whose interpreter is asked.
     probe : bool
         Also load ONNX Runtime, CuPy and TensorRT and ask them: a second or two.
+    bf16 : bool
+        Also ask OpenVINO for bfloat16: a second.
 
     Raises
     ------
@@ -142,7 +144,7 @@ def server_facts(installation: Installation, *, probe: bool) -> ServerFacts:
     if python is None:
         raise CannotAsk("there is no python3 on PATH, which Triton's Python backend runs its models in")
     script = str(Path(__file__).with_name("ask_server.py"))
-    command = [str(python), *AS_A_MODEL, script, *(["--probe"] if probe else [])]
+    command = [str(python), *AS_A_MODEL, script, *(["--probe"] if probe else []), *(["--bf16"] if bf16 else [])]
     try:
         answer = subprocess.run(
             command,

@@ -91,7 +91,7 @@ def _check_server(profile: Profile | None, manifest: Manifest | None) -> list[Fi
     host = host_facts(ask_driver=True)
     findings += checks.check_limits(host)
     try:
-        server = server_facts(installation, probe=True)
+        server = server_facts(installation, probe=True, bf16=profile.uses_bf16)
     except CannotAsk as problem:
         findings.append(error("environment", str(problem), "make .triton, or as the README's Install by role says"))
         return findings + checks.check_memory(profile, host)
@@ -103,6 +103,7 @@ def _check_server(profile: Profile | None, manifest: Manifest | None) -> list[Fi
 def _check_engine(profile: Profile, manifest: Manifest | None, host: HostFacts, server: ServerFacts) -> list[Finding]:
     findings = checks.check_gpu(profile, host, server)
     findings += checks.check_onnxruntime(profile, server) + checks.check_openvino(profile, server)
+    findings += checks.check_bf16(profile, manifest, server)
     if manifest is not None:
         findings += checks.check_engine(profile, manifest, server.gpus or host.gpus, server)
     return findings
@@ -166,8 +167,9 @@ def check_start(options: ServerOptions, manifest: Manifest, installation: Instal
     """Refuse to start what cannot run, before it is tried.
 
     The part of :func:`examine` that decides, and no more than that: the files that the profile serves, and all of the
-    folders beside; its backends, /dev/shm, the user's limits, a folder for temporary files; OpenVINO where the profile
-    runs on it; GPU, driver and runtimes, which take a second or two to ask, only where the profile is for a GPU.
+    folders beside; its backends, /dev/shm, the user's limits, a folder for temporary files; OpenVINO, and whether it
+    has bfloat16, where the profile runs on it; GPU, driver and runtimes, which take a second or two to ask, only where
+    the profile is for a GPU.
 
     Parameters
     ----------
@@ -209,7 +211,8 @@ def check_start(options: ServerOptions, manifest: Manifest, installation: Instal
             findings.append(error("environment", str(problem), "as the README's Install by role says"))
     elif profile.uses_openvino:
         try:
-            findings += checks.check_openvino(profile, server_facts(installation, probe=False))
+            server = server_facts(installation, probe=False, bf16=profile.uses_bf16)
+            findings += checks.check_openvino(profile, server) + checks.check_bf16(profile, manifest, server)
         except CannotAsk as problem:
             findings.append(error("environment", str(problem), "as the README's Install by role says"))
     findings += check_files(options.release, files_served(manifest, profile, gpus))

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from m2ost_contract import OPENVINO_CPU_BF16
+
 
 @dataclass(frozen=True)
 class Gpu:
@@ -88,6 +90,12 @@ class ServerFacts:
         Why it offers none.
     kernel_error : str
         Why CuPy cannot compile for them.
+    bf16_instructions : str
+        By which OpenVINO computes in bfloat16 there; known only where it was asked.
+    bf16_error : str
+        Why it does not.
+    bf16_gain : float
+        How many times as fast it computes a product as in float32, in processor time.
     libcuda_error : str
         Why the driver cannot be opened as ``libcuda.so``, which is what Triton's Python backend calls it.
     """
@@ -106,6 +114,9 @@ class ServerFacts:
     gpus: tuple[Gpu, ...] = ()
     gpu_error: str = ""
     kernel_error: str = ""
+    bf16_instructions: str = ""
+    bf16_error: str = ""
+    bf16_gain: float = 0.0
     libcuda_error: str = ""
 
 
@@ -162,6 +173,11 @@ class Profile:
     def uses_openvino(self) -> bool:
         """Whether the Python backend runs the ONNX on OpenVINO."""
         return self.backend == "python" and self.engine.startswith("openvino")
+
+    @property
+    def uses_bf16(self) -> bool:
+        """Whether OpenVINO is to compute in bfloat16."""
+        return self.backend == "python" and self.engine == OPENVINO_CPU_BF16
 
     @property
     def runtime(self) -> str:

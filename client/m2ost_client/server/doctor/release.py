@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from m2ost_contract import ONNX_FILE, EngineError, Manifest, changed_files, plan_for
+from m2ost_contract import GRAPHS, EngineError, Manifest, changed_files, graphs_of, plan_for
 
 from .facts import Gpu, Profile
 from .findings import Finding, error, ok, warning
@@ -48,11 +48,11 @@ def extra_files(release: Path, manifest: Manifest) -> list[Finding]:
 
 
 def files_served(manifest: Manifest, profile: Profile, gpus: Iterable[Gpu]) -> dict[str, str]:
-    """The files that are read under a profile, with their sha256: all but graph and plans that it does not serve."""
-    engines = {ONNX_FILE, *(engine.file for engine in manifest.engines)}
-    served = set()
+    """The files that are read under a profile, with their sha256: all but graphs and plans that it does not serve."""
+    engines = {*GRAPHS, *(engine.file for engine in manifest.engines)}
+    served: set[str] = set()
     if not profile.runtime:
-        served.add(ONNX_FILE)
+        served.update(graphs_of(profile.engine))
     for gpu in gpus if profile.runtime else ():
         try:
             served.add(plan_for(manifest.engines, profile.runtime, gpu.compute_capability).file)
