@@ -202,11 +202,9 @@ def why_no_bf16(manifest: Manifest, instructions: str = "") -> str:
     """
     remedy = "on this machine: m2ost export CHECKPOINT --gate-slide SLIDE --gate-slide OTHER_SLIDE --out NEW_RELEASE"
     if not {BODY_FILE, TAIL_FILE} <= manifest.files.keys():
-        what = "it was exported by an earlier version" if manifest.engine.precision == "fp32" else "it is not in fp32"
+        what = "its gate was not run" if manifest.engine.precision == "fp32" else "it is not in fp32"
         return f"the release has no {BODY_FILE}, which bfloat16 is for: {what}; export it anew, {remedy}"
     gated = manifest.bf16_instructions
-    if not gated:
-        return f"the release was not measured in bfloat16; export it anew with slides for its gate, {remedy}"
     if instructions not in ("", gated):
         return f"the release passed the gate of bfloat16 with {gated}, here is {instructions}; export it anew, {remedy}"
     return ""

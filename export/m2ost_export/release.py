@@ -66,8 +66,8 @@ def build_release(
     spots : (str, list of ndarray), optional
         Name and views of real spots for the gate of a reduced precision; without them it looks at made ones.
     slides : sequence of (str, list of ndarray)
-        Names and views of real spots for the gate of body and tail in bfloat16, in ``fp32`` only. Without them, and
-        without ``gated``, the release is not served in bfloat16.
+        Names and views of real spots for the gate of bfloat16, in ``fp32`` only. Without them, and without ``gated``,
+        the release has no body and tail, and is not served in bfloat16.
     gated : mapping, optional
         What that gate measured of these weights before, as :func:`~m2ost_export.split_gate.measured_gate` reads it.
     engines : EngineOptions, optional
@@ -114,7 +114,8 @@ def build_release(
             parity = _check_parity(measure_parity(reference, onnx_path, views=comparable_views(reference)))
             if isinstance(model, M2OST):
                 fused = FusedM2OST(model).eval()
-                parity["split"] = _write_split(model, fused, scratch, card, slides, gated)
+                if slides or gated:
+                    parity["split"] = _write_split(model, fused, scratch, card, slides, gated)
                 if dense:
                     export_dense(DenseM2OST(fused).eval(), scratch / DENSE_FILE)
                     parity["dense"] = _check_parity(measure_dense_parity(model, scratch / DENSE_FILE))

@@ -106,7 +106,7 @@ def test_the_manifest_accounts_for_every_file(release):
     files = {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()} - {"manifest.json"}
     assert set(manifest.files) == files
     assert all(sha256_file(folder / name) == digest for name, digest in manifest.files.items())
-    assert {path.name for path in folder.rglob("*.onnx")} == {"model.onnx", "body.onnx", "tail.onnx"}
+    assert {path.name for path in folder.rglob("*.onnx")} == {"model.onnx"}
     assert all((model / "1").is_dir() for model in folder.iterdir() if model.is_dir())
 
 
