@@ -183,7 +183,7 @@ def test_m2ost_serve_runs_on_when_nobody_reads_its_log(narrow_release, svs):
     assert not by_server(address, SLIDE, centers, batch_rows=1)[1].any()
     assert process.poll() is None
     process.send_signal(signal.SIGTERM)
-    assert process.wait(30) == 0
+    assert process.wait(90) == 0
     (said,) = process.stderr.read().splitlines()
     assert "the server's log is cut off here" in said
 
