@@ -1,15 +1,13 @@
 """Evil slides, each asked for beside a good one: what is said of it, what it costs, and what the other client sees.
 
-The files of a folder; without one, a few that are made here.
+The files of a folder; without one, those that ``tests.compat.evil`` makes.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import struct
 import time
-import zlib
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +19,8 @@ from m2ost_loadtests.machine import describe_machine
 from m2ost_preprocess.network import channel_options
 from m2ost_preprocess.readers import open_slide
 from m2ost_preprocess.slides import SlideRoots
+
+from tests.compat import evil
 
 from . import grammar, overload, target
 from .overload import message, send
@@ -35,38 +35,16 @@ WORDS = 300
 
 
 def make_slides(folder: Path, slide: Path) -> None:
-    """A PNG of 40,000 by 40,000 px in some 1.6 MB, a TIFF whose directory follows itself, and half of a slide."""
-    (folder / "bomb.png").write_bytes(png_bomb(40_000))
-    (folder / "loop.tif").write_bytes(looping_tiff())
-    data = slide.read_bytes()
-    (folder / "half.svs").write_bytes(data[: len(data) // 2])
+    """Bombs of every codec, claims, loops, giant tiles, pipes, and a slide that ends too early."""
+    evil.bombs(folder)
+    evil.compressed_bombs(folder)
+    evil.truncations(folder, slide)
+    evil.blockers(folder)
 
 
-def png_bomb(side_px: int) -> bytes:
-    """A grey PNG of one colour."""
-    packer = zlib.compressobj(9)
-    row = bytes(side_px + 1)
-    packed = b"".join([*(packer.compress(row) for _ in range(side_px)), packer.flush()])
-    chunks = ((b"IHDR", struct.pack(">IIBBBBB", side_px, side_px, 8, 0, 0, 0, 0)), (b"IDAT", packed), (b"IEND", b""))
-    return b"\x89PNG\r\n\x1a\n" + b"".join(
-        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in chunks
-    )
-
-
-def looping_tiff() -> bytes:
-    """A tiled TIFF of one black tile whose only directory is its own next."""
-    tags = (
-        (256, 4, 256), (257, 4, 256), (258, 3, 8), (259, 3, 1), (262, 3, 1), (277, 3, 1), (322, 4, 256), (323, 4, 256),
-        (324, 4, 8192), (325, 4, 256 * 256),
-    )  # fmt: skip
-    entries = b"".join(struct.pack("<HHII", tag, kind, 1, value) for tag, kind, value in tags)
-    directory = struct.pack("<H", len(tags)) + entries + struct.pack("<I", 8)
-    return (b"II*\0" + struct.pack("<I", 8) + directory).ljust(8192, b"\0") + bytes(256 * 256)
-
-
-def run(release: Path, slide: Path, evil: Path) -> dict[str, Any]:
+def run(release: Path, slide: Path, folder: Path) -> dict[str, Any]:
     """Ask for every file of a folder, the good slide beside it."""
-    roots = SlideRoots({"wsi": slide.parent, ROOT: evil})
+    roots = SlideRoots({"wsi": slide.parent, ROOT: folder})
     good = Slide(f"wsi/{slide.name}", open_slide(slide).size)
     faults: list[str] = []
     with target.served(release, roots) as (server, log):
@@ -74,7 +52,7 @@ def run(release: Path, slide: Path, evil: Path) -> dict[str, Any]:
         asyncio.run(_good(server, good, GOOD_REQUESTS))
         alone = asyncio.run(_good(server, good, GOOD_REQUESTS))
         found = []
-        for path in sorted(evil.iterdir()):
+        for path in sorted(folder.iterdir()):
             alive, at = target.processes(server), len(log)
             row = asyncio.run(_ask(server, good, f"{ROOT}/{path.name}"))
             found.append(row)
@@ -92,6 +70,11 @@ def run(release: Path, slide: Path, evil: Path) -> dict[str, Any]:
         "machine": describe_machine(),
         "faults": faults,
         "good_slide_alone": overload.quantiles_ms(alone[1]),
+        "worst_p95_ratio": round(
+            max(row["good_slide_beside_it"]["p95_ms"] for row in found) / overload.quantiles_ms(alone[1])["p95_ms"], 2
+        ),
+        "slowest_file_s": max(row["seconds"] for row in found),
+        "decoders_peak_mib": max(row["decoders_peak_mib"] for row in found),
         "files": found,
     }
 
