@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import secrets
 import tempfile
@@ -39,8 +40,22 @@ from .process import ServerProcess
 from .served_models import models_beside
 from .sockets import Peer, named, peers, peers_at_end, unproved_ports
 
+SIGNAL_S = 0.5
+"""Within this a signal to this process is heeded, in seconds."""
+
 STOP_GRACE_S = 12.0
 """Time for running requests when a server is stopped, in seconds; Triton itself takes up to ten."""
+
+
+def wait_for_event(event: threading.Event, timeout_s: float | None = None) -> None:
+    """Wait for an event, and heed signals meanwhile.
+
+    The system may hand a signal to another thread than the main one. A main thread that waits for good never learns of
+    it: CPython runs the handler there once the wait is over.
+    """
+    until = math.inf if timeout_s is None else time.monotonic() + timeout_s
+    while not event.wait(max(0.0, min(SIGNAL_S, until - time.monotonic()))) and time.monotonic() < until:
+        pass
 
 
 @dataclass(frozen=True)
@@ -164,7 +179,7 @@ class TritonServer:
             self._held.enter_context(owned_shared_memory(self.shm_prefix))
             self._thread = threading.Thread(target=self._supervise, name="m2ost-supervisor", daemon=True)
             self._thread.start()
-            self._ready.wait()
+            wait_for_event(self._ready)
         except BaseException:
             self.stop()
             raise
@@ -189,7 +204,7 @@ class TritonServer:
         ServerStartError
             If it died more often than ``max_restarts``, where there is such a number.
         """
-        self._ended.wait(timeout_s)
+        wait_for_event(self._ended, timeout_s)
         if self._failure is not None:
             raise self._failure
 

@@ -27,6 +27,7 @@ from m2ost_client.server.policy import HEALTHY_AFTER_S, MAX_RESTART_DELAY_S, Bac
 from m2ost_client.server.probe import Health, executions_so_far
 from m2ost_client.server.process import ServerProcess
 from m2ost_client.server.sockets import MOST_PEERS, Peers, named, peers, peers_at_end
+from m2ost_client.server.supervisor import wait_for_event
 from m2ost_contract import Manifest
 from m2ost_serving.repository import MODELS_TOOL, template_sha256, write_repository
 
@@ -122,6 +123,37 @@ def test_all_a_process_said_has_been_handed_on_when_it_has_ended(tmp_path):
     process.end(0)
     assert records == [str(i) for i in range(1, 101)]
     assert process.poll() == -9
+
+
+SIGNALLED = """
+import signal, threading, time
+from m2ost_client.server.supervisor import wait_for_event
+
+def raise_here():
+    time.sleep(0.3)
+    signal.pthread_kill(threading.get_ident(), signal.SIGTERM)
+    time.sleep(60)
+
+signal.signal(signal.SIGTERM, signal.default_int_handler)
+threading.Thread(target=raise_here, daemon=True).start()
+try:
+    wait_for_event(threading.Event())
+except KeyboardInterrupt:
+    print("heeded")
+"""
+
+
+def test_a_signal_that_another_thread_is_handed_ends_the_wait():
+    done = subprocess.run([sys.executable, "-c", SIGNALLED], capture_output=True, text=True, timeout=30)
+    assert done.stdout == "heeded\n", done.stderr
+
+
+def test_an_event_is_waited_for_no_longer_than_asked():
+    event = threading.Event()
+    wait_for_event(event, 0.05)
+    threading.Timer(0.1, event.set).start()
+    wait_for_event(event)
+    assert event.is_set()
 
 
 AT_REST = """
