@@ -112,12 +112,11 @@ def build_release(
         graph = export_onnx(form, onnx_path)
         if precision == "fp32":
             parity = _check_parity(measure_parity(reference, onnx_path, views=comparable_views(reference)))
-            if isinstance(model, M2OST):
-                fused = FusedM2OST(model).eval()
+            if isinstance(model, M2OST) and isinstance(form, FusedM2OST):
                 if slides or gated:
-                    parity["split"] = _write_split(model, fused, scratch, card, slides, gated)
+                    parity["split"] = _write_split(model, form, scratch, card, slides, gated)
                 if dense:
-                    export_dense(DenseM2OST(fused).eval(), scratch / DENSE_FILE)
+                    export_dense(DenseM2OST(form).eval(), scratch / DENSE_FILE)
                     parity["dense"] = _check_parity(measure_dense_parity(model, scratch / DENSE_FILE))
         else:
             parity = _check_gate(reference, form, graph, card, spots)
