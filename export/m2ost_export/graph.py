@@ -69,15 +69,23 @@ def export_onnx(model: Network | FusedM2OST, path: Path) -> onnx.ModelProto:
     """
     check_weights(model)
     geometry = model.config.views
-    batch = torch.export.Dim("batch", min=1, max=MAX_ROWS)
     return write_graph(
         model,
         path,
-        example=tuple(torch.zeros(2, *geometry.shape, dtype=torch.uint8) for _ in geometry.names),
+        example=example_views(geometry),
         inputs=taken_views(geometry),
         outputs=[GIVEN_EXPRESSION],
-        dynamic_shapes={"views": tuple({0: batch} for _ in geometry.names)},
+        dynamic_shapes={"views": tuple({0: BATCH} for _ in geometry.names)},
     )
+
+
+BATCH = torch.export.Dim("batch", min=1, max=MAX_ROWS)
+"""The first dimension of every graph's inputs."""
+
+
+def example_views(geometry: ViewGeometry) -> tuple[torch.Tensor, ...]:
+    """Views of two spots, to trace a network with."""
+    return tuple(torch.zeros(2, *geometry.shape, dtype=torch.uint8) for _ in geometry.names)
 
 
 def write_graph(

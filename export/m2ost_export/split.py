@@ -23,13 +23,13 @@ import onnx
 import onnxruntime as ort
 import torch
 from m2ost.network import M2OST
-from m2ost_contract import EXPRESSION, MAX_ROWS
+from m2ost_contract import EXPRESSION
 from m2ost_serving.engine.mixed import MEANS, TOKENS
 from onnx import TensorProto
 from torch import Tensor, nn
 
 from .fused import FusedM2OST
-from .graph import FP32_TOLERANCE, PARITY_BATCHES, Parity, check_weights, write_graph
+from .graph import BATCH, FP32_TOLERANCE, PARITY_BATCHES, Parity, check_weights, example_views, write_graph
 from .onnx_files import GIVEN_EXPRESSION, GraphTensor, taken_views
 from .probes import probe_views
 
@@ -141,8 +141,7 @@ def export_split(network: FusedM2OST, body: Path, tail: Path) -> tuple[onnx.Mode
     """
     check_weights(network)
     geometry = network.config.views
-    batch = torch.export.Dim("batch", min=1, max=MAX_ROWS)
-    views = tuple(torch.zeros(2, *geometry.shape, dtype=torch.uint8) for _ in geometry.names)
+    views = example_views(geometry)
     upper, lower = BodyM2OST(network).eval(), TailM2OST(network).eval()
     with torch.inference_mode():
         between = tuple(given.clone() for given in upper(*views))
@@ -156,14 +155,14 @@ def export_split(network: FusedM2OST, body: Path, tail: Path) -> tuple[onnx.Mode
         example=views,
         inputs=taken_views(geometry),
         outputs=passed,
-        dynamic_shapes={"views": tuple({0: batch} for _ in views)},
+        dynamic_shapes={"views": tuple({0: BATCH} for _ in views)},
     ), write_graph(
         lower,
         tail,
         example=between,
         inputs=passed,
         outputs=[GIVEN_EXPRESSION],
-        dynamic_shapes={"tokens": {0: batch}, "means": {0: batch}},
+        dynamic_shapes={"tokens": {0: BATCH}, "means": {0: BATCH}},
     )
 
 
