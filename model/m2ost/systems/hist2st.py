@@ -18,7 +18,8 @@ from .system import TWO_STAGE, Names, Shapes, System, translator
 PATCH_PX, KERNEL, NARROW = 7, 5, 4
 """Side of the first convolution's patches, of the mixers' kernels, and channels of the last convolution."""
 
-NEIGHBOURS = 4
+NEIGHBOURS, REACH = 4, 2
+"""A spot's neighbours: the nearest on the array, as many at most, and none further away than two places."""
 
 DROPOUT = 0.2
 
@@ -59,6 +60,38 @@ class Hist2StConfig(SlideLevel):
     def dim(self) -> int:
         """Width of a spot's token: 1024 for views of 112 px."""
         return NARROW * (self.image_px // PATCH_PX) ** 2
+
+
+def find_neighbours(positions: Tensor, table: int) -> tuple[Tensor, Tensor]:
+    """Who lies next to whom on the array: the nearest four within two places, in whatever order the spots come.
+
+    Of places that are equally far the one with the smaller x, then y, goes first.
+
+    Parameters
+    ----------
+    positions : Tensor of integers, shape (n, 2)
+        x and y on the array, each in 0 … table − 1, no two alike.
+    table : int
+
+    Returns
+    -------
+    Tensor of int64, shape (n, 4)
+        Rows of the neighbours; 0 for those that are none.
+    Tensor of float32, shape (n, 4)
+        Their weights in a mean: of m neighbours 1/m each, 0 for those that are none.
+    """
+    across = range(-REACH, REACH + 1)
+    near = [(x * x + y * y, x, y) for x in across for y in across if 0 < x * x + y * y <= REACH * REACH]
+    side = table + 2 * REACH  # the array with a margin, so that no step leads from one end of a row to the other
+    steps = torch.tensor([x * side + y for _, x, y in sorted(near)])
+    places = (positions.long() + REACH) @ torch.tensor([side, 1])
+    row_at = torch.full((side * side,), -1).scatter(0, places, torch.arange(positions.shape[0]))
+    around = row_at[places[:, None] + steps]
+    ranks = torch.arange(len(near))
+    first = torch.where(around >= 0, ranks, ranks + len(near)).topk(NEIGHBOURS, dim=1, largest=False).indices
+    rows = around.gather(1, first)
+    there = (rows >= 0).to(torch.float32)
+    return rows.clamp(min=0), there / there.sum(dim=1, keepdim=True).clamp(min=1)
 
 
 class _Mixer(nn.Module):
@@ -158,10 +191,21 @@ class Hist2St(SlideNetwork):
         -------
         Tensor, float, shape (n, n_genes)
         """
+        return self._among(self.patches(view), positions, neighbours, shares)
+
+    def patches(self, view: Tensor) -> Tensor:
+        """See :class:`~m2ost.systems.histogene.SlideNetwork`."""
         vit = self.vit.transformer
-        pixels = self.dropout(self.patch_embedding(self.normalise(view)))
-        spots = self.placed(vit.down(vit.layer1(pixels)), positions)
-        spots = vit.layer2(spots[None])[0]
+        features: Tensor = vit.down(vit.layer1(self.dropout(self.patch_embedding(self.normalise(view)))))
+        return features
+
+    def slide(self, features: Tensor, positions: Tensor) -> Tensor:
+        """See :class:`~m2ost.systems.histogene.SlideNetwork`; neighbours are found by :func:`find_neighbours`."""
+        return self._among(features, positions, *find_neighbours(positions, self.config.table))
+
+    def _among(self, features: Tensor, positions: Tensor, neighbours: Tensor, shares: Tensor) -> Tensor:
+        vit = self.vit.transformer
+        spots = vit.layer2(self.placed(features, positions)[None])[0]
         steps = []
         for layer in vit.layer3:
             spots = layer(spots, neighbours, shares)

@@ -138,8 +138,21 @@ class SlideNetwork(Network):
         self.x_embed = nn.Embedding(config.table, dim)
         self.y_embed = nn.Embedding(config.table, dim)
 
+    @property
+    def dim(self) -> int:
+        """Numbers of a spot that pass from the stage for patches to the stage for slides."""
+        return self.x_embed.embedding_dim
+
+    def patches(self, view: Tensor) -> Tensor:
+        """The stage for patches: a view of each of n spots, (n, image_px, image_px, 3) → features (n, dim)."""
+        raise NotImplementedError
+
+    def slide(self, features: Tensor, positions: Tensor) -> Tensor:
+        """The stage for slides: features (n, dim) and positions, integers (n, 2), → expression (n, n_genes)."""
+        raise NotImplementedError
+
     def placed(self, features: Tensor, positions: Tensor) -> Tensor:
-        """Features (n, dim) with their positions on the array, x and y, int64 (n, 2), added."""
+        """Features (n, dim) with their positions on the array, x and y, integers (n, 2), added."""
         placed: Tensor = features + self.x_embed(positions[:, 0]) + self.y_embed(positions[:, 1])
         return placed
 
@@ -206,8 +219,17 @@ class HisToGene(SlideNetwork):
         -------
         Tensor, float, shape (n, n_genes)
         """
+        return self.slide(self.patches(view), positions)
+
+    def patches(self, view: Tensor) -> Tensor:
+        """See :class:`SlideNetwork`."""
         x_y_channel = self.normalise(view).permute(0, 2, 3, 1).flatten(1)
-        spots = self.dropout(self.placed(self.patch_embedding(x_y_channel), positions))
+        features: Tensor = self.patch_embedding(x_y_channel)
+        return features
+
+    def slide(self, features: Tensor, positions: Tensor) -> Tensor:
+        """See :class:`SlideNetwork`."""
+        spots = self.dropout(self.placed(features, positions))
         expression: Tensor = self.gene_head(self.vit(spots[None])[0])
         return expression
 

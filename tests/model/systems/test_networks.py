@@ -8,6 +8,7 @@ import torch
 from m2ost.architecture import IMAGENET, Normalisation
 from m2ost.module import Normalise
 from m2ost.symmetries import Symmetries
+from m2ost.systems.hist2st import find_neighbours
 from m2ost.systems.registry import build
 from torch import nn
 
@@ -203,6 +204,36 @@ def test_hist2st_averages_its_neighbours_and_leaves_the_spot_itself_out():
         found = layer(spots, neighbours, shares)
         expected = torch.relu((spots[1] + spots[2]) / 2 @ layer.weight.T)
     torch.testing.assert_close(found, (expected / expected.norm()).expand(5, -1))
+
+
+@pytest.mark.parametrize("name", ["histogene", "hist2st"])
+def test_the_two_stages_of_a_slide_level_network_are_the_network(name):
+    made, given = network(name), inputs(network(name), 7)
+    if name == "hist2st":
+        given[2:] = find_neighbours(given[1], 8)
+    with torch.inference_mode():
+        features = torch.cat([made.patches(given[0][rows]) for rows in (slice(0, 3), slice(3, 7))])
+        torch.testing.assert_close(made.slide(features, given[1].int()), made(*given), rtol=1e-4, atol=1e-5)
+    assert features.shape == (7, made.dim)
+
+
+def test_neighbours_are_the_nearest_four_within_two_places_in_any_order_of_the_spots():
+    places = np.stack(np.unravel_index(np.random.default_rng(0).choice(64, 25, replace=False), (8, 8)), axis=1)
+    places = np.concatenate([places[~((places > 4).all(axis=1))], [(7, 7)]])  # the last one is alone
+    rows, shares = find_neighbours(torch.from_numpy(places).int(), 8)
+    for spot, place in enumerate(places):
+        steps = places - place
+        squared = (steps**2).sum(axis=1)
+        near = sorted((squared[row], *steps[row], row) for row in np.flatnonzero((squared > 0) & (squared <= 4)))
+        expected = [row for *_, row in near[:4]]
+        assert rows[spot][shares[spot] > 0].tolist() == expected
+        np.testing.assert_allclose(shares[spot], [1 / max(len(expected), 1)] * len(expected) + [0] * (4 - len(expected)))
+    assert not shares[-1].any()
+    assert (shares > 0).sum(dim=1).max() == 4, "no spot has more neighbours than count"
+    order = np.random.default_rng(1).permutation(len(places))
+    permuted, _ = find_neighbours(torch.from_numpy(places[order]).int(), 8)
+    alike = (torch.from_numpy(order)[permuted] == rows[order]) | (shares[order] == 0)
+    assert alike.all()
 
 
 @pytest.mark.parametrize("name", ["stnet", "crossvit"])
