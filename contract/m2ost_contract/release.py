@@ -19,14 +19,17 @@ from .engines import (
 )
 from .errors import M2OSTError
 from .geometry import ViewGeometry
-from .tensors import MODEL_ENGINE
+from .slide_level import SLIDE, SPOT, SlideLevel
+from .tensors import EXPRESSION, FEATURES, MODEL_ENGINE, MODEL_SEQUENCE
 
 ONNX_FILE = f"{MODEL_ENGINE}/1/model.onnx"
 DENSE_FILE = f"{MODEL_ENGINE}/1/dense.onnx"
 """The graph for dense maps, in releases that were exported with it."""
 BODY_FILE, TAIL_FILE = f"{MODEL_ENGINE}/1/body.onnx", f"{MODEL_ENGINE}/1/tail.onnx"
 """The network in two graphs, of which the first may be computed in bfloat16; in releases in float32."""
-GRAPHS = (ONNX_FILE, DENSE_FILE, BODY_FILE, TAIL_FILE)
+SEQUENCE_FILE = f"{MODEL_SEQUENCE}/1/model.onnx"
+"""The stage for slides, in slide-level releases; their ``ONNX_FILE`` is the stage for patches."""
+GRAPHS = (ONNX_FILE, DENSE_FILE, BODY_FILE, TAIL_FILE, SEQUENCE_FILE)
 
 
 def graphs_of(engine: str) -> tuple[str, ...]:
@@ -57,6 +60,8 @@ class EngineInfo:
     runs_on : str
         What computes, where it is served: the engine, and its instruction set where its values depend on that. No part
         of the release, of its manifest or of a comparison of two.
+    slide_level : SlideLevel or None
+        What a network that predicts a slide as a whole asks of its spots; None for one that predicts each by itself.
     """
 
     genes: tuple[str, ...]
@@ -69,12 +74,29 @@ class EngineInfo:
     onnx_sha256: str
     release_sha256: str
     runs_on: str = field(default="", compare=False)
+    slide_level: SlideLevel | None = None
+
+    @property
+    def level(self) -> str:
+        """``spot`` or ``slide``."""
+        return SPOT if self.slide_level is None else SLIDE
+
+    @property
+    def gives(self) -> tuple[str, int]:
+        """What the served engine gives of a spot: the tensor's name, and its numbers."""
+        return (EXPRESSION, len(self.genes)) if self.slide_level is None else (FEATURES, self.slide_level.features)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON form; the level stands only where it is not that of a spot."""
+        raw = {name: getattr(self, name) for name in _TOLD}
+        raw["views"] = self.views.to_dict()
+        if self.slide_level is not None:
+            raw |= {"level": SLIDE, "slide_level": self.slide_level.to_dict()}
+        return raw
 
     def to_parameters(self) -> dict[str, str]:
         """Triton model parameters: every value a string."""
-        raw = {f: getattr(self, f) for f in self.__dataclass_fields__ if f != "runs_on"}
-        raw["genes"] = "\n".join(self.genes)
-        raw["views"] = self.views.to_dict()
+        raw = {**self.to_dict(), "genes": "\n".join(self.genes)}
         return {k: v if isinstance(v, str) else json.dumps(v) for k, v in raw.items()}
 
     @classmethod
@@ -86,17 +108,17 @@ class EngineInfo:
         ValueError
             If a parameter is missing: the server does not serve a release of this project.
         """
-        told = set(cls.__dataclass_fields__) - {"runs_on"}
-        missing = sorted(told - set(parameters))
+        missing = sorted(set(_TOLD) - set(parameters))
         if missing:
             raise ValueError(
                 f"the model's config has no parameter {', '.join(missing)}: not a release that `m2ost export` made"
             )
-        values: dict[str, Any] = {k: parameters[k] for k in told}
+        values: dict[str, Any] = {k: parameters[k] for k in _TOLD}
         values["genes"] = tuple(values["genes"].split("\n"))
         values["views"] = ViewGeometry.from_dict(json.loads(values["views"]))
         values["mpp"] = json.loads(values["mpp"])
         values["trained"] = json.loads(values["trained"])
+        values["slide_level"] = _slide_level({k: parameters[k] for k in ("level", "slide_level") if k in parameters})
         computes = (parameters.get(ENGINE_PARAMETER), parameters.get(INSTRUCTIONS_PARAMETER))
         return cls(**values, runs_on=" ".join(filter(None, computes)))
 
@@ -108,6 +130,20 @@ class EngineInfo:
     def in_words(self) -> str:
         """Release and engine, for a message."""
         return f"release {self.release_sha256[:12]}" + (f" on {self.runs_on}" if self.runs_on else "")
+
+
+_TOLD = tuple(name for name in EngineInfo.__dataclass_fields__ if name not in ("runs_on", "slide_level"))
+"""What every release tells of itself."""
+
+
+def _slide_level(raw: Mapping[str, Any]) -> SlideLevel | None:
+    """What ``level`` and ``slide_level`` say, as a manifest or, as text, a config has them."""
+    if raw.get("level", SPOT) == SPOT:
+        return None
+    if raw["level"] != SLIDE:
+        raise ValueError(f"level {raw['level']!r}, this version serves {SPOT} and {SLIDE}")
+    told = raw["slide_level"]
+    return SlideLevel.from_dict(json.loads(told) if isinstance(told, str) else told)
 
 
 class ManifestError(M2OSTError):
@@ -127,7 +163,7 @@ class Manifest:
     parity : dict
         For every batch size checked, the maximum absolute difference between ONNX Runtime and PyTorch (float32), and
         under ``split`` the same of body and tail, with what their gate in bfloat16 measured; for another precision
-        ``gate``: what its gate measured.
+        ``gate``: what its gate measured. Of a slide-level release under ``sequence`` the same of its stage for slides.
     tools : dict
         Versions of the tools that made the release.
     files : dict
@@ -155,9 +191,7 @@ class Manifest:
 
     def write(self, folder: Path) -> None:
         """Write ``manifest.json`` into ``folder``."""
-        raw = asdict(self)
-        raw["engine"]["views"] = self.engine.views.to_dict()
-        del raw["engine"]["runs_on"]
+        raw = {**asdict(self), "engine": self.engine.to_dict()}
         (folder / self.FILENAME).write_text(json.dumps(raw, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
     @classmethod
@@ -179,6 +213,8 @@ class Manifest:
             engine = dict(raw.pop("engine"))
             engine["genes"] = tuple(engine["genes"])
             engine["views"] = ViewGeometry.from_dict(engine["views"])
+            engine["slide_level"] = _slide_level(engine)
+            engine.pop("level", None)
             plans = tuple(EnginePlan(**{**plan, "rows": tuple(plan["rows"])}) for plan in raw.pop("engines", ()))
             return cls(engine=EngineInfo(**engine), engines=plans, **raw)
         except (ValueError, TypeError, KeyError, AttributeError) as error:
@@ -282,6 +318,11 @@ class Release:
     def onnx(self) -> Path:
         """Its graph."""
         return self.folder / ONNX_FILE
+
+    @property
+    def sequence(self) -> Path | None:
+        """Its stage for slides; None where each spot is predicted by itself."""
+        return None if self.engine.slide_level is None else self.folder / SEQUENCE_FILE
 
     @property
     def dense(self) -> Path | None:

@@ -7,9 +7,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, ClassVar, Self
 
 from m2ost_contract import ViewGeometry
-
-SPOT, SLIDE = "spot", "slide"
-"""A spot-level network predicts each spot by itself; a slide-level one all spots of a slide together."""
+from m2ost_contract.slide_level import SPOT
 
 NOTHING, DIHEDRAL8 = "none", "dihedral8"
 TEST_TIMES = (NOTHING, DIHEDRAL8)

@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from m2ost_contract.slide_level import SPOT
 from torch.utils.flop_counter import FlopCounterMode
 
-from .architecture import SPOT, Architecture
+from .architecture import Architecture
 from .config import M2OSTConfig
 from .systems.registry import build, system_of
 

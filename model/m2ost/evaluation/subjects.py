@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 from m2ost_contract import EXPRESSION, Release, ViewGeometry
+from m2ost_contract.slide_level import SPOT
 
 from ..data.errors import DataError
 from ..data.section import TARGETS, Section
@@ -16,6 +17,11 @@ from ..data.views import ViewCache
 from .prediction import Facts, Prediction, Subject
 
 ONNX_ROWS = 32
+
+AS_A_WHOLE = (
+    "predicts a slide as a whole, from places on an array; score it with `m2ost predict SLIDE --spots FILE` and "
+    "judge that .h5ad"
+)
 
 MODEL_MPP = "model"
 """In place of a number: at what the network was trained at."""
@@ -57,6 +63,8 @@ def open_subject(
         return CheckpointSubject(path, cache, target, view_mpp)
     if path.is_dir():
         release = Release.open(path)
+        if release.engine.level != SPOT:
+            raise DataError(f"{path}: {AS_A_WHOLE}")
         facts = Facts(
             name=f"{path.name} ({release.engine.release_sha256[:12]})",
             genes=release.engine.genes,
@@ -100,13 +108,12 @@ class CheckpointSubject:
     def __init__(
         self, folder: Path, cache: ViewCache, target: str | None = None, view_mpp: float | str | None = None
     ) -> None:
-        from ..architecture import SPOT
         from ..checkpoint import load
         from ..symmetries import with_test_time
 
         network, card = load(folder)
         if card.architecture.level != SPOT:
-            raise DataError(f"{folder}: predicts a slide as a whole, which is not judged yet")
+            raise DataError(f"{folder}: {AS_A_WHOLE}")
         self._model = with_test_time(network, card.test_time).eval()
         training = card.provenance.get("training", {})
         split = training.get("split")

@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
+from m2ost_contract.slide_level import SLIDE
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
-from ..architecture import SLIDE, Normalisation, OneView
+from ..architecture import Normalisation, OneView
 from ..module import Network, Normalise
 from .attention import merge_heads, split_heads
 from .system import TWO_STAGE, Names, Shapes, System, translator

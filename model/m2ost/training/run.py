@@ -10,8 +10,8 @@ from typing import Any
 import torch
 import yaml
 from m2ost_contract import sha256_file
+from m2ost_contract.slide_level import SPOT
 
-from ..architecture import SPOT
 from ..card import ModelCard
 from ..checkpoint import read_panel, save
 from ..data.datasets import read_sections

@@ -124,7 +124,7 @@ def test_what_learns_from_whole_slides_says_that_it_cannot_yet(name, tiny_raw, t
         train(config_from(raw, "tiny"), tmp_path)
     network = build(find(name).config(n_genes=4, **SIZES[name]))
     save(tmp_path / "checkpoint", network, ModelCard(network.config, PANEL, trained=False))
-    with pytest.raises(Exception, match="predicts a slide as a whole, which is not judged yet"):
+    with pytest.raises(Exception, match="predicts a slide as a whole, from places on an array; score it with"):
         open_subject(tmp_path / "checkpoint", ViewCache(tmp_path))
 
 
