@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import tritonclient.grpc as triton
-from m2ost_contract import CENTER, SCALE, SLIDE
+from m2ost_contract import CENTER, FEATURES, POSITION, SCALE, SLIDE
 from tritonclient.utils import np_to_triton_dtype
 
 
@@ -36,6 +36,36 @@ def spot_inputs(slide: str, centers: np.ndarray[Any, np.dtype[np.int32]], scale:
         tensor(CENTER, centers),
         tensor(SCALE, np.full((n, 1), scale, np.float32)),
     ]
+
+
+def whole_slide_inputs(
+    slide: str,
+    centers: np.ndarray[Any, np.dtype[np.int32]],
+    positions: np.ndarray[Any, np.dtype[np.int32]],
+    scale: float,
+) -> list[triton.InferInput]:
+    """Inputs of ``m2ost_slide`` of a slide-level release.
+
+    Parameters
+    ----------
+    slide, centers, scale
+        As of :func:`spot_inputs`: all spots of the slide.
+    positions : ndarray of int32, shape (n, 2)
+        x, y of the spots on the array.
+    """
+    return [
+        tensor(SLIDE, np.array([slide], dtype=object)),
+        tensor(CENTER, centers),
+        tensor(POSITION, positions),
+        tensor(SCALE, np.array([scale], np.float32)),
+    ]
+
+
+def sequence_inputs(
+    features: np.ndarray[Any, np.dtype[np.float32]], positions: np.ndarray[Any, np.dtype[np.int32]]
+) -> list[triton.InferInput]:
+    """Inputs of ``m2ost_sequence``: features (n, d) and x, y on the array (n, 2) of all spots of a slide."""
+    return [tensor(FEATURES, features), tensor(POSITION, positions)]
 
 
 def view_inputs(names: Sequence[str], views: Sequence[np.ndarray[Any, Any]]) -> list[triton.InferInput]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from m2ost_contract import MODEL_ENGINE, EngineInfo, EnginePlan, Manifest, sha256_file
-from m2ost_serving.repository import MODELS_TOOL, template_sha256, write_repository
+from m2ost_serving.repository import MODELS_TOOL, models_sha256, write_repository
 
 _TOOLS = ("m2ost-triton", "torch", "onnx", "onnxscript", "onnxruntime", "numpy")
 
@@ -36,7 +36,7 @@ def assemble(
     Parameters
     ----------
     scratch : Path
-        Holds :func:`engine_folder` with the ONNX file and the engines, and nothing else.
+        Holds the folders of the graphs and the engines, and nothing else.
     info : EngineInfo
         Without its ``release_sha256``.
     architecture, parity, graph, tools, plans
@@ -47,7 +47,9 @@ def assemble(
     Manifest
     """
     info = replace(info, release_sha256="")
-    manifest = Manifest(info, architecture, parity, {**tools, MODELS_TOOL: template_sha256()}, {}, graph, tuple(plans))
+    manifest = Manifest(
+        info, architecture, parity, {**tools, MODELS_TOOL: models_sha256(info)}, {}, graph, tuple(plans)
+    )
     instructions = manifest.bf16_instructions
     write_repository(scratch, info, plans, bf16_instructions=instructions)
     # The identity is that of every file as it stands without the identity itself, which the configs carry.

@@ -9,6 +9,7 @@ from m2ost_contract import GRAPHS, ONNX_FILE, Manifest, Release, complete_folder
 
 from .assemble import assemble, engine_folder
 from .engines import EngineOptions, build_plans
+from .errors import ExportError
 from .onnx_files import load_checked
 
 
@@ -36,7 +37,7 @@ def add_engines(release: Path, destination: Path, options: EngineOptions) -> Man
     ReleaseError
         If a file of ``release`` is not what its manifest says.
     ExportError
-        If its graph has a weight that is not finite.
+        If its graph has a weight that is not finite, or it predicts a slide as a whole.
     EngineBuildError
         If an engine cannot be built or came out in another precision; no release is written then.
     FileExistsError
@@ -45,6 +46,8 @@ def add_engines(release: Path, destination: Path, options: EngineOptions) -> Man
     source = Release.open(release)
     source.check()
     manifest = source.manifest
+    if manifest.engine.slide_level:
+        raise ExportError(f"{release}: predicts a slide as a whole, in two graphs, for which no engine is built")
     load_checked(source.onnx, manifest.engine.views)
     with complete_folder(destination) as scratch:
         engine_folder(scratch).mkdir(parents=True)

@@ -86,7 +86,9 @@ def engine_form(model: Network, precision: str, test_time: str = NOTHING) -> Fus
                 f"refused: {title}'s batch norms are folded in float32 by the exporter; take fp16 or fp32"
             )
         return PlainNetwork(model, precision, test_time).eval()
-    raise ExportError(f"refused: {system_of(model.config).title} predicts a slide as a whole, which is not served yet")
+    raise ExportError(
+        f"refused: {system_of(model.config).title} predicts a slide as a whole, in two graphs and not one"
+    )
 
 
 def comparable_views(model: Network) -> Callable[[ViewGeometry, int, int], Views]:

@@ -7,18 +7,22 @@ from pathlib import Path
 from typing import Any
 
 import onnx
+from m2ost.architecture import NOTHING
 from m2ost.card import ModelCard
 from m2ost.module import Network
 from m2ost.network import M2OST
 from m2ost.symmetries import with_test_time
-from m2ost.systems.registry import to_dict
+from m2ost.systems.histogene import SlideNetwork
+from m2ost.systems.registry import system_of, to_dict
 from m2ost_contract import (
     BODY_FILE,
     DENSE_FILE,
     ONNX_FILE,
+    SEQUENCE_FILE,
     TAIL_FILE,
     EngineInfo,
     Manifest,
+    SlideLevel,
     complete_folder,
     sha256_file,
 )
@@ -36,6 +40,13 @@ from .onnx_files import describe
 from .probes import Views
 from .split import export_split, measure_split_parity
 from .split_gate import measure_split_gate
+from .stages import (
+    export_patch_stage,
+    export_slide_stage,
+    measure_parity_of_stages,
+    measure_patch_parity,
+    slide_level,
+)
 
 
 def build_release(
@@ -105,6 +116,8 @@ def build_release(
     if dense:
         only_m2ost(model, "the graph for dense maps")
     test_time = test_time or card.test_time
+    if isinstance(model, SlideNetwork):
+        return _build_slide_level(model, card, destination, precision, engines, test_time)
     form, reference = engine_form(model, precision, test_time), with_test_time(model, test_time)
     with complete_folder(destination) as scratch:
         engine_folder(scratch).mkdir(parents=True)
@@ -120,17 +133,7 @@ def build_release(
                     parity["dense"] = _check_parity(measure_dense_parity(model, scratch / DENSE_FILE))
         else:
             parity = _check_gate(reference, form, graph, card, spots)
-        info = EngineInfo(
-            genes=card.genes,
-            views=model.config.views,
-            mpp=card.mpp,
-            target=card.target,
-            trained=card.trained,
-            precision=precision,
-            checkpoint_sha256=card.sha256,
-            onnx_sha256=sha256_file(onnx_path),
-            release_sha256="",
-        )
+        info = _describe(model, card, onnx_path, precision)
         plans = build_plans(onnx_path, info, engines) if engines else ()
         return assemble(
             scratch,
@@ -141,6 +144,62 @@ def build_release(
             tools=tool_versions(),
             plans=plans,
         )
+
+
+def _build_slide_level(
+    model: SlideNetwork,
+    card: ModelCard,
+    destination: Path,
+    precision: str,
+    engines: EngineOptions | None,
+    test_time: str,
+) -> Manifest:
+    """Write the release of a network that predicts a slide as a whole: its two stages, in float32."""
+    title = system_of(model.config).title
+    for asked, what in (
+        (precision != "fp32", precision),
+        (engines, "a TensorRT engine"),
+        (test_time != NOTHING, test_time),
+    ):
+        if asked:
+            raise ExportError(
+                f"refused: {title} predicts a slide as a whole and is exported in fp32 alone, not as {what}"
+            )
+    with complete_folder(destination) as scratch:
+        onnx_path, sequence_path = scratch / ONNX_FILE, scratch / SEQUENCE_FILE
+        for path in (onnx_path, sequence_path):
+            path.parent.mkdir(parents=True)
+        patches, sequence = export_patch_stage(model, onnx_path), export_slide_stage(model, sequence_path)
+        parity = _check_parity(measure_patch_parity(model, onnx_path), "the stage for patches on ONNX Runtime differs")
+        parity["sequence"] = _check_parity(
+            measure_parity_of_stages(model, onnx_path, sequence_path), "both stages on ONNX Runtime differ"
+        )
+        return assemble(
+            scratch,
+            _describe(model, card, onnx_path, precision, slide_level(model)),
+            architecture=to_dict(model.config),
+            parity=parity,
+            graph={**describe(patches), "sequence": describe(sequence), "test_time": test_time, "head": card.head},
+            tools=tool_versions(),
+        )
+
+
+def _describe(
+    model: Network, card: ModelCard, onnx_path: Path, precision: str, slide_level: SlideLevel | None = None
+) -> EngineInfo:
+    """What a release says of itself, but for its own identity."""
+    return EngineInfo(
+        genes=card.genes,
+        views=model.config.views,
+        mpp=card.mpp,
+        target=card.target,
+        trained=card.trained,
+        precision=precision,
+        checkpoint_sha256=card.sha256,
+        onnx_sha256=sha256_file(onnx_path),
+        release_sha256="",
+        slide_level=slide_level,
+    )
 
 
 def _check_parity(parity: Parity, what: str = "ONNX Runtime differs") -> dict[str, Any]:

@@ -14,15 +14,16 @@ from google.protobuf import text_format
 from m2ost_contract import (
     ENGINE_PARAMETER,
     EXPRESSION,
+    FEATURES,
     INSTRUCTIONS_PARAMETER,
     MODEL_ENGINE,
+    MODEL_SLIDE,
     MODEL_TILER,
     OPENVINO_CPU_BF16,
     EngineInfo,
     EnginePlan,
     Manifest,
     Release,
-    ViewGeometry,
     complete_folder,
 )
 from tritonclient.grpc import model_config_pb2
@@ -32,6 +33,9 @@ _PROFILE = re.compile(r"trt_profile_(min|opt|max)_shapes$")
 
 TEMPLATES = "m2ost_repository"
 """The package that holds the templates of a release's models."""
+
+SLIDE_LEVEL = f"{TEMPLATES}.slide_level"
+"""The package of those that a slide-level release has beside them, or in place of one of the same name."""
 
 
 def parse_config(text: str) -> Any:
@@ -49,6 +53,16 @@ def template_sha256(package: str = TEMPLATES) -> str:
     return digest.hexdigest()
 
 
+def models_sha256(info: EngineInfo) -> str:
+    """:func:`template_sha256` of the models of a release."""
+    own = template_sha256()
+    return (
+        own
+        if info.slide_level is None
+        else hashlib.sha256(f"{own} {template_sha256(SLIDE_LEVEL)}".encode()).hexdigest()
+    )
+
+
 def template_profiles(package: str = TEMPLATES) -> set[str]:
     """Names of the profiles that the templates in a package have, beside the default."""
     with as_file(files(package)) as templates:
@@ -56,7 +70,7 @@ def template_profiles(package: str = TEMPLATES) -> set[str]:
 
 
 MODELS_TOOL = "models"
-"""Among the tools of a release's manifest: :func:`template_sha256` of the models that it holds."""
+"""Among the tools of a release's manifest: :func:`models_sha256` of the models that it holds."""
 
 TENSORRT = "tensorrt"
 """Name of the toolkit, of Triton's backend and of the profile that serves its plans."""
@@ -79,9 +93,12 @@ def write_repository(
         See :attr:`m2ost_contract.Manifest.bf16_instructions`.
     """
     plan_files = {p.compute_capability: Path(p.file).name for p in plans if p.toolkit == TENSORRT}
-    write_models(
-        destination, lambda template: fit_config(template, info, plan_files, bf16_instructions=bf16_instructions)
-    )
+    for package in (TEMPLATES,) if info.slide_level is None else (TEMPLATES, SLIDE_LEVEL):
+        write_models(
+            destination,
+            lambda template: fit_config(template, info, plan_files, bf16_instructions=bf16_instructions),
+            package,
+        )
 
 
 def current_models(release: Release, parent: Path) -> Path:
@@ -99,7 +116,7 @@ def current_models(release: Release, parent: Path) -> Path:
     Path
         The release's own folder, or one in ``parent``.
     """
-    models = template_sha256()
+    models = models_sha256(release.engine)
     if release.manifest.tools.get(MODELS_TOOL) == models:
         return release.folder
     key = f"{release.folder.resolve()}\0{models}".encode("utf-8", "surrogateescape")
@@ -169,8 +186,9 @@ def fit_config(
         _fit_tensors(tensors, info)
     for step in config.ensemble_scheduling.step:
         for mapping in (step.input_map, step.output_map):
-            _fit_map(mapping, info.views)
-    if config.name in (MODEL_ENGINE, MODEL_TILER):
+            _fit_map(mapping, info)
+    whole = config.name == MODEL_SLIDE and info.slide_level is not None
+    if config.name in (MODEL_ENGINE, MODEL_TILER) or whole:
         for key, value in info.to_parameters().items():
             config.parameters[key].string_value = value
     named = ENGINE_PARAMETER in config.parameters
@@ -199,6 +217,7 @@ def _fit_tensors(tensors: Any, info: EngineInfo) -> None:
     views = [t for t in tensors if _VIEW.match(t.name)]
     others = [t for t in tensors if not _VIEW.match(t.name)]
     fitted = []
+    gives, values = info.gives
     for name in info.views.names if views else ():
         tensor = type(views[0])()
         tensor.CopyFrom(views[0])
@@ -206,14 +225,23 @@ def _fit_tensors(tensors: Any, info: EngineInfo) -> None:
         tensor.dims[:] = info.views.shape
         fitted.append(tensor)
     for tensor in others:
-        if tensor.name == EXPRESSION:
-            tensor.dims[:] = [len(info.genes)]
+        whole = len(tensor.dims) == 2  # all spots of a slide, of any number
+        if tensor.name == EXPRESSION and whole:
+            tensor.dims[1] = len(info.genes)
+        elif tensor.name == EXPRESSION:
+            tensor.name, tensor.dims[:] = gives, [values]
+        elif tensor.name == FEATURES:
+            tensor.dims[-1] = values
     copies = [*fitted, *others]
     del tensors[:]
     tensors.extend(copies)
 
 
-def _fit_map(mapping: Any, views: ViewGeometry) -> None:
+def _fit_map(mapping: Any, info: EngineInfo) -> None:
+    views, gives = info.views, info.gives[0]
+    if gives not in mapping and mapping.get(EXPRESSION) == EXPRESSION:
+        del mapping[EXPRESSION]
+        mapping[gives] = gives
     present = [name for name in mapping if _VIEW.match(name)]
     for name in present:
         del mapping[name]

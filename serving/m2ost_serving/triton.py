@@ -16,6 +16,7 @@ from m2ost_contract import (
     PYRAMID_PARAMETER,
     RELEASE_PARAMETER,
     EngineInfo,
+    PositionsError,
 )
 from m2ost_preprocess.errors import PreprocessError, SlideChanged, SlideNotFound, SlideTimeout, UnsupportedRequest
 
@@ -47,6 +48,11 @@ def parameters(config_json: str) -> dict[str, str]:
 def engine_info(config_json: str) -> EngineInfo:
     """The engine's identity and geometry, from ``args['model_config']`` of any model of a release."""
     return EngineInfo.from_parameters(parameters(config_json))
+
+
+def given_name(config_json: str) -> str:
+    """The name of a model's first output, from ``args['model_config']``."""
+    return str(json.loads(config_json)["output"][0]["name"])
 
 
 MAX_TEXT, MAX_ITEMS = 500, 8
@@ -86,6 +92,7 @@ def triton_error(pb_utils: Any, error: Exception) -> Any:
         (SlideTimeout, codes.INTERNAL),
         (SlideNotFound, codes.NOT_FOUND),
         (PreprocessError, codes.INVALID_ARG),
+        (PositionsError, codes.INVALID_ARG),
     )
     code = next((code for kind, code in kinds if isinstance(error, kind)), codes.INTERNAL)
     return codes(_sendable(str(error)), code)
@@ -197,6 +204,11 @@ class Asked:
     fingerprint: bool = False
     background: bool = False
     timeout_s: float | None = None
+
+    def to_parameters(self) -> dict[str, str | bool]:
+        """The parameters of a request that passes it on."""
+        release = {} if self.release is None else {RELEASE_PARAMETER: self.release}
+        return {**release, PYRAMID_PARAMETER: self.pyramid, BACKGROUND_PARAMETER: self.background}
 
     @property
     def sender(self) -> str:

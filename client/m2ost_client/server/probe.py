@@ -18,7 +18,7 @@ from tritonclient.grpc import model_config_pb2
 from tritonclient.utils import InferenceServerException, triton_to_np_dtype
 
 from ..answers import is_dead_stub
-from ..requests import info_inputs, spot_inputs, tensor, view_inputs
+from ..requests import info_inputs, sequence_inputs, spot_inputs, tensor, view_inputs, whole_slide_inputs
 from .served_models import may_take_long
 
 PROBE_TIMEOUT_S = 5.0
@@ -71,7 +71,7 @@ def executions_so_far(metrics_url: str) -> dict[str, float]:
 
 
 def probe(address: str, engine: EngineInfo, beside: Mapping[str, Any] | None = None, *, request_id: str = "") -> Health:
-    """Score one black spot, guard one row, and ask tiler and slide information for a slide that cannot exist.
+    """Score one black spot, guard one row, and ask whoever takes a slide's name for one that cannot exist.
 
     All are asked at once, so that one that hangs hides none of the others. A model that is served beside is asked for
     zeros and for the same slide, as its config wants them.
@@ -112,17 +112,26 @@ Requests = dict[str, tuple[str, list[Any]]]
 
 def _engine_requests(engine: EngineInfo) -> Requests:
     black = view_inputs(engine.views.names, [np.zeros((1, *engine.views.shape), np.uint8)] * engine.views.n_views)
-    row = spot_inputs(PROBE_SLIDE, np.zeros((1, 2), np.int32), 1.0)
+    origin = np.zeros((1, 2), np.int32)
+    row, (gives, values) = spot_inputs(PROBE_SLIDE, origin, 1.0), engine.gives
     value = [
-        tensor(contract.EXPRESSION, np.zeros((1, len(engine.genes)), np.float32)),
+        tensor(gives, np.zeros((1, values), np.float32)),
         tensor(contract.STATUS, np.ones((1, 1), np.int32)),  # no row that was scored: the guard counts those
     ]
-    return {
+    asked = {
         contract.MODEL_ENGINE: (contract.MODEL_PATCHES, black),
         contract.MODEL_GUARD: (contract.MODEL_GUARD, value),
         contract.MODEL_TILER: (contract.MODEL_SLIDE, row),
         contract.MODEL_INFO: (contract.MODEL_INFO, info_inputs(PROBE_SLIDE)),
     }
+    if engine.slide_level is not None:
+        features = np.zeros((1, engine.slide_level.features), np.float32)
+        asked |= {
+            contract.MODEL_TILER: (contract.MODEL_SPOTS, row),
+            contract.MODEL_SLIDE: (contract.MODEL_SLIDE, whole_slide_inputs(PROBE_SLIDE, origin, origin, 1.0)),
+            contract.MODEL_SEQUENCE: (contract.MODEL_SEQUENCE, sequence_inputs(features, origin)),
+        }
+    return asked
 
 
 def _requests_of_zeros(configs: Mapping[str, Any]) -> Requests:

@@ -1,4 +1,7 @@
-"""The engine in Triton's Python backend: VIEW0 … → EXPRESSION. The config's parameter ``engine`` says which."""
+"""The engine in Triton's Python backend: VIEW0 … → EXPRESSION, or FEATURES of a slide-level network.
+
+The config's parameter ``engine`` says which.
+"""
 
 from functools import partial
 from pathlib import Path
@@ -8,7 +11,6 @@ from m2ost_contract import (
     ENGINE_PARAMETER,
     ENGINE_RUNS_METRIC,
     ENGINE_WAITING_METRIC,
-    EXPRESSION,
     WAITING_ROWS,
     WAITING_ROWS_PARAMETER,
     EngineInfo,
@@ -31,7 +33,7 @@ class TritonPythonModel:
         choice, gpu = parameters.get(ENGINE_PARAMETER), int(args["model_instance_device_id"])
         engine = load_engine(release, choice, gpu, threads=CpuThreads.from_parameters(parameters))
         pb_utils.Logger.log_info(triton.log_line("engine_loaded", engine=choice, runs_on=engine.description))
-        self._views = release.engine.views.names
+        self._views, self._gives = release.engine.views.names, release.engine.gives[0]
         metrics, rows = triton.Metrics(pb_utils, args["model_name"]), partial(number_of_rows, parameters)
         self._scoring = scoring.Scoring(
             engine,
@@ -43,7 +45,7 @@ class TritonPythonModel:
 
     def execute(self, requests):
         for request in requests:
-            reply = _Reply(pb_utils, request)
+            reply = _Reply(pb_utils, request, self._gives)
             try:
                 asked = triton.read_request(request)
                 views = {name: pb_utils.get_input_tensor_by_name(request, name) for name in self._views}
@@ -59,5 +61,9 @@ class TritonPythonModel:
 class _Reply(triton.Reply):
     """The way back to a request's client."""
 
+    def __init__(self, module, request, gives):
+        super().__init__(module, request)
+        self._gives = gives
+
     def expression(self, expression):
-        return self.answer(lambda: [pb_utils.Tensor(EXPRESSION, expression)])
+        return self.answer(lambda: [pb_utils.Tensor(self._gives, expression)])

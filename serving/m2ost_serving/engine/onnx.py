@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from m2ost_contract import EXPRESSION, MAX_ROWS, EngineError, ViewGeometry
+from m2ost_contract import MAX_ROWS, EngineError, ViewGeometry
 
 from ..devices import CudaDevice, Device, HostDevice
 from .base import KEEP_MEMORY_ROWS, CpuThreads, Expression, check_batch
@@ -52,7 +52,8 @@ class OnnxEngine:
             counted = f", {threads.count} threads"
         else:
             self._session = cuda_session(onnx, device.index, stream_pointer=device.stream_pointer)
-        self._genes = self._session.get_outputs()[0].shape[1]
+        given = self._session.get_outputs()[0]
+        self._gives, self._values = given.name, given.shape[1]
         # A GPU's memory is the engine's own, and large runs are usual there.
         self._large_run = give_memory_back() if device.kind == "cpu" else None
         self.description = f"ONNX Runtime {ort.__version__}, {_PROVIDERS[device.kind]} {device.index}{counted}"
@@ -60,12 +61,12 @@ class OnnxEngine:
     def run(self, batch: Mapping[str, Any]) -> Expression:
         """See :class:`~m2ost_serving.engine.base.Engine`."""
         rows, device = check_batch(batch, self._geometry, MAX_ROWS), self.device
-        expression = device.empty((rows, self._genes))
+        expression = device.empty((rows, self._values))
         binding = self._session.io_binding()
         for name, array in batch.items():
             binding.bind_input(name, device.kind, device.index, np.uint8, array.shape, device.pointer(array))
         binding.bind_output(
-            EXPRESSION, device.kind, device.index, np.float32, expression.shape, device.pointer(expression)
+            self._gives, device.kind, device.index, np.float32, expression.shape, device.pointer(expression)
         )
         self._session.run_with_iobinding(binding, self._large_run if rows > KEEP_MEMORY_ROWS else None)
         return device.to_host(expression)
