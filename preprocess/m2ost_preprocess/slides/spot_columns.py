@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import SpotError
+from .spot_array import Places, find_array, read_array
 
 SpotCenters = np.ndarray[Any, np.dtype[np.float64]]
 """x, y as a file gives them, shape (n, 2)."""
@@ -58,11 +59,14 @@ class Positions:
         One a spot, unique, without control characters.
     columns : tuple of str
         Where the file has x and y.
+    array : ndarray of int32, shape (n, 2), or None
+        x, y on the array, where the file has them.
     """
 
     centers: SpotCenters
     names: tuple[str, ...]
     columns: tuple[str, ...]
+    array: Places | None = None
 
 
 @dataclass(frozen=True)
@@ -111,8 +115,14 @@ class SpotTable:
         def where(row: int) -> str:
             return self._where(int(kept[row]))
 
-        x, y = (self._take(self.header.index(name), kept) for name in pair)
-        return Positions(read_centers(x, y, pair, where), check_names(self._names(kept), where), pair)
+        def both(names: tuple[str, str]) -> tuple[Any, Any]:
+            x, y = (self._take(self.header.index(name), kept) for name in names)
+            return x, y
+
+        array = find_array(self.header)
+        centers = read_centers(*both(pair), pair, where)
+        names = check_names(self._names(kept), where)
+        return Positions(centers, names, pair, None if array is None else read_array(*both(array)))
 
     def _where(self, row: int) -> str:
         return f"{self.path}, {self.unit} {self.numbers[row]}"

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import SpotError
+from .spot_array import find_array, read_array
 from .spot_columns import FLAGS, Positions, check_names, check_some, find_pair, read_centers, read_flags
 
 
@@ -55,7 +56,9 @@ def h5ad_positions(path: Path, source: Path | io.BytesIO) -> Positions:
         return f"{path}, spot {names[kept[row]]}"
 
     centers = read_centers(x[kept], y[kept], columns, where)
-    return Positions(centers, check_names([names[row] for row in kept], where), columns)
+    pair = find_array([str(column) for column in obs.columns])
+    array = None if pair is None else read_array(*(np.asarray(obs[name])[kept] for name in pair))
+    return Positions(centers, check_names([names[row] for row in kept], where), columns, array)
 
 
 def _elements(source: Path | io.BytesIO) -> tuple[Any, Any]:

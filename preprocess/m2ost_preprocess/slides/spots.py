@@ -10,6 +10,7 @@ import numpy as np
 
 from ..errors import SpotError
 from .rectangle import Rectangle
+from .spot_array import IN_WORDS, Places
 from .spot_columns import SpotCenters
 from .spot_files import read_positions
 from .tissue import Mask, cell_tissue
@@ -32,6 +33,8 @@ class Spots:
         Where the spots come from, in words.
     columns : tuple of str
         Where a file has x and y; empty for a grid.
+    array : ndarray of int32, shape (n, 2), or None
+        x, y on the array, where a file has them.
     """
 
     centers: SpotCenters
@@ -39,6 +42,7 @@ class Spots:
     pitch_px: float
     source: str
     columns: tuple[str, ...] = ()
+    array: Places | None = None
 
     def __len__(self) -> int:
         return len(self.names)
@@ -47,7 +51,32 @@ class Spots:
         """Those whose centres lie in a region; the source says so."""
         rows = np.flatnonzero(region.holds(self.centers))
         names = tuple(self.names[row] for row in rows)
-        return replace(self, centers=self.centers[rows], names=names, source=f"{self.source}, region {region}")
+        array = None if self.array is None else self.array[rows]
+        source = f"{self.source}, region {region}"
+        return replace(self, centers=self.centers[rows], names=names, source=source, array=array)
+
+    def places(self) -> Places:
+        """x, y of the spots on the array, as a slide-level network is given them: int32, shape (n, 2).
+
+        Those of a file; of a grid its columns and rows, counted from the first that have a spot.
+
+        Raises
+        ------
+        SpotError
+            If they come from a file that does not tell.
+        """
+        if self.array is not None:
+            return self.array
+        if self.columns:
+            raise SpotError(
+                f"{self.source}: this network predicts a slide as a whole and needs {IN_WORDS}; add them, or score a "
+                "grid over the tissue"
+            )
+        if not len(self):
+            return np.zeros((0, 2), np.int32)
+        cells = np.floor(self.centers / self.pitch_px).astype(np.int32)
+        found: Places = cells - cells.min(axis=0)
+        return found
 
 
 def grid(size: tuple[int, int], mask: Mask, pitch_px: float) -> Spots:
@@ -109,7 +138,8 @@ def read_spots(path: Path) -> Spots:
         As :func:`m2ost_preprocess.slides.spot_files.read_positions` says.
     """
     found = read_positions(path)
-    return Spots(found.centers, found.names, median_pitch_px(found.centers), f"file {path.name}", columns=found.columns)
+    pitch_px = median_pitch_px(found.centers)
+    return Spots(found.centers, found.names, pitch_px, f"file {path.name}", found.columns, found.array)
 
 
 def median_pitch_px(centers: SpotCenters) -> float:
