@@ -38,6 +38,11 @@ def open_client(address: str) -> Any:
     return triton_aio.InferenceServerClient(address, channel_args=channel_options(address))
 
 
+def slide_deadline_s(deadline_s: float, spots: int) -> float:
+    """Deadline of a slide that is scored as a whole, in seconds: that of a request for each of those it would be."""
+    return deadline_s * max(1, math.ceil(spots / contract.MAX_ROWS))
+
+
 class Window:
     """How many requests may be in flight: halved when the server is full or away, grown by one a round of successes.
 

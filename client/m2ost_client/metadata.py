@@ -10,6 +10,7 @@ from typing import Any
 
 from m2ost_contract import EngineInfo
 from m2ost_preprocess.decoder import SlideInfo
+from m2ost_preprocess.slides.spots import Spots
 
 from .options import PredictOptions
 
@@ -131,6 +132,15 @@ def result_metadata(
         "pixels_sent_by_client": pixels_sent_by_client,
         "versions": {"python": platform.python_version(), **{p: _version(p) for p in _PACKAGES}},
     }
+
+
+def level_metadata(engine: EngineInfo, spots: Spots) -> dict[str, str]:
+    """What is true beside it of a result of a network that predicts a slide as a whole; nothing of another."""
+    if engine.slide_level is None:
+        return {}
+    of_file = "places on the array of the file of spots"
+    of_grid = "columns and rows of the grid, counted from the first that have a spot"
+    return {"level": engine.level, "positions": of_grid if spots.array is None else of_file}
 
 
 def _version(package: str) -> str:

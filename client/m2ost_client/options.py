@@ -96,6 +96,21 @@ def view_scale(view_mpp: float | str | None, slide: SlideInfo, engine: EngineInf
     return scale
 
 
+def check_sending(send_pixels: bool, engine: EngineInfo) -> None:
+    """Refuse to send pixels to a network that predicts a slide as a whole.
+
+    Raises
+    ------
+    InputError
+        Says what to do in its place.
+    """
+    if send_pixels and engine.slide_level is not None:
+        raise InputError(
+            "this release predicts a slide as a whole, where its server reads the slide; leave --send-pixels out, and "
+            "put the slide under a root of the server's"
+        )
+
+
 def check_genes(genes: tuple[str, ...], engine: EngineInfo) -> None:
     """Refuse genes that are not in the panel.
 

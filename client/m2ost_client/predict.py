@@ -18,8 +18,8 @@ from m2ost_preprocess.slides.spots import Spots, read_spots
 
 from .errors import InputError, OutputError
 from .files import check_writable, metadata_path, read_metadata, write_result
-from .metadata import SpotsScored, run_metadata
-from .options import PredictOptions, check_genes, view_scale
+from .metadata import SpotsScored, level_metadata, run_metadata
+from .options import PredictOptions, check_genes, check_sending, view_scale
 from .results import SlideResult
 from .stream import SpotBatch, SpotStream
 from .timeline import NoTimeline, Timeline
@@ -81,7 +81,10 @@ async def predict_slide(
     OutputError
         If a result cannot be written. Checked before work begins; nothing half-written is left.
     SpotError
-        If the spot file cannot be used, its positions cannot be pixels of the slide, or the region lies outside it.
+        If the spot file cannot be used, its positions cannot be pixels of the slide, or the region lies outside it; or
+        if the network predicts a slide as a whole, and the file does not tell the spots' places on the array.
+    PositionsError
+        If the network does not know these places, or takes fewer spots of a slide.
     SlideError, RequestRejected, ServerUnavailable, ReleaseChanged
         As their modules say.
     """
@@ -93,6 +96,7 @@ async def predict_slide(
     spots = read_spots(options.spots_file) if options.spots_file else None
     async with SpotStream(address, options.stream, timeline=timeline) as stream:
         check_genes(options.genes, stream.info)
+        check_sending(options.send_pixels, stream.info)
         local = Decoder(stream.info.views) if options.send_pixels else None
         try:
             pitch_um = options.pitch_um if spots is None else None
@@ -116,11 +120,12 @@ async def predict_slide(
                 spots = _within(spots, options.region.within(slide.size))
             with timeline.span("stages", "score"), stage(seconds, "score_s"):
                 cutting: dict[str, Any] = {"scale": scale, "pyramid": options.pyramid}
-                batches = (
-                    stream.predict_local(Path(options.slide), spots.centers, local, **cutting)
-                    if local
-                    else stream.predict(options.slide, spots.centers, **cutting)
-                )
+                if local:
+                    batches = stream.predict_local(Path(options.slide), spots.centers, local, **cutting)
+                elif stream.info.slide_level:
+                    batches = stream.predict_whole(options.slide, spots.centers, spots.places(), **cutting)
+                else:
+                    batches = stream.predict(options.slide, spots.centers, **cutting)
                 expression, status = await _collect(batches, len(spots), len(stream.info.genes), on_progress)
         finally:
             if local:
@@ -136,6 +141,7 @@ async def predict_slide(
             retries=stream.retries,
             seconds=seconds,
         )
+        metadata |= level_metadata(stream.info, spots)
     exports = options.exports.writers(result, metadata, options.genes)
     with timeline.span("stages", "write"):
         files = await asyncio.to_thread(write_result, result, metadata, options.genes, options.out, exports)

@@ -25,8 +25,9 @@ from m2ost_preprocess.decoder import DESCRIBE_TIMEOUT_S, Decoder, SlideInfo
 from m2ost_preprocess.tiling.views import spatial_order
 
 from .answers import Expression, Statuses, read_expression, read_scored, read_slide_info
-from .connection import FULL_FOR_S, Connection, Window
-from .requests import info_inputs, spot_inputs, view_inputs
+from .connection import FULL_FOR_S, Connection, Window, slide_deadline_s
+from .errors import InputError
+from .requests import info_inputs, spot_inputs, view_inputs, whole_slide_inputs
 from .timeline import Timeline
 
 Rows = np.ndarray[Any, np.dtype[np.intp]]
@@ -202,6 +203,8 @@ class SpotStream:
         ------
         ValueError
             If a centre is not a finite position.
+        InputError
+            If the release predicts a slide as a whole.
         RequestRejected
             If the server refuses a request: unknown or unreadable slide.
         ServerUnavailable
@@ -209,6 +212,7 @@ class SpotStream:
         ReleaseChanged
             If the server comes back with another release.
         """
+        self._check_level()
         positions = contract.as_centers(centers)
 
         async def score(rows: Rows) -> SpotBatch:
@@ -217,6 +221,55 @@ class SpotStream:
         async with aclosing(self._stream(self._batches(self._order(positions, scale)), score)) as batches:
             async for batch in batches:
                 yield batch
+
+    async def predict_whole(
+        self, slide: str, centers: Any, places: Any, *, scale: float = 1.0, pyramid: bool = False
+    ) -> AsyncGenerator[SpotBatch, None]:
+        """Score all spots of a slide together, in one request, with a release that predicts a slide as a whole.
+
+        Parameters
+        ----------
+        slide, centers, scale, pyramid
+            As in :meth:`predict`. What a spot's values are depends on which others are among them.
+        places : array_like of integers, shape (n, 2)
+            x, y of the spots on the array.
+
+        Yields
+        ------
+        SpotBatch
+            One, of all spots in their order; none where there are no spots.
+
+        Raises
+        ------
+        InputError
+            If the release predicts each spot by itself.
+        PositionsError
+            If the network does not know these places, or there are too many spots.
+        ValueError, RequestRejected, ServerUnavailable, ReleaseChanged
+            As :meth:`predict`.
+        """
+        level = self.info.slide_level
+        if level is None:
+            raise InputError("this release predicts each spot by itself; score its spots with predict")
+        positions, on_array = contract.as_centers(centers), np.asarray(places, np.int32).reshape(-1, 2)
+        if not len(positions):
+            return
+        level.check(on_array, len(positions), whose=slide)
+        answer = await self._connection.infer(
+            contract.MODEL_SLIDE,
+            whole_slide_inputs(slide, positions, on_array, scale),
+            deadline_s=slide_deadline_s(self.options.deadline_s, len(positions)),
+            parameters={contract.PYRAMID_PARAMETER: True} if pyramid else {},
+        )
+        await self._connection.check_release()
+        yield SpotBatch(np.arange(len(positions)), *read_scored(answer, len(positions), self.info))
+
+    def _check_level(self) -> None:
+        if self.info.slide_level is not None:
+            raise InputError(
+                "this release predicts a slide as a whole, from all its spots and their places on the array; there are "
+                "no dense maps of it, and nobody can send it pixels: score the slide by its name, with spots or a grid"
+            )
 
     async def predict_blocks(
         self, slide: str, blocks: Iterable[Any], *, scale: float = 1.0, pyramid: bool = False
@@ -246,6 +299,7 @@ class SpotStream:
         ValueError, RequestRejected, ServerUnavailable, ReleaseChanged
             As :meth:`predict`.
         """
+        self._check_level()
 
         def parts() -> Iterator[tuple[int, Positions, Rows]]:
             for number, block in enumerate(blocks):
@@ -287,6 +341,7 @@ class SpotStream:
         SlideError
             If the slide cannot be read. Otherwise as :meth:`predict`.
         """
+        self._check_level()
         if decoder.geometry != self.info.views:
             raise ValueError(f"the engine takes {self.info.views}, the decoder cuts {decoder.geometry}")
         positions = contract.as_centers(centers)
@@ -319,6 +374,7 @@ class SpotStream:
         BadAnswer
             If the server answers anything else. Otherwise as :meth:`predict`.
         """
+        self._check_level()
         inputs = view_inputs(self.info.views.names, views)
         answer = await self._connection.infer(contract.MODEL_PATCHES, inputs)
         return read_expression(answer, len(views[0]), self.info)

@@ -13,8 +13,15 @@ from typing import Any, Protocol
 
 import numpy as np
 from m2ost_contract import MAX_ROWS, QUEUE_FULL, EngineInfo, PositionsError, RowStatus
-from m2ost_preprocess.errors import SlideChanged, SlideError, SlideNotFound, SlideTimeout, UnsupportedRequest
-from m2ost_preprocess.slides import SlideRoots
+from m2ost_preprocess.errors import (
+    SlideChanged,
+    SlideError,
+    SlideNotFound,
+    SlideTimeout,
+    UnreadableSlide,
+    UnsupportedRequest,
+)
+from m2ost_preprocess.slides import RootedSlide, SlideRoots
 from m2ost_preprocess.tiling.views import Centers, Statuses, spatial_order
 
 from .queueing import Cancelled, FairQueue, why_dropped
@@ -43,6 +50,10 @@ _MEANT: tuple[tuple[str, type[SlideError]], ...] = (
     ("no such slide on the server", SlideNotFound),
     ("leads out of its slide root", SlideNotFound),
     ("was replaced while it was read", SlideChanged),
+    ("gave no answer a moment ago", SlideTimeout),
+    ("its reader did not answer within", SlideTimeout),
+    ("its turn did not come within", SlideTimeout),
+    ("not all of its spots were cut within", SlideTimeout),
 )
 """By which words an error of a stage is known again: Triton's Python backend passes its words on, and not its code."""
 
@@ -112,7 +123,13 @@ class WholeSlide:
     asked: Asked
     arrived: float = field(default_factory=time.monotonic)
     until: float = math.inf
+    located: RootedSlide | None = None
     together: None = None
+
+    @property
+    def shown(self) -> str:
+        """Its name for messages, cut where it is long."""
+        return self.located.shown if self.located else ""
 
     @property
     def rows(self) -> int:
@@ -131,7 +148,7 @@ class WholeSlide:
 
     def drop(self) -> bool:
         """Whether nobody waits for it any more; it is answered then."""
-        error = why_dropped(self.name, cancelled=self.reply.is_cancelled(), arrived=self.arrived)
+        error = why_dropped(self.shown, cancelled=self.reply.is_cancelled(), arrived=self.arrived)
         if error is not None:
             self.reply.error(error)
         return self.reply.answered
@@ -149,7 +166,7 @@ class WholeSlide:
         left_s = self.until - time.monotonic()
         if left_s <= 0:
             raise SlideTimeout(
-                self.name, f"its {self.rows:,} spots were not scored in time; allow more, or ask for fewer"
+                self.shown, f"its {self.rows:,} spots were not scored in time; allow more, or ask for fewer"
             )
         return left_s
 
@@ -200,9 +217,9 @@ class WholeSlides:
         QueueFull
             If as many wait as may.
         """
-        located = self._roots.locate(slide.name)
+        slide.located = self._roots.locate(slide.name)
         try:
-            self._level.check(slide.positions, slide.rows, whose=located.shown)
+            self._level.check(slide.positions, slide.rows, whose=slide.shown)
         except PositionsError as error:
             raise UnsupportedRequest(str(error)) from error
         # The request's tensors are gone when this returns.
@@ -296,14 +313,16 @@ class WholeSlides:
             except StageError as error:
                 words = _ENSEMBLE.sub("", str(error))
                 if not any(again in words for again in _AGAIN):
-                    raise _meant(slide.name, words) from error
+                    raise _meant(slide, words) from error
             time.sleep(AGAIN_S)
 
 
-def _meant(name: str, words: str) -> Exception:
-    """A stage's error as that which it was there; all others say that it is the stage's."""
-    for known, kind in _MEANT:
-        if known in words:
-            shown, separator, message = words.partition(": ")
-            return kind(shown, message) if separator else kind(name, words)
-    return StageError(words)
+def _meant(slide: WholeSlide, words: str) -> Exception:
+    """A stage's error as that which it was there: one about the slide begins with its name, with its root or not."""
+    names = (slide.shown, slide.located.name if slide.located else "")
+    for name in names:
+        if words.startswith(f"{name}: "):
+            message = words.removeprefix(f"{name}: ")
+            kind = next((kind for known, kind in _MEANT if known in message), UnreadableSlide)
+            return kind(slide.shown, message)
+    return StageError(f"{slide.shown}: {words}")

@@ -43,7 +43,7 @@ def test_columns_of_places(tmp_path, text, places):
 def test_a_file_without_them_is_read_and_says_what_it_lacks_when_asked(tmp_path, text):
     spots = read_spots(write(tmp_path / "spots.csv", text))
     assert len(spots) >= 1
-    with pytest.raises(SpotError, match="file spots.csv: this network predicts a slide as a whole and needs places"):
+    with pytest.raises(SpotError, match=r"file spots\.csv: this network predicts a slide as a whole and needs places"):
         spots.places()
 
 

@@ -21,7 +21,7 @@ from m2ost_contract import EngineInfo, complete_file
 
 from ..errors import OutputError
 from ..files import read_metadata, write_result
-from ..metadata import SpotsScored, result_metadata
+from ..metadata import SpotsScored, level_metadata, result_metadata
 from ..reports import Exports, Failure, write_index
 from ..results import SlideResult
 from .plan import SlidePlan
@@ -112,7 +112,7 @@ def write_slide(
         scale=plan.scale,
         pixels_sent_by_client=pixels_sent,
     )
-    metadata |= {"slide_id": plan.row.slide_id, "result_key": plan.key}
+    metadata |= level_metadata(result.engine, result.spots) | {"slide_id": plan.row.slide_id, "result_key": plan.key}
     *_, table = write_result(result, metadata, genes, folder, exports.writers(result, metadata, genes or ()))
     slide = plan.slide
     data = table.read_bytes()

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from m2ost_contract import ONNXRUNTIME_CPU, EngineInfo, as_centers
 from m2ost_preprocess.decoder import SlideInfo
+from m2ost_preprocess.slides.spot_array import Places
 from m2ost_preprocess.slides.spot_places import check_places
 from m2ost_preprocess.slides.spots import Spots, grid, read_spots
 from m2ost_preprocess.tiling.views import Centers, spatial_order
@@ -66,6 +67,8 @@ class SlidePlan:
         Level-0 pixels per view pixel.
     key : str
         sha256 over what the values depend on: content, release, engine, µm/px, and where the spots come from.
+    places : ndarray of int32, shape (n, 2), or None
+        x, y of the spots on the array, in their own order, where the slide is predicted as a whole.
     """
 
     row: SlideRow
@@ -74,6 +77,7 @@ class SlidePlan:
     order: np.ndarray[Any, np.dtype[np.intp]]
     scale: float
     key: str
+    places: Places | None = None
 
     @property
     def centers(self) -> Centers:
@@ -85,11 +89,14 @@ class SlidePlan:
         """Identity of a part of the result: parts of one slide fit together only if these are the same."""
         digest = hashlib.sha256(f"{self.key} {batch_rows} {self.scale!r}".encode())
         digest.update(np.ascontiguousarray(self.centers).tobytes())
+        if self.places is not None:
+            digest.update(np.ascontiguousarray(self.places).tobytes())
         return digest.hexdigest()
 
     def unit(self, name: str, first: int, end: int) -> SpotRange:
         """A range of the spots, for a scheduler to hand out."""
-        return SpotRange(name, first, self.centers[first:end], self.scale)
+        places = None if self.places is None else self.places[self.order][first:end]
+        return SpotRange(name, first, self.centers[first:end], self.scale, places)
 
 
 def result_key(row: SlideRow, fingerprint: str, settings: Settings, engine: EngineInfo) -> str:
@@ -127,7 +134,7 @@ async def plan_slide(row: SlideRow, describe: Describe, settings: Settings, engi
 
     Raises
     ------
-    RequestRejected, SlideError, SpotError, InputError
+    RequestRejected, SlideError, SpotError, PositionsError, InputError
         If it cannot be scored as asked.
     """
     pitch_um = row.pitch_um or settings.pitch_um
@@ -143,7 +150,12 @@ async def plan_slide(row: SlideRow, describe: Describe, settings: Settings, engi
     centers = as_centers(spots.centers)
     key = await asyncio.to_thread(result_key, row, slide.fingerprint, settings, engine)
     widest_px = engine.views.window_px(engine.views.n_views - 1, scale)
-    return SlidePlan(row, slide, spots, spatial_order(centers, window_px=widest_px), scale, key)
+    places = None
+    if engine.slide_level is not None:
+        places = spots.places()
+        if len(spots):
+            engine.slide_level.check(places, len(spots), whose=row.path)
+    return SlidePlan(row, slide, spots, spatial_order(centers, window_px=widest_px), scale, key, places)
 
 
 def _spots_of_file(path: Path, slide: SlideInfo) -> Spots:

@@ -13,6 +13,7 @@ from typing import Any
 
 from m2ost_contract import EngineInfo
 
+from ..connection import slide_deadline_s
 from ..errors import ClientError, InputError, ReleaseChanged, RequestRejected, ServerUnavailable
 from .endpoint import Endpoint, EndpointOptions, is_late
 
@@ -125,6 +126,7 @@ class Pool:
         *,
         spots: int,
         priority: int = 0,
+        whole: bool = False,
     ) -> Any:
         """Score spots on whichever server has room, again and again while one is lost or full.
 
@@ -137,6 +139,8 @@ class Pool:
             Spots of the request.
         priority : int
             Requests with the least go first.
+        whole : bool
+            Whether it is a slide that is scored as a whole, for which more time is allowed.
 
         Raises
         ------
@@ -147,12 +151,12 @@ class Pool:
         Drained
             If the run takes up nothing new.
         """
-        tries = _Tries()
+        tries, deadline_s = _Tries(), slide_deadline_s(self._options.deadline_s, spots) if whole else None
         while True:
             async with self._place(spots, priority) as endpoint:
                 inputs = await make_inputs()
                 try:
-                    answer = await endpoint.connection.infer(model, inputs)
+                    answer = await endpoint.connection.infer(model, inputs, deadline_s=deadline_s)
                     endpoint.answered(spots)
                     self._answered = time.monotonic()
                     return answer

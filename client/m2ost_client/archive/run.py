@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import asdict
 
+from m2ost_contract import PositionsError
 from m2ost_preprocess.errors import PreprocessError, SlideNotFound
 
 from ..errors import (
@@ -20,7 +21,7 @@ from ..errors import (
     ServerStartError,
     ServerUnavailable,
 )
-from ..options import check_genes
+from ..options import check_genes, check_sending
 from ..reports import INDEX
 from .access import Access
 from .budget import Budget, Share
@@ -51,7 +52,7 @@ from .storage import SIZE_ONLY, is_url, source_version
 KEEP_SPOTS, KEEP_S = 1024, 1.0
 """Parts of a slide are kept after so many spots, or so many seconds."""
 
-_SLIDES_OWN = (RequestRejected, BadAnswer, PreprocessError, InputError)
+_SLIDES_OWN = (RequestRejected, BadAnswer, PreprocessError, PositionsError, InputError)
 _RUNS_OWN = (OutputError, ServerUnavailable, ReleaseChanged, ServerStartError)
 
 
@@ -135,6 +136,7 @@ class Rescore:
     async def _run(self) -> ArchiveReport:
         self._options.exports.check_installed()
         check_genes(self._options.genes or (), self.pool.info)
+        check_sending(self._access.sends_pixels, self.pool.info)
         self._prepare()
         tasks: set[asyncio.Task[None]] = set()
         try:
@@ -297,7 +299,8 @@ class Rescore:
             self._tell()
 
         n_spots = len(plan.spots)
-        ranges = missing(have, n_spots, self.runner.range_spots or max(n_spots, 1))
+        most = None if plan.places is not None else self.runner.range_spots
+        ranges = missing(have, n_spots, most or max(n_spots, 1))
         units = [plan.unit(self._access.name(path), first, end) for first, end in ranges]
         try:
             await self.runner.score(units, priority=self._position[slide_id], on_part=on_part)

@@ -17,10 +17,11 @@ import m2ost_contract as contract
 import numpy as np
 from m2ost_contract import RowStatus
 from m2ost_preprocess.decoder import Decoder
+from m2ost_preprocess.slides.spot_array import Places
 from m2ost_preprocess.tiling.views import Centers
 
 from ..answers import read_expression, read_scored
-from ..requests import spot_inputs, view_inputs
+from ..requests import spot_inputs, view_inputs, whole_slide_inputs
 from .pool import Drained, Pool
 from .state import Part
 
@@ -39,15 +40,21 @@ class SpotRange:
         x, y in level-0 pixels, in that order.
     scale : float
         Level-0 pixels per view pixel of the finest view.
+    places : ndarray of int32, shape (n, 2), or None
+        x, y on the array, of all spots of a slide that is predicted as a whole.
     """
 
     slide: str
     first: int
     centers: Centers
     scale: float
+    places: Places | None = None
 
     def requests(self, batch_rows: int) -> Iterator[SpotRange]:
-        """The range cut into requests."""
+        """The range cut into requests; one that is predicted as a whole is one."""
+        if self.places is not None:
+            yield self
+            return
         for i in range(0, len(self.centers), batch_rows):
             yield SpotRange(self.slide, self.first + i, self.centers[i : i + batch_rows], self.scale)
 
@@ -68,6 +75,8 @@ class ByName:
     async def score(self, request: SpotRange, priority: int) -> Part:
         """See :class:`Scorer`."""
         n = len(request.centers)
+        if request.places is not None:
+            return await self._score_whole(request, request.places, priority)
         centers = _at_least_two(request.centers)
 
         async def inputs() -> list[Any]:
@@ -76,6 +85,14 @@ class ByName:
         answer = await self._pool.infer(contract.MODEL_SLIDE, inputs, spots=n, priority=priority)
         expression, status = read_scored(answer, len(centers), self._pool.info)
         return Part(request.first, expression[:n], status[:n])
+
+    async def _score_whole(self, request: SpotRange, places: Places, priority: int) -> Part:
+        async def inputs() -> list[Any]:
+            return whole_slide_inputs(request.slide, request.centers, places, request.scale)
+
+        n = len(request.centers)
+        answer = await self._pool.infer(contract.MODEL_SLIDE, inputs, spots=n, priority=priority, whole=True)
+        return Part(request.first, *read_scored(answer, n, self._pool.info))
 
 
 class BySending:

@@ -117,13 +117,16 @@ class Channel:
         Raises
         ------
         TargetError
-            If the server serves no release of this project.
+            If the server serves no release of this project, or one that predicts a slide as a whole.
         """
         config = self.config(contract.MODEL_ENGINE)
         try:
-            return EngineInfo.from_parameters({key: value.string_value for key, value in config.parameters.items()})
+            info = EngineInfo.from_parameters({key: value.string_value for key, value in config.parameters.items()})
         except ValueError as error:
             raise TargetError(f"{self.address}: {error}") from error
+        if info.slide_level is not None:
+            raise TargetError(f"{self.address}: predicts slides as a whole; a load is of spots that are predicted each")
+        return info
 
     def priority_levels(self, model: str) -> int:
         """Priority levels of a model's queue: for an ensemble, the most of any of its steps; 0 where there are none.
