@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .common import Reader, UserError, needs, use_reader
-from .serving_commands import SERVER_IS_THERE, embedded
+from .serving_commands import MODEL_NEEDS_SERVER, SERVER_IS_THERE, embedded
 
 if TYPE_CHECKING:
     from m2ost_client.archive import ArchiveReport, Progress, Rescore
@@ -36,6 +36,9 @@ def rescore(
     server: Annotated[
         list[str] | None,
         typer.Option("--server", help="host:port of a server; repeatable. Without it one runs for this archive."),
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(help="With --server: the release's name, where the servers have several.")
     ] = None,
     release: Annotated[
         Path | None, typer.Option(help="Release for the embedded server; by default that of the shipped checkpoint.")
@@ -98,6 +101,8 @@ def rescore(
         from m2ost_client.stream import StreamOptions
     if send_pixels and not server:
         raise UserError("--send-pixels is for a server elsewhere; give --server ADDRESS")
+    if model and not server:
+        raise UserError(MODEL_NEEDS_SERVER)
     if ray and not server:
         raise UserError("--ray has workers elsewhere ask servers; give --server ADDRESS, as workers see it")
     if server and (release or checkpoint or profile):
@@ -128,7 +133,12 @@ def rescore(
     )
     serve = partial(embedded, release=release, checkpoint=checkpoint, log=server_log, profile=profile)
     servers = Servers(
-        addresses=tuple(server or ()), window=window, retry_for_s=retry_for_s, send_pixels=send_pixels, ray=ray
+        addresses=tuple(server or ()),
+        window=window,
+        retry_for_s=retry_for_s,
+        send_pixels=send_pixels,
+        ray=ray,
+        model=model,
     )
     with _progress(len(slides.rows)) as on_progress:
         try:

@@ -57,6 +57,9 @@ def export(
         str | None,
         typer.Option(help="none, or dihedral8: the mean over eight turns and flips in the graph; default: the card's."),
     ] = None,
+    name: Annotated[
+        str, typer.Option(help="What the release is called on a server of several; by default as its architecture.")
+    ] = "",
 ) -> None:
     """Export a checkpoint as a release: a Triton model repository, written only if ONNX matches PyTorch."""
     with needs("export"):
@@ -100,6 +103,7 @@ def export(
         engines=options,
         dense=dense,
         test_time=test_time,
+        name=name,
     )
     _print_release(out, manifest)
 

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 EXIT_SPOTS_WITHOUT_VALUE = 3
 EMBEDDED_ROOT = "slides"
+MODEL_NEEDS_SERVER = "--model is for a server of several releases; give --server ADDRESS"
 SERVER_IS_THERE = "--server serves a release in its own way; leave --release, --checkpoint and --profile out"
 _LEVELS = ("debug", "info", "warning", "error")
 
@@ -56,7 +57,9 @@ def parse_roots(specifications: list[str]) -> SlideRoots:
 
 
 def serve(
-    release: Annotated[Path, typer.Argument(help="A release folder.")],
+    releases: Annotated[
+        list[Path], typer.Argument(metavar="RELEASE", help="A release folder; several are served under their names.")
+    ],
     slides: Annotated[
         list[str], typer.Option("--slides", help="FOLDER or NAME=FOLDER to read slides from; repeatable.")
     ],
@@ -93,7 +96,8 @@ def serve(
 
         IStarManifest.read(istar)  # its errors say what makes such a folder
     options = ServerOptions(
-        release=release,
+        release=releases[0],
+        others=tuple(releases[1:]),
         roots=parse_roots(slides),
         beside=(istar,) if istar else (),
         host=host,
@@ -120,6 +124,9 @@ def predict(
     out: Annotated[Path, typer.Option("--out", help="Folder for the results.")],
     server: Annotated[
         str | None, typer.Option(help="host:port of a server; without it one runs for this slide.")
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(help="With --server: the release's name, where that server has several.")
     ] = None,
     release: Annotated[
         Path | None, typer.Option(help="Release for the embedded server; by default that of the shipped checkpoint.")
@@ -181,6 +188,8 @@ def predict(
         from m2ost_client.stream import StreamOptions
     if send_pixels and not server:
         raise UserError("--send-pixels is for a server elsewhere; give --server ADDRESS")
+    if model and not server:
+        raise UserError(MODEL_NEEDS_SERVER)
     use_reader(reader, reads_here=server is None or send_pixels)
     if dense is None and (everywhere or gene):
         raise UserError("--everywhere and --gene are for a dense map; give --dense 16px")
@@ -192,7 +201,7 @@ def predict(
     cells = DenseOptions(pitch_px=parse_pitch(dense), everywhere=everywhere, genes=tuple(gene or ())) if dense else None
     area = Rectangle.parse(region) if region is not None else None
     try:
-        stream = StreamOptions(batch_rows=batch_rows, window=window, retry_for_s=retry_for_s)
+        stream = StreamOptions(batch_rows=batch_rows, window=window, retry_for_s=retry_for_s, model=model)
         views_at = view_mpp if view_mpp in (None, "model") else float(view_mpp)
     except ValueError as error:
         raise UserError(str(error)) from error

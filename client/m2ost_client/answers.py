@@ -70,6 +70,26 @@ def read_engine(parameters: Mapping[str, str], backend: str = "") -> EngineInfo:
     return info if info.runs_on else replace(info, runs_on=backend)
 
 
+def read_served(parameters: Mapping[str, str]) -> dict[str, str]:
+    """Names of the releases that a server serves → names of their engines, by the config of ``slide_info``.
+
+    Raises
+    ------
+    BadAnswer
+        If it says what cannot be.
+    """
+    try:
+        served = json.loads(parameters.get(contract.SERVED_PARAMETER, "null"))
+    except (ValueError, RecursionError) as error:
+        raise BadAnswer(f"the config of {contract.MODEL_INFO} says what no server serves: {error}") from error
+    if served is None:  # one release, exported before releases had names
+        return {contract.MODEL_ENGINE: contract.MODEL_ENGINE}
+    told = [*served, *served.values()] if isinstance(served, dict) else [None]
+    if not served or not all(isinstance(name, str) and name and _is_text(name) for name in told):
+        raise BadAnswer(f"the config of {contract.MODEL_INFO} says what no server serves")
+    return dict(served)
+
+
 def read_expression(answer: Any, rows: int, engine: EngineInfo) -> Expression:
     """The expression of spots whose views were sent.
 

@@ -13,11 +13,11 @@ from typing import Any
 
 import m2ost_contract as contract
 import tritonclient.grpc.aio as triton_aio
-from m2ost_contract import EngineInfo
+from m2ost_contract import EngineInfo, ServedNameError
 from m2ost_preprocess.network import channel_options, through_proxy
 from tritonclient.utils import InferenceServerException
 
-from .answers import is_dead_stub, read_engine
+from .answers import is_dead_stub, read_engine, read_served
 from .errors import BadAnswer, ReleaseChanged, RequestRejected, ServerUnavailable
 from .timeline import NoTimeline, Timeline
 
@@ -41,6 +41,10 @@ def open_client(address: str) -> Any:
 def slide_deadline_s(deadline_s: float, spots: int) -> float:
     """Deadline of a slide that is scored as a whole, in seconds: that of a request for each of those it would be."""
     return deadline_s * max(1, math.ceil(spots / contract.MAX_ROWS))
+
+
+def _parameters(config: Any) -> dict[str, str]:
+    return {key: value.string_value for key, value in config.parameters.items()}
 
 
 class Window:
@@ -89,6 +93,8 @@ class Connection:
         Whether the server is asked to let requests of others go first.
     window : Window
         Told of every request that must be sent again.
+    model : str, optional
+        Name of the release that is meant; the server's only one by default.
     transport : callable
         Makes a client for an address: tritonclient's, or one that stands in for it.
     timeline : Timeline, optional
@@ -109,6 +115,7 @@ class Connection:
         full_for_s: float = FULL_FOR_S,
         background: bool = False,
         window: Window,
+        model: str | None = None,
         transport: Callable[[str], Any] = open_client,
         timeline: Timeline | None = None,
     ) -> None:
@@ -117,7 +124,7 @@ class Connection:
         self._deadline_s, self._retry_for_s = deadline_s, retry_for_s
         self._full_for_s, self._background = full_for_s, background
         self._answered_at = -math.inf
-        self._window = window
+        self._window, self._model = window, model
         self._transport = transport
         self._timeline = timeline or NoTimeline()
         self._client: Any = None
@@ -133,7 +140,7 @@ class Connection:
         ServerUnavailable
             If the server is away for ``retry_for_s``, or full for ``full_for_s``.
         RequestRejected
-            If the server serves no release of this project.
+            If the server serves no release of this project, none of that name, or several and none is named.
         """
         self._client = self._transport(self.address)
         try:
@@ -223,12 +230,21 @@ class Connection:
             )
 
     async def _read_info(self) -> EngineInfo:
-        config = await self._client.get_model_config(contract.MODEL_ENGINE, client_timeout=self._deadline_s)
-        parameters = {key: value.string_value for key, value in config.config.parameters.items()}
         try:
-            return read_engine(parameters, config.config.backend)
+            if self._info is None:
+                served = read_served(_parameters(await self._config(contract.MODEL_INFO)))
+                engine = contract.choose(served, self._model)
+            else:
+                engine = self._info.names.engine
+            config = await self._config(engine)
+            return read_engine(_parameters(config), config.backend)
         except BadAnswer as error:
             raise RequestRejected(f"{self.address}: {error}", "FAILED_PRECONDITION") from error
+        except ServedNameError as error:
+            raise RequestRejected(f"{self.address}: {error}", "NOT_FOUND") from error
+
+    async def _config(self, model: str) -> Any:
+        return (await self._client.get_model_config(model, client_timeout=self._deadline_s)).config
 
     async def _retrying(self, call: Callable[[], Awaitable[Any]]) -> Any:
         """Call until it succeeds, is refused, or the server was away or full for too long."""

@@ -58,6 +58,8 @@ class StreamOptions:
         How long it is sent again while the server is full and answers none of this stream's requests, in seconds.
     background : bool
         Let requests of others go first, as is right for an archive.
+    model : str, optional
+        Name of the release that is meant, on a server of several.
 
     Raises
     ------
@@ -71,6 +73,7 @@ class StreamOptions:
     retry_for_s: float = 60.0
     full_for_s: float = FULL_FOR_S
     background: bool = False
+    model: str | None = None
 
     def __post_init__(self) -> None:
         if not 1 <= self.batch_rows <= contract.MAX_ROWS:
@@ -120,6 +123,7 @@ class SpotStream:
             full_for_s=self.options.full_for_s,
             background=self.options.background,
             window=self._window,
+            model=self.options.model,
             timeline=timeline,
         )
 
@@ -131,7 +135,7 @@ class SpotStream:
         ServerUnavailable
             If the server is away for ``retry_for_s``, or full for ``full_for_s``.
         RequestRejected
-            If the server serves no release of this project.
+            If the server serves no release of this project, none of that name, or several and none is named.
         """
         await self._connection.open()
         return self
@@ -256,7 +260,7 @@ class SpotStream:
             return
         level.check(on_array, len(positions), whose=slide)
         answer = await self._connection.infer(
-            contract.MODEL_SLIDE,
+            self.info.names.slide,
             whole_slide_inputs(slide, positions, on_array, scale),
             deadline_s=slide_deadline_s(self.options.deadline_s, len(positions)),
             parameters={contract.PYRAMID_PARAMETER: True} if pyramid else {},
@@ -376,7 +380,7 @@ class SpotStream:
         """
         self._check_level()
         inputs = view_inputs(self.info.views.names, views)
-        answer = await self._connection.infer(contract.MODEL_PATCHES, inputs)
+        answer = await self._connection.infer(self.info.names.patches, inputs)
         return read_expression(answer, len(views[0]), self.info)
 
     async def _score_positions(
@@ -384,7 +388,7 @@ class SpotStream:
     ) -> tuple[Expression, Statuses]:
         inputs = spot_inputs(slide, positions, scale)
         parameters = {contract.PYRAMID_PARAMETER: True} if pyramid else {}
-        answer = await self._connection.infer(contract.MODEL_SLIDE, inputs, parameters=parameters)
+        answer = await self._connection.infer(self.info.names.slide, inputs, parameters=parameters)
         return read_scored(answer, len(positions), self.info)
 
     def _order(self, positions: Positions, scale: float) -> Rows:

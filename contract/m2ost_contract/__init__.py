@@ -26,6 +26,7 @@ from .engines import (
 from .errors import M2OSTError
 from .files import complete_file, complete_folder, put, sync, sync_names, write_complete
 from .geometry import ViewGeometry
+from .names import SERVED_PARAMETER, ModelNames, ServedNameError, check_distinct, check_name, choose
 from .release import (
     BODY_FILE,
     DENSE_FILE,
@@ -145,6 +146,7 @@ __all__ = [
     "SCALE_MAX",
     "SCALE_MIN",
     "SEQUENCE_FILE",
+    "SERVED_PARAMETER",
     "SLIDE",
     "SPINNING_PARAMETER",
     "STATUS",
@@ -162,14 +164,19 @@ __all__ = [
     "M2OSTError",
     "Manifest",
     "ManifestError",
+    "ModelNames",
     "PositionsError",
     "Release",
     "ReleaseError",
     "RowStatus",
+    "ServedNameError",
     "SlideLevel",
     "ViewGeometry",
     "as_centers",
     "changed_files",
+    "check_distinct",
+    "check_name",
+    "choose",
     "complete_file",
     "complete_folder",
     "graphs_of",

@@ -10,6 +10,7 @@ class M2OSTError(Exception):
 
         M2OSTError
         ├── ManifestError, ReleaseError        a release                    m2ost_contract
+        ├── ServedNameError                    names on a server        m2ost_contract
         ├── PositionsError                     places on an array       m2ost_contract
         ├── EngineError                        its engine cannot run here   m2ost_contract
         ├── PreprocessError                    slides and spots             m2ost_preprocess.errors

@@ -19,6 +19,7 @@ from .engines import (
 )
 from .errors import M2OSTError
 from .geometry import ViewGeometry
+from .names import ModelNames
 from .slide_level import SLIDE, SPOT, SlideLevel
 from .tensors import EXPRESSION, FEATURES, MODEL_ENGINE, MODEL_SEQUENCE
 
@@ -62,6 +63,8 @@ class EngineInfo:
         of the release, of its manifest or of a comparison of two.
     slide_level : SlideLevel or None
         What a network that predicts a slide as a whole asks of its spots; None for one that predicts each by itself.
+    names : ModelNames
+        Under which names its models are served. No part of the release either.
     """
 
     genes: tuple[str, ...]
@@ -75,6 +78,7 @@ class EngineInfo:
     release_sha256: str
     runs_on: str = field(default="", compare=False)
     slide_level: SlideLevel | None = None
+    names: ModelNames = field(default=ModelNames(), compare=False)
 
     @property
     def level(self) -> str:
@@ -97,6 +101,8 @@ class EngineInfo:
     def to_parameters(self) -> dict[str, str]:
         """Triton model parameters: every value a string."""
         raw = {**self.to_dict(), "genes": "\n".join(self.genes)}
+        if self.names != ModelNames():
+            raw["names"] = asdict(self.names)
         return {k: v if isinstance(v, str) else json.dumps(v) for k, v in raw.items()}
 
     @classmethod
@@ -119,6 +125,8 @@ class EngineInfo:
         values["mpp"] = json.loads(values["mpp"])
         values["trained"] = json.loads(values["trained"])
         values["slide_level"] = _slide_level({k: parameters[k] for k in ("level", "slide_level") if k in parameters})
+        if "names" in parameters:
+            values["names"] = ModelNames.from_dict(json.loads(parameters["names"]))
         computes = (parameters.get(ENGINE_PARAMETER), parameters.get(INSTRUCTIONS_PARAMETER))
         return cls(**values, runs_on=" ".join(filter(None, computes)))
 
@@ -132,7 +140,7 @@ class EngineInfo:
         return f"release {self.release_sha256[:12]}" + (f" on {self.runs_on}" if self.runs_on else "")
 
 
-_TOLD = tuple(name for name in EngineInfo.__dataclass_fields__ if name not in ("runs_on", "slide_level"))
+_TOLD = tuple(name for name in EngineInfo.__dataclass_fields__ if name not in ("runs_on", "slide_level", "names"))
 """What every release tells of itself."""
 
 
@@ -172,6 +180,8 @@ class Manifest:
         Of the ONNX file: its nodes, its operators, and the bytes of its weights by type.
     engines : tuple of EnginePlan
         The engines built from it.
+    name : str
+        What it was called at its export; empty where it was not.
     """
 
     engine: EngineInfo
@@ -181,6 +191,7 @@ class Manifest:
     files: dict[str, str] = field(default_factory=dict)
     graph: dict[str, Any] = field(default_factory=dict)
     engines: tuple[EnginePlan, ...] = ()
+    name: str = ""
 
     FILENAME = "manifest.json"
 
@@ -189,9 +200,16 @@ class Manifest:
         """The instruction set with which body in bfloat16 and tail passed their gate; empty where they never did."""
         return str(self.parity.get("split", {}).get("gate", {}).get("instructions", ""))
 
+    @property
+    def served_name(self) -> str:
+        """What it is called on a server of several releases: its name, else that of its architecture."""
+        return self.name or str(self.architecture.get("name", MODEL_ENGINE))
+
     def write(self, folder: Path) -> None:
         """Write ``manifest.json`` into ``folder``."""
         raw = {**asdict(self), "engine": self.engine.to_dict()}
+        if not self.name:
+            del raw["name"]
         (folder / self.FILENAME).write_text(json.dumps(raw, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
     @classmethod

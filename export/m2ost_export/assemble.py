@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from m2ost_contract import MODEL_ENGINE, EngineInfo, EnginePlan, Manifest, sha256_file
-from m2ost_serving.repository import MODELS_TOOL, models_sha256, write_repository
+from m2ost_serving.repository import MODELS_TOOL, models_sha256, served_alone, write_repository
 
 _TOOLS = ("m2ost-triton", "torch", "onnx", "onnxscript", "onnxruntime", "numpy")
 
@@ -30,6 +30,7 @@ def assemble(
     graph: dict[str, Any],
     tools: dict[str, str],
     plans: Sequence[EnginePlan] = (),
+    name: str = "",
 ) -> Manifest:
     """Write the repository and the manifest around an ONNX file and its engines.
 
@@ -39,7 +40,7 @@ def assemble(
         Holds the folders of the graphs and the engines, and nothing else.
     info : EngineInfo
         Without its ``release_sha256``.
-    architecture, parity, graph, tools, plans
+    architecture, parity, graph, tools, plans, name
         See :class:`Manifest`.
 
     Returns
@@ -48,13 +49,13 @@ def assemble(
     """
     info = replace(info, release_sha256="")
     manifest = Manifest(
-        info, architecture, parity, {**tools, MODELS_TOOL: models_sha256(info)}, {}, graph, tuple(plans)
+        info, architecture, parity, {**tools, MODELS_TOOL: models_sha256(info)}, {}, graph, tuple(plans), name
     )
-    instructions = manifest.bf16_instructions
-    write_repository(scratch, info, plans, bf16_instructions=instructions)
+    instructions, parameters = manifest.bf16_instructions, served_alone(manifest.served_name)
+    write_repository(scratch, info, plans, bf16_instructions=instructions, parameters=parameters)
     # The identity is that of every file as it stands without the identity itself, which the configs carry.
     info = replace(info, release_sha256=sha256_json(file_hashes(scratch)))
-    write_repository(scratch, info, plans, bf16_instructions=instructions)
+    write_repository(scratch, info, plans, bf16_instructions=instructions, parameters=parameters)
     manifest = replace(manifest, engine=info, files=file_hashes(scratch))
     manifest.write(scratch)
     return manifest

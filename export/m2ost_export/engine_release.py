@@ -67,4 +67,5 @@ def add_engines(release: Path, destination: Path, options: EngineOptions) -> Man
             graph=manifest.graph,
             tools=manifest.tools,
             plans=[*kept, *built],
+            name=manifest.name,
         )

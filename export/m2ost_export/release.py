@@ -23,6 +23,7 @@ from m2ost_contract import (
     EngineInfo,
     Manifest,
     SlideLevel,
+    check_name,
     complete_folder,
     sha256_file,
 )
@@ -61,6 +62,7 @@ def build_release(
     engines: EngineOptions | None = None,
     dense: bool = False,
     test_time: str | None = None,
+    name: str = "",
 ) -> Manifest:
     """Export a checkpoint and write its release; nothing is left behind unless every gate passes.
 
@@ -87,6 +89,8 @@ def build_release(
         Also write the graph for dense maps, which the profile ``cpu-dense`` serves; in ``fp32`` only.
     test_time : str, optional
         What is averaged inside the graph, one of :data:`m2ost.architecture.TEST_TIMES`; by default as the card says.
+    name : str
+        What the release is called on a server of several; by default as its architecture.
 
     Returns
     -------
@@ -100,10 +104,14 @@ def build_release(
         has no such form.
     EngineError
         If body and tail are to be measured, and this machine does not compute in bfloat16.
+    ServedNameError
+        If a release cannot be called so.
     FileExistsError
         If ``destination`` exists: a release is immutable.
     """
     check_weights(model)
+    if name:
+        check_name(name)
     if dense and precision != "fp32":
         raise ExportError(f"refused: the graph for dense maps runs on a CPU, in fp32, not {precision}")
     if slides and precision != "fp32":
@@ -117,7 +125,7 @@ def build_release(
         only_m2ost(model, "the graph for dense maps")
     test_time = test_time or card.test_time
     if isinstance(model, SlideNetwork):
-        return _build_slide_level(model, card, destination, precision, engines, test_time)
+        return _build_slide_level(model, card, destination, precision, engines, test_time, name)
     form, reference = engine_form(model, precision, test_time), with_test_time(model, test_time)
     with complete_folder(destination) as scratch:
         engine_folder(scratch).mkdir(parents=True)
@@ -143,6 +151,7 @@ def build_release(
             graph={**describe(graph), "test_time": test_time, "head": card.head},
             tools=tool_versions(),
             plans=plans,
+            name=name,
         )
 
 
@@ -153,6 +162,7 @@ def _build_slide_level(
     precision: str,
     engines: EngineOptions | None,
     test_time: str,
+    name: str,
 ) -> Manifest:
     """Write the release of a network that predicts a slide as a whole: its two stages, in float32."""
     title = system_of(model.config).title
@@ -181,6 +191,7 @@ def _build_slide_level(
             parity=parity,
             graph={**describe(patches), "sequence": describe(sequence), "test_time": test_time, "head": card.head},
             tools=tool_versions(),
+            name=name,
         )
 
 

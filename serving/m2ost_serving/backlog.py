@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import re
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 
-from m2ost_contract import ENGINE_WAITING_METRIC, GUARDED_METRIC, METRICS_URL_ENV, MODEL_ENGINE
+from m2ost_contract import ENGINE_WAITING_METRIC, GUARDED_METRIC, METRICS_URL_ENV, MODEL_ENGINE, MODEL_GUARD
 from m2ost_preprocess.network import read_url
 
 _PENDING = re.compile(r'^nv_inference_pending_request_count\{model="(\w+)"[^}]*\} (\d+)', re.MULTILINE)
-_WAITING = re.compile(rf"^{ENGINE_WAITING_METRIC}\{{[^}}]*\}} ([0-9.e+]+)", re.MULTILINE)
-_GUARDED = re.compile(rf'^{GUARDED_METRIC}\{{[^}}]*background="(\w+)"[^}}]*\}} ([0-9.e+]+)', re.MULTILINE)
+_WAITING = re.compile(rf"^{ENGINE_WAITING_METRIC}\{{([^}}]*)\}} ([0-9.e+]+)", re.MULTILINE)
+_GUARDED = re.compile(rf"^{GUARDED_METRIC}\{{([^}}]*)\}} ([0-9.e+]+)", re.MULTILINE)
+_LABEL = re.compile(r'(\w+)="([^"]*)"')
+
+ENGINES_PARAMETER, GUARDS_PARAMETER = "engines", "guards"
+"""Parameters of the config of a tiler of several releases: JSON lists of the engines that it cuts views for, and of the
+models behind them that count their rows."""
 
 
 def read_metrics() -> str:
@@ -30,6 +36,12 @@ def read_metrics() -> str:
         return read_url(url, 1.0)
     except OSError as error:
         raise OSError(f"{error}; set {METRICS_URL_ENV} to this server's metrics") from error
+
+
+def _rows_of(metric: re.Pattern[str], page: str) -> Iterator[tuple[dict[str, str], float]]:
+    """Labels and rows of every sample of a metric."""
+    for labels, rows in metric.findall(page):
+        yield dict(_LABEL.findall(labels)), float(rows)
 
 
 class _Sent:
@@ -75,10 +87,16 @@ class EngineQueue:
         Rows that may wait for the engine before the tiler waits; background work waits at half of it.
     warn : callable
         Told once in a while why the queue cannot be seen. Everything has room then.
+    parameters : mapping of str to str, optional
+        Of the tiler's config: which engines it cuts views for. There is room for ``rows`` of each, and one that is slow
+        can take all of it.
     """
 
-    def __init__(self, rows: int, warn: Callable[[str], None]) -> None:
-        self._rows, self._warn = rows, warn
+    def __init__(self, rows: int, warn: Callable[[str], None], parameters: Mapping[str, str] | None = None) -> None:
+        told = parameters or {}
+        self._engines = frozenset(json.loads(told.get(ENGINES_PARAMETER, f'["{MODEL_ENGINE}"]')))
+        self._guards = frozenset(json.loads(told.get(GUARDS_PARAMETER, f'["{MODEL_GUARD}"]')))
+        self._rows, self._warn = rows * len(self._engines), warn
         self._others, self._background = _Sent(), _Sent()
         self._warned = -math.inf
 
@@ -95,11 +113,15 @@ class EngineQueue:
                 self._warned = time.monotonic()
                 self._warn(str(error))
             return True, True
-        pending = sum(int(count) for model, count in _PENDING.findall(page) if model == MODEL_ENGINE)
-        idle = not pending and not sum(float(rows) for rows in _WAITING.findall(page))
-        came_out = {kind: float(rows) for kind, rows in _GUARDED.findall(page)}
-        others = self._others.left(came_out.get(OTHERS, 0.0), idle)
-        background = self._background.left(came_out.get(BACKGROUND, 0.0), idle)
+        pending = sum(int(count) for model, count in _PENDING.findall(page) if model in self._engines)
+        waiting = sum(rows for labels, rows in _rows_of(_WAITING, page) if labels["model"] in self._engines)
+        idle = not pending and not waiting
+        came_out = dict.fromkeys((OTHERS, BACKGROUND), 0.0)
+        for labels, rows in _rows_of(_GUARDED, page):
+            if labels["model"] in self._guards:
+                came_out[labels["background"]] += rows
+        others = self._others.left(came_out[OTHERS], idle)
+        background = self._background.left(came_out[BACKGROUND], idle)
         return others < self._rows, others + background < max(1, self._rows // 2)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,12 +18,15 @@ from m2ost_contract import (
     FEATURES,
     INSTRUCTIONS_PARAMETER,
     MODEL_ENGINE,
+    MODEL_INFO,
     MODEL_SLIDE,
     MODEL_TILER,
     OPENVINO_CPU_BF16,
+    SERVED_PARAMETER,
     EngineInfo,
     EnginePlan,
     Manifest,
+    ModelNames,
     Release,
     complete_folder,
 )
@@ -77,7 +81,12 @@ TENSORRT = "tensorrt"
 
 
 def write_repository(
-    destination: Path, info: EngineInfo, plans: Sequence[EnginePlan] = (), *, bf16_instructions: str = ""
+    destination: Path,
+    info: EngineInfo,
+    plans: Sequence[EnginePlan] = (),
+    *,
+    bf16_instructions: str = "",
+    parameters: Mapping[str, Mapping[str, str]] | None = None,
 ) -> None:
     """Write every served model but the engine's own files.
 
@@ -86,19 +95,48 @@ def write_repository(
     destination : Path
         An existing folder; receives a folder a model, each at version 1. Configs already there are rewritten.
     info : EngineInfo
-        Fits the configs: views, number of genes, and the parameters that clients read.
+        Fits the configs: views, number of genes, the names of the models, and the parameters that clients read.
     plans : sequence of EnginePlan
         The release's engines.
     bf16_instructions : str
         See :attr:`m2ost_contract.Manifest.bf16_instructions`.
+    parameters : mapping, optional
+        Further parameters of a model's config, by the model's name in a release that is served alone.
     """
     plan_files = {p.compute_capability: Path(p.file).name for p in plans if p.toolkit == TENSORRT}
     for package in (TEMPLATES,) if info.slide_level is None else (TEMPLATES, SLIDE_LEVEL):
         write_models(
             destination,
-            lambda template: fit_config(template, info, plan_files, bf16_instructions=bf16_instructions),
+            lambda template: fit_config(
+                template, info, plan_files, bf16_instructions=bf16_instructions, parameters=parameters
+            ),
             package,
+            served_as=info.names.of,
         )
+
+
+def write_again(destination: Path, release: Release, parameters: Mapping[str, Mapping[str, str]] | None = None) -> None:
+    """Write the models of a release as this version of the package has them.
+
+    Parameters
+    ----------
+    destination, parameters
+        See :func:`write_repository`.
+    release : Release
+    """
+    manifest = release.manifest
+    write_repository(
+        destination,
+        release.engine,
+        manifest.engines,
+        bf16_instructions=manifest.bf16_instructions,
+        parameters=served_alone(manifest.served_name) if parameters is None else parameters,
+    )
+
+
+def served_alone(name: str) -> dict[str, dict[str, str]]:
+    """Parameters of the models of a release that is served alone, for clients that ask for it by its name."""
+    return {} if name == MODEL_ENGINE else {MODEL_INFO: {SERVED_PARAMETER: json.dumps({name: MODEL_ENGINE})}}
 
 
 def current_models(release: Release, parent: Path) -> Path:
@@ -123,8 +161,7 @@ def current_models(release: Release, parent: Path) -> Path:
     folder = parent / f"release-{hashlib.sha256(key).hexdigest()[:16]}"
     if not folder.exists():
         with complete_folder(folder) as scratch:
-            manifest = release.manifest
-            write_repository(scratch, manifest.engine, manifest.engines, bf16_instructions=manifest.bf16_instructions)
+            write_again(scratch, release)
             for name in (*release.manifest.files, Manifest.FILENAME):
                 link = scratch / name
                 if Path(name).suffix not in (".py", ".pbtxt"):
@@ -133,7 +170,13 @@ def current_models(release: Release, parent: Path) -> Path:
     return folder
 
 
-def write_models(destination: Path, fit: Callable[[str], str], package: str = TEMPLATES) -> None:
+def write_models(
+    destination: Path,
+    fit: Callable[[str], str],
+    package: str = TEMPLATES,
+    *,
+    served_as: Callable[[str], str] = str,
+) -> None:
     """Write the models of a package of templates.
 
     Parameters
@@ -144,10 +187,12 @@ def write_models(destination: Path, fit: Callable[[str], str], package: str = TE
         Text of a template's config → text of the config.
     package : str
         Import name of the package that holds them, a folder a model.
+    served_as : callable
+        Name of a template → name of its model.
     """
     with as_file(files(package)) as templates:
         for source in _models(templates):
-            target = destination / source.name
+            target = destination / served_as(source.name)
             (target / "1").mkdir(parents=True, exist_ok=True)
             if (source / "1" / "model.py").is_file():
                 shutil.copyfile(source / "1" / "model.py", target / "1" / "model.py")
@@ -167,6 +212,7 @@ def fit_config(
     plan_files: Mapping[str, str] | None = None,
     *,
     bf16_instructions: str = "",
+    parameters: Mapping[str, Mapping[str, str]] | None = None,
 ) -> str:
     """One config fitted to an engine. The comment block at its head, which states the reasons, is kept.
 
@@ -180,6 +226,8 @@ def fit_config(
         Compute capability → file name of a TensorRT plan.
     bf16_instructions : str
         What the engine in bfloat16 may run on.
+    parameters : mapping, optional
+        See :func:`write_repository`.
     """
     config = parse_config(template)
     for tensors in (config.input, config.output):
@@ -199,6 +247,9 @@ def fit_config(
             config.cc_model_filenames[capability] = file
     for accelerator in config.optimization.execution_accelerators.gpu_execution_accelerator:
         _fit_accelerator(accelerator.parameters, info)
+    for key, value in (parameters or {}).get(config.name, {}).items():
+        config.parameters[key].string_value = value
+    _fit_names(config, info.names)
     return finish_config(config, template)
 
 
@@ -247,6 +298,15 @@ def _fit_map(mapping: Any, info: EngineInfo) -> None:
         del mapping[name]
     for name in views.names if present else ():
         mapping[name] = name
+
+
+def _fit_names(config: Any, names: ModelNames) -> None:
+    config.name = names.of(config.name)
+    for step in config.ensemble_scheduling.step:
+        step.model_name = names.of(step.model_name)
+    for key in config.parameters:
+        if key.endswith("_model"):
+            config.parameters[key].string_value = names.of(config.parameters[key].string_value)
 
 
 def _fit_accelerator(parameters: Any, info: EngineInfo) -> None:

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from m2ost_contract import (
     RELEASE_PARAMETER,
     EngineInfo,
     PositionsError,
+    Release,
 )
 from m2ost_preprocess.errors import PreprocessError, SlideChanged, SlideNotFound, SlideTimeout, UnsupportedRequest
 
@@ -53,6 +55,27 @@ def engine_info(config_json: str) -> EngineInfo:
 def given_name(config_json: str) -> str:
     """The name of a model's first output, from ``args['model_config']``."""
     return str(json.loads(config_json)["output"][0]["name"])
+
+
+RELEASE_LINK = "release"
+"""Beside an engine's files on a server of several releases: a link to the release."""
+
+RELEASES_PARAMETER = "releases"
+"""Parameter of the config of a tiler of several releases: JSON list of their sha256."""
+
+
+def release_of(model: Path) -> Release:
+    """The release whose model this is, from ``args['model_repository']``.
+
+    Raises
+    ------
+    FileNotFoundError
+        If it is of none.
+    ManifestError
+        If the manifest is damaged.
+    """
+    link = model / "1" / RELEASE_LINK
+    return Release.open(link.resolve() if link.exists() else model.parent)
 
 
 MAX_TEXT, MAX_ITEMS = 500, 8
@@ -260,19 +283,25 @@ def request_id(request: Any) -> str:
         return ""
 
 
-def check_release(asked: Asked, release_sha256: str) -> None:
+def check_release(asked: Asked, *served: str) -> None:
     """Refuse a request that was meant for another release.
 
     A client that reconnects to a server with a new release is told so, and mixes no two within one slide.
+
+    Parameters
+    ----------
+    asked : Asked
+    *served : str
+        sha256 of the releases that the model works for.
 
     Raises
     ------
     UnsupportedRequest
         Names both.
     """
-    if asked.release not in (None, release_sha256):
+    if asked.release is not None and asked.release not in served:
         meant = _bounded(asked.release)
-        raise UnsupportedRequest(f"this server serves release {release_sha256}, the request is for {meant}")
+        raise UnsupportedRequest(f"this server serves release {', '.join(served)}, the request is for {meant}")
 
 
 def text(value: Any) -> str:

@@ -279,7 +279,7 @@ def test_a_server_on_this_machine_is_reached_whatever_proxy_the_environment_name
         server.start()
         try:
             assert asyncio.run(is_live(address))
-            assert probe(address, ENGINE).words == "Method not implemented!"
+            assert probe(address, [ENGINE]).words == "Method not implemented!"
         finally:
             server.stop(None).wait()
 

@@ -11,7 +11,7 @@ from statistics import median
 from typing import Any
 
 import numpy as np
-from m2ost_contract import MODEL_ENGINE, Manifest
+from m2ost_contract import MODEL_ENGINE, Release
 from m2ost_loadtests.rounds import Rounds
 from m2ost_loadtests.triton_statistics import read_settled_metrics, server_figures
 from m2ost_preprocess.tiling.tiles import TilingCounts
@@ -112,7 +112,7 @@ def measure_served(outcome: Outcome, networks: Networks, release: Path, profile:
 
     options = ServerOptions(release=release, roots=SlideRoots({"check": work.slide.folder}), profile=profile)
     try:
-        check_start(options, Manifest.read(release), find_installation())
+        check_start(options, [Release.open(release)], find_installation())
     except ServerStartError as error:
         raise Skip(str(error)) from error
 

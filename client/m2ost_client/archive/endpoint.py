@@ -31,11 +31,14 @@ class EndpointOptions:
         Deadline of one request in seconds. While others keep a server busy, background requests get on slowly.
     probe_pause_s : float
         First pause between two attempts to take an ejected server back, in seconds; doubles up to 5.
+    model : str, optional
+        Name of the release that is meant, on servers of several.
     """
 
     window: int = 2
     deadline_s: float = 300.0
     probe_pause_s: float = 0.25
+    model: str | None = None
 
 
 def is_late(error: ServerUnavailable | ReleaseChanged) -> bool:
@@ -117,6 +120,7 @@ class Endpoint:
             full_for_s=0.0,
             background=True,
             window=self.window,
+            model=self._options.model,
         )
         try:
             await connection.open()
@@ -136,7 +140,7 @@ class Endpoint:
     async def _complaint(self, connection: Connection, served: EngineInfo | None) -> str:
         if served is not None and connection.info.identity != served.identity:
             return f"serves {connection.info.in_words()}, not {served.in_words()}"
-        health = await asyncio.to_thread(probe, self.address, connection.info)
+        health = await asyncio.to_thread(probe, self.address, [connection.info])
         return "" if health.ready else f"does not answer: {', '.join((*health.dead, *health.silent))}"
 
     async def keep_trying(self, served: EngineInfo) -> None:

@@ -68,6 +68,8 @@ class Servers:
         Whether slides are read here, and their views sent; else ``path`` names a slide under the servers' roots.
     ray : str, optional
         Address of a Ray cluster whose workers ask the servers.
+    model : str, optional
+        Name of the release that is meant, on servers of several.
     range_spots : int
         On Ray, about so many spots a task: what one costs that is run again.
     """
@@ -77,6 +79,7 @@ class Servers:
     retry_for_s: float = 300.0
     send_pixels: bool = False
     ray: str | None = None
+    model: str | None = None
     range_spots: int = 1024
 
 

@@ -60,7 +60,7 @@ class _Seat:
     def __init__(self, servers: Servers) -> None:
         turn = os.getpid() % len(servers.addresses)
         addresses = (*servers.addresses[turn:], *servers.addresses[:turn])
-        options = EndpointOptions(window=servers.window)
+        options = EndpointOptions(window=servers.window, model=servers.model)
         self.pool = Pool(addresses, options, retry_for_s=servers.retry_for_s)
         self.loop = asyncio.Runner()
         self.loop.run(self.pool.__aenter__())

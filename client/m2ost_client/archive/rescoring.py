@@ -82,7 +82,7 @@ def rescore(
         cluster = stack.enter_context(connected(found.ray)) if found.ray else None
 
         async def run() -> ArchiveReport:
-            endpoints = EndpointOptions(window=found.window)
+            endpoints = EndpointOptions(window=found.window, model=found.model)
             async with Pool(found.addresses, endpoints, retry_for_s=found.retry_for_s, check=check) as pool:
                 workers = OnRay(cluster, pool, found, batch_rows=options.batch_rows) if cluster else None
                 access: Access = OnServer(pool) if roots is None else Shared(pool, roots)

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-import m2ost_contract as contract
 import numpy as np
 from m2ost_contract import RowStatus
 from m2ost_preprocess.decoder import Decoder
@@ -82,7 +81,7 @@ class ByName:
         async def inputs() -> list[Any]:
             return spot_inputs(request.slide, centers, request.scale)
 
-        answer = await self._pool.infer(contract.MODEL_SLIDE, inputs, spots=n, priority=priority)
+        answer = await self._pool.infer(self._pool.info.names.slide, inputs, spots=n, priority=priority)
         expression, status = read_scored(answer, len(centers), self._pool.info)
         return Part(request.first, expression[:n], status[:n])
 
@@ -91,7 +90,7 @@ class ByName:
             return whole_slide_inputs(request.slide, request.centers, places, request.scale)
 
         n = len(request.centers)
-        answer = await self._pool.infer(contract.MODEL_SLIDE, inputs, spots=n, priority=priority, whole=True)
+        answer = await self._pool.infer(self._pool.info.names.slide, inputs, spots=n, priority=priority, whole=True)
         return Part(request.first, *read_scored(answer, n, self._pool.info))
 
 
@@ -116,7 +115,7 @@ class BySending:
             status[:] = found[:n]
             return view_inputs(geometry.names, views)
 
-        answer = await self._pool.infer(contract.MODEL_PATCHES, inputs, spots=n, priority=priority)
+        answer = await self._pool.infer(self._pool.info.names.patches, inputs, spots=n, priority=priority)
         found = read_expression(answer, len(centers), self._pool.info)[:n]
         expression = np.where(status[:, None] == RowStatus.OK, found, np.float32(np.nan))
         return Part(request.first, expression, status)

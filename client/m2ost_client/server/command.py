@@ -55,6 +55,8 @@ class ServerOptions:
         The release folder.
     roots : SlideRoots
         Folders that slides are read from.
+    others : tuple of Path
+        Further releases. Each is served under the name that it was given at its export then, and the first is too.
     beside : tuple of Path
         Further model repositories, of whatever systems, served beside the release. Each has a ``manifest.json`` whose
         ``files`` give the sha256 of its files by their paths.
@@ -84,6 +86,7 @@ class ServerOptions:
 
     release: Path
     roots: SlideRoots = field(default_factory=lambda: SlideRoots({}))
+    others: tuple[Path, ...] = ()
     beside: tuple[Path, ...] = ()
     host: str = "127.0.0.1"
     ports: Ports = field(default_factory=Ports)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import queue
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -70,7 +70,9 @@ def executions_so_far(metrics_url: str) -> dict[str, float]:
     return executions | {model: float(count) for model, count in _RUNS.findall(text)}
 
 
-def probe(address: str, engine: EngineInfo, beside: Mapping[str, Any] | None = None, *, request_id: str = "") -> Health:
+def probe(
+    address: str, engines: Sequence[EngineInfo], beside: Mapping[str, Any] | None = None, *, request_id: str = ""
+) -> Health:
     """Score one black spot, guard one row, and ask whoever takes a slide's name for one that cannot exist.
 
     All are asked at once, so that one that hangs hides none of the others. A model that is served beside is asked for
@@ -80,7 +82,7 @@ def probe(address: str, engine: EngineInfo, beside: Mapping[str, Any] | None = N
     ----------
     address : str
         ``host:port`` of the gRPC service.
-    engine : EngineInfo
+    engines : sequence of EngineInfo
         What is served.
     beside : mapping of str to ModelConfig, optional
         What is served beside it: see :func:`~m2ost_client.server.served_models.models_beside`.
@@ -88,7 +90,9 @@ def probe(address: str, engine: EngineInfo, beside: Mapping[str, Any] | None = N
         Of all its requests, by which their sender knows them in the server's log.
     """
     beside = beside or {}
-    requests = _engine_requests(engine) | _requests_of_zeros(beside)
+    requests = _requests_of_zeros(beside)
+    for engine in engines:
+        requests |= _engine_requests(engine)
     answers: queue.SimpleQueue[tuple[str, str]] = queue.SimpleQueue()
     with triton.InferenceServerClient(address, channel_args=channel_options(address)) as client:
         for model, (asked, inputs) in requests.items():
@@ -118,18 +122,19 @@ def _engine_requests(engine: EngineInfo) -> Requests:
         tensor(gives, np.zeros((1, values), np.float32)),
         tensor(contract.STATUS, np.ones((1, 1), np.int32)),  # no row that was scored: the guard counts those
     ]
+    names = engine.names
     asked = {
-        contract.MODEL_ENGINE: (contract.MODEL_PATCHES, black),
-        contract.MODEL_GUARD: (contract.MODEL_GUARD, value),
-        contract.MODEL_TILER: (contract.MODEL_SLIDE, row),
+        names.engine: (names.patches, black),
+        names.guard: (names.guard, value),
+        names.tiler: (names.slide, row),
         contract.MODEL_INFO: (contract.MODEL_INFO, info_inputs(PROBE_SLIDE)),
     }
     if engine.slide_level is not None:
         features = np.zeros((1, engine.slide_level.features), np.float32)
         asked |= {
-            contract.MODEL_TILER: (contract.MODEL_SPOTS, row),
-            contract.MODEL_SLIDE: (contract.MODEL_SLIDE, whole_slide_inputs(PROBE_SLIDE, origin, origin, 1.0)),
-            contract.MODEL_SEQUENCE: (contract.MODEL_SEQUENCE, sequence_inputs(features, origin)),
+            names.tiler: (names.spots, row),
+            names.slide: (names.slide, whole_slide_inputs(PROBE_SLIDE, origin, origin, 1.0)),
+            names.sequence: (names.sequence, sequence_inputs(features, origin)),
         }
     return asked
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +18,14 @@ from m2ost_contract import (
     SLIDE,
     Manifest,
     ManifestError,
+    Release,
 )
 from m2ost_serving.repository import parse_config
 
 from ..errors import ServerStartError
 
 OWN_MODELS = {MODEL_ENGINE, MODEL_GUARD, MODEL_INFO, MODEL_PATCHES, MODEL_SLIDE, MODEL_TILER}
-"""Models of every release."""
+"""Models of every release that is served alone."""
 
 ENSEMBLE = "ensemble"
 """Platform of a model that has no process of its own."""
@@ -83,12 +84,13 @@ def read_hashes(folder: Path) -> dict[str, str]:
         raise ManifestError(f"{path}: damaged manifest ({error!r}); export its folder anew") from error
 
 
-def models_beside(release: Path, folders: Iterable[Path], profile: str) -> dict[str, Any]:
-    """The models with a process of their own that are served beside a release: name → ``ModelConfig``.
+def models_beside(releases: Sequence[Release], folders: Iterable[Path], profile: str) -> dict[str, Any]:
+    """The models with a process of their own that are served beside releases: name → ``ModelConfig``.
 
     Parameters
     ----------
-    release : Path
+    releases : sequence of Release
+        With the names of their models.
     folders : iterable of Path
         What else the server loads.
     profile : str
@@ -102,7 +104,11 @@ def models_beside(release: Path, folders: Iterable[Path], profile: str) -> dict[
         If a config cannot be read.
     """
     found: dict[str, Any] = {}
-    where = dict.fromkeys({*OWN_MODELS, *read_configs(release, profile)}, release)
+    where = {
+        release.engine.names.of(name): release.folder
+        for release in releases
+        for name in {*OWN_MODELS, *read_configs(release.folder, profile)}
+    }
     for folder in folders:
         for name, config in read_configs(folder, profile).items():
             if name in where:

@@ -18,6 +18,7 @@ from typing import Any
 from m2ost_contract import PROBE_SENDER, Release
 from m2ost_preprocess.home import user_cache
 from m2ost_preprocess.slides import SlideRoots
+from m2ost_serving import several
 from m2ost_serving.repository import current_models
 
 from ..errors import ServerStartError
@@ -83,6 +84,8 @@ class TritonServer:
 
     Attributes
     ----------
+    releases : list of Release
+        What is served, with the names of the models.
     ports : Ports
         The ports in use, chosen where 0 was asked for; no other program is given them until the server is stopped. Of
         HTTP it is None where ``options`` do not ask for it.
@@ -99,6 +102,8 @@ class TritonServer:
         If the release is none.
     ManifestError
         If a manifest or a config is damaged.
+    ServedNameError
+        If two releases have one name.
     ServerStartError
         If there is no tritonserver, a folder has no such profile, two hold a model of one name, or a requested port is
         taken or requested twice.
@@ -113,10 +118,12 @@ class TritonServer:
     ) -> None:
         self.options = replace(options, host=numeric_host(options.host))
         self.release = Release.open(options.release)
-        folders = (options.release, *options.beside)
-        for folder in folders:
+        self.releases = [self.release]
+        if options.others:
+            self.releases = several.named([self.release, *map(Release.open, options.others)])
+        for folder in (options.release, *options.others, *options.beside):
             check_profile(folder, options.profile)
-        self._beside = models_beside(options.release, options.beside, options.profile)
+        self._beside = models_beside(self.releases, options.beside, options.profile)
         self.ready = False
         self.restarts = 0
         self._installation = installation or find_installation()
@@ -171,7 +178,7 @@ class TritonServer:
         if self._thread is not None or self._stop.is_set():
             raise RuntimeError("a TritonServer starts once; make a new one")
         try:
-            for finding in check_start(self.options, self.release.manifest, self._installation):
+            for finding in check_start(self.options, self.releases, self._installation):
                 self._sink(logs.event("warning", "server_warned", subject=finding.subject, reason=str(finding)))
             if self.options.http:
                 self._sink(logs.event("warning", "server_warned", subject="http", reason=HTTP_RISK))
@@ -216,9 +223,12 @@ class TritonServer:
         self.stop()
 
     def _command(self, runtime: Path, shm_prefix: str) -> Command:
-        folder = current_models(self.release, runtime)
-        if folder != self.release.folder:
-            self._sink(logs.event("info", "models_renewed", release=str(self.release.folder)))
+        if self.options.others:
+            folder = several.lay_out(self.releases, runtime)
+        else:
+            folder = current_models(self.release, runtime)
+            if folder != self.release.folder:
+                self._sink(logs.event("info", "models_renewed", release=str(self.release.folder)))
         return build_command(
             replace(self.options, release=folder),
             self._installation,
@@ -271,7 +281,7 @@ class TritonServer:
         if not self._ready.is_set():
             return self._run_once(runtime)
         try:
-            check_start(self.options, self.release.manifest, self._installation)
+            check_start(self.options, self.releases, self._installation)
             return self._run_once(runtime)
         except Exception as error:  # whatever it is, it may be over the next time
             return _Run(f"it could not be started anew: {error}")
@@ -304,7 +314,9 @@ class TritonServer:
                 if status is not None:
                     return ended(f"tritonserver ended with status {status}")
                 seen.append(peers(self.ports))
-                health = probe(self.address, self.release.engine, self._beside, request_id=self._probe_id)
+                health = probe(
+                    self.address, [release.engine for release in self.releases], self._beside, request_id=self._probe_id
+                )
                 now = time.monotonic()
                 if health.dead:
                     return ended(f"a Python model's process died: {', '.join(health.dead)}")

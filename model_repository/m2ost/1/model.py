@@ -14,7 +14,6 @@ from m2ost_contract import (
     WAITING_ROWS,
     WAITING_ROWS_PARAMETER,
     EngineInfo,
-    Release,
     number_of_rows,
 )
 from m2ost_serving import scoring, triton
@@ -27,7 +26,7 @@ class TritonPythonModel:
     def initialize(self, args):
         triton.check_environment()
         parameters = triton.parameters(args["model_config"])
-        release = Release.open(Path(args["model_repository"]).parent)
+        release = triton.release_of(Path(args["model_repository"]))
         if EngineInfo.from_parameters(parameters) != release.engine:
             raise ValueError(f"{release.folder}: the config is of another release than the manifest; export it anew")
         choice, gpu = parameters.get(ENGINE_PARAMETER), int(args["model_instance_device_id"])

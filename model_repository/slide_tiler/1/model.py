@@ -4,6 +4,7 @@ The pixels are read by decoder processes of its own. The config's parameter ``cu
 on a GPU stay there, and go on by DLPack.
 """
 
+import json
 import time
 from functools import partial
 
@@ -34,12 +35,12 @@ class TritonPythonModel:
     def initialize(self, args):
         triton.check_environment()
         info, settings = triton.engine_info(args["model_config"]), triton.parameters(args["model_config"])
-        self._release = info.release_sha256
+        self._releases = json.loads(settings.get(triton.RELEASES_PARAMETER, f'["{info.release_sha256}"]'))
         gpu = int(args["model_instance_device_id"]) if args["model_instance_kind"] == "GPU" else None
         metrics = triton.Metrics(pb_utils, args["model_name"])
         self._counters = {name: metrics.counter(f"m2ost_tiler_{name}_total", told) for name, told in COUNTERS.items()}
         rows = partial(contract.number_of_rows, settings)
-        engine = EngineQueue(rows(contract.ENGINE_ROWS_PARAMETER, contract.ENGINE_ROWS), _warn_of_engine)
+        engine = EngineQueue(rows(contract.ENGINE_ROWS_PARAMETER, contract.ENGINE_ROWS), _warn_of_engine, settings)
         self._tiling = Tiling(
             SlideRoots.from_environment(),
             lambda background, lane: make_tiler(
@@ -58,7 +59,7 @@ class TritonPythonModel:
             reply = _Reply(request, self._names)
             try:
                 asked = triton.read_request(request)
-                triton.check_release(asked, self._release)
+                triton.check_release(asked, *self._releases)
                 ticket = _input(request, contract.TICKET)
                 if ticket is not None:
                     self._tiling.redeem(int(ticket[0, 0]), reply)

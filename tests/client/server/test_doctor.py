@@ -21,7 +21,7 @@ from m2ost_client.server.doctor.profile import read_profile
 from m2ost_client.server.doctor.release import check_files, extra_files, files_served
 from m2ost_client.server.host import SHM, Ports
 from m2ost_client.server.installation import Installation
-from m2ost_contract import BODY_FILE, TAIL_FILE, Manifest, ManifestError, ViewGeometry, sha256_file
+from m2ost_contract import BODY_FILE, TAIL_FILE, Manifest, ManifestError, Release, ViewGeometry, sha256_file
 from m2ost_serving.repository import write_repository
 
 from tests.support.releases import ENGINE, engine_plan
@@ -364,7 +364,7 @@ def test_the_limits_of_a_process_are_read():
 def test_a_server_is_not_started_under_limits_that_are_too_low(release, monkeypatch):
     monkeypatch.setattr(doctor, "OPEN_FILES", 1 << 40)
     with pytest.raises(ServerStartError, match="of open files, a server needs"):
-        check_start(ServerOptions(release=release), Manifest.read(release), Installation(release, {}, (release,)))
+        check_start(ServerOptions(release=release), [Release.open(release)], Installation(release, {}, (release,)))
 
 
 def test_little_memory_for_what_may_wait(served):
@@ -508,14 +508,13 @@ def test_a_server_refuses_to_start_in_the_doctors_words(release, tmp_path, monke
     monkeypatch.setenv("PATH", f"{smi.parent}{os.pathsep}{Path(sys.executable).parent}{os.pathsep}/bin")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # so that a GPU of this machine changes nothing
     installation = Installation(tmp_path / "opt" / "bin" / "tritonserver")
-    manifest = Manifest.read(release)
     with pytest.raises(ServerStartError, match=r"(?s)profile 'tensorrt':.*capability 9\.0; the release has .* 8\.9"):
-        check_start(ServerOptions(release=release, profile="tensorrt"), manifest, installation)
-    check_start(ServerOptions(release=release), manifest, installation)
+        check_start(ServerOptions(release=release, profile="tensorrt"), [Release.open(release)], installation)
+    check_start(ServerOptions(release=release), [Release.open(release)], installation)
     onnx = release / "m2ost" / "1" / "model.onnx"
     onnx.write_bytes(onnx.read_bytes()[:-1])
     with pytest.raises(ServerStartError, match="truncated, changed or swapped"):
-        check_start(ServerOptions(release=release), manifest, installation)
+        check_start(ServerOptions(release=release), [Release.open(release)], installation)
 
 
 def test_ports_and_slide_roots(release, tmp_path):

@@ -11,7 +11,7 @@ from m2ost_client.server.doctor import check_start
 from m2ost_client.server.installation import Installation
 from m2ost_client.server.probe import PROBE_SLIDE, probe
 from m2ost_client.server.served_models import OWN_MODELS, models_beside
-from m2ost_contract import Manifest
+from m2ost_contract import Manifest, Release
 from m2ost_serving.repository import write_repository
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
@@ -53,18 +53,18 @@ def probed(beside, **words):
         port = server.add_insecure_port("127.0.0.1:0")
         server.start()
         try:
-            return probe(f"127.0.0.1:{port}", ENGINE, beside), models.requests
+            return probe(f"127.0.0.1:{port}", [ENGINE], beside), models.requests
         finally:
             server.stop(None).wait()
 
 
 @pytest.fixture
 def beside(release, tmp_path):
-    return models_beside(release, (folder_beside(tmp_path / "other"),), "cpu")
+    return models_beside([Release.open(release)], (folder_beside(tmp_path / "other"),), "cpu")
 
 
 def test_what_stands_beside_is_every_model_with_a_process_of_the_folders_beside(release, tmp_path):
-    found = models_beside(release, (folder_beside(tmp_path / "other"),), "onnxruntime")
+    found = models_beside([Release.open(release)], (folder_beside(tmp_path / "other"),), "onnxruntime")
     assert found.keys() == {"other_network", "other_slides", "other_hurried", "other_long"}
     assert {path.parent.name for path in release.glob("*/config.pbtxt")} == OWN_MODELS
     assert (found["other_network"].backend, found["other_slides"].backend) == ("onnxruntime", "python")
@@ -111,7 +111,7 @@ def test_a_model_that_may_take_long_is_never_overdue(beside):
 
 def test_two_folders_with_a_model_of_one_name_are_refused(release, tmp_path):
     with pytest.raises(ServerStartError, match="both hold a model slide_tiler"):
-        models_beside(release, (folder_beside(tmp_path / "other", {"slide_tiler": NETWORK}),), "cpu")
+        models_beside([Release.open(release)], (folder_beside(tmp_path / "other", {"slide_tiler": NETWORK}),), "cpu")
 
 
 @pytest.mark.parametrize("damage", ["changed", "missing", "no manifest", "damaged manifest"])
@@ -120,7 +120,7 @@ def test_a_folder_whose_files_are_not_those_of_its_manifest_is_not_served(releas
     (tmp_path / "backends" / "python").mkdir(parents=True)
     installation = Installation(tmp_path / "bin" / "tritonserver")
     options = ServerOptions(release=release, beside=(other,))
-    check_start(options, Manifest.read(release), installation)
+    check_start(options, [Release.open(release)], installation)
     config = other / "other_slides" / "config.pbtxt"
     if damage == "changed":
         config.write_text(NETWORK)
@@ -132,4 +132,4 @@ def test_a_folder_whose_files_are_not_those_of_its_manifest_is_not_served(releas
         (other / "manifest.json").write_text('{"files": []}')
     words = {"changed": "other_slides/config.pbtxt: truncated, changed or swapped", "missing": "No such file"}
     with pytest.raises(ServerStartError, match=words.get(damage, damage.replace("no manifest", "no manifest.json"))):
-        check_start(options, Manifest.read(release), installation)
+        check_start(options, [Release.open(release)], installation)

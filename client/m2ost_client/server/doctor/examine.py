@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
-from m2ost_contract import Manifest, ManifestError
+from m2ost_contract import Manifest, ManifestError, Release
 
 from ...errors import ServerStartError
 from ..command import ServerOptions, check_profile
@@ -21,7 +21,7 @@ from . import checks
 from .collect import CannotAsk, host_facts, server_facts
 from .facts import HostFacts, Profile, ServerFacts
 from .findings import Finding, Level, error, errors, ok, warning
-from .profile import read_profile
+from .profile import read_profile, together
 from .release import check_files, extra_files, files_served
 
 _EXPORT = "m2ost export CHECKPOINT --out NEW_RELEASE"
@@ -163,7 +163,7 @@ def check_roots(roots: Mapping[str, Path]) -> list[Finding]:
     return findings
 
 
-def check_start(options: ServerOptions, manifest: Manifest, installation: Installation) -> list[Finding]:
+def check_start(options: ServerOptions, releases: Sequence[Release], installation: Installation) -> list[Finding]:
     """Refuse to start what cannot run, before it is tried.
 
     The part of :func:`examine` that decides, and no more than that: the files that the profile serves, and all of the
@@ -174,9 +174,9 @@ def check_start(options: ServerOptions, manifest: Manifest, installation: Instal
     Parameters
     ----------
     options : ServerOptions
+        How it is to be served.
+    releases : sequence of Release
         What is to be served.
-    manifest : Manifest
-        Of the release.
     installation : Installation
         The tritonserver.
 
@@ -191,35 +191,37 @@ def check_start(options: ServerOptions, manifest: Manifest, installation: Instal
         Says what does not fit, in the words of ``m2ost doctor``.
     """
     try:
-        profile = read_profile(options.release, options.profile)
+        profiles = [read_profile(release.folder, options.profile) for release in releases]
         beside = {folder: read_hashes(folder) for folder in options.beside}
     except (OSError, ManifestError) as problem:
         raise ServerStartError(str(problem)) from problem
-    findings = checks.check_identity(manifest, profile) + checks.check_engine_choice(profile)
-    findings += checks.check_precision(manifest, profile)
-    findings += checks.check_backends(profile, installation.backends())
-    host = host_facts(ask_driver=profile.needs_gpu)
-    findings += checks.check_memory(profile, host) + checks.check_limits(host) + check_folders()
-    gpus = host.gpus
-    if profile.needs_gpu:
+    needs_gpu = any(profile.needs_gpu for profile in profiles)
+    host = host_facts(ask_driver=needs_gpu)
+    findings = checks.check_memory(together(profiles), host) + checks.check_limits(host) + check_folders()
+    server: ServerFacts | None = None
+    if needs_gpu or any(profile.uses_openvino for profile in profiles):
+        bf16 = not needs_gpu and any(profile.uses_bf16 for profile in profiles)
         try:
-            server = server_facts(installation, probe=True)
-            gpus = server.gpus or host.gpus
+            server = server_facts(installation, probe=needs_gpu, bf16=bf16)
+        except CannotAsk as problem:
+            findings.append(error("environment", str(problem), "as the README's Install by role says"))
+    for release, profile in zip(releases, profiles, strict=True):
+        manifest = release.manifest
+        findings += checks.check_identity(manifest, profile) + checks.check_engine_choice(profile)
+        findings += checks.check_precision(manifest, profile)
+        findings += checks.check_backends(profile, installation.backends())
+        if server is not None and profile.needs_gpu:
             findings += checks.check_environment(profile, server, version("m2ost-triton"))
             findings += _check_engine(profile, manifest, host, server)
-        except CannotAsk as problem:
-            findings.append(error("environment", str(problem), "as the README's Install by role says"))
-    elif profile.uses_openvino:
-        try:
-            server = server_facts(installation, probe=False, bf16=profile.uses_bf16)
+        elif server is not None:
             findings += checks.check_openvino(profile, server) + checks.check_bf16(profile, manifest, server)
-        except CannotAsk as problem:
-            findings.append(error("environment", str(problem), "as the README's Install by role says"))
-    findings += check_files(options.release, files_served(manifest, profile, gpus))
+        gpus = (server.gpus if server is not None else ()) or host.gpus
+        findings += check_files(release.folder, files_served(manifest, profile, gpus))
     for folder, files in beside.items():
         findings += check_files(folder, files)
-    wrong = errors(findings)
+    wrong = errors(dict.fromkeys(findings))
     if wrong:
         lines = "".join(f"\n  {finding}" for finding in wrong)
-        raise ServerStartError(f"{options.release} cannot be served here with profile {profile.name!r}:{lines}")
-    return [finding for finding in findings if finding.level is Level.WARNING]
+        folders = ", ".join(str(release.folder) for release in releases)
+        raise ServerStartError(f"{folders} cannot be served here with profile {options.profile!r}:{lines}")
+    return [finding for finding in dict.fromkeys(findings) if finding.level is Level.WARNING]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +72,20 @@ def read_profile(release: Path, name: str) -> Profile:
         usual_rows=USUAL_ROWS,
         queue_bytes=(_engine_rows(tiler) + USUAL_ROWS + _waiting_rows(engine)) * _row_bytes(tiler.output),
         release_sha256=engine.parameters["release_sha256"].string_value,
+    )
+
+
+def together(profiles: Sequence[Profile]) -> Profile:
+    """What several releases on one server take: the memory of all. A tiler that they share is counted for each."""
+
+    def total(name: str) -> int:
+        return sum(getattr(profile, name) for profile in profiles)
+
+    return replace(
+        profiles[0],
+        shm_bytes=total("shm_bytes"),
+        usual_shm_bytes=total("usual_shm_bytes"),
+        queue_bytes=total("queue_bytes"),
     )
 
 

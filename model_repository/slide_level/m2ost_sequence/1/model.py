@@ -15,7 +15,7 @@ class TritonPythonModel:
 
     def initialize(self, args):
         triton.check_environment()
-        release = contract.Release.open(Path(args["model_repository"]).parent)
+        release = triton.release_of(Path(args["model_repository"]))
         threads = CpuThreads.from_parameters(triton.parameters(args["model_config"]))
         self._engine = SequenceEngine(release, threads)
         pb_utils.Logger.log_info(triton.log_line("sequence_loaded", runs_on=self._engine.description))
