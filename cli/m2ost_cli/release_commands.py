@@ -163,6 +163,12 @@ def _print_release(out: Path, manifest: Manifest) -> None:
     else:
         worst = max(manifest.parity["max_abs_diff"].values())
         print(f"  ONNX against PyTorch at most {worst:.1e} apart")
+    if level := info.slide_level:
+        worst = max(manifest.parity["sequence"]["max_abs_diff"].values())
+        print(
+            f"  predicts a slide as a whole: up to {level.max_spots:,} spots, each with a place from 0 to "
+            f"{level.table - 1} along both sides of an array; both stages in a row at most {worst:.1e} apart"
+        )
     if "split" in manifest.parity:
         _print_split(manifest)
     if "dense" in manifest.parity:
