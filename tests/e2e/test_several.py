@@ -1,0 +1,100 @@
+"""Several systems on one server: each under its name, with one tiler for those whose views are the same."""
+
+import asyncio
+
+import numpy as np
+import pytest
+from m2ost.systems.stnet import StNetConfig
+from m2ost_cli.main import app
+from m2ost_client import ServerOptions, TritonServer
+from m2ost_client.errors import RequestRejected
+from m2ost_contract import ServedNameError
+from m2ost_preprocess.readers import open_slide
+from typer.testing import CliRunner
+
+from tests.support.systems import small
+
+from .releases import by_pytorch, make_release
+from .servers import by_server, metrics_of
+
+SLIDE = "wsi/CMU-1-Small-Region.svs"
+STNET = StNetConfig(n_genes=4, layers=(1, 1), growth=4, stem=8)
+
+
+@pytest.fixture(scope="module")
+def releases(narrow_release, tmp_path_factory):
+    """An M2OST, two networks of one view of 224 px, and a slide-level one of 14 px."""
+    folder = tmp_path_factory.mktemp("several")
+    stnet = make_release(folder / "stnet", STNET)
+    other = make_release(folder / "other", STNET, seed=1, name="second_stnet")
+    return {
+        "m2ost": narrow_release,
+        "stnet": stnet,
+        "second_stnet": other,
+        "histogene": make_release(folder / "histogene", small("histogene")),
+    }
+
+
+@pytest.fixture(scope="module")
+def server(releases, roots):
+    first, *others = releases.values()
+    with TritonServer(ServerOptions(release=first, others=tuple(others), roots=roots)) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def centers(svs):
+    return np.random.default_rng(2).integers((0, 0), open_slide(svs).size, (40, 2))
+
+
+@pytest.mark.parametrize("name", ["m2ost", "stnet", "second_stnet"])
+def test_each_answers_under_its_name_as_its_own_network(server, releases, centers, svs, name):
+    expression, status = by_server(server.address, SLIDE, centers, model=name)
+    assert not status.any()
+    expected = by_pytorch(releases[name], svs, centers)
+    np.testing.assert_allclose(expression, expected, rtol=0, atol=1e-4)
+    assert expected.std(axis=0).min() > 1e-2, "a map without contrast would pass by luck"
+
+
+def test_a_client_that_names_none_or_an_absent_one_learns_which_there_are(server, centers):
+    with pytest.raises(RequestRejected, match="it serves m2ost, stnet, second_stnet, histogene: say which with --model"):
+        by_server(server.address, SLIDE, centers)
+    with pytest.raises(RequestRejected, match="it serves no model 'st_net'; there is m2ost, stnet, second_stnet"):
+        by_server(server.address, SLIDE, centers, model="st_net")
+
+
+def test_a_server_of_one_release_keeps_its_names_and_knows_its_own(narrow_server, centers):
+    by_server(narrow_server.address, SLIDE, centers[:2], model="m2ost")
+    with pytest.raises(RequestRejected, match="it serves no model 'stnet'; there is m2ost"):
+        by_server(narrow_server.address, SLIDE, centers[:2], model="stnet")
+
+
+def test_two_releases_of_one_name_are_refused(releases, tmp_path):
+    twice = (releases["stnet"], releases["stnet"])
+    with pytest.raises(ServedNameError, match=r"two releases are called stnet: .*--name NAME.*\(stnet in "):
+        TritonServer(ServerOptions(release=twice[0], others=twice[1:]))
+
+
+def test_those_with_the_same_views_share_a_tiler_and_the_slide_is_decoded_and_cut_once(server, svs):
+    spots = np.random.default_rng(9).integers((300, 300), (1900, 2600), (96, 2))
+    names = ("stnet", "second_stnet")
+
+    def counts():
+        found = metrics_of(server)
+        return {
+            what: found[f"m2ost_tiler_{what}_total{{slide_tiler_2}}"] for what in ("spots", "kept_spots", "decoded_px")
+        }
+
+    before = counts()
+
+    async def both():
+        await asyncio.gather(
+            *(asyncio.to_thread(by_server, server.address, SLIDE, spots, model=name, window=1) for name in names)
+        )
+
+    asyncio.run(both())
+    grown = {what: count - before[what] for what, count in counts().items()}
+    size = open_slide(svs).size
+    assert grown["spots"] == len(spots)
+    assert grown["kept_spots"] == len(spots)
+    assert grown["decoded_px"] <= 1.1 * size[0] * size[1]
