@@ -23,6 +23,9 @@ MIN_SLOT_BYTES = 1 << 20
 MAX_REMEMBERED = 1024
 """Slides of which it is remembered where they are decoded."""
 
+Slide = Path | RootedSlide
+"""A slide's file, already resolved; or the slide of a request, whose files the child looks for under its root."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
@@ -38,7 +41,7 @@ class Job:
         Readers that ``auto`` passes over.
     """
 
-    slide: Path | RootedSlide
+    slide: Slide
     reader: str = "auto"
     without: tuple[str, ...] = ()
 

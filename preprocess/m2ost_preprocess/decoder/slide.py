@@ -13,8 +13,8 @@ from PIL import Image
 from ..errors import SpotError
 from ..readers.base import Pixels
 from ..tiling.views import Centers
-from .process import Decoder, Slide
-from .protocol import SlideInfo
+from .process import Decoder
+from .protocol import Slide, SlideInfo
 
 
 class DecodedSlide:
