@@ -20,6 +20,8 @@ from .protocol import Slide, SlideInfo
 class DecodedSlide:
     """Pixels, views and overview of a slide that a child process decodes.
 
+    All methods raise what those of :class:`Decoder` do; so does this, where the slide cannot be opened.
+
     Parameters
     ----------
     decoder : Decoder
@@ -32,19 +34,8 @@ class DecodedSlide:
     ----------
     path : Path or RootedSlide
         As given.
-    size : (int, int)
-        Width and height of level 0 in pixels.
-    mpp : float or None
-        µm per level-0 pixel, where the file carries it.
-    reader : str
-        What reads it.
-    tile : (int, int) or None
-        Width and height of the compressed tiles of level 0 in pixels; None where the whole image is decoded at once.
-
-    Raises
-    ------
-    SlideError
-        If the slide cannot be opened.
+    size, mpp, reader, tile
+        As of :class:`~.protocol.Opened`.
     """
 
     def __init__(self, decoder: Decoder, path: Slide, info: SlideInfo | None = None) -> None:
@@ -83,8 +74,6 @@ class DecodedSlide:
         ------
         SpotError
             If a spot has no views; says which, and why.
-        SlideError
-            If the slide cannot be opened, or the child died on it.
         """
         geometry, n = self._decoder.geometry, len(centers)
         out = [np.empty((n, *geometry.shape), np.uint8) for _ in geometry.names]
@@ -117,11 +106,6 @@ def decoded_slide(
     Yields
     ------
     DecodedSlide
-
-    Raises
-    ------
-    SlideError
-        If the slide cannot be opened.
     """
     with Decoder(geometry, threads=threads) as decoder:
         yield DecodedSlide(decoder, path.resolve())
