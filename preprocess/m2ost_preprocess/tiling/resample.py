@@ -29,17 +29,13 @@ GATHER_BYTES = 64 << 20
 
 @dataclass(frozen=True)
 class Taps:
-    """Which pixels of an axis make each output pixel.
+    """Which pixels of an axis make each output pixel."""
 
-    ``first``, (size,), is the first pixel of each, ``weights``, int32 of shape (size, taps), what those from there on
-    weigh in units of 2⁻²²; 0 behind the last. Output pixels in ``regular`` all have the same weights, ``step`` pixels
-    apart; it is empty where there are none.
-    """
-
-    first: np.ndarray[Any, np.dtype[np.int64]]
+    first: np.ndarray[Any, np.dtype[np.int64]]  # shape (size,): the first pixel of each output pixel
+    # Shape (size, taps): what the pixels from there on weigh, in units of 2⁻²²; 0 behind the last.
     weights: np.ndarray[Any, np.dtype[np.int32]]
-    regular: slice
-    step: int
+    regular: slice  # output pixels that all have the same weights; empty where there are none
+    step: int  # pixels from one regular output pixel to the next
 
 
 @lru_cache(maxsize=64)

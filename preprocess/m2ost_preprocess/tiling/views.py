@@ -79,18 +79,14 @@ def row_statuses(size: tuple[int, int], centers: Centers, scales: Scales) -> Sta
 
 @dataclass(frozen=True)
 class Region:
-    """A rectangle of level 0 that holds all windows of some spots of one scale.
+    """A rectangle of level 0, in its pixels, that holds all windows of some spots of one scale."""
 
-    ``rows``, (k,), are the spots; the rectangle may reach outside the slide. ``windows``, (k, 3), are left, top and
-    side of the coarsest view's window of each: what is needed of the rectangle.
-    """
-
-    rows: Any
-    left: int
+    rows: Any  # the spots, shape (k,)
+    left: int  # may lie outside the slide, as may the other edges
     top: int
     width: int
     height: int
-    windows: Any
+    windows: Any  # left, top and side of each spot's coarsest window, shape (k, 3): what is needed of the rectangle
 
 
 def for_each_region(
