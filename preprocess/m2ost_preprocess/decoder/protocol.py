@@ -181,19 +181,7 @@ class Open(Job):
 
 @dataclass(frozen=True)
 class Opened:
-    """What is known of a slide before any of its pixels is needed.
-
-    Parameters
-    ----------
-    size : (int, int)
-        Width and height of level 0 in pixels.
-    mpp : float or None
-        µm per level-0 pixel, where the file carries it.
-    reader : str
-        What reads it.
-    tile : (int, int) or None
-        Width and height of the compressed tiles of level 0 in pixels; None where the whole image is decoded at once.
-    """
+    """What is known of a slide before any of its pixels is needed; see :class:`~.slide.DecodedSlide` for the fields."""
 
     size: tuple[int, int]
     mpp: float | None

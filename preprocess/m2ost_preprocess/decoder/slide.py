@@ -34,8 +34,14 @@ class DecodedSlide:
     ----------
     path : Path or RootedSlide
         As given.
-    size, mpp, reader, tile
-        As of :class:`~.protocol.Opened`.
+    size : (int, int)
+        Width and height of level 0 in pixels.
+    mpp : float or None
+        µm per level-0 pixel, where the file carries it.
+    reader : str
+        What reads it.
+    tile : (int, int) or None
+        Width and height of the compressed tiles of level 0 in pixels; None where the whole image is decoded at once.
     """
 
     def __init__(self, decoder: Decoder, path: Slide, info: SlideInfo | None = None) -> None:
