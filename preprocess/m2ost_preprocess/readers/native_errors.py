@@ -60,7 +60,7 @@ def since(start: int) -> str:
 def complaint(start: int) -> str | None:
     """The first line since a :func:`mark`, by any thread, that is not known to be harmless; None where there is none.
 
-    Raises ``MemoryError`` where it says that memory ran out.
+    None also where nothing is tapped. Raises ``MemoryError`` where it says that memory ran out.
     """
     lines = (line.strip() for line in since(start).splitlines())
     found = next((line for line in lines if line and not _HARMLESS.search(line)), None)

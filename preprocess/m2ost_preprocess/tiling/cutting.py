@@ -29,9 +29,9 @@ from .threads import Part
 def cut_windows(pixels: Pixels, corners: Any, side: int, out: Pixels, rows: Any) -> Iterator[Part]:
     """Cut square windows, one view of many spots, in parts: they may run in any order, on any threads.
 
-    ``pixels``, (height, width, 3), hold the windows whole; ``corners``, (n, 2), are x, y of each window's first pixel,
-    and ``side`` its pixels. ``rows``, (n,), of ``out``, (m, size_px, size_px, 3), receive them: as they are where they
-    have that size, else resized by Pillow's antialiased bilinear filter.
+    ``pixels``, (height, width, 3), hold the windows whole. ``corners``, int of shape (n, 2), are x, y of each window's
+    first pixel; ``side`` is its side in pixels. ``rows``, int of shape (n,), of ``out``, (m, size_px, size_px, 3),
+    receive them: as they are where they have that size, else resized by Pillow's antialiased bilinear filter.
     """
     if side == out.shape[1]:
         yield partial(_copy, pixels, corners, side, out, rows)
@@ -74,7 +74,7 @@ def _resize_down(strip: Image.Image, tops: Any, side: int, out: Pixels, rows: An
     for phase in np.unique(phases).tolist():
         members = np.flatnonzero(phases == phase)
         first, last = int(tops[members[0]]), int(tops[members[-1]]) + side
-        # No rows in common, or one window alone: nothing to share.
+        # One alone, or so far apart that all rows between them are more than those of each window by itself.
         if last - first >= len(members) * side or len(members) == 1:
             for member in members:
                 top = int(tops[member])
