@@ -96,7 +96,7 @@ def rescore(
     with needs("client"):
         from m2ost_client.archive import RescoreOptions, Servers, Settings, read_slides
         from m2ost_client.archive import rescore as score
-        from m2ost_client.reports import Exports
+        from m2ost_client.exports import Exports
         from m2ost_client.server.doctor import AUTO
         from m2ost_client.stream import StreamOptions
     if send_pixels and not server:

@@ -34,7 +34,7 @@ def report(
     All are single files that fetch nothing.
     """
     with needs("client"):
-        from m2ost_client.reports import Exports
+        from m2ost_client.exports import Exports
         from m2ost_client.reports import report as make
         from m2ost_client.reports.archive import read_failures
     made = make(

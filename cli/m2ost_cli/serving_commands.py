@@ -23,7 +23,7 @@ from m2ost_preprocess.slides.rectangle import Rectangle
 from .common import Reader, UserError, cache_folder, needs, use_reader
 
 if TYPE_CHECKING:
-    from m2ost_client.dense import DenseReport
+    from m2ost_client.dense import DenseOptions, DenseReport
     from m2ost_client.predict import PredictReport
     from m2ost_client.server.supervisor import TritonServer
     from m2ost_client.timeline import Timeline
@@ -180,11 +180,10 @@ def predict(
 ) -> None:
     """Predict one slide: an .h5ad, maps and metadata, on request GeoJSON, SpatialData, a report; or a dense Zarr."""
     with needs("client"):
-        from m2ost_client.dense import DenseOptions, check_new, predict_dense
+        from m2ost_client.exports import Exports
         from m2ost_client.files import check_writable
         from m2ost_client.options import PredictOptions
         from m2ost_client.predict import predict_slide
-        from m2ost_client.reports import Exports
         from m2ost_client.stream import StreamOptions
     if send_pixels and not server:
         raise UserError("--send-pixels is for a server elsewhere; give --server ADDRESS")
@@ -198,7 +197,11 @@ def predict(
             "--dense sets its own positions, draws no maps and sends no pixels; "
             "leave --spots, --map and --send-pixels out"
         )
-    cells = DenseOptions(pitch_px=parse_pitch(dense), everywhere=everywhere, genes=tuple(gene or ())) if dense else None
+    cells: DenseOptions | None = None
+    if dense is not None:
+        with needs("client"):
+            from m2ost_client.dense import DenseOptions, check_new, predict_dense
+        cells = DenseOptions(pitch_px=parse_pitch(dense), everywhere=everywhere, genes=tuple(gene or ()))
     area = Rectangle.parse(region) if region is not None else None
     try:
         stream = StreamOptions(batch_rows=batch_rows, window=window, retry_for_s=retry_for_s, model=model)
@@ -223,6 +226,8 @@ def predict(
             if not path.exists():
                 raise UserError(f"{slide}: no such file")
             name = f"{EMBEDDED_ROOT}/{path.name}"
+            with needs("client"):
+                import m2ost_client.tables  # noqa: F401
             roots = {EMBEDDED_ROOT: path.parent}
             running = embedded(
                 roots, release, checkpoint, server_log, profile=profile, dense=bool(cells), trace=server_trace

@@ -58,7 +58,7 @@ _LATER = {
     "read_slides": "archive",
     "rescore": "archive",
 }
-"""What is imported when it is first asked for: anndata alone takes seconds, and a stream needs none of it."""
+"""What is imported when it is first asked for."""
 
 
 def __getattr__(name: str) -> Any:

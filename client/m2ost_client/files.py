@@ -13,10 +13,14 @@ from urllib.parse import quote
 
 from m2ost_contract import sync, sync_names, write_complete
 
-from . import maps
 from .errors import OutputError
-from .results import SlideResult, Writer, to_anndata
+from .results import SlideResult, Writer
 from .timing import stage
+
+REPORT_SUFFIX = ".report.html"
+"""Of a slide's page; its name can never be the index's."""
+INDEX = "index.html"
+"""The page over a folder of results."""
 
 
 def check_writable(folder: Path) -> None:
@@ -84,9 +88,13 @@ def write_result(
     OutputError
         If a file cannot be written: the disk is full, the folder not writable. The earlier result is still there then.
     """
+    from .tables import to_anndata
+
     name = result.name
     drawings: dict[str, Writer] = {}
     if len(result.spots) and genes is not None:
+        from . import maps
+
         drawings[f"{name}.pca.png"] = partial(maps.draw_pca, result)
         drawings |= {f"{name}.{quote(gene, safe='')}.png": partial(maps.draw_gene, result, gene) for gene in genes}
     exports = exports or {}

@@ -10,7 +10,7 @@ from m2ost_preprocess.decoder import SlideInfo
 from m2ost_preprocess.slides.rectangle import Rectangle
 
 from .errors import InputError
-from .reports.exports import Exports
+from .exports import Exports
 from .stream import StreamOptions
 
 DEFAULT_PITCH_UM = 100.0

@@ -142,7 +142,11 @@ async def predict_slide(
             seconds=seconds,
         )
         metadata |= level_metadata(stream.info, spots)
-    exports = options.exports.writers(result, metadata, options.genes)
+    exports = {}
+    if options.exports.any:
+        from .reports import writers  # what draws takes seconds to import
+
+        exports = writers(options.exports, result, metadata, options.genes)
     with timeline.span("stages", "write"):
         files = await asyncio.to_thread(write_result, result, metadata, options.genes, options.out, exports)
     return PredictReport(result, metadata, files)

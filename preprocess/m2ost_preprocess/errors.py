@@ -82,19 +82,10 @@ _FOLDERS = re.compile(r"(?<![\w/.])/(?:[^\s/'\":;,()]+/)+")
 
 
 def without_folders(words: str, path: PurePath | None = None) -> str:
-    """Words about a slide without the folders of this machine, which are nobody's business beyond it.
+    """A library's words about a slide without the folders of this machine, which are nobody's business beyond it.
 
-    Parameters
-    ----------
-    words : str
-        For example of a library.
-    path : PurePath, optional
-        The slide's file, whose own folder may have blanks in its name.
-
-    Returns
-    -------
-    str
-        Of each absolute path the last part.
+    Of each absolute path the last part stays. ``path`` is the slide's file, whose own folder may have blanks in its
+    name.
     """
     if path is not None and len(path.parts) > 2:
         words = words.replace(f"{path.parent}/", "").replace(str(path.parent), path.parent.name)

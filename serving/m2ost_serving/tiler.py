@@ -15,8 +15,7 @@ import numpy as np
 from m2ost_contract import ENV_TILE_CACHE_MIB, RowStatus, ViewGeometry
 from m2ost_preprocess.decoder import Decoder, Decoding
 from m2ost_preprocess.decoder.child import Limits
-from m2ost_preprocess.decoder.process import Slide
-from m2ost_preprocess.decoder.protocol import GpuSlots, Strip, remember
+from m2ost_preprocess.decoder.protocol import GpuSlots, Slide, Strip, remember
 from m2ost_preprocess.errors import UnsupportedRequest
 from m2ost_preprocess.readers.base import Pixels
 from m2ost_preprocess.tiling.resample import cut_spots

@@ -17,9 +17,9 @@ from m2ost_client.answers import read_slide_info
 from m2ost_client.errors import InputError, ServerStartError
 from m2ost_client.options import view_scale
 from m2ost_client.predict import result_name
-from m2ost_client.results import to_anndata
 from m2ost_client.server import installation, logs
 from m2ost_client.stream import SpotStream, StreamOptions
+from m2ost_client.tables import to_anndata
 from m2ost_contract import ViewGeometry
 from m2ost_preprocess.decoder import Decoder
 from PIL import Image

@@ -12,10 +12,11 @@ import shapely
 import shapely.geometry
 from m2ost_cli.main import app
 from m2ost_client.errors import InputError, OutputError
+from m2ost_client.exports import Exports
 from m2ost_client.files import add_exports, write_result
-from m2ost_client.reports import Exports, Failure, export_stored, find_results, read_stored, report, write_geojson
+from m2ost_client.reports import Failure, export_stored, find_results, read_stored, report, write_geojson, writers
 from m2ost_client.reports.archive import read_failures
-from m2ost_client.results import to_anndata
+from m2ost_client.tables import to_anndata
 from m2ost_contract import RowStatus
 from typer.testing import CliRunner
 
@@ -98,7 +99,7 @@ def test_equal_results_give_equal_geojson_and_names_are_kept(result, tmp_path):
 
 def test_a_gene_that_is_not_in_the_panel_is_named(result):
     with pytest.raises(InputError, match="panel of slide: NOPE"):
-        ALL.writers(result, {}, ["DDX5", "NOPE"])
+        writers(ALL, result, {}, ["DDX5", "NOPE"])
 
 
 @quiet
@@ -108,7 +109,7 @@ def test_spatialdata_opens_with_elements_in_level0_pixels(result, tmp_path):
 
     thumbnail = np.random.default_rng(0).integers(0, 256, (250, 400, 3), np.uint8)  # not to scale: x by 5, y by 6
     result = replace(result, slide=replace(result.slide, thumbnail=thumbnail))
-    write_result(result, metadata(result), (), tmp_path, Exports(spatialdata=True).writers(result, metadata(result)))
+    write_result(result, metadata(result), (), tmp_path, writers(Exports(spatialdata=True), result, metadata(result)))
     read = spatialdata.read_zarr(tmp_path / "slide.zarr")
     assert read.coordinate_systems == ["global"]
 
@@ -135,7 +136,7 @@ def test_a_slide_without_spots_has_all_exports_too(result, tmp_path):
     import spatialdata
 
     result = empty(result)
-    write_result(result, metadata(result), (), tmp_path, ALL.writers(result, metadata(result)))
+    write_result(result, metadata(result), (), tmp_path, writers(ALL, result, metadata(result)))
     assert list(spatialdata.read_zarr(tmp_path / "slide.zarr").images) == ["thumbnail"]
     assert "No spots" in (tmp_path / "slide.report.html").read_text(encoding="utf-8")
     assert len(read_stored(tmp_path / "slide.h5ad")[0].spots) == 0
@@ -143,7 +144,7 @@ def test_a_slide_without_spots_has_all_exports_too(result, tmp_path):
 
 def test_without_spatialdata_the_extra_is_named_before_any_work(result, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "spatialdata", None)
-    monkeypatch.setattr("m2ost_client.reports.spatial.find_spec", lambda name: None)
+    monkeypatch.setattr("m2ost_client.exports.find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"m2ost-triton\[spatialdata\]"):
         report(tmp_path, ALL)
     assert not list(tmp_path.iterdir())
@@ -183,10 +184,10 @@ def test_what_is_no_result_is_named(result, tmp_path):
 
 @quiet
 def test_exports_of_an_earlier_run_go_and_a_folder_is_replaced_whole(result, tmp_path):
-    write_result(result, metadata(result), (), tmp_path, ALL.writers(result, metadata(result)))
+    write_result(result, metadata(result), (), tmp_path, writers(ALL, result, metadata(result)))
     (tmp_path / "slide.zarr" / "of the first run").touch()
     (tmp_path / "slide.notes.geojson").touch()
-    write_result(result, metadata(result), (), tmp_path, Exports(spatialdata=True).writers(result, metadata(result)))
+    write_result(result, metadata(result), (), tmp_path, writers(Exports(spatialdata=True), result, metadata(result)))
     assert not (tmp_path / "slide.zarr" / "of the first run").exists()
     assert {p.name for p in tmp_path.iterdir()} == {
         *("slide.h5ad", "slide.json", "slide.pca.png", "slide.zarr", "slide.notes.geojson")

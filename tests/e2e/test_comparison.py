@@ -18,6 +18,7 @@ from m2ost_preprocess.slides.tissue import MASK_PX, tissue_mask
 
 from tests.istar.former import as_formerly
 from tests.istar.narrow import NARROW
+from tests.support.command import error_of
 
 SIZES = replace(NARROW, patch_depth=1)
 
@@ -30,16 +31,14 @@ def former(tmp_path_factory):
     return as_formerly(folder / "istar", folder / "former")
 
 
-def bench(slide, release, baseline, out, *options):
-    command = [Path(sys.executable).with_name("m2ost"), "bench", "istar", release, slide, "--out", out]
-    command += ["--istar", baseline, "--pitch-um", "200", *options]
-    return subprocess.run(command, capture_output=True, text=True, timeout=240)
+def command(slide, release, baseline, out, *options):
+    return ["bench", "istar", release, slide, "--out", out, "--istar", baseline, "--pitch-um", "200", *options]
 
 
 def test_the_report_counts_the_work_of_every_system(svs, narrow_release, former, tmp_path):
-    done = bench(
-        svs, narrow_release, former, tmp_path, "--memory-cap", "500MiB", "--variant", "tissue", "--rounds", "2"
-    )
+    options = ("--memory-cap", "500MiB", "--variant", "tissue", "--rounds", "2")
+    m2ost = [Path(sys.executable).with_name("m2ost"), *command(svs, narrow_release, former, tmp_path, *options)]
+    done = subprocess.run(m2ost, capture_output=True, text=True, timeout=240)
     # A narrow network is all overhead; whether the comparison is fair is not the point, but the status must say it.
     report = json.loads((tmp_path / "istar.json").read_text())
     assert done.returncode == (0 if report["fair"] else 3), done.stderr
@@ -82,13 +81,10 @@ def test_every_round_of_m2ost_reads_the_slide_anew(svs, narrow_release):
     ],
 )
 def test_what_cannot_be_compared_is_said(svs, narrow_release, former, tmp_path, options, words):
-    done = bench(svs, narrow_release, former, tmp_path / "out", "--no-served", *options)
-    assert done.returncode == 1
-    assert words in done.stderr
+    assert words in error_of(*command(svs, narrow_release, former, tmp_path / "out", "--no-served", *options))
     assert not (tmp_path / "out").exists()
 
 
 def test_a_slide_without_a_resolution(section, narrow_release, former, tmp_path):
-    done = bench(section, narrow_release, former, tmp_path / "out", "--no-served")
-    assert done.returncode == 1
-    assert "carries no µm/px; give it with --mpp" in done.stderr
+    said = error_of(*command(section, narrow_release, former, tmp_path / "out", "--no-served"))
+    assert "carries no µm/px; give it with --mpp" in said

@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 from m2ost_client import InputError
 from m2ost_client.archive import Settings, SlideRow, read_status
-from m2ost_client.reports import Exports
+from m2ost_client.exports import Exports
 from PIL import Image
 
 from .archives import MPP, rescore, rescore_apart, results

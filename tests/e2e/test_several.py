@@ -5,12 +5,10 @@ import asyncio
 import numpy as np
 import pytest
 from m2ost.systems.stnet import StNetConfig
-from m2ost_cli.main import app
 from m2ost_client import ServerOptions, TritonServer
 from m2ost_client.errors import RequestRejected
 from m2ost_contract import ServedNameError
 from m2ost_preprocess.readers import open_slide
-from typer.testing import CliRunner
 
 from tests.support.systems import small
 
@@ -57,7 +55,9 @@ def test_each_answers_under_its_name_as_its_own_network(server, releases, center
 
 
 def test_a_client_that_names_none_or_an_absent_one_learns_which_there_are(server, centers):
-    with pytest.raises(RequestRejected, match="it serves m2ost, stnet, second_stnet, histogene: say which with --model"):
+    with pytest.raises(
+        RequestRejected, match="it serves m2ost, stnet, second_stnet, histogene: say which with --model"
+    ):
         by_server(server.address, SLIDE, centers)
     with pytest.raises(RequestRejected, match="it serves no model 'st_net'; there is m2ost, stnet, second_stnet"):
         by_server(server.address, SLIDE, centers, model="st_net")

@@ -41,11 +41,11 @@ def test_the_papers_model_on_a_real_whole_slide_image(paper_server, paper_releas
 
 
 def test_the_papers_model_on_a_real_section_with_its_real_spots(paper_server, paper_release, section, selection):
-    spots = read_spots(selection)
-    expression, status = by_server(paper_server.address, "her2st/C2.jpg", spots.centers)
-    assert len(expression) == 187
+    centers = read_spots(selection).centers[::5]
+    expression, status = by_server(paper_server.address, "her2st/C2.jpg", centers)
+    assert len(expression) == 38
     assert not status.any()
-    expected = by_pytorch(paper_release, section, spots.centers)
+    expected = by_pytorch(paper_release, section, centers)
     np.testing.assert_allclose(expression, expected, rtol=0, atol=TOLERANCE)
     assert expected.std(axis=0).min() > 100 * TOLERANCE, "a map without contrast would pass by luck"
 

@@ -57,7 +57,7 @@ def test_the_child_gives_the_same_pixels_of_any_rectangle(svs):
     reader = open_slide(svs)
     # A buffer of 2 MiB: the last rectangle takes several jobs.
     with Decoder(ViewGeometry(2, (1,))) as decoder:
-        assert decoder._buffer_bytes == 2 << 20
+        assert decoder._jobs.buffer_bytes == 2 << 20
         for left, top, width, height in [(0, 0, 17, 61), (2219, 2966, 1, 1), (100, 200, 2000, 900)]:
             found = decoder.read(svs, left, top, width, height)
             np.testing.assert_array_equal(found, reader.read(left, top, width, height))
@@ -142,7 +142,7 @@ def test_errors_cross_the_pipe_whole(decoder, truncated_svs, text_svs, svs, tmp_
 
 def once_sent(decoder, act):
     """Do something when the child has its next job and the parent begins to wait for the answer."""
-    pipe = decoder._child._pipe
+    pipe = decoder._jobs.child._pipe
     poll = pipe.poll
     pipe.poll = lambda timeout_s: (act(), poll(timeout_s))[1]
 
@@ -242,8 +242,8 @@ def test_a_child_that_cannot_be_killed_holds_nobody_up(svs):
             raise subprocess.TimeoutExpired("decoder", timeout)
 
     decoder = Decoder(GEOMETRY)
-    decoder._child._process = undying = Undying()
-    assert decoder._child.stop() is None
+    decoder._jobs.child._process = undying = Undying()
+    assert decoder._jobs.child.stop() is None
     assert undying.kills == 1
     with decoder:
         assert decoder.describe(svs).reader == "cucim"
@@ -369,7 +369,7 @@ def test_a_closed_decoder_gives_its_memory_back():
 
 def test_a_closed_decoder_says_so(svs):
     decoder = Decoder(GEOMETRY)
-    held = np.frombuffer(decoder._buffer, np.uint8, 1)
+    held = np.frombuffer(decoder._jobs.buffer, np.uint8, 1)
     decoder.close()
     decoder.close()
     for use in (decoder.start, lambda: decoder.describe(svs), lambda: decoder.cut_views(svs, CENTERS, SCALES, [])):

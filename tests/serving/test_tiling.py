@@ -175,7 +175,7 @@ def test_who_goes_while_it_is_cut_costs_no_further_region(service, pyramid):
     assert service.tilers[0].entered.wait(WAIT_S)
     asked.reply.gone = True
     deadline = time.monotonic() + WAIT_S
-    while not child._control.unwanted[:2].all():
+    while not child._jobs._control.unwanted[:2].all():
         assert time.monotonic() < deadline
         time.sleep(0.01)
     os.kill(child.pid, signal.SIGCONT)

@@ -16,7 +16,7 @@ from m2ost_client.archive import Settings, SlideRow
 from m2ost_client.archive.output import RESULTS, assemble, write_slide
 from m2ost_client.archive.plan import SlidePlan, plan_slide
 from m2ost_client.archive.state import Part
-from m2ost_client.reports import Exports
+from m2ost_client.exports import Exports
 from m2ost_contract import ENV_DECODER_TRACE, EXPRESSION, ONNX_FILE, EngineInfo, Manifest
 from m2ost_loadtests.errors import TargetError
 from m2ost_loadtests.rounds import seconds_of, timed

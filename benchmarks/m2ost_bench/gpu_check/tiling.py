@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from m2ost_contract import MAX_ROWS, ViewGeometry
 from m2ost_preprocess.decoder import DecodedSlide, Decoding
-from m2ost_preprocess.decoder.process import Slide
+from m2ost_preprocess.decoder.protocol import Slide
 from m2ost_preprocess.tiling.resample import resize
 from m2ost_preprocess.tiling.tiles import TilingCounts
 from m2ost_serving import devices

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..reports.exports import Exports
+from ..exports import Exports
 from .plan import Settings
 
 

@@ -16,13 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 from m2ost_contract import EngineInfo, complete_file
 
 from ..errors import OutputError
+from ..exports import Exports
 from ..files import read_metadata, write_result
 from ..metadata import SpotsScored, level_metadata, result_metadata
-from ..reports import Exports, Failure, write_index
 from ..results import SlideResult
 from .plan import SlidePlan
 from .scan import LeftOut
@@ -113,7 +112,12 @@ def write_slide(
         pixels_sent_by_client=pixels_sent,
     )
     metadata |= level_metadata(result.engine, result.spots) | {"slide_id": plan.row.slide_id, "result_key": plan.key}
-    *_, table = write_result(result, metadata, genes, folder, exports.writers(result, metadata, genes or ()))
+    further = {}
+    if exports.any:
+        from ..reports import writers  # what draws takes seconds to import
+
+        further = writers(exports, result, metadata, genes or ())
+    *_, table = write_result(result, metadata, genes, folder, further)
     slide = plan.slide
     data = table.read_bytes()
     return {
@@ -167,6 +171,8 @@ def write_table(records: Iterable[SlideRecord], out: Path) -> None:
     OutputError
         If it cannot be written.
     """
+    import pandas as pd
+
     rows = [
         {
             **(r.facts or {} if r.state == DONE else {}),
@@ -230,6 +236,8 @@ def write_pages(records: Iterable[SlideRecord], out: Path) -> None:
     OutputError
         If it cannot be written.
     """
+    from ..reports import Failure, write_index
+
     failed = [r for r in records if r.state in (FAILED, CHANGED)]
     write_index(out, [Failure(slide=r.slide_id, reason=r.reason or "") for r in failed])
 

@@ -21,8 +21,8 @@ from ..errors import (
     ServerStartError,
     ServerUnavailable,
 )
+from ..files import INDEX
 from ..options import check_genes, check_sending
-from ..reports import INDEX
 from .access import Access
 from .budget import Budget, Share
 from .options import ArchiveReport, Progress, RescoreOptions

@@ -1,15 +1,13 @@
 """Results that people open: GeoJSON for QuPath, SpatialData, a page for each slide and an index over an archive."""
 
-from .archive import INDEX, export_stored, find_results, report, write_index
+from .archive import export_stored, find_results, report, write_index
 from .archive_page import Failure, Row, archive_page, read_row, row_of
-from .exports import Exports
 from .geojson import write_geojson
 from .slide_page import slide_page
 from .stored import read_stored
+from .writers import writers
 
 __all__ = [
-    "INDEX",
-    "Exports",
     "Failure",
     "Row",
     "archive_page",
@@ -22,4 +20,5 @@ __all__ = [
     "slide_page",
     "write_geojson",
     "write_index",
+    "writers",
 ]

@@ -8,12 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import ClientError, InputError
-from ..files import add_exports, write_file
+from ..exports import Exports
+from ..files import INDEX, add_exports, write_file
 from .archive_page import Failure, Row, archive_page, read_row
-from .exports import Exports
 from .stored import read_stored
-
-INDEX = "index.html"
+from .writers import writers
 
 
 @dataclass(frozen=True)
@@ -61,7 +60,7 @@ def export_stored(table: Path, exports: Exports, genes: Sequence[str] = ()) -> t
         If a file cannot be written.
     """
     result, metadata = read_stored(table)
-    return add_exports(result.name, exports.writers(result, metadata, genes), table.parent)
+    return add_exports(result.name, writers(exports, result, metadata, genes), table.parent)
 
 
 def write_index(folder: Path, failures: Iterable[Failure] = (), *, title: str | None = None) -> Path:

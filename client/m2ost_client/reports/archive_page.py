@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from ..files import REPORT_SUFFIX
 from .pictures import THUMBNAIL_PX, slide_picture
 from .stored import read_facts
 from .templating import render
 
-REPORT_SUFFIX = ".report.html"
-"""Of a slide's page; its name can never be the index's."""
 _QUALITY = 50
 
 

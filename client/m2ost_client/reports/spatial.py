@@ -4,29 +4,16 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ..errors import InputError
-from ..results import SlideResult, to_anndata
+from ..results import SlideResult
+from ..tables import to_anndata
 
 COORDINATE_SYSTEM = "global"
 """Level-0 pixels of the slide."""
-
-
-def check_installed() -> None:
-    """Whether SpatialData can be written here, told before any work is done.
-
-    Raises
-    ------
-    InputError
-        If the library is missing.
-    """
-    if find_spec("spatialdata") is None:
-        raise InputError("SpatialData needs the extra 'spatialdata': pip install 'm2ost-triton[spatialdata]'")
 
 
 def to_spatialdata(result: SlideResult, metadata: Mapping[str, Any]) -> Any:

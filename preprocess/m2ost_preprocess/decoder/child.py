@@ -84,18 +84,9 @@ _CRASHES = (signal.SIGSEGV, signal.SIGABRT, signal.SIGTRAP, signal.SIGBUS, signa
 class Child:
     """A process that does one job after the other, as ``worker`` says; not thread-safe.
 
-    Parameters
-    ----------
-    buffer_fd : int
-        File descriptor of the memory that pixels come through. Stays open as long as this is used.
-    control_fd : int
-        The same of the memory of ``control``.
-    control : Control
-        Tells how far the process is.
-    threads : int
-        How many read and cut along, beside the one that reads.
-    environment : mapping of str to str
-        Variables of the process's environment, in place of this process's.
+    It inherits the file descriptors of the memory that pixels come through and of ``control``, which stay open as long
+    as this is used. ``threads`` read and cut along, beside the one that reads; ``environment`` replaces variables of
+    ours.
     """
 
     def __init__(
@@ -114,13 +105,7 @@ class Child:
         return self._process.pid if self._process is not None and self._process.poll() is None else None
 
     def start(self) -> None:
-        """Start the process if none lives, or the one that does has outgrown its ceiling.
-
-        Raises
-        ------
-        OSError
-            If the system grants none.
-        """
+        """Start the process if none lives or it has outgrown its ceiling; ``OSError`` if the system grants none."""
         pid = self.pid
         if self._pipe is not None and pid is not None and not has_outgrown(pid, self._ceiling_mib):
             return
@@ -139,20 +124,10 @@ class Child:
             )
 
     def ask(self, job: object, name: str, limits: Limits) -> Any:
-        """Send a job, and wait for its answer.
+        """The answer to one of ``protocol``'s jobs, about the slide of that name.
 
-        Parameters
-        ----------
-        job : object
-            One of ``protocol``'s.
-        name : str
-            Of the slide that it is about.
-        limits : Limits
-
-        Raises
-        ------
-        PreprocessError
-            What the process answered; or ``ChildLost``, of which ``ChildCrashed`` is one, or a ``SlideTimeout``.
+        Raises the ``PreprocessError`` that the process answered; or ``ChildLost``, of which ``ChildCrashed`` is one, or
+        a ``SlideTimeout``.
         """
         assert self._pipe is not None, "start it first"
         try:
@@ -177,7 +152,7 @@ class Child:
         return answer
 
     def _wait(self, pipe: Connection, name: str, limits: Limits) -> None:
-        """Until there is an answer."""
+        """Return once there is an answer, or raise why nobody waits any longer."""
         now = alive = time.monotonic()
         until, beats = limits.until or now + limits.within_s, self._control.beats
         while not pipe.poll(max(0.0, min(POLL_S, until - now))):

@@ -14,23 +14,16 @@ _BYTES = 4096
 
 
 class Control:
-    """What both ends know of the job under way.
+    """What both ends know of the job under way, in the memory of :func:`new_control`; does not close its descriptor.
 
-    Parameters
-    ----------
-    descriptor : int
-        Of the memory; see :func:`new_control`. Not closed by this.
-
-    Attributes
-    ----------
-    unwanted : ndarray of uint8, shape (256,)
-        By row of the job: not 0 where nobody waits for it any more. The parent writes it, the child looks at it before
-        each region.
+    ``unwanted``, uint8 of shape (256,), is not 0 in rows of the job that nobody waits for any more: the parent writes
+    it, and the child looks at it before each region.
     """
 
     def __init__(self, descriptor: int) -> None:
         self._page = mmap.mmap(descriptor, _BYTES)
         memory = np.frombuffer(self._page, np.uint8)
+        # Bytes 0–7 count beats, byte 8 says ``at_files``, and from 16 on there is a byte a row.
         self._beats: Any = memory[:8].view(np.uint64)
         self._at_files: Any = memory[8:9]
         self.unwanted: Any = memory[16 : 16 + MAX_ROWS]

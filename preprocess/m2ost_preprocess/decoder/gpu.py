@@ -31,19 +31,9 @@ MAX_DIFF = 1
 
 
 class GpuMemory:
-    """Slots in GPU memory that the parent process can open.
+    """Slots in GPU memory, of ``slot_bytes`` each, that the parent process can open.
 
-    Parameters
-    ----------
-    gpu : int
-        The GPU.
-    slot_bytes : int
-        Size of each slot.
-
-    Raises
-    ------
-    Exception
-        Of CuPy's, which have no common base: there is not so much memory, or it cannot be shared.
+    Raises what CuPy does, which has no common base, where there is not so much memory or it cannot be shared.
     """
 
     on_gpu = True
@@ -64,24 +54,7 @@ class GpuMemory:
         self._arrays = [bytes_at(self._cupy, pointer, slot_bytes, gpu) for pointer in pointers]
 
     def fill(self, slot: int, reader: SlideReader, region: Region, top: int, height: int) -> None:
-        """Read rows ``top`` … ``top + height`` of a region into a slot, and wait until they are there.
-
-        Parameters
-        ----------
-        slot : int
-            Which slot.
-        reader : SlideReader
-            The slide.
-        region : Region
-            The region.
-        top, height : int
-            In rows of the region.
-
-        Raises
-        ------
-        UnreadableSlide
-            If they cannot be decoded.
-        """
+        """Read rows ``top`` … ``top + height`` of a region into a slot, and wait until they are there."""
         pixels = self._arrays[slot][: height * region.width * 3].reshape(height, region.width, 3)
         pixels[:] = read_padded_on_gpu(self._cupy, reader, region.left, region.top + top, region.width, height)
         self._cupy.cuda.get_current_stream().synchronize()
@@ -107,26 +80,7 @@ def bytes_at(cupy: Any, pointer: int, size: int, gpu: int) -> Any:
 
 
 def read_padded_on_gpu(xp: Any, reader: SlideReader, left: int, top: int, width: int, height: int) -> Any:
-    """Level-0 pixels of any rectangle, decoded on a GPU; black outside the slide.
-
-    Parameters
-    ----------
-    xp : module
-        CuPy.
-    reader : SlideReader
-        One that decodes on a GPU.
-    left, top, width, height : int
-        The rectangle in level-0 pixels.
-
-    Returns
-    -------
-    array of uint8, shape (height, width, 3)
-
-    Raises
-    ------
-    UnreadableSlide
-        If they cannot be decoded.
-    """
+    """Level-0 pixels of any rectangle, decoded on a GPU: (height, width, 3), uint8, black outside the slide."""
     x0, y0 = max(left, 0), max(top, 0)
     x1, y1 = min(left + width, reader.size[0]), min(top + height, reader.size[1])
     out = xp.zeros((height, width, 3), np.uint8)
@@ -145,28 +99,8 @@ def is_cuda_error(error: Exception) -> bool:
 def choose_decoding(reader: CachedReader, region: Region, mode: str, gpu: int | None) -> Decoding:
     """Where a slide's tiles are decoded. Unless it is pinned, both ways are tried on the slide's own tiles.
 
-    The CPU is tried as it will work, with all its threads on the tiles that are needed; none is kept decoded from one
-    trial to the next.
-
-    Parameters
-    ----------
-    reader : CachedReader
-        The slide.
-    region : Region
-        The first region that is wanted of it.
-    mode : {"auto", "cpu", "gpu"}
-        The config's choice.
-    gpu : int or None
-        The GPU; None where views are cut on the CPU.
-
-    Returns
-    -------
-    Decoding
-
-    Raises
-    ------
-    UnsupportedRequest
-        If the GPU is insisted on and cannot decode this slide.
+    ``region`` is the first that is wanted of it; ``gpu`` is None where views are cut on the CPU. Raises
+    ``UnsupportedRequest`` where the GPU is insisted on and cannot decode this slide.
     """
     if mode == "cpu":
         return Decoding("cpu", "the config says so")
@@ -185,9 +119,12 @@ def choose_decoding(reader: CachedReader, region: Region, mode: str, gpu: int | 
             def by_gpu() -> Any:
                 return read_padded_on_gpu(cupy, reader.uncached, left, top, width, height)
 
+            # Signed: the difference of two bytes may be negative. These first reads are not timed.
             on_cpu = cupy.asarray(reader.uncached.read_padded(left, top, width, height)).astype(np.int16)
             difference = int(abs(on_cpu - by_gpu().astype(np.int16)).max())
             synchronise = cupy.cuda.get_current_stream().synchronize
+            # The CPU is tried as it will work: all its threads, on the tiles that are needed. A cold reader keeps none
+            # of them from one trial to the next.
             cpu_s = _fastest(
                 lambda: cupy.asarray(reader.cold().read_padded(left, top, width, height, windows=windows)), synchronise
             )
@@ -198,26 +135,7 @@ def choose_decoding(reader: CachedReader, region: Region, mode: str, gpu: int | 
 
 
 def on_cpu_for(obstacle: str, reader: SlideReader, mode: str) -> Decoding:
-    """The CPU, because a GPU cannot decode a slide.
-
-    Parameters
-    ----------
-    obstacle : str
-        Why it cannot.
-    reader : SlideReader
-        The slide.
-    mode : {"auto", "gpu"}
-        The config's choice.
-
-    Returns
-    -------
-    Decoding
-
-    Raises
-    ------
-    UnsupportedRequest
-        If the GPU is insisted on.
-    """
+    """The CPU, as a GPU cannot decode a slide for that obstacle; ``UnsupportedRequest`` where ``mode`` is ``gpu``."""
     if mode == "gpu":
         raise UnsupportedRequest(
             f"{reader.path.name}: the config insists on decoding on the GPU, but {obstacle}; set decode to auto or cpu"
@@ -228,18 +146,8 @@ def on_cpu_for(obstacle: str, reader: SlideReader, mode: str) -> Decoding:
 def decide(mode: str, cpu_s: float, gpu_s: float, max_abs_diff: int) -> Decoding:
     """Choose between two decoders that were tried.
 
-    Parameters
-    ----------
-    mode : {"auto", "gpu"}
-        The config's choice.
-    cpu_s, gpu_s : float
-        Seconds for the same pixels, ready on the GPU.
-    max_abs_diff : int
-        Largest difference between the two in grey levels.
-
-    Returns
-    -------
-    Decoding
+    They took ``cpu_s`` and ``gpu_s`` seconds for the same pixels, ready on the GPU, and differ by ``max_abs_diff`` grey
+    levels at most. ``mode``: ``auto`` or ``gpu``.
     """
 
     def choose(device: str, reason: str) -> Decoding:
@@ -269,6 +177,7 @@ def _trial_rectangle(reader: SlideReader, region: Region) -> tuple[int, int, int
 
 def _fastest(run: Callable[[], object], synchronise: Callable[[], None]) -> float:
     seconds = []
+    # A GPU works on after the call returns: the clock waits for it.
     for _ in range(TRIALS):
         began = time.perf_counter()
         run()

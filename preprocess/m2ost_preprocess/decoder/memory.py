@@ -22,21 +22,9 @@ _MIB = 1 << 20
 
 
 def ceiling_mib(environment: Mapping[str, str]) -> int:
-    """The ceiling that an environment asks for.
+    """The ceiling that an environment asks for, in MiB; 0: none.
 
-    Parameters
-    ----------
-    environment : mapping of str to str
-
-    Returns
-    -------
-    int
-        MiB; 0: none.
-
-    Raises
-    ------
-    ValueError
-        If it is not a whole number, or too small for any slide.
+    Raises ``ValueError`` where that is no whole number, or too small for any slide.
     """
     given = environment.get(ENV_DECODER_MEMORY_MIB, str(DEFAULT_MIB))
     if not given.isdecimal() or 0 < int(given) < MIN_MIB:
@@ -45,14 +33,9 @@ def ceiling_mib(environment: Mapping[str, str]) -> int:
 
 
 def limit_own(mib: int) -> None:
-    """Hold this process to a ceiling.
+    """Hold this process to a ceiling in MiB; 0: none.
 
     Private writable memory counts: not what is shared, and not addresses that CUDA reserves.
-
-    Parameters
-    ----------
-    mib : int
-        MiB; 0: none.
     """
     if mib:
         hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
@@ -61,20 +44,7 @@ def limit_own(mib: int) -> None:
 
 
 def has_outgrown(pid: int, mib: int) -> bool:
-    """Whether a process should be replaced for the memory that it keeps.
-
-    Parameters
-    ----------
-    pid : int
-        A child of this process.
-    mib : int
-        Its ceiling; 0: none.
-
-    Returns
-    -------
-    bool
-        False also where nobody can tell.
-    """
+    """Whether a child with that ceiling in MiB (0: none) should be replaced for its memory; not where nobody knows."""
     try:
         _, resident, shared = (int(pages) for pages in Path(f"/proc/{pid}/statm").read_text().split()[:3])
     except (OSError, ValueError):

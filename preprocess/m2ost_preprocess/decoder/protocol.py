@@ -23,22 +23,19 @@ MIN_SLOT_BYTES = 1 << 20
 MAX_REMEMBERED = 1024
 """Slides of which it is remembered where they are decoded."""
 
+Slide = Path | RootedSlide
+"""A slide's file, already resolved; or the slide of a request, whose files the child looks for under its root."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """What a decoder can be asked about a slide.
+    """What a decoder can be asked about a slide; see :func:`m2ost_preprocess.readers.open_slide` for the readers.
 
-    Parameters
-    ----------
-    slide : Path or RootedSlide
-        The slide's file, already resolved; or the slide of a request, which the child resolves.
-    reader : {"auto", "cucim", "openslide", "image"}
-        Who is to read it; see :func:`m2ost_preprocess.readers.open_slide`.
-    without : tuple of str
-        Readers that ``auto`` passes over.
+    ``reader`` is to read it: ``auto``, ``cucim``, ``openslide`` or ``image``. ``auto`` passes over those in
+    ``without``.
     """
 
-    slide: Path | RootedSlide
+    slide: Slide
     reader: str = "auto"
     without: tuple[str, ...] = ()
 
@@ -50,18 +47,10 @@ class Job:
 
 @dataclass(frozen=True, kw_only=True)
 class CutViews(Job):
-    """Cut the views of spots into the shared buffer; answered by :class:`ViewsCut`.
+    """Cut the views of up to 256 spots into the shared buffer; answered by :class:`ViewsCut`.
 
-    Parameters
-    ----------
-    centers : ndarray of int32, shape (n, 2)
-        x, y: floor of the spot's centre in level-0 pixels; n at most 256.
-    scales : ndarray of float32, shape (n,)
-        Level-0 pixels per view pixel of the finest view.
-    geometry : ViewGeometry
-        The windows.
-    pyramid : bool
-        Whether coarse views may come from the slide's own lower levels.
+    ``centers`` and ``scales`` are as of :func:`m2ost_preprocess.tiling.views.cut_views`. With ``pyramid`` coarse views
+    may come from the slide's own lower levels.
     """
 
     centers: Centers
@@ -72,15 +61,7 @@ class CutViews(Job):
 
 @dataclass(frozen=True)
 class ViewsCut:
-    """Statuses of the rows, and what it took.
-
-    Parameters
-    ----------
-    statuses : ndarray of int32, shape (n,)
-        A ``RowStatus`` a row.
-    counts : TilingCounts
-        Regions and pixels read for them.
-    """
+    """A ``RowStatus`` a row, shape (n,), and what was read for them."""
 
     statuses: np.ndarray[Any, np.dtype[np.int32]]
     counts: TilingCounts
@@ -90,16 +71,8 @@ class ViewsCut:
 class ReadRegions(Job):
     """Read the regions around spots; answered by a :class:`Strip` after the other and, at last, :class:`RegionsRead`.
 
-    Every answer but the last wants an :class:`Acknowledged`.
-
-    Parameters
-    ----------
-    centers, scales, geometry
-        As of :class:`CutViews`.
-    decode : {"auto", "cpu", "gpu"}
-        Where the slide's tiles are decoded; ``auto``: where it was measured to be faster, for this slide.
-    gpu : int or None
-        The GPU that decodes; None where the parent works on the CPU.
+    Every answer but the last wants an :class:`Acknowledged`. ``decode`` says where tiles are decoded: ``cpu``, ``gpu``,
+    or ``auto``, where it was measured to be faster for this slide. ``gpu`` is None where the parent works on the CPU.
     """
 
     centers: Centers
@@ -132,7 +105,6 @@ class Strip:
     Parameters
     ----------
     region : Region
-        The region.
     top, height : int
         The strip, in rows of the region.
     slot : int
@@ -183,17 +155,7 @@ class Decoding:
 
 @dataclass(frozen=True)
 class RegionsRead:
-    """Statuses of the rows, what it took, and where the tiles were decoded.
-
-    Parameters
-    ----------
-    statuses : ndarray of int32, shape (n,)
-        A ``RowStatus`` a row.
-    counts : TilingCounts
-        Regions and pixels read for them.
-    decoding : Decoding or None
-        None where no pixel had to be read.
-    """
+    """A ``RowStatus`` a row, what was read for them, and where tiles were decoded: None where none was needed."""
 
     statuses: np.ndarray[Any, np.dtype[np.int32]]
     counts: TilingCounts
@@ -204,12 +166,8 @@ class RegionsRead:
 class Describe(Job):
     """Describe a slide; answered by :class:`SlideInfo`.
 
-    Parameters
-    ----------
-    pitch_um : float, optional
-        Asks for a spot grid with this distance between spots in µm.
-    mpp : float, optional
-        µm per level-0 pixel, in place of the slide's own.
+    ``pitch_um`` asks for a spot grid with this distance between spots in µm. ``mpp``, µm per level-0 pixel, takes the
+    place of the slide's own.
     """
 
     pitch_um: float | None = None
@@ -223,19 +181,7 @@ class Open(Job):
 
 @dataclass(frozen=True)
 class Opened:
-    """What is known of a slide before any of its pixels is needed.
-
-    Parameters
-    ----------
-    size : (int, int)
-        Width and height of level 0 in pixels.
-    mpp : float or None
-        µm per level-0 pixel, where the file carries it.
-    reader : str
-        What reads it.
-    tile : (int, int) or None
-        Width and height of the compressed tiles of level 0 in pixels; None where the whole image is decoded at once.
-    """
+    """What is known of a slide before any of its pixels is needed; see :class:`~.slide.DecodedSlide` for the fields."""
 
     size: tuple[int, int]
     mpp: float | None
@@ -250,12 +196,9 @@ class Fingerprint(Job):
 
 @dataclass(frozen=True, kw_only=True)
 class MakeThumbnail(Job):
-    """Make the whole slide small; answered by its pixels, ndarray of uint8, shape (height, width, 3).
+    """Make the whole slide small, its longer side at most ``max_px`` pixels.
 
-    Parameters
-    ----------
-    max_px : int
-        Most pixels of the longer side.
+    Answered by ndarray of uint8, shape (height, width, 3).
     """
 
     max_px: int
@@ -263,12 +206,9 @@ class MakeThumbnail(Job):
 
 @dataclass(frozen=True, kw_only=True)
 class ReadRectangle(Job):
-    """Read level-0 pixels into the shared buffer; answered by None.
+    """Read level-0 pixels inside the slide into the shared buffer; answered by None.
 
-    Parameters
-    ----------
-    left, top, width, height : int
-        The rectangle in level-0 pixels, inside the slide; 3·width·height bytes at most those of the buffer.
+    3·width·height bytes must be at most those of the buffer.
     """
 
     left: int
@@ -321,68 +261,27 @@ class SlideInfo:
     thumbnail: Pixels
 
     def facts(self) -> dict[str, Any]:
-        """Everything but the arrays.
-
-        Returns
-        -------
-        dict
-            Field name → value that JSON can hold.
-        """
+        """Everything but the arrays: field name → value that JSON can hold."""
         arrays = ("centers", "names", "thumbnail")
         return {k: getattr(self, k) for k in self.__dataclass_fields__ if k not in arrays}
 
 
 def remember(memory: dict[Any, Any], slide: Any, value: Any) -> None:
-    """Note something of a slide, and forget all others once there are ``MAX_REMEMBERED``.
-
-    Parameters
-    ----------
-    memory : dict
-        Key of a slide → what is remembered of it.
-    slide : hashable
-        The slide's key.
-    value : object
-        What to remember.
-    """
+    """Note something under a slide's key, and forget all others once there are ``MAX_REMEMBERED``."""
     if len(memory) >= MAX_REMEMBERED:
         memory.clear()
     memory[slide] = value
 
 
 def rectangle_array(buffer: mmap.mmap, width: int, height: int) -> Pixels:
-    """The shared buffer as a region.
-
-    Parameters
-    ----------
-    buffer : mmap
-        Memory that parent and child share.
-    width, height : int
-        Of the region in pixels.
-
-    Returns
-    -------
-    ndarray of uint8, shape (height, width, 3)
-        RGB; no copy.
-    """
+    """The shared buffer as a region, uint8, shape (height, width, 3); no copy."""
     return np.frombuffer(buffer, np.uint8, 3 * width * height).reshape(height, width, 3)
 
 
 def view_arrays(buffer: mmap.mmap, geometry: ViewGeometry, rows: int) -> list[Pixels]:
     """The shared buffer as one array a view, one after the other.
 
-    Parameters
-    ----------
-    buffer : mmap
-        Memory that parent and child share.
-    geometry : ViewGeometry
-        The views in it.
-    rows : int
-        Spots in it.
-
-    Returns
-    -------
-    list of ndarray of uint8, each shape (rows, size_px, size_px, 3)
-        RGB; no copies.
+    Each is uint8, shape (rows, size_px, size_px, 3), RGB; no copies.
     """
     shape = (rows, *geometry.shape)
     step = int(np.prod(shape))
@@ -390,39 +289,11 @@ def view_arrays(buffer: mmap.mmap, geometry: ViewGeometry, rows: int) -> list[Pi
 
 
 def buffer_bytes(geometry: ViewGeometry, rows: int) -> int:
-    """Size of the shared buffer.
-
-    Parameters
-    ----------
-    geometry : ViewGeometry
-        The views in it.
-    rows : int
-        Most spots in it.
-
-    Returns
-    -------
-    int
-        Bytes for the views of that many spots, and never too few for two strips of pixels.
-    """
+    """Bytes for the views of that many spots, and never too few for two strips of pixels."""
     return max(rows * geometry.n_views * int(np.prod(geometry.shape)), SLOTS * MIN_SLOT_BYTES)
 
 
 def strip_array(buffer: mmap.mmap, slot: int, height: int, width: int) -> Pixels:
-    """A strip of pixels in the shared buffer.
-
-    Parameters
-    ----------
-    buffer : mmap
-        Memory that parent and child share.
-    slot : int
-        Which half of it.
-    height, width : int
-        Of the strip in pixels.
-
-    Returns
-    -------
-    ndarray of uint8, shape (height, width, 3)
-        RGB; no copy.
-    """
+    """A strip of pixels in that slot of the shared buffer, uint8, shape (height, width, 3); no copy."""
     first = slot * (len(buffer) // SLOTS)
     return np.frombuffer(buffer, np.uint8, height * width * 3, first).reshape(height, width, 3)

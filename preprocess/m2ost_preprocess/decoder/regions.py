@@ -27,7 +27,7 @@ class _Slots(Protocol):
 
 
 class _SharedMemory:
-    """The buffer shared with the parent."""
+    """The buffer shared with the parent, in ``SLOTS`` equal parts."""
 
     on_gpu = False
 
@@ -41,19 +41,7 @@ class _SharedMemory:
 
 
 class RegionStreams:
-    """Answers :class:`~.protocol.ReadRegions` jobs.
-
-    Parameters
-    ----------
-    pipe : Connection
-        To the parent.
-    buffer : mmap
-        Memory shared with it.
-    spans : Spans
-        Told of all reading.
-    control : Control
-        Says which rows are still wanted.
-    """
+    """Answers :class:`~.protocol.ReadRegions` jobs; ``control`` says which rows are still wanted."""
 
     def __init__(self, pipe: Connection, buffer: mmap.mmap, spans: Spans, control: Control) -> None:
         self._pipe, self._spans, self._control = pipe, spans, control
@@ -66,21 +54,7 @@ class RegionStreams:
     def read(self, reader: CachedReader, job: ReadRegions) -> RegionsRead:
         """Send the regions of a job; all that was sent is acknowledged when it returns or raises.
 
-        Parameters
-        ----------
-        reader : CachedReader
-            The slide.
-        job : ReadRegions
-            What is asked.
-
-        Returns
-        -------
-        RegionsRead
-
-        Raises
-        ------
-        UnsupportedRequest
-            If the job insists on the GPU's decoder and it cannot read this slide.
+        Raises ``UnsupportedRequest`` where the job insists on the GPU's decoder and it cannot read this slide.
         """
         counts = TilingCounts()
         decoding: Decoding | None = None
@@ -95,11 +69,13 @@ class RegionStreams:
                 reader, job.centers, job.scales, job.geometry, use, counts, self._control.unwanted
             )
         finally:
+            # Else the next job's first message would be an acknowledgement of this one.
             self._wait_until(0)
-        counts += reader.take_counts()
+        counts += reader.take_counts()  # of tiles; regions and spots were counted above
         return RegionsRead(statuses, counts, decoding)
 
     def _decoding(self, reader: CachedReader, region: Region, job: ReadRegions) -> Decoding:
+        # Tried on a slide's first region alone; what came out holds for all of its jobs.
         key = (job.slide, job.decode, job.gpu)
         if key not in self._decodings:
             decoding = choose_decoding(reader, region, job.decode, job.gpu)
@@ -107,7 +83,7 @@ class RegionStreams:
         return self._decodings[key]
 
     def _with_memory(self, decoding: Decoding, reader: CachedReader, job: ReadRegions) -> Decoding:
-        """The same, once there are slots on the GPU that it asks for."""
+        """The same, once there are slots on the GPU that it asks for; else the CPU."""
         if decoding.device == "gpu" and self._gpu is None:
             assert job.gpu is not None
             try:
@@ -125,6 +101,7 @@ class RegionStreams:
         return self._gpu
 
     def _send(self, reader: SlideReader, region: Region, slots: _Slots) -> None:
+        # As many rows as a slot holds.
         rows = max(1, slots.slot_bytes // (3 * region.width))
         for top in range(0, region.height, rows):
             height = min(rows, region.height - top)

@@ -13,12 +13,14 @@ from PIL import Image
 from ..errors import SpotError
 from ..readers.base import Pixels
 from ..tiling.views import Centers
-from .process import Decoder, Slide
-from .protocol import SlideInfo
+from .process import Decoder
+from .protocol import Slide, SlideInfo
 
 
 class DecodedSlide:
     """Pixels, views and overview of a slide that a child process decodes.
+
+    All methods raise what those of :class:`Decoder` do; so does this, where the slide cannot be opened.
 
     Parameters
     ----------
@@ -40,11 +42,6 @@ class DecodedSlide:
         What reads it.
     tile : (int, int) or None
         Width and height of the compressed tiles of level 0 in pixels; None where the whole image is decoded at once.
-
-    Raises
-    ------
-    SlideError
-        If the slide cannot be opened.
     """
 
     def __init__(self, decoder: Decoder, path: Slide, info: SlideInfo | None = None) -> None:
@@ -83,8 +80,6 @@ class DecodedSlide:
         ------
         SpotError
             If a spot has no views; says which, and why.
-        SlideError
-            If the slide cannot be opened, or the child died on it.
         """
         geometry, n = self._decoder.geometry, len(centers)
         out = [np.empty((n, *geometry.shape), np.uint8) for _ in geometry.names]
@@ -117,11 +112,6 @@ def decoded_slide(
     Yields
     ------
     DecodedSlide
-
-    Raises
-    ------
-    SlideError
-        If the slide cannot be opened.
     """
     with Decoder(geometry, threads=threads) as decoder:
         yield DecodedSlide(decoder, path.resolve())

@@ -72,24 +72,13 @@ class OpenSlides:
         self._failed: dict[tuple[object, ...], tuple[str, ...]] = {}
 
     def get(self, job: Job) -> CachedReader:
-        """A job's slide, opened if it is not open as it now stands on disk.
+        """A job's slide, opened if it is not open as it now stands on disk; slides asked for later displace it.
 
-        Parameters
-        ----------
-        job : Job
-            Names the slide, who is to read it, and who is not.
-
-        Returns
-        -------
-        CachedReader
-            Keeps its tiles in the cache that all slides share. Stays open until slides asked for later displace it.
-
-        Raises
-        ------
-        SlideNotFound, UnreadableSlide
+        Raises ``SlideNotFound`` or ``UnreadableSlide``, as do all functions here that answer a job.
         """
         self._control.at_files = True
         path = path_of(job)
+        # The files' state is part of the key: a slide that changed on disk is another one.
         key = (str(path), job.reader, job.without, *_state(path))
         self._control.at_files = False
         if key not in self._open:
@@ -99,6 +88,7 @@ class OpenSlides:
                 reader.close()
                 raise _changed(job)
             self._open[key] = CachedReader(reader, self._cache, key, self._helpers)
+            # Never the one that was just opened, however much memory it takes.
             while len(self._open) > 1 and (
                 len(self._open) > MAX_OPEN_SLIDES
                 or sum(reader.resident_bytes for reader in self._open.values()) > MAX_RESIDENT_BYTES
@@ -108,19 +98,13 @@ class OpenSlides:
         return self._open[key]
 
     def check_unchanged(self, job: Job) -> None:
-        """See that a job's slide is the one that :meth:`get` gave.
-
-        Raises
-        ------
-        SlideChanged
-            If a file of it was replaced or written to since.
-        """
+        """Raise ``SlideChanged`` where a file of the slide that :meth:`get` gave last was replaced or changed since."""
         key = next(reversed(self._open))
         if _state(Path(str(key[0]))) != key[3:]:
             raise _changed(job)
 
     def _opened(self, path: Path, reader: str, without: tuple[str, ...]) -> SlideReader:
-        """A slide, opened anew; where memory runs out, once more in the room that the others leave."""
+        """A slide, opened anew; where memory runs out, once more with the memory that the others give up."""
         try:
             return open_slide(path, reader, without=without)
         except MemoryError:
@@ -142,13 +126,7 @@ class OpenSlides:
 
 
 def path_of(job: Job) -> Path:
-    """The file of a job's slide.
-
-    Raises
-    ------
-    SlideNotFound
-        If it is a slide of a request, and there is none such under its root.
-    """
+    """The file of a job's slide; ``SlideNotFound`` if a request names it, and there is none such under its root."""
     return job.slide.resolve() if isinstance(job.slide, RootedSlide) else job.slide
 
 
@@ -165,26 +143,8 @@ def _changed(job: Job) -> SlideChanged:
 def describe(slides: OpenSlides, job: Describe) -> SlideInfo:
     """Answer a :class:`Describe` job.
 
-    Parameters
-    ----------
-    slides : OpenSlides
-        Where the slide is, or will be, open.
-    job : Describe
-        What is asked.
-
-    Returns
-    -------
-    SlideInfo
-
-    Raises
-    ------
-    SlideNotFound, UnreadableSlide
-    UnknownResolution
-        If ``job.mpp`` is implausible, or a pitch is asked for and nobody gives µm/px.
-    UnknownTissue
-        If a pitch is asked for and nobody can tell where the tissue is.
-    SpotError
-        If the pitch gives no usable grid.
+    Raises ``UnknownResolution`` if ``job.mpp`` is implausible, or a pitch is asked for and nobody gives µm/px;
+    ``UnknownTissue`` if one is and nobody can tell where the tissue is; ``SpotError`` if it gives no usable grid.
     """
     # Only descriptions need SciPy and scikit-image, which take long to load.
     from ..slides.spots import Spots, grid
@@ -227,29 +187,7 @@ def describe(slides: OpenSlides, job: Describe) -> SlideInfo:
 
 
 def cut(slides: OpenSlides, job: CutViews, buffer: mmap.mmap, helpers: Helpers, unwanted: Pixels) -> ViewsCut:
-    """Answer a :class:`CutViews` job.
-
-    Parameters
-    ----------
-    slides : OpenSlides
-        Where the slide is, or will be, open.
-    job : CutViews
-        What is asked.
-    buffer : mmap
-        Receives the views.
-    helpers : Helpers
-        Cut along.
-    unwanted : ndarray of uint8, shape (256,)
-        Not 0 in rows that nobody waits for any more; looked at before each region.
-
-    Returns
-    -------
-    ViewsCut
-
-    Raises
-    ------
-    SlideNotFound, UnreadableSlide
-    """
+    """Answer a :class:`CutViews` job; rows that are not 0 in ``unwanted``, shape (256,), are left out."""
     counts = TilingCounts()
     out = view_arrays(buffer, job.geometry, len(job.centers))
     reader = slides.get(job)
@@ -269,44 +207,14 @@ def cut(slides: OpenSlides, job: CutViews, buffer: mmap.mmap, helpers: Helpers, 
 
 
 def read_rectangle(slides: OpenSlides, job: ReadRectangle, buffer: mmap.mmap) -> None:
-    """Answer a :class:`ReadRectangle` job.
-
-    Parameters
-    ----------
-    slides : OpenSlides
-        Where the slide is, or will be, open.
-    job : ReadRectangle
-        What is asked.
-    buffer : mmap
-        Receives the pixels.
-
-    Raises
-    ------
-    SlideNotFound, UnreadableSlide
-    """
+    """Answer a :class:`ReadRectangle` job."""
     reader = slides.get(job)
     pixels = reader.uncached.read(job.left, job.top, job.width, job.height)
     rectangle_array(buffer, job.width, job.height)[...] = pixels
 
 
 def opened(slides: OpenSlides, job: Open) -> Opened:
-    """Answer an :class:`Open` job.
-
-    Parameters
-    ----------
-    slides : OpenSlides
-        Where the slide is, or will be, open.
-    job : Open
-        What is asked.
-
-    Returns
-    -------
-    Opened
-
-    Raises
-    ------
-    SlideNotFound, UnreadableSlide
-    """
+    """Answer an :class:`Open` job."""
     source = slides.get(job).uncached
     mpp = source.resolution.mpp if source.resolution else None
     return Opened(source.size, mpp, source.name, source.tile_size(0))
@@ -315,33 +223,11 @@ def opened(slides: OpenSlides, job: Open) -> Opened:
 def answer_job(
     slides: OpenSlides, streams: RegionStreams, helpers: Helpers, job: Any, buffer: mmap.mmap, control: Control
 ) -> SlideInfo | Opened | Pixels | ViewsCut | RegionsRead | str | None:
-    """Answer any job.
+    """Answer any job, with what its class in ``protocol`` says.
 
-    Parameters
-    ----------
-    slides : OpenSlides
-        Where slides are open.
-    streams : RegionStreams
-        What sends regions strip by strip.
-    helpers : Helpers
-        Cut along.
-    job : Job
-        What is asked.
-    buffer : mmap
-        Receives pixels.
-    control : Control
-        Says which rows are still wanted.
-
-    Returns
-    -------
-    SlideInfo or Opened or ndarray or ViewsCut or RegionsRead or str or None
-        As the job says.
-
-    Raises
-    ------
-    PreprocessError
-        Among them ``SlideChanged``, if the slide was replaced meanwhile: an answer is of one content.
+    Raises ``SlideChanged`` where the slide was replaced meanwhile: an answer is of one content.
     """
+    # A fingerprint needs no reader: it opens no slide, and leaves none open that could have changed.
     if isinstance(job, Fingerprint):
         control.at_files = True
         return fingerprint(path_of(job))

@@ -31,39 +31,16 @@ class Segments(Protocol):
     """The compressed tiles of a file, which can be looked at without the library that reads it."""
 
     def check(self, size: Size, left: int, top: int, width: int, height: int) -> None:
-        """Look whether what a rectangle of a level is decoded from is whole.
+        """Raise ``UnreadableSlide`` where a tile that a rectangle of a level of that size is decoded from is not whole.
 
-        Parameters
-        ----------
-        size : (int, int)
-            Of the level.
-        left, top, width, height : int
-            The rectangle in pixels of the level.
-
-        Raises
-        ------
-        UnreadableSlide
-            Names the first damaged tile, and what is wrong with it.
+        Names the first damaged tile, and what is wrong with it.
         """
 
 
 def words_of(error: Exception, path: Path) -> str:
     """What a library's error says, without folders of this machine: it may go to whoever asked for the slide.
 
-    Parameters
-    ----------
-    error : Exception
-    path : Path
-        The slide's file.
-
-    Returns
-    -------
-    str
-
-    Raises
-    ------
-    MemoryError
-        If it says that memory ran out.
+    Raises ``MemoryError`` where it says that memory ran out.
     """
     native_errors.raise_if_out_of_memory(str(error))
     return without_folders(str(error), path)
@@ -71,6 +48,8 @@ def words_of(error: Exception, path: Path) -> str:
 
 class SlideReader(ABC):
     """One open slide. Threads may read from it at once; one that fails may make others fail that read at that time.
+
+    All that gives pixels raises ``UnreadableSlide`` where they cannot be decoded. Pixels are RGB.
 
     Attributes
     ----------
@@ -113,12 +92,6 @@ class SlideReader(ABC):
         Returns
         -------
         ndarray of uint8, shape (height, width, 3)
-            RGB.
-
-        Raises
-        ------
-        UnreadableSlide
-            If they cannot be decoded.
         """
 
     def read(self, left: int, top: int, width: int, height: int) -> Pixels:
@@ -127,12 +100,7 @@ class SlideReader(ABC):
 
     @property
     def failed_readers(self) -> tuple[str, ...]:
-        """Names of readers that have failed on this file since it was opened, and are not asked again.
-
-        Returns
-        -------
-        tuple of str
-        """
+        """Names of readers that have failed on this file since it was opened, and are not asked again."""
         return ()
 
     @property
@@ -142,36 +110,15 @@ class SlideReader(ABC):
 
     @abstractmethod
     def tile_size(self, level: int) -> tuple[int, int] | None:
-        """Size of the compressed tiles of a level.
-
-        Parameters
-        ----------
-        level : int
-            Index into :attr:`levels`.
-
-        Returns
-        -------
-        (int, int) or None
-            Width and height in pixels of the level; None where the whole image is decoded once, on opening.
-        """
+        """Width and height of a level's compressed tiles in pixels; None where the whole image is decoded once."""
 
     @property
     def decodes_on_gpu(self) -> bool:
-        """Whether :meth:`read_on_gpu` works on this file, given a GPU.
-
-        Returns
-        -------
-        bool
-        """
+        """Whether :meth:`read_on_gpu` works on this file, given a GPU."""
         return False
 
     def read_on_gpu(self, left: int, top: int, width: int, height: int) -> Any:
         """The same as :meth:`read`, decoded on the current GPU and left there.
-
-        Parameters
-        ----------
-        left, top, width, height : int
-            The rectangle in level-0 pixels.
 
         Returns
         -------
@@ -181,31 +128,19 @@ class SlideReader(ABC):
         Raises
         ------
         UnreadableSlide
-            If they cannot be decoded, or this reader has no decoder for GPUs.
+            Also where this reader has no decoder for GPUs.
         """
         raise UnreadableSlide(self.path.name, f"{self.name} has no decoder for GPUs")
 
     @property
     @abstractmethod
     def levels(self) -> list[tuple[int, int]]:
-        """The levels of the file's pyramid.
-
-        Returns
-        -------
-        list of (int, int)
-            Width and height of every level in its pixels, level 0 first.
-        """
+        """Width and height of every level of the file's pyramid in its pixels, level 0 first."""
 
     @property
     @abstractmethod
     def resident_bytes(self) -> int:
-        """Memory that stays occupied while the slide is open.
-
-        Returns
-        -------
-        int
-            Bytes.
-        """
+        """Bytes of memory that stay occupied while the slide is open."""
 
     @abstractmethod
     def close(self) -> None:
@@ -214,29 +149,14 @@ class SlideReader(ABC):
     def read_needed(self, level: int, left: int, top: int, width: int, height: int, windows: Any) -> Pixels:
         """As :meth:`read_at`, but what lies in none of the windows need not be decoded, and may be black.
 
-        Parameters
-        ----------
-        level, left, top, width, height : int
-            As for :meth:`read_at`.
-        windows : ndarray of int, shape (n, 3)
-            Left, top and side of square windows, in pixels of the level.
-
-        Returns
-        -------
-        ndarray of uint8, shape (height, width, 3)
-            RGB.
-
-        Raises
-        ------
-        UnreadableSlide
-            If they cannot be decoded.
+        ``windows``, shape (n, 3), are left, top and side of squares in pixels of the level.
         """
         return self.read_at(level, left, top, width, height)
 
     def read_padded(
         self, left: int, top: int, width: int, height: int, *, level: int = 0, windows: Any = None
     ) -> Pixels:
-        """Pixels of any rectangle.
+        """Pixels of any rectangle, black outside the slide.
 
         Parameters
         ----------
@@ -245,17 +165,11 @@ class SlideReader(ABC):
         level : int
             Index into :attr:`levels`.
         windows : ndarray of int, shape (n, 3), optional
-            Left, top and side of the square windows that are needed of it; by default all of it is.
+            As of :meth:`read_needed`; by default all of the rectangle is needed.
 
         Returns
         -------
         ndarray of uint8, shape (height, width, 3)
-            RGB; black outside the slide.
-
-        Raises
-        ------
-        UnreadableSlide
-            If they cannot be decoded.
         """
         size = self.levels[level]
         x0, y0 = max(left, 0), max(top, 0)
@@ -281,17 +195,12 @@ class SlideReader(ABC):
         Returns
         -------
         ndarray of uint8, shape (height, width, 3)
-            RGB.
-
-        Raises
-        ------
-        UnreadableSlide
-            If the slide cannot be decoded.
         """
         level = cheapest_level(self.levels, max_px)
         width, height = self.levels[level]
         if self.tile_size(level) is not None:
             self._check_overview(width * height)
+        # First by a whole factor, block by block, and then the little that is left at once.
         factor = max(1, max(width, height) // max_px)
         # In blocks: a slide without a pyramid does not fit into memory whole. Squares share the fewest tiles.
         columns = min(-(-width // factor) * factor, max(factor, math.isqrt(STRIP_PIXELS) // factor * factor))
@@ -321,19 +230,6 @@ class SlideReader(ABC):
 
 
 def cheapest_level(dimensions: list[tuple[int, int]], max_px: int) -> int:
-    """The smallest level that an overview can be made of.
-
-    Parameters
-    ----------
-    dimensions : list of (int, int)
-        Width and height of every level in its pixels, level 0 first.
-    max_px : int
-        Longer side of the overview in pixels.
-
-    Returns
-    -------
-    int
-        The smallest level whose longer side is at least ``max_px``; level 0 where none is.
-    """
+    """The smallest level of those sizes whose longer side is at least ``max_px``; level 0 where none is."""
     fitting = [i for i, d in enumerate(dimensions) if max(d) >= max_px]
     return min(fitting, key=lambda i: max(dimensions[i]), default=0)

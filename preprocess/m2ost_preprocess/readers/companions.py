@@ -50,28 +50,14 @@ _NOT_IN_A_NAME = re.compile(rb"[\x00-\x1f/\\]")
 
 
 def opened_files(path: Path) -> Iterator[Path]:
-    """The files that a reader opens, or looks for, to read a slide.
+    """The files that a reader opens, or looks for, to read a slide: a file, or a folder of DICOM instances.
 
-    Each is yielded before anything is read of it, so that whoever asks can stop in time.
+    First the slide's own, then those that exist of the others, folders among them. Each is yielded before anything is
+    read of it, so that whoever asks can stop in time.
 
-    Parameters
-    ----------
-    path : Path
-        A slide's file, or its folder of DICOM instances.
-
-    Yields
-    ------
-    Path
-        The slide's own, then those that exist of the others, folders among them.
-
-    Raises
-    ------
-    SlideNotFound
-        If there is no such slide, or it names a file that does not lie beside it.
-    UnreadableSlide
-        If one of them is neither a file nor a folder, or names others in a way that cannot be followed.
-    OSError
-        If the slide or its folder cannot be read.
+    Raises ``SlideNotFound`` where there is no such slide, or it names a file that does not lie beside it;
+    ``UnreadableSlide`` where one is neither a file nor a folder, or names others in a way that cannot be followed; and
+    ``OSError`` where the slide or its folder cannot be read.
     """
     yield path
     if path.is_dir():
@@ -82,6 +68,7 @@ def opened_files(path: Path) -> Iterator[Path]:
     if path.name.lower().endswith(_MRXS):
         yield from _of_mirax(path, Path(str(path)[: -len(_MRXS)]))
     with path.open("rb") as stream:
+        # Enough for DICOM's mark; of a file small enough to be Hamamatsu's list, all of it.
         head = stream.read(_DICOM_MARK.stop)
         if os.fstat(stream.fileno()).st_size <= _VMS_MAX_BYTES:
             head += stream.read(_VMS_MAX_BYTES)

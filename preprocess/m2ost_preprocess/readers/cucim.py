@@ -19,19 +19,10 @@ from .tiff import TiffLayout
 
 
 class CuCimReader(SlideReader):
-    """A slide opened by cuCIM. Tiles that the file leaves out are white.
+    """A slide opened by cuCIM, given its directories. Tiles that the file leaves out are white.
 
-    Parameters
-    ----------
-    path : Path
-        The file.
-    layout : TiffLayout
-        Its directories.
-
-    Raises
-    ------
-    UnreadableSlide
-        If cuCIM cannot open the file, has something to say about it, or its pixels are not 8-bit RGB.
+    Raises ``UnreadableSlide`` where cuCIM cannot open the file or has something to say about it, or its pixels are not
+    8-bit RGB.
     """
 
     name = "cucim"
@@ -61,6 +52,7 @@ class CuCimReader(SlideReader):
             # What libtiff converts for cuCIM, into four channels, goes through a handle that threads must not share.
             with contextlib.nullcontext() if level in self._thread_safe_levels else self._one_at_a_time:
                 region = self._image.read_region((left, top), (width, height), level, device=device)
+            # Three channels come from cuCIM's own decoders, four from libtiff's conversion.
             if region.shape[-1] == 3:
                 self._thread_safe_levels.add(level)
             pixels = region if device == "cuda" else np.ascontiguousarray(np.asarray(region)[..., :3])

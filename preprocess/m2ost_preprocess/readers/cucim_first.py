@@ -16,13 +16,8 @@ class CuCimFirst(SlideReader):
     """Reads by cuCIM as long as that never fails.
 
     What cuCIM cannot decode may be damaged or only beyond it: OpenSlide is asked, which gives the same pixels. A failed
-    read of cuCIM's frees none of its memory, so cuCIM is not asked again about this file.
-
-    Parameters
-    ----------
-    cucim : SlideReader
-    open_other : callable
-        Opens the file by OpenSlide, with the same levels; raises ``UnreadableSlide`` where it cannot.
+    read of cuCIM's frees none of its memory, so cuCIM is not asked again about this file. ``open_other`` opens the file
+    by OpenSlide, with the same levels; it raises ``UnreadableSlide`` where it cannot.
     """
 
     def __init__(self, cucim: SlideReader, open_other: Callable[[], SlideReader]) -> None:
@@ -76,18 +71,7 @@ class CuCimFirst(SlideReader):
 
 
 def check_agreement(cucim: SlideReader, other: SlideReader) -> None:
-    """Compare what two readers make of the tile in a slide's middle.
-
-    Parameters
-    ----------
-    cucim, other : SlideReader
-        Of the same file.
-
-    Raises
-    ------
-    UnreadableSlide
-        If their levels or these pixels differ, or one of them cannot decode them.
-    """
+    """Raise ``UnreadableSlide`` where two readers differ in levels or the tile in the middle, or cannot decode it."""
     name = cucim.path.name
     if cucim.levels != other.levels:
         raise UnreadableSlide(name, f"cuCIM finds levels of {cucim.levels} px, OpenSlide of {other.levels}")

@@ -39,12 +39,7 @@ _CONVERT = "convert the slide anew, with frames and header that agree"
 
 @dataclass(frozen=True)
 class Instance:
-    """One DICOM file of a slide's volume: a level, or a part of one.
-
-    Parameters
-    ----------
-    path : Path
-    """
+    """One DICOM file of a slide's volume: a level, or a part of one."""
 
     path: Path
 
@@ -74,10 +69,7 @@ class Instance:
     def frames(self) -> list[list[tuple[int, int]]]:
         """Offset and length in bytes of the fragments of every frame.
 
-        Raises
-        ------
-        ValueError
-            If frames and fragments do not fit together.
+        Raises ``ValueError`` where frames and fragments do not fit together.
         """
         import pydicom
         from pydicom.encaps import parse_basic_offsets, parse_fragments
@@ -87,6 +79,7 @@ class Instance:
             pydicom.dcmread(stream, stop_before_pixels=True, specific_tags=[])
             if stream.read(_ELEMENT_BYTES)[:4] != _PIXEL_DATA:
                 raise ValueError("no pixel data")
+            # Where frames begin, counted from the first fragment; may be empty.
             begins = parse_basic_offsets(stream)
             first = stream.tell()
             _, offsets = parse_fragments(stream)
@@ -94,6 +87,7 @@ class Instance:
             for offset in offsets:
                 stream.seek(offset + 4)
                 fragments.append((offset + _ITEM_BYTES, int.from_bytes(stream.read(4), "little")))
+        # Which fragments make a frame: one each, all of the only one, or by the table of offsets.
         if len(fragments) == count:
             return [[fragment] for fragment in fragments]
         if count == 1:
@@ -116,6 +110,7 @@ class Instance:
     def places(self) -> np.ndarray[Any, np.dtype[np.int64]]:
         """Left and top of every frame, in pixels of the level, shape (frames, 2)."""
         header = self.header
+        # Frames that say where they lie, counted from 1; else they fill the level row by row.
         if header.get("DimensionOrganizationType") != "TILED_FULL" and "PerFrameFunctionalGroupsSequence" in header:
             positions = [group.PlanePositionSlideSequence[0] for group in header.PerFrameFunctionalGroupsSequence]
             names = "ColumnPositionInTotalImagePixelMatrix", "RowPositionInTotalImagePixelMatrix"
@@ -144,23 +139,9 @@ class Instance:
 
 
 class DicomVolume:
-    """The instances that hold a slide's pixels.
+    """The instances that hold a slide's pixels, of all files of the slide; ``path`` is one of them, for messages.
 
-    Parameters
-    ----------
-    path : Path
-        A file of the slide.
-    files : list of Path
-        All files of the slide.
-
-    Attributes
-    ----------
-    instances : list of Instance
-
-    Raises
-    ------
-    UnreadableSlide
-        If none holds pixels of the slide, or what their colours are cannot be decided.
+    Raises ``UnreadableSlide`` where none holds pixels of the slide, or what their colours are cannot be decided.
     """
 
     def __init__(self, path: Path, files: list[Path]) -> None:
@@ -242,22 +223,13 @@ def _is_ycbcr_under_rgb(instance: Instance) -> bool:
 
 
 def jpeg_is_ycbcr(frame: bytes) -> bool | None:
-    """Whether a JPEG stream of three components says that they are YCbCr.
+    """Whether a JPEG stream of three components says that they are YCbCr; None where it does not say.
 
+    True for JFIF, Adobe's transform 1 or subsampled chroma; False for Adobe's transform 0 or components called R, G, B.
     Source: ITU-T T.81 annex B, T.871 (JFIF), T.872 (Adobe's marker).
-
-    Parameters
-    ----------
-    frame : bytes
-        A JPEG stream.
-
-    Returns
-    -------
-    bool or None
-        True for JFIF, Adobe's transform 1 or subsampled chroma; False for Adobe's transform 0 or components called
-        R, G, B; None where it does not say.
     """
     at = 2
+    # Marker by marker, from behind the start of the image up to the first scan.
     while at + 4 <= len(frame) and frame[at] == 0xFF:
         marker, length = frame[at + 1], int.from_bytes(frame[at + 2 : at + 4], "big")
         body = frame[at + 4 : at + 2 + length]
@@ -284,18 +256,7 @@ def _has_component_transform(instance: Instance) -> bool:
 
 
 def ycbcr_to_rgb(pixels: Pixels) -> Pixels:
-    """Full-range YCbCr to RGB in the 16-bit fixed point of JPEG decoders.
-
-    Parameters
-    ----------
-    pixels : ndarray of uint8, shape (..., 3)
-        YCbCr.
-
-    Returns
-    -------
-    ndarray of uint8, shape (..., 3)
-        RGB.
-    """
+    """Full-range YCbCr to RGB, uint8 of shape (..., 3), in the 16-bit fixed point of JPEG decoders."""
     y = pixels[..., 0].astype(np.int32)
     cb = pixels[..., 1].astype(np.int32) - 128
     cr = pixels[..., 2].astype(np.int32) - 128

@@ -40,45 +40,16 @@ def series_uid(path: Path) -> bytes | None:
 
 
 def is_volume(path: Path) -> bool:
-    """Whether a DICOM file holds pixels of the slide itself, not its label or an overview.
-
-    Parameters
-    ----------
-    path : Path
-        A regular file.
-
-    Returns
-    -------
-    bool
-        False for what is not DICOM.
-
-    Raises
-    ------
-    OSError
-        If it cannot be read.
-    """
+    """Whether a regular file is DICOM and holds pixels of the slide itself, not its label or an overview."""
     header = _header(path, ["ImageType"])
     return header is not None and "VOLUME" in header.get("ImageType", [])
 
 
 def series_files(path: Path) -> list[Path]:
-    """The files of a slide.
+    """The files of the slide that ``path`` is one of; ``OSError`` where its folder cannot be listed.
 
-    Parameters
-    ----------
-    path : Path
-        One of them.
-
-    Returns
-    -------
-    list of Path
-        For DICOM every file of its folder, under whatever name, that is of the same series or does not say of which,
-        sorted; else the file alone.
-
-    Raises
-    ------
-    OSError
-        If its folder cannot be listed.
+    For DICOM every file of the folder, under whatever name, that is of the same series or does not say of which,
+    sorted; else the file alone.
     """
     series = series_of(path)
     if series is None:
@@ -87,22 +58,10 @@ def series_files(path: Path) -> list[Path]:
 
 
 def slides_of_folder(folder: Path) -> list[Path]:
-    """The DICOM slides of a folder, each by one of its files.
+    """The DICOM slides of a folder, each by one of its files; ``OSError`` where it cannot be listed.
 
-    Parameters
-    ----------
-    folder : Path
-
-    Returns
-    -------
-    list of Path
-        Of every series the first file, by name, that says VOLUME, or the first of all where none does. Series without a
-        volume are left out where another has one; so are files that do not say of which series they are.
-
-    Raises
-    ------
-    OSError
-        If the folder cannot be listed.
+    Of every series the first file, by name, that says VOLUME, or the first of all where none does. Series without a
+    volume are left out where another has one; so are files that do not say of which series they are.
     """
     series: dict[bytes, Path] = {}
     volumes: dict[bytes, Path] = {}
@@ -117,17 +76,7 @@ def slides_of_folder(folder: Path) -> list[Path]:
 
 
 def series_of(file: Path) -> bytes | None:
-    """The DICOM series of any path.
-
-    Parameters
-    ----------
-    file : Path
-
-    Returns
-    -------
-    bytes or None
-        As :func:`series_uid` says; None also where it is no regular file, or unreadable.
-    """
+    """The DICOM series of any path, as :func:`series_uid` says; None also for no regular file, or an unreadable one."""
     try:
         now = file.stat()
         return _read_series(file, now.st_mtime_ns, now.st_size) if stat.S_ISREG(now.st_mode) else None

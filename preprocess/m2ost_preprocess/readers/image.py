@@ -35,17 +35,8 @@ _UNDO = {
 class ImageReader(SlideReader):
     """A plain image, held in memory as RGB. Coordinates are those of the stored pixels, whatever the orientation says.
 
-    Parameters
-    ----------
-    path : Path
-        The file.
-    layout : TiffLayout, optional
-        Its directories, where it is a TIFF.
-
-    Raises
-    ------
-    UnreadableSlide
-        If the image is damaged, too large, or not 8-bit grey or colour.
+    ``layout`` are its directories, where it is a TIFF. Raises ``UnreadableSlide`` where the image is damaged, too
+    large, or not 8-bit grey or colour.
     """
 
     name = "image"
@@ -89,18 +80,7 @@ class ImageReader(SlideReader):
 
 
 def probe(path: Path) -> str | None:
-    """Recognise a plain image by its content.
-
-    Parameters
-    ----------
-    path : Path
-        A file.
-
-    Returns
-    -------
-    str or None
-        ``JPEG``, ``PNG`` or ``TIFF``; None for anything else.
-    """
+    """What plain image a file is, told by its content: ``JPEG``, ``PNG`` or ``TIFF``; None for anything else."""
     try:
         with _open(path) as image:
             return image.format
@@ -122,6 +102,7 @@ def _open(path: Path) -> Image.Image:
 def _decode(path: Path, layout: TiffLayout | None) -> tuple[Pixels, int]:
     with _open(path) as image:
         if isinstance(image, TiffImagePlugin.TiffImageFile) and layout is not None:
+            # The largest image is the slide, be it the first or not.
             image.seek(layout.main.index)
         area = image.width * image.height
         if area > MAX_IMAGE_PX:

@@ -26,20 +26,7 @@ MAX_PX_PER_BYTE = 1000
 
 
 def implausible(pixels: int, path: Path) -> str | None:
-    """Why a file cannot hold as many pixels as it claims.
-
-    Parameters
-    ----------
-    pixels : int
-        What is to be decoded.
-    path : Path
-        The slide; all files that its reader opens count.
-
-    Returns
-    -------
-    str or None
-        None where it can.
-    """
+    """Why the files that a slide's reader opens cannot hold as many pixels as it claims; None where they can."""
     if pixels <= ALWAYS_PX:
         return None
     size = sum(file.stat().st_size for file in opened_files(path) if file.is_file())

@@ -41,32 +41,16 @@ def install() -> None:
 
 
 def mark() -> int:
-    """Where the tap stands.
-
-    Returns
-    -------
-    int
-        For :func:`since`; not to be kept beyond :func:`pass_on`.
-    """
+    """Where the tap stands, for :func:`since`; not to be kept beyond :func:`pass_on`."""
     if _tap is None:
         return 0
+    # Libraries in C buffer what they print; the file has it only after this.
     _LIBC.fflush(None)
     return os.fstat(_tap[0]).st_size
 
 
 def since(start: int) -> str:
-    """What was printed, by any thread.
-
-    Parameters
-    ----------
-    start : int
-        Since when: what :func:`mark` said.
-
-    Returns
-    -------
-    str
-        Empty where nothing is tapped.
-    """
+    """What any thread printed since a :func:`mark`; empty where nothing is tapped."""
     end = mark()
     if _tap is None or end == start:
         return ""
@@ -74,22 +58,9 @@ def since(start: int) -> str:
 
 
 def complaint(start: int) -> str | None:
-    """The first line, printed by any thread, that is not known to be harmless.
+    """The first line since a :func:`mark`, by any thread, that is not known to be harmless; None where there is none.
 
-    Parameters
-    ----------
-    start : int
-        Since when: what :func:`mark` said.
-
-    Returns
-    -------
-    str or None
-        None where there is none, or where nothing is tapped.
-
-    Raises
-    ------
-    MemoryError
-        If it says that memory ran out.
+    None also where nothing is tapped. Raises ``MemoryError`` where it says that memory ran out.
     """
     lines = (line.strip() for line in since(start).splitlines())
     found = next((line for line in lines if line and not _HARMLESS.search(line)), None)

@@ -26,19 +26,8 @@ _SIDES = ("width", "height")
 class OpenSlideReader(SlideReader):
     """A slide opened by OpenSlide. What is transparent, or was never scanned, is white.
 
-    Parameters
-    ----------
-    path : Path
-        The file.
-    segments : Segments, optional
-        The file's tiles, to look whether they are whole: OpenSlide does not.
-    is_ycbcr : bool
-        Whether its pixels are YCbCr that OpenSlide takes for RGB.
-
-    Raises
-    ------
-    UnreadableSlide
-        If OpenSlide cannot open the file.
+    ``segments`` are the file's tiles, to look whether they are whole: OpenSlide does not. ``is_ycbcr`` says that its
+    pixels are YCbCr that OpenSlide takes for RGB. Raises ``UnreadableSlide`` where OpenSlide cannot open the file.
     """
 
     name = "openslide"
@@ -73,6 +62,7 @@ class OpenSlideReader(SlideReader):
         if complaint is not None:
             raise UnreadableSlide(self.path.name, f"OpenSlide cannot decode x {left}, y {top}: {complaint}")
         if self._is_ycbcr:
+            # The alpha channel is not of these colours, and stays.
             corrected = Image.fromarray(ycbcr_to_rgb(np.asarray(region)[..., :3]))
             corrected.putalpha(region.getchannel("A"))
             region = corrected

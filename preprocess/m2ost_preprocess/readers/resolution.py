@@ -51,15 +51,7 @@ class Resolution:
 
 @dataclass(frozen=True)
 class Stated:
-    """What one source says.
-
-    Parameters
-    ----------
-    source : str
-        Its name.
-    x, y : float
-        µm per level-0 pixel across and down.
-    """
+    """What one source says, by its name: µm per level-0 pixel across (x) and down (y)."""
 
     source: str
     x: float
@@ -89,32 +81,14 @@ class Stated:
 
 @dataclass(frozen=True)
 class Found:
-    """µm/px of a file.
-
-    Parameters
-    ----------
-    resolution : Resolution or None
-        What is taken; None where the file has nothing that can be.
-    notes : tuple of str
-        What contradicts it, or why what the file says was not taken.
-    """
+    """µm/px of a file, None where it has none that can be taken; and what contradicts it, or why nothing was taken."""
 
     resolution: Resolution | None = None
     notes: tuple[str, ...] = ()
 
 
 def choose(stated: list[Stated]) -> Found:
-    """Take the first source that can be true, and say where others contradict it.
-
-    Parameters
-    ----------
-    stated : list of Stated
-        The most trusted first.
-
-    Returns
-    -------
-    Found
-    """
+    """Take the first source that can be true, the most trusted coming first, and say where others contradict it."""
     usable = [source for source in stated if source.problem is None]
     problems = tuple(source.problem for source in stated if source.problem is not None)
     if not usable:
@@ -131,24 +105,16 @@ def choose(stated: list[Stated]) -> Found:
 
 
 def of_tiff(descriptions: Iterable[str], tags: tuple[float, float, int] | None) -> list[Stated]:
-    """What a TIFF says.
+    """What a TIFF says: a scanner's header first, TIFF's own tags last.
 
-    Parameters
-    ----------
-    descriptions : iterable of str
-        ImageDescription of the images that may carry a scanner's header.
-    tags : (float, float, int) or None
-        X and Y resolution of the slide's image in pixels a unit, and ResolutionUnit.
-
-    Returns
-    -------
-    list of Stated
-        A scanner's header first, TIFF's own tags last.
+    ``descriptions`` are those of the images that may carry a scanner's header; ``tags`` are X and Y resolution of the
+    slide's image in pixels a unit, and ResolutionUnit.
     """
     found: list[Stated] = []
     for description in dict.fromkeys(descriptions):
         found += _aperio(description)
         found += _xml(description)
+    # 72 dpi and the like are sorted out later, by what a slide may have.
     across, down, unit = tags or (0.0, 0.0, 0)
     per_unit = _UM_PER_TIFF_UNIT.get(unit)
     if per_unit is not None and across > 0 and down > 0:

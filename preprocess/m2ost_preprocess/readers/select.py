@@ -120,6 +120,7 @@ def open_slide(path: Path, reader: str = "auto", *, without: tuple[str, ...] = (
     if reader != "auto":
         return _finished(file, *_OPEN[reader](file), "asked for")
     why: list[str] = []
+    # What kept a reader from the file goes into the reason for another one, or into the refusal.
     for name, obstacle in _candidates(file, without):
         if obstacle is None:
             try:

@@ -30,24 +30,9 @@ _SMALLEST = 8
 
 
 def jpeg_damage(data: bytes, max_px: int = MAX_TILE_BYTES // 3) -> str | None:
-    """What libjpeg-turbo has to say of a JPEG stream.
+    """What libjpeg-turbo has to say of a whole JPEG stream, tables included, or that it claims over ``max_px`` pixels.
 
-    Parameters
-    ----------
-    data : bytes
-        A whole stream, its tables included.
-    max_px : int
-        Most pixels that it may claim to have.
-
-    Returns
-    -------
-    str or None
-        Its error or warning, or that it is too large; None where there is none of these.
-
-    Raises
-    ------
-    MemoryError
-        If memory ran out.
+    None where there is none of these. Raises ``MemoryError`` where memory ran out.
     """
     try:
         height, width = simplejpeg.decode_jpeg_header(data)[:2]
@@ -61,26 +46,17 @@ def jpeg_damage(data: bytes, max_px: int = MAX_TILE_BYTES // 3) -> str | None:
 
 
 def jpeg_2000_damage(data: bytes) -> str | None:
-    """Whether the parts of a JPEG 2000 codestream are all there.
+    """What is wrong with a JPEG 2000 codestream; what follows its end does not count.
 
-    Source: ISO/IEC 15444-1, annex A.
-
-    Parameters
-    ----------
-    data : bytes
-        A codestream; what follows its end does not count.
-
-    Returns
-    -------
-    str or None
-        What is wrong with it. None where each tile-part ends where the next begins and the last at the end's mark, and
-        for the file format around a codestream, whose decoder knows its lengths.
+    None where each tile-part ends where the next begins and the last at the end's mark, and for the file format around
+    a codestream, whose decoder knows its lengths. Source: ISO/IEC 15444-1, annex A.
     """
     if data.startswith(b"\0\0\0\x0cjP  "):
         return None
     if not data.startswith(_J2K_START):
         return "not a JPEG 2000 codestream"
     at = 2
+    # The main header: markers with a length each, up to the first tile-part.
     while data[at : at + 2] not in (_J2K_TILE_PART, b""):
         at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
     while data[at : at + 2] == _J2K_TILE_PART:
@@ -94,24 +70,15 @@ def jpeg_2000_damage(data: bytes) -> str | None:
 
 
 def deflate_damage(data: bytes, expected_bytes: int) -> str | None:
-    """Whether a zlib stream is whole.
+    """What is wrong with a zlib stream: zlib's error, a checksum that does not fit, or another length than expected.
 
-    Parameters
-    ----------
-    data : bytes
-        The stream; what follows its end does not count.
-    expected_bytes : int
-        Length of what it holds.
-
-    Returns
-    -------
-    str or None
-        What is wrong: zlib's error, a checksum that does not fit, or another length than expected.
+    ``expected_bytes`` is the length of what it holds; what follows the stream's end does not count.
     """
     stream, found = zlib.decompressobj(), 0
     try:
         for at in range(0, len(data), _PIECE_BYTES):
             piece = data[at : at + _PIECE_BYTES]
+            # Piece by piece, and no further than expected: a few bytes may claim to hold gigabytes.
             while piece and not stream.eof and found <= expected_bytes:
                 found += len(stream.decompress(piece, _PIECE_BYTES))
                 piece = stream.unconsumed_tail
@@ -125,23 +92,10 @@ def deflate_damage(data: bytes, expected_bytes: int) -> str | None:
 
 
 def damage(data: bytes, compression: int, expected_bytes: int, tables: bytes | None = None) -> str | None:
-    """What is wrong with one tile or strip of a TIFF.
+    """What is wrong with one tile or strip of a TIFF; None where nothing is, or where nobody can tell.
 
-    Parameters
-    ----------
-    data : bytes
-        It as the file has it.
-    compression : int
-        TIFF's number.
-    expected_bytes : int
-        Its length in bytes once it is decoded.
-    tables : bytes, optional
-        TIFF's JPEGTables.
-
-    Returns
-    -------
-    str or None
-        None where nothing is, or where nobody can tell.
+    ``data`` is it as the file has it, ``compression`` TIFF's number, ``expected_bytes`` its length once it is decoded,
+    and ``tables`` are TIFF's JPEGTables.
     """
     if compression == JPEG:
         return jpeg_damage(_with_tables(data, tables), max(expected_bytes, MAX_TILE_BYTES // 3))

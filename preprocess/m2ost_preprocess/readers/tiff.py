@@ -34,56 +34,28 @@ _UNSCANNED = 255
 
 @dataclass(frozen=True)
 class Directory:
-    """One image of a TIFF.
+    """One image of a TIFF. What has no comment is TIFF's own number or tag of that name."""
 
-    Parameters
-    ----------
-    index : int
-        Its place among the file's images.
-    size : (int, int)
-        Width and height in pixels.
-    segment : (int, int)
-        Width and height of its tiles in pixels, or of its strips.
-    tiled : bool
-        Whether they are tiles.
-    subfile_type : int
-        TIFF's NewSubfileType.
-    compression, photometric, predictor, planar, orientation : int
-        TIFF's numbers.
-    samples : int
-        Samples a pixel.
-    bits : frozenset of int
-        Bits of the samples.
-    whole_numbers : bool
-        Whether samples are unsigned whole numbers.
-    offsets, counts : ndarray of int64, shape (segments,)
-        Where each tile or strip lies, and its bytes. With planes of their own, all of one plane come first.
-    tables : bytes or None
-        JPEGTables.
-    description : str
-        ImageDescription.
-    resolution : (float, float, int) or None
-        X and Y resolution in pixels a unit, and ResolutionUnit.
-    """
-
-    index: int
+    index: int  # its place among the file's images
     size: Size
-    segment: Size
-    tiled: bool
+    segment: Size  # width and height of its tiles in pixels, or of its strips
+    tiled: bool  # whether they are tiles
     subfile_type: int
     compression: int
     photometric: int
     predictor: int
     planar: int
     orientation: int
-    samples: int
-    bits: frozenset[int]
-    whole_numbers: bool
+    samples: int  # a pixel
+    bits: frozenset[int]  # of the samples
+    whole_numbers: bool  # whether samples are unsigned whole numbers
+    # Where each tile or strip lies, and its bytes: shape (segments,). With planes of their own, all of one plane come
+    # first.
     offsets: np.ndarray[Any, np.dtype[np.int64]] = field(repr=False)
     counts: np.ndarray[Any, np.dtype[np.int64]] = field(repr=False)
-    tables: bytes | None = field(repr=False)
+    tables: bytes | None = field(repr=False)  # JPEGTables
     description: str = field(repr=False)
-    resolution: tuple[float, float, int] | None
+    resolution: tuple[float, float, int] | None  # X and Y in pixels a unit, and ResolutionUnit
 
     @property
     def area(self) -> int:
@@ -110,6 +82,7 @@ class Directory:
 
     def decoded_bytes(self, row: int) -> int:
         """Bytes of a tile or strip of a row of the grid, once decoded."""
+        # Tiles are whole also at the edge, the last strip is not; bits of a row fill whole bytes.
         height = self.segment[1] if self.tiled else min(self.segment[1], self.size[1] - row * self.segment[1])
         samples = 1 if self.planes > 1 else self.samples
         return -(-self.segment[0] * max(self.bits) * samples // 8) * height
@@ -137,15 +110,7 @@ class Directory:
 class TiffLayout:
     """The images of a TIFF, and which of them is the slide: the largest that is no mask.
 
-    Parameters
-    ----------
-    path : Path
-        A TIFF.
-
-    Raises
-    ------
-    UnreadableSlide
-        If its directories cannot be followed.
+    Raises ``UnreadableSlide`` where its directories cannot be followed.
     """
 
     def __init__(self, path: Path) -> None:
@@ -170,14 +135,9 @@ class TiffLayout:
         self.main = max(self.images, key=lambda image: image.area)
 
     def refusal(self) -> str | None:
-        """Why nobody should take this file for a slide, and what to do.
-
-        Returns
-        -------
-        str or None
-            None where it has one largest image, in colours of 8 bits.
-        """
+        """Why nobody should take it for a slide, and what to do; None for one largest image in colours of 8 bits."""
         main, name = self.main, self.path.name
+        # What could exhaust memory comes first: nothing of such a file may be decoded.
         too_large = next(filter(None, (image.too_large() for image in self.images)), None)
         if too_large is None and not main.tiled and main.area > MAX_IMAGE_PX:
             too_large = f"{main.size[0]}×{main.size[1]} px without tiles are over {MAX_IMAGE_PX} px"
@@ -219,6 +179,7 @@ class TiffLayout:
         if image is None:
             return
         for column, row, number in image.segments(left, top, width, height):
+            # Each tile is looked at once, however often it is read.
             key = image.index, number
             if key not in self._verdicts:
                 self._verdicts[key] = None if image.is_missing(number) else self._damage(image, row, number)
@@ -229,21 +190,9 @@ class TiffLayout:
                 )
 
     def paint_missing(self, pixels: Pixels, size: Size, left: int, top: int) -> Pixels:
-        """Make white what the file leaves out.
+        """Make white what the file leaves out of a rectangle, (height, width, 3), of a level of that size.
 
-        Parameters
-        ----------
-        pixels : ndarray of uint8, shape (height, width, 3)
-            A rectangle of a level.
-        size : (int, int)
-            Of that level.
-        left, top : int
-            Its first pixel.
-
-        Returns
-        -------
-        ndarray of uint8, shape (height, width, 3)
-            ``pixels``, or a copy where anything had to be painted.
+        ``left`` and ``top`` are its first pixel. Gives ``pixels``, or a copy where anything had to be painted.
         """
         image = self.image_of(size)
         if image is None or not image.has_missing:
@@ -252,6 +201,7 @@ class TiffLayout:
         (height, width), (tile_width, tile_height) = pixels.shape[:2], image.segment
         for column, row, number in image.segments(left, top, width, height):
             if image.is_missing(number):
+                # The tile's place in the rectangle, which it may begin outside of.
                 y, x = row * tile_height - top, column * tile_width - left
                 pixels[max(y, 0) : max(y + tile_height, 0), max(x, 0) : max(x + tile_width, 0)] = _UNSCANNED
         return pixels
@@ -269,23 +219,7 @@ class TiffLayout:
 
 
 def read_layout(path: Path) -> TiffLayout | None:
-    """The layout of a TIFF.
-
-    Parameters
-    ----------
-    path : Path
-        Any file.
-
-    Returns
-    -------
-    TiffLayout or None
-        None where it is no TIFF.
-
-    Raises
-    ------
-    UnreadableSlide
-        If it is one, and its directories cannot be followed.
-    """
+    """The layout of a file; None where it is no TIFF, ``UnreadableSlide`` where its directories cannot be followed."""
     with path.open("rb") as stream:
         if stream.read(4) not in TIFF_MAGICS:
             return None
@@ -310,6 +244,7 @@ def _directories(file: tifffile.TiffFile) -> Iterator[Directory]:
     """The images of a file; raises where they list more than it holds, as directories that share their lists do."""
     if len(file.pages) > MAX_IMAGES:
         raise ValueError(f"{len(file.pages)} images, over {MAX_IMAGES}")
+    # Lists, descriptions and tables of all images must fit into the file together.
     left = int(file.filehandle.size)
     for index, page in enumerate(file.pages):
         if not isinstance(page, tifffile.TiffPage) or not (page.imagewidth and page.imagelength):
@@ -321,6 +256,7 @@ def _directories(file: tifffile.TiffFile) -> Iterator[Directory]:
 
 
 def _directory(index: int, page: tifffile.TiffPage) -> Directory:
+    # One number, or one for each sample.
     bits = page.bitspersample
     resolution = None
     if _X_RESOLUTION in page.tags and _Y_RESOLUTION in page.tags:

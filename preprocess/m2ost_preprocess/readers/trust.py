@@ -13,18 +13,7 @@ _NO_PREDICTOR = 1
 
 
 def cucim_obstacle(layout: TiffLayout) -> str | None:
-    """Why cuCIM cannot be trusted with a file, in words.
-
-    Parameters
-    ----------
-    layout : TiffLayout
-        The file.
-
-    Returns
-    -------
-    str or None
-        None where it was found to give the file's pixels, or to say that it cannot.
-    """
+    """Why cuCIM cannot be trusted with a file; None where it gives the file's pixels, or says that it cannot."""
     if layout.path.suffix not in SUFFIXES:
         return f"cuCIM opens names that end in {', '.join(SUFFIXES)} alone"
     for image in layout.images:
@@ -47,18 +36,7 @@ def _cucim_obstacle_of(image: Directory) -> str | None:
 
 
 def openslide_obstacle(layout: TiffLayout) -> str | None:
-    """Why OpenSlide cannot be trusted with a TIFF, in words.
-
-    Parameters
-    ----------
-    layout : TiffLayout
-        The file.
-
-    Returns
-    -------
-    str or None
-        None where it can, or says that it cannot.
-    """
+    """Why OpenSlide cannot be trusted with a TIFF; None where it can, or says that it cannot."""
     main = layout.main
     if main.orientation != 1 and main.compression not in (JPEG, APERIO_JP2K_RGB, APERIO_JP2K_YCBCR):
         return "OpenSlide turns each tile by itself where a TIFF has an orientation"

@@ -118,6 +118,7 @@ class DenseGrid:
         """
         area = region.within(size) if region else Rectangle(0, 0, *size)
         half = pitch_px // 2
+        # Cell i has its position at i·pitch + half: ``first`` is the first in the area, ``end`` the first behind it.
         first = [max(0, -((half - start) // pitch_px)) for start in (area.top, area.left)]
         end = [-((half - stop) // pitch_px) for stop in (area.top + area.height, area.left + area.width)]
         rows, columns = (max(0, stop - start) for start, stop in zip(first, end, strict=True))
@@ -163,6 +164,7 @@ class DenseGrid:
         edges = []
         for axis, start, count in ((0, row, rows), (1, column, columns)):
             first = self.first[axis] + start
+            # Edges of the block's cells, in sides of the slide.
             edges.append(np.arange(first, first + count + 1) * self.pitch_px / self.size[1 - axis])
         tissue: Mask = shares.between(edges[1], edges[0]) >= 0.5
         return tissue

@@ -50,12 +50,7 @@ class SlideRoots:
 
     @classmethod
     def from_environment(cls) -> SlideRoots:
-        """The roots that the server was started with.
-
-        Returns
-        -------
-        SlideRoots
-            Empty where the variable is unset.
+        """The roots that the server was started with; none where the variable is unset.
 
         Raises
         ------
@@ -66,13 +61,7 @@ class SlideRoots:
         return cls({name: Path(folder) for name, folder in raw.items()})
 
     def to_environment(self) -> dict[str, str]:
-        """The environment variable that hands the roots to a server.
-
-        Returns
-        -------
-        dict of str to str
-            Name → value.
-        """
+        """The environment variable that hands the roots to a server: its name → its value."""
         return {ENV_SLIDE_ROOTS: json.dumps({name: str(folder) for name, folder in self.roots.items()})}
 
     def locate(self, name: str) -> RootedSlide:
@@ -159,6 +148,7 @@ class RootedSlide:
         UnreadableSlide
             If such a file is a pipe, socket or device, or which files these are cannot be told.
         """
+        # In bytes, and with the slash: neither another encoding nor a folder whose name begins alike passes.
         inside = _as_bytes(self.folder).rstrip(b"/") + b"/"
         try:
             path = os.path.realpath(inside + self.relative.encode(), strict=True)
@@ -181,6 +171,7 @@ def _check_inside(slide: Path, inside: bytes) -> None:
         if file.parent not in folders:
             folders[file.parent] = os.path.realpath(os.fsencode(file.parent))
         real = os.path.join(folders[file.parent], os.fsencode(file.name))
+        # The folder is resolved once, for all of its files; of these only a link can lead elsewhere.
         if os.path.islink(real):
             real = os.path.realpath(real)
         if not real.startswith(inside):
@@ -204,7 +195,7 @@ def _for_this_interpreter(path: Path) -> Path:
 
 
 def fingerprint(path: Path) -> str:
-    """Identity of a slide's content, without reading all of it.
+    """Identity of a slide's content, 64 hexadecimal digits, without reading all of it.
 
     For every file of the slide, sha256 over its size and 16 blocks of 64 KiB spread over it from the first to the last;
     then sha256 over these, sorted: names do not matter.
@@ -213,11 +204,6 @@ def fingerprint(path: Path) -> str:
     ----------
     path : Path
         The slide's file, or its folder of DICOM instances.
-
-    Returns
-    -------
-    str
-        64 hexadecimal digits.
 
     Raises
     ------

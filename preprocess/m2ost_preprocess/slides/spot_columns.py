@@ -49,58 +49,27 @@ _UNWRITABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 
 @dataclass(frozen=True)
 class Positions:
-    """Spots as a file has them.
+    """Spots as a file has them."""
 
-    Parameters
-    ----------
-    centers : ndarray of float64, shape (n, 2)
-        x, y in level-0 pixels, finite.
-    names : tuple of str
-        One a spot, unique, without control characters.
-    columns : tuple of str
-        Where the file has x and y.
-    array : ndarray of int32, shape (n, 2), or None
-        x, y on the array, where the file has them.
-    """
-
-    centers: SpotCenters
-    names: tuple[str, ...]
-    columns: tuple[str, ...]
-    array: Places | None = None
+    centers: SpotCenters  # in level-0 pixels, finite
+    names: tuple[str, ...]  # one a spot, unique, without control characters
+    columns: tuple[str, ...]  # where the file has x and y
+    array: Places | None = None  # x, y on the array, where the file has them
 
 
 @dataclass(frozen=True)
 class SpotTable:
-    """A table of any form.
+    """A table of any form."""
 
-    Parameters
-    ----------
-    path : Path
-        The file, for messages.
-    header : tuple of str
-        Names of the columns, in order.
-    column : callable
-        Values of the column at a place: an array of numbers, or texts, flags and None as the file has them.
-    numbers : sequence of int
-        Number of each row in the file.
-    unit : str
-        What is numbered: ``line`` or ``row``.
-    """
-
-    path: Path
-    header: tuple[str, ...]
+    path: Path  # for messages
+    header: tuple[str, ...]  # names of the columns, in order
+    # Values of the column at a place: an array of numbers, or texts, flags and None as the file has them.
     column: Callable[[int], Any]
-    numbers: Sequence[int]
-    unit: str
+    numbers: Sequence[int]  # of each row in the file
+    unit: str  # what is numbered: ``line`` or ``row``
 
     def positions(self) -> Positions:
-        """The spots of the table.
-
-        Raises
-        ------
-        SpotError
-            As :func:`m2ost_preprocess.slides.spot_files.read_positions` says.
-        """
+        """The spots of the table; ``SpotError`` as :func:`m2ost_preprocess.slides.spot_files.read_positions` says."""
         pair = find_pair(self.header)
         if pair is None:
             shown = ", ".join(name if name.isprintable() else repr(name) for name in sorted(set(self.header)))
@@ -145,6 +114,7 @@ class SpotTable:
                 raise SpotError(f"{self.path}: column {name} is there twice; keep the one that is meant")
         shown = ", ".join(pair)
         named = [", ".join(other) for other in NAMED_PIXELS if set(other) <= set(self.header)]
+        # Two pairs may be of two images, and nothing tells which is level 0.
         if pair in NAMED_PIXELS and len(named) > 1:
             raise SpotError(f"{self.path}: columns {' and '.join(named)} all say pixels; keep those of level 0")
         if pair not in _UNNAMED:
@@ -173,17 +143,7 @@ def find_pair(header: Sequence[str]) -> tuple[str, str] | None:
 
 
 def check_some(kept: int, rows: int, source: str) -> None:
-    """Refuse a file without a spot.
-
-    Parameters
-    ----------
-    kept : int
-        Spots that count.
-    rows : int
-        Spots in all.
-    source : str
-        The file, for messages.
-    """
+    """Raise ``SpotError`` where a file, named by ``source``, has no rows or none that counts."""
     if not rows:
         raise SpotError(f"{source}: holds no spot; give a file that does, or none for a grid over the tissue")
     if not kept:
@@ -193,25 +153,11 @@ def check_some(kept: int, rows: int, source: str) -> None:
 def read_flags(values: Any, column: str, where: Where) -> np.ndarray[Any, np.dtype[np.bool_]]:
     """Read a column of yes and no: 1 and 0, true and false, T and F, yes and no, in any case.
 
-    Parameters
-    ----------
-    values : array_like, shape (n,)
-        Numbers, booleans or texts.
-    column : str
-        Its name, for messages.
-    where : callable
-        Row → the file and the place in it.
-
-    Returns
-    -------
-    ndarray of bool, shape (n,)
-
-    Raises
-    ------
-    SpotError
-        If a value is neither; an absent one is not.
+    ``values`` are n numbers, booleans or texts; gives bool, shape (n,). Raises ``SpotError`` where one is neither, as
+    an absent one is.
     """
     known: dict[Any, bool | None] = {}
+    # A column of thousands has two or three different values: each is understood once.
     flags = np.empty(len(values), bool)
     for row, value in enumerate(values.tolist() if isinstance(values, np.ndarray) else values):
         key = value if isinstance(value, (str, bool, int, float)) else str(value)
@@ -235,25 +181,9 @@ def _flag(value: Any) -> bool | None:
 
 
 def read_centers(x: Any, y: Any, columns: Sequence[str], where: Where) -> SpotCenters:
-    """Positions from two columns.
+    """Positions, float64 of shape (n, 2), from two columns of n numbers or texts of numbers; ``columns`` names them.
 
-    Parameters
-    ----------
-    x, y : array_like, shape (n,)
-        Numbers, or texts of numbers.
-    columns : sequence of str
-        Their names, for messages.
-    where : callable
-        Row → the file and the place in it.
-
-    Returns
-    -------
-    ndarray of float64, shape (n, 2)
-
-    Raises
-    ------
-    SpotError
-        If a value is no finite number, or one beyond any slide.
+    Raises ``SpotError`` where a value is no finite number, or one beyond any slide.
     """
     centers = np.stack([_numbers(x), _numbers(y)], axis=1)
     bad = np.flatnonzero(~(np.abs(centers) < _MOST_PX).all(axis=1))  # NaN too
@@ -286,26 +216,13 @@ def _plain(value: Any) -> Any:
 
 
 def check_names(values: Sequence[Any], where: Where) -> tuple[str, ...]:
-    """Names that a result can be written with.
+    """Names that a result can be written with, from texts or numbers.
 
-    Parameters
-    ----------
-    values : sequence
-        Names; texts or numbers.
-    where : callable
-        Row → the file and the place in it.
-
-    Returns
-    -------
-    tuple of str
-
-    Raises
-    ------
-    SpotError
-        If one is absent or empty, holds what no file of results can, or is there twice.
+    Raises ``SpotError`` where one is absent or empty, holds what no file of results can, or is there twice.
     """
     first: dict[str, int] = {}
     for row, value in enumerate(values):
+        # NaN, which alone differs from itself, is how a table says that a name is absent.
         name = "" if value is None or value != value else str(value)
         if not name.strip():
             raise SpotError(f"{where(row)}: the spot has no name; name every spot, or leave the column of names out")

@@ -48,23 +48,11 @@ _VISIUM: tuple[str, ...] = (
 
 
 def read_positions(path: Path) -> Positions:
-    """Read centres and names.
+    """Read centres and names, of one spot at least, from a file in one of the forms above.
 
-    Parameters
-    ----------
-    path : Path
-        A file in one of the forms above.
-
-    Returns
-    -------
-    Positions
-        One spot at least.
-
-    Raises
-    ------
-    SpotError
-        If the file cannot be read, holds no spot, has no columns of pixels or two that might be, or a row is no spot:
-        it does not fit the header, or a position, a flag or a name in it is none. Names the file, line and column.
+    Raises ``SpotError``, which names the file, line and column, if the file cannot be read, holds no spot, has no
+    columns of pixels or two that might be, or a row is no spot: it does not fit the header, or a position, a flag or a
+    name in it is none.
     """
     try:
         with path.open("rb") as file:
@@ -95,6 +83,7 @@ def _text(path: Path, raw: bytes) -> SpotTable:
         raise SpotError(f"{path}: the spot file is empty; it needs a header with pixel_x and pixel_y")
     header, delimiter = _header(text)
     reader = csv.reader(io.StringIO(text, newline=None), delimiter=delimiter, strict=True)
+    # Empty lines are left out, but not a row of empty fields: that is a spot without anything.
     rows = [(reader.line_num, row) for row in reader if any(field.strip() for field in row) or len(row) > 1]
     columns = _VISIUM if header is None else header
     if header is not None:

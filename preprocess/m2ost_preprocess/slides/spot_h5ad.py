@@ -15,24 +15,10 @@ from .spot_columns import FLAGS, Positions, check_names, check_some, find_pair, 
 
 
 def h5ad_positions(path: Path, source: Path | io.BytesIO) -> Positions:
-    """Read centres and names.
+    """Read centres and names, without the spots whose ``obs["selected"]`` or ``obs["in_tissue"]`` is false.
 
-    Parameters
-    ----------
-    path : Path
-        The file, for messages.
-    source : Path or BytesIO
-        What to read: the file, or its content.
-
-    Returns
-    -------
-    Positions
-        Without the spots whose ``obs["selected"]`` or ``obs["in_tissue"]`` is false.
-
-    Raises
-    ------
-    SpotError
-        As :func:`m2ost_preprocess.slides.spot_files.read_positions` says, or if anndata is not installed.
+    ``source`` is the file or its content, ``path`` the file for messages. Raises ``SpotError`` as
+    :func:`m2ost_preprocess.slides.spot_files.read_positions` says, or if anndata is not installed.
     """
     try:
         import anndata  # noqa: F401
@@ -45,6 +31,7 @@ def h5ad_positions(path: Path, source: Path | io.BytesIO) -> Positions:
         raise SpotError(f"{path}: cannot read obs_names and obsm['spatial']: {error}") from error
     names = [None if absent else name for name, absent in zip(obs.index, obs.index.isna(), strict=True)]
     columns, x, y = _columns(path, spatial, len(names))
+    # Positions and names of spots that do not count may be anything: they are left out before these are looked at.
     kept = np.arange(len(names))
     for column in obs.columns:
         if str(column).casefold() in FLAGS:

@@ -89,6 +89,7 @@ def check_places(
     if tuple(columns) == LEVEL0 or not (high < np.array(size) / 2).all():
         return
     remedy = "give them in level-0 pixels; if they are, name the columns level0_x and level0_y"
+    # The second rule, on places counted once.
     distinct = np.unique(centers, axis=0)
     pitch_px = median_pitch_px(distinct)
     if 0 < pitch_px < LEAST_PITCH_PX and (len(distinct) >= MANY or high.max() < MOST_ARRAY):
@@ -107,6 +108,7 @@ def _reduction(centers: SpotCenters, size: tuple[int, int], mask: Mask) -> float
     if _on_tissue(centers, size, mask) > _OFF_TISSUE:
         return None
     high, span = centers.max(axis=0), np.ptp(centers, axis=0)
+    # Reductions that, taken back, keep all spots on the slide and let them span enough of it.
     shares = {
         factor: _on_tissue(centers * factor, size, mask)
         for factor in (*(max(size) / side for side in DOWNSCALED_SIDES_PX), *_REDUCTIONS)

@@ -61,16 +61,7 @@ class Tissue:
     refusal: str = ""
 
     def known(self, slide: str) -> Mask:
-        """The mask, where there is one.
-
-        Parameters
-        ----------
-        slide : str
-            The slide as the caller named it.
-
-        Returns
-        -------
-        ndarray of bool, shape (h, w)
+        """The mask, where there is one; ``slide`` is its name for the error.
 
         Raises
         ------
@@ -119,10 +110,12 @@ def find_tissue(overview: Pixels) -> Tissue:
         return Tissue(nothing)
     absorbance = _ABSORBANCE[overview]
     mean = absorbance.mean(axis=2)
+    # Glass, as the brightest hundredth shows it; a dim scan's absorbs too much, and is taken off everywhere.
     brightest = float(np.quantile(mean[scanned], 0.01))
     dim = _dimness(np.median(absorbance[scanned & (mean <= brightest)], axis=0))
     absorbance, mean = absorbance - dim, mean - dim
     absorbing = scanned & (mean > min(brightest, MOST_OF_GLASS) + ABOVE_GLASS)
+    # The three refusals: no colour, too dark for light through a section, and other colours than the dyes'.
     speck = scanned.sum() / 100
     if absorbing.sum() > speck and np.quantile((high - low)[scanned], 0.999) <= 2:
         return Tissue(

@@ -29,25 +29,17 @@ from .threads import Part
 def cut_windows(pixels: Pixels, corners: Any, side: int, out: Pixels, rows: Any) -> Iterator[Part]:
     """Cut square windows, one view of many spots, in parts: they may run in any order, on any threads.
 
-    Parameters
-    ----------
-    pixels : ndarray of uint8, shape (height, width, 3)
-        They hold the windows whole.
-    corners : ndarray of int, shape (n, 2)
-        x, y of each window's first pixel.
-    side : int
-        Side of the windows in pixels.
-    out : ndarray of uint8, shape (m, size_px, size_px, 3)
-        Receives the windows: as they are where they have that size, else resized by Pillow's antialiased bilinear
-        filter.
-    rows : ndarray of int, shape (n,)
-        Which rows of ``out`` receive them.
+    ``pixels``, (height, width, 3), hold the windows whole. ``corners``, int of shape (n, 2), are x, y of each window's
+    first pixel; ``side`` is its side in pixels. ``rows``, int of shape (n,), of ``out``, (m, size_px, size_px, 3),
+    receive them: as they are where they have that size, else resized by Pillow's antialiased bilinear filter.
     """
     if side == out.shape[1]:
         yield partial(_copy, pixels, corners, side, out, rows)
         return
+    # Windows of one left edge share the resize across: a column of a grid is a single strip.
     for left in np.unique(corners[:, 0]).tolist():
         column = np.flatnonzero(corners[:, 0] == left)
+        # From top to bottom, so that those that touch follow each other.
         column = column[np.argsort(corners[column, 1], kind="stable")]
         for members in _overlapping(column, corners[:, 1], side):
             yield partial(_resize, pixels, left, corners[members, 1], side, out, np.asarray(rows)[members])
@@ -59,7 +51,7 @@ def _copy(pixels: Pixels, corners: Any, side: int, out: Pixels, rows: Any) -> No
 
 
 def _resize(pixels: Pixels, left: int, tops: Any, side: int, out: Pixels, rows: Any) -> None:
-    """Resize windows of one column that touch, from top to bottom."""
+    """Resize windows of one column that touch, from top to bottom: across all at once, then down."""
     first, last = int(tops[0]), int(tops[-1]) + side
     strip = Image.fromarray(np.ascontiguousarray(pixels[first:last, left : left + side]))
     strip = strip.resize((out.shape[1], last - first), Image.Resampling.BILINEAR)
@@ -75,22 +67,29 @@ def _overlapping(column: Any, tops: Any, side: int) -> list[Any]:
 def _resize_down(strip: Image.Image, tops: Any, side: int, out: Pixels, rows: Any) -> None:
     """Resize windows of a strip of their width, which has its final width already, to their final height."""
     size = out.shape[1]
+    # Windows can share the resize down only where a whole number of rows makes one; tops of one phase, modulo that
+    # number, then weigh the same rows alike. Else each window is a phase of its own.
     factor, rest = divmod(side, size)
     phases = tops % factor if factor > 1 and rest == 0 else np.arange(len(tops))
     for phase in np.unique(phases).tolist():
         members = np.flatnonzero(phases == phase)
         first, last = int(tops[members[0]]), int(tops[members[-1]]) + side
+        # One alone, or so far apart that all rows between them are more than those of each window by itself.
         if last - first >= len(members) * side or len(members) == 1:
             for member in members:
                 top = int(tops[member])
                 window = strip.crop((0, top, size, top + side))
                 out[rows[member]] = np.asarray(window.resize((size, size), Image.Resampling.BILINEAR))
             continue
+        # All windows of this phase by one resize. Rows at a window's ends are replaced below: there the filter reached
+        # beyond the window, into pixels that a resize of the window alone does not see.
         shrunk = strip.crop((0, first, size, last)).resize((size, (last - first) // factor), Image.Resampling.BILINEAR)
         shared, pixels, plan = np.asarray(shrunk), np.asarray(strip), taps(side, size)
         for member in members:
             inner = (int(tops[member]) - first) // factor
             out[rows[member], 1:-1] = shared[inner + 1 : inner + size - 1]
+        # The first and last row of each window, by the weights of a window that ends there: as Pillow rounds, half a
+        # unit is added before the fractional bits are dropped.
         for end in (0, -1):
             total = np.full((len(members), size, 3), 1 << (WEIGHT_BITS - 1), np.int32)
             for tap in np.flatnonzero(plan.weights[end]):

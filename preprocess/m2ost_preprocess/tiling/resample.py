@@ -29,40 +29,20 @@ GATHER_BYTES = 64 << 20
 
 @dataclass(frozen=True)
 class Taps:
-    """Which pixels of an axis make each output pixel.
+    """Which pixels of an axis make each output pixel."""
 
-    Parameters
-    ----------
-    first : ndarray of int64, shape (size,)
-        The first pixel of each output pixel.
-    weights : ndarray of int32, shape (size, taps)
-        Weights of the pixels from there on, in units of 2⁻²²; 0 behind the last.
-    regular : slice
-        Output pixels that all have the same weights, ``step`` pixels apart; empty where there are none.
-    step : int
-        Pixels from one regular output pixel to the next.
-    """
-
-    first: np.ndarray[Any, np.dtype[np.int64]]
+    first: np.ndarray[Any, np.dtype[np.int64]]  # shape (size,): the first pixel of each output pixel
+    # Shape (size, taps): what the pixels from there on weigh, in units of 2⁻²²; 0 behind the last.
     weights: np.ndarray[Any, np.dtype[np.int32]]
-    regular: slice
-    step: int
+    regular: slice  # output pixels that all have the same weights; empty where there are none
+    step: int  # pixels from one regular output pixel to the next
 
 
 @lru_cache(maxsize=64)
 def taps(side: int, size: int) -> Taps:
-    """The taps of one axis.
-
-    Parameters
-    ----------
-    side, size : int
-        Pixels of the window and of the result.
-
-    Returns
-    -------
-    Taps
-    """
+    """The taps of one axis: ``side`` pixels of the window made ``size``."""
     scale = side / size
+    # Half the triangle's width, in pixels of the window.
     support = max(scale, 1.0)
     center = (np.arange(size) + 0.5) * scale
     first = np.maximum((center - support + 0.5).astype(np.int64), 0)
@@ -73,6 +53,7 @@ def taps(side: int, size: int) -> Taps:
     # Summed from left to right, as a loop would: another order rounds differently.
     triangle /= np.cumsum(triangle, axis=1)[:, -1:]
     weights = (triangle * (1 << WEIGHT_BITS) + 0.5).astype(np.int32)
+    # At a whole factor all but the ends, which the window's edge cuts, repeat the same weights.
     regular = slice(1, size - 1) if side % size == 0 and side > size > 2 else slice(0, 0)
     return Taps(first, weights, regular, side // size)
 
@@ -100,17 +81,20 @@ def resize(xp: ModuleType, windows: Any, size_px: int) -> Any:
 
 
 def _filter(xp: ModuleType, x: Any, size: int, axis: int) -> Any:
-    """Resize one axis (1 or 2)."""
+    """Resize one axis, 1 or 2, of (n, height, width, channels)."""
     plan = taps(x.shape[axis], size)
     out = xp.empty((*x.shape[:axis], size, *x.shape[axis + 1 :]), np.uint8)
+    # What is left to gather tap by tap once the regular pixels are made by slices.
     rest = np.arange(size)
     if plan.regular != slice(0, 0):
         out[_along(axis, plan.regular)] = _regular(x, plan, axis)
         rest = np.delete(rest, plan.regular)
     if len(rest) == 0:
         return out
+    # Half a unit, so that the shift below rounds, as Pillow does.
     total: Any = 1 << (WEIGHT_BITS - 1)
     for tap in range(plan.weights.shape[1]):
+        # Taps behind the last weigh 0, and may point anywhere inside.
         at = np.minimum(plan.first[rest] + tap, x.shape[axis] - 1)
         weight = xp.asarray(plan.weights[rest, tap]).reshape([-1 if i == axis else 1 for i in range(4)])
         total = total + xp.take(x, xp.asarray(at), axis=axis) * weight
@@ -127,6 +111,7 @@ def _regular(x: Any, plan: Taps, axis: int) -> Any:
 
     Weights of a power of two have few fractional bits (3 at 2×, 5 at 4×), and then 16-bit sums hold them exactly.
     """
+    # Fractional bits that are 0 in all weights are left out of the sums, which stay exact.
     weights = plan.weights[plan.regular.start]
     spare = min(_trailing_zeros(int(w)) for w in weights if w)
     bits = WEIGHT_BITS - spare
@@ -190,6 +175,7 @@ def cut_spots(
     """
     sides = [geometry.window_px(view, scale) for view in range(geometry.n_views)]
     widest = sides[-1]
+    # First pixels of the widest windows, in pixels of the region.
     corners = np.asarray(centers, np.int64) - np.asarray(origin) - widest // 2
     at_once = max(1, GATHER_BYTES // (3 * widest * widest))
     for begin in range(0, len(corners), at_once):
@@ -200,5 +186,6 @@ def cut_spots(
             windows[i] = region[top : top + widest, left : left + widest]
         target = xp.asarray(rows[begin : begin + at_once])
         for array, side in zip(out, sides, strict=True):
+            # Every window of a spot begins half its side, rounded down, before the centre.
             inset = widest // 2 - side // 2
             array[target] = resize(xp, windows[:, inset : inset + side, inset : inset + side], geometry.size_px)

@@ -25,12 +25,8 @@ Part = Callable[[], None]
 class Helpers:
     """Runs the parts of regions: on threads of its own, or without any at once. For one thread that reads.
 
-    Parameters
-    ----------
-    threads : int
-        How many there are beside the thread that reads; 0: that one does all.
-    spans : Spans, optional
-        Told of all cutting and of what is read along; whoever reads tells it of that.
+    There are ``threads`` beside the thread that reads; with 0 that one does all. ``spans`` is told of all cutting and
+    of what is read along; whoever reads tells it of that.
     """
 
     def __init__(self, threads: int = 0, spans: Spans | None = None) -> None:
@@ -41,33 +37,21 @@ class Helpers:
     def cut(self, parts: Sequence[Part]) -> None:
         """Have the parts of a region run, in any order; returns while they do, once no more than two regions are cut.
 
-        Parameters
-        ----------
-        parts : sequence of callable
-            They keep the pixels that they need alive.
-
-        Raises
-        ------
-        Exception
-            What a part of an earlier region raised. Others may still run: see :meth:`finish`.
+        Parts keep the pixels that they need alive. Raises what a part of an earlier region raised; others may still
+        run, until :meth:`finish`.
         """
         if self._pool is None:
             for part in parts:
                 self._cut(part)
             return
         self._regions.append([self._pool.submit(self._cut, part) for part in parts])
+        # Bounds the memory: the pixels of a region live until its last part has run.
         while len(self._regions) > REGIONS_AT_ONCE:
             wait(self._regions[0])
             _raise_first(self._regions.popleft())
 
     def finish(self) -> None:
-        """Wait until all has been cut.
-
-        Raises
-        ------
-        Exception
-            What a part raised; no part runs any more.
-        """
+        """Wait until all has been cut; raises what a part raised, once no part runs any more."""
         regions, self._regions = self._regions, deque()
         for region in regions:
             wait(region)
@@ -77,15 +61,7 @@ class Helpers:
     def read(self, parts: Sequence[Part]) -> None:
         """Run the parts of one reading, on this thread and on those without anything to cut; returns when all have run.
 
-        Parameters
-        ----------
-        parts : sequence of callable
-            They may run in any order.
-
-        Raises
-        ------
-        Exception
-            What a part raised; no part runs any more, and some may not have run.
+        They may run in any order. Raises what a part raised; no part runs any more then, and some may not have run.
         """
         left = deque(parts)
         helping = [self._pool.submit(self._read_along, left) for _ in parts[1 : self.threads + 1]] if self._pool else []

@@ -61,11 +61,8 @@ class TilingCounts:
 class TileCache:
     """Decoded tiles, least recently used first out.
 
-    Parameters
-    ----------
-    capacity_bytes : int
-        Most bytes of pixels that are kept; a region that is being read holds all of its own besides. A tile larger than
-        that is never kept.
+    At most ``capacity_bytes`` of pixels are kept; a region that is being read holds all of its own besides. A tile
+    larger than that is never kept.
     """
 
     def __init__(self, capacity_bytes: int = DEFAULT_CACHE_MIB << 20) -> None:
@@ -77,10 +74,7 @@ class TileCache:
     def from_environment(cls) -> TileCache:
         """A cache of the size that the environment variable ``M2OST_TILE_CACHE_MIB`` gives.
 
-        Raises
-        ------
-        ValueError
-            If that is not a whole number from 0 on.
+        Raises ``ValueError`` where that is not a whole number from 0 on.
         """
         given = os.environ.get(ENV_TILE_CACHE_MIB, str(DEFAULT_CACHE_MIB))
         if not given.isdecimal():
@@ -93,18 +87,7 @@ class TileCache:
         return self._nbytes
 
     def get(self, key: Hashable) -> Pixels | None:
-        """A tile.
-
-        Parameters
-        ----------
-        key : hashable
-            What it was put under.
-
-        Returns
-        -------
-        ndarray of uint8, shape (height, width, 3), or None
-            None where it is not, or no longer, kept.
-        """
+        """The tile that was put under a key, (height, width, 3); None where it is not, or no longer, kept."""
         tile = self._tiles.get(key)
         if tile is not None:
             self._tiles.move_to_end(key)
@@ -116,15 +99,7 @@ class TileCache:
         self._nbytes = 0
 
     def put(self, key: Hashable, tile: Pixels) -> None:
-        """Keep a tile, and let go of others as the capacity demands.
-
-        Parameters
-        ----------
-        key : hashable
-            Under which it is not kept yet.
-        tile : ndarray of uint8, shape (height, width, 3)
-            An array that owns its memory.
-        """
+        """Keep a tile, which owns its memory, under a new key; let go of others as the capacity demands."""
         self._tiles[key] = tile
         self._nbytes += tile.nbytes
         while self._nbytes > self.capacity_bytes:
@@ -132,18 +107,10 @@ class TileCache:
 
 
 class CachedReader(SlideReader):
-    """A slide whose tiles are kept.
+    """A slide whose tiles are kept, in a cache that may serve other slides too.
 
-    Parameters
-    ----------
-    reader : SlideReader
-        The slide.
-    cache : TileCache
-        May serve other slides too.
-    key : hashable
-        Identity of the slide's content; another for another file, or the same file after a change.
-    helpers : Helpers, optional
-        Decode and copy along. Without them the thread that reads does it all.
+    ``key`` is the identity of the slide's content: another for another file, or the same file after a change.
+    ``helpers`` decode and copy along; without them the thread that reads does it all.
     """
 
     def __init__(self, reader: SlideReader, cache: TileCache, key: Hashable, helpers: Helpers | None = None) -> None:
@@ -154,13 +121,7 @@ class CachedReader(SlideReader):
         self._is_new = True
 
     def take_counts(self) -> TilingCounts:
-        """What was counted since the last call.
-
-        Returns
-        -------
-        TilingCounts
-            Tiles decoded and found, and bytes moved.
-        """
+        """What was counted since the last call: tiles decoded and found, and bytes moved."""
         taken, self._counts = self._counts, TilingCounts()
         return taken
 
@@ -172,24 +133,29 @@ class CachedReader(SlideReader):
         """See :meth:`SlideReader.read_needed`. Not to be written to."""
         tile = self._reader.tile_size(level)
         if tile is None:
+            # A plain image was decoded whole on opening, which the first read counts.
             if self._is_new:
                 self._count(1, self.size[0] * self.size[1])
             else:
                 self._counts.cached_tiles += 1
             self._is_new = False
             return self._reader.read_at(level, left, top, width, height)
+        # Columns and rows of the tiles that the rectangle touches, the last included.
         first = np.array([left, top]) // tile
         last = np.array([left + width - 1, top + height - 1]) // tile
+        # Of these, by row and column, the tiles that a window touches.
         needed = np.zeros((last - first + 1)[::-1], bool)
         starts = (windows[:, :2] // tile - first).clip(0)
         ends = ((windows[:, :2] + windows[:, 2:] - 1) // tile - first + 1).clip(0)
         for (column, row), (column_end, row_end) in zip(starts.tolist(), ends.tolist(), strict=True):
             needed[row:row_end, column:column_end] = True
+        # What is not needed stays black; where all is, nothing has to be cleared first.
         out = (np.empty if needed.all() else np.zeros)((height, width, 3), np.uint8)
         rows = [
             self._row(level, tile, row, (np.flatnonzero(columns) + first[0]).tolist())
             for row, columns in enumerate(needed, start=int(first[1]))
         ]
+        # Rows of tiles are decoded on several threads, but this one alone uses the cache and the counts.
         if self._helpers.threads:
             failed = threading.Event()
             self._helpers.read([partial(row.try_to_fill, out, (left, top), failed) for row in rows])
@@ -221,13 +187,7 @@ class CachedReader(SlideReader):
         self._counts.decoded_px += px
 
     def cold(self) -> CachedReader:
-        """The same slide and helpers, with a cache of its own and nothing in it.
-
-        Returns
-        -------
-        CachedReader
-            Not to be closed.
-        """
+        """The same slide and helpers, with a cache of its own and nothing in it; not to be closed."""
         return CachedReader(self._reader, TileCache(self._cache.capacity_bytes), self._key, self._helpers)
 
     @property
@@ -307,6 +267,7 @@ class _Row:
         block = self.reader.read_at(self.level, x, y, width, height)
         progress.beat()
         for i in range(count):
+            # A copy each: a view would keep the whole run in memory as long as one of its tiles is kept.
             self.tiles[first + i] = block[:, i * tile_width : (i + 1) * tile_width].copy()
             self.decoded.append(first + i)
 

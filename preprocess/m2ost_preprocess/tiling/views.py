@@ -64,25 +64,14 @@ def spatial_order(centers: Any, *, window_px: int = 896) -> np.ndarray[Any, np.d
 
 
 def row_statuses(size: tuple[int, int], centers: Centers, scales: Scales) -> Statuses:
-    """Which rows can be cut from a slide.
+    """Which rows can be cut from a slide of that size: OK, OUTSIDE_SLIDE or BAD_SCALE, int32 of shape (n,).
 
-    Parameters
-    ----------
-    size : (int, int)
-        Width and height of the slide in level-0 pixels.
-    centers : ndarray of int32, shape (n, 2)
-        x, y in level-0 pixels.
-    scales : ndarray of float32, shape (n,)
-        Level-0 pixels per view pixel of the finest view.
-
-    Returns
-    -------
-    ndarray of int32, shape (n,)
-        ``RowStatus``: OK, OUTSIDE_SLIDE or BAD_SCALE.
+    ``centers`` and ``scales`` are as of :func:`cut_views`.
     """
     statuses = np.full(len(centers), RowStatus.OK, np.int32)
     inside = (centers >= 0).all(axis=1) & (centers < np.asarray(size)).all(axis=1)
     statuses[~inside] = RowStatus.OUTSIDE_SLIDE
+    # A scale that is no number compares as false both times, and is bad like one out of range.
     with np.errstate(invalid="ignore"):
         statuses[~((scales >= SCALE_MIN) & (scales <= SCALE_MAX))] = RowStatus.BAD_SCALE
     return statuses
@@ -90,24 +79,14 @@ def row_statuses(size: tuple[int, int], centers: Centers, scales: Scales) -> Sta
 
 @dataclass(frozen=True)
 class Region:
-    """A rectangle of level 0 that holds all windows of some spots of one scale.
+    """A rectangle of level 0, in its pixels, that holds all windows of some spots of one scale."""
 
-    Parameters
-    ----------
-    rows : ndarray of int, shape (k,)
-        The spots.
-    left, top, width, height : int
-        The rectangle in level-0 pixels; may reach outside the slide.
-    windows : ndarray of int, shape (k, 3)
-        Left, top and side of the coarsest view's window of each: what is needed of the rectangle.
-    """
-
-    rows: Any
-    left: int
+    rows: Any  # the spots, shape (k,)
+    left: int  # may lie outside the slide, as may the other edges
     top: int
     width: int
     height: int
-    windows: Any
+    windows: Any  # left, top and side of each spot's coarsest window, shape (k, 3): what is needed of the rectangle
 
 
 def for_each_region(
@@ -121,29 +100,12 @@ def for_each_region(
 ) -> Statuses:
     """Group spots of one slide into regions, and have each region read and used.
 
-    Parameters
-    ----------
-    reader : SlideReader
-        The slide.
-    centers : ndarray of int32, shape (n, 2)
-        x, y: floor of the spot's centre in level-0 pixels. A centre outside the slide is a row without views.
-    scales : ndarray of float32, shape (n,)
-        Level-0 pixels per view pixel of the finest view.
-    geometry : ViewGeometry
-        The windows.
-    use : callable
-        Reads a region and takes from it what it needs. If it raises a ``SlideError``, it is called again with the
-        region of each of the spots alone.
-    counts : TilingCounts
-        Added to.
-    unwanted : ndarray of uint8, shape (m,), optional
-        Not 0 in rows that nobody waits for any more; m at least n. Looked at before each region: such rows are left
-        out, and get the status of a row whose slide is not available.
+    ``centers``, ``scales``, ``geometry``, ``counts`` and the statuses are as of :func:`cut_views`. Damage costs exactly
+    the spots whose own windows cannot be decoded: where ``use`` raises a ``SlideError`` it is called again with the
+    region of each of the spots alone.
 
-    Returns
-    -------
-    ndarray of int32, shape (n,)
-        A ``RowStatus`` a row. Damage costs exactly the spots whose own windows cannot be decoded.
+    ``unwanted``, uint8 of shape (m,) with m at least n, is not 0 in rows that nobody waits for any more. It is looked
+    at before each region: such rows are left out, and get the status of a row whose slide is not available.
     """
     statuses = row_statuses(reader.size, centers, scales)
     groups = list(_groups(centers, scales, np.flatnonzero(statuses == RowStatus.OK)))
@@ -222,16 +184,19 @@ def cut_views(
 
     def cut(region: Region) -> None:
         rows, scale = region.rows, float(scales[region.rows[0]])
+        # Views by the level that they are cut from: all from level 0, unless lower ones may serve.
         by_level: dict[int, list[int]] = {}
         for view in range(geometry.n_views):
             level = fitting_level(reader, geometry.window_px(view, scale) / geometry.size_px) if pyramid else 0
             by_level.setdefault(level, []).append(view)
         for level, views in by_level.items():
             windows = [_windows_at(reader, level, centers[rows], geometry.window_px(view, scale)) for view in views]
+            # The box around all windows on this level; only what lies in a window is decoded of it.
             origin = np.min([corners.min(axis=0) for corners, _ in windows], axis=0)
             end = np.max([corners.max(axis=0) + side for corners, side in windows], axis=0)
             needed = np.concatenate([np.insert(corners, 2, side, axis=1) for corners, side in windows])
             box = *origin.tolist(), *(end - origin).tolist()
+            # Parts are made while it counts as reading, and run as cutting: each keeps ``pixels`` alive.
             with helpers.spans.span("read"):
                 pixels = reader.read_padded(*box, level=level, windows=needed)
                 parts = [
@@ -245,6 +210,7 @@ def cut_views(
         statuses = for_each_region(reader, centers, scales, geometry, cut, counts, unwanted)
     finally:
         helpers.finish()
+    # ``out`` may hold anything where a row was not cut, or only begun.
     for array in out:
         array[statuses != RowStatus.OK] = 0
     counts.moved_bytes += int(np.count_nonzero(statuses == RowStatus.OK)) * sum(array[:1].nbytes for array in out)
@@ -252,20 +218,7 @@ def cut_views(
 
 
 def fitting_level(reader: SlideReader, ratio: float) -> int:
-    """The coarsest level of a slide that is not coarser than a view.
-
-    Parameters
-    ----------
-    reader : SlideReader
-        The slide.
-    ratio : float
-        Level-0 pixels per pixel of the view.
-
-    Returns
-    -------
-    int
-        Index into ``reader.levels``; 0 where no lower level fits.
-    """
+    """The coarsest level of at most ``ratio`` level-0 pixels a pixel, give or take a hundredth; 0 where no lower is."""
     fitting = [0]
     for level, (width, height) in enumerate(reader.levels):
         if max(reader.size[0] / width, reader.size[1] / height) <= ratio * (1 + LEVEL_TOLERANCE):
@@ -274,7 +227,7 @@ def fitting_level(reader: SlideReader, ratio: float) -> int:
 
 
 def _windows_at(reader: SlideReader, level: int, centers: Centers, side: int) -> tuple[Any, int]:
-    """First pixels and side of windows around spots, in pixels of a level."""
+    """First pixels, (n, 2), and side of windows around spots, in pixels of a level."""
     corners = centers.astype(np.int64) - side // 2
     if level == 0:
         return corners, side
@@ -283,6 +236,7 @@ def _windows_at(reader: SlideReader, level: int, centers: Centers, side: int) ->
 
 
 def _largest_window(scales: Scales, geometry: ViewGeometry) -> int:
+    # Bad scales are in it too, and are never cut: they are brought into the range that may be.
     largest = float(np.nan_to_num(scales).clip(SCALE_MIN, SCALE_MAX).max(initial=SCALE_MIN))
     return geometry.window_px(geometry.n_views - 1, largest)
 
@@ -300,6 +254,7 @@ def _groups(centers: Centers, scales: Scales, rows: Any) -> Iterator[Any]:
     if len(rows) == 0:
         return
     square = np.floor_divide(centers[rows], REGION_PX)
+    # By the scale's bits: only spots of one scale have windows of the same sides.
     keys = np.stack([square[:, 0], square[:, 1], scales[rows].view(np.int32)], axis=1)
     _, group = np.unique(keys, axis=0, return_inverse=True)
     for index in range(int(group.max()) + 1):
