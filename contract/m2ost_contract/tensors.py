@@ -84,6 +84,10 @@ ENV_SLIDE_ROOTS = "M2OST_SLIDE_ROOTS"
 ENV_TILE_CACHE_MIB = "M2OST_TILE_CACHE_MIB"
 """Environment variable of the server: most MiB of decoded tiles that the tiler keeps; 512 where it is not set."""
 
+ENV_VIEW_CACHE_MIB = "M2OST_VIEW_CACHE_MIB"
+"""Environment variable of whoever decodes slides: most MiB of views that are kept after they were cut; 0 where it is
+not set. A tiler of several releases sets it, for these are asked for the same spots."""
+
 READERS = ("auto", "cucim", "openslide", "image")
 """Who may be asked to read slides; ``auto`` takes the first that is found to give a file's pixels."""
 

@@ -7,12 +7,14 @@ decodes.
 
 from __future__ import annotations
 
+import json
 import math
+import os
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import numpy as np
-from m2ost_contract import ENV_TILE_CACHE_MIB, RowStatus, ViewGeometry
+from m2ost_contract import ENV_TILE_CACHE_MIB, ENV_VIEW_CACHE_MIB, RowStatus, ViewGeometry
 from m2ost_preprocess.decoder import Decoder, Decoding
 from m2ost_preprocess.decoder.child import Limits
 from m2ost_preprocess.decoder.protocol import GpuSlots, Slide, Strip, remember
@@ -23,6 +25,7 @@ from m2ost_preprocess.tiling.threads import default_threads
 from m2ost_preprocess.tiling.tiles import TilingCounts
 from m2ost_preprocess.tiling.views import Centers, Scales, Statuses
 
+from .backlog import ENGINES_PARAMETER
 from .devices import CudaDevice, Device, HostDevice
 
 CUT_PARAMETER, DECODE_PARAMETER, THREADS_PARAMETER = "cut", "decode", "threads"
@@ -33,6 +36,8 @@ CUTS = ("pillow", "cupy", "numpy")
 DECODES = ("auto", "cpu", "gpu")
 
 SPARE_TILE_CACHE_MIB = "64"
+VIEW_CACHE_MIB = "256"
+"""Of a tiler of several engines: the views of 590 spots, of three views of 224 px."""
 
 OnDecoding = Callable[[Slide, Decoding], None]
 
@@ -302,7 +307,11 @@ def make_tiler(
     if (cut == "cupy") != (gpu is not None):
         kind = "KIND_CPU" if gpu is None else "KIND_GPU"
         raise ValueError(f"parameter {CUT_PARAMETER} {cut!r} of slide_tiler does not fit {kind}: cupy needs KIND_GPU")
-    environment = {**(environment or {}), **({ENV_TILE_CACHE_MIB: SPARE_TILE_CACHE_MIB} if spare else {})}
+    environment = dict(environment or {})
+    if spare:
+        environment[ENV_TILE_CACHE_MIB] = SPARE_TILE_CACHE_MIB
+    elif len(json.loads(parameters.get(ENGINES_PARAMETER, "[]"))) > 1:
+        environment.setdefault(ENV_VIEW_CACHE_MIB, os.environ.get(ENV_VIEW_CACHE_MIB, VIEW_CACHE_MIB))
     threads = min(threads, 1) if spare else threads
     if cut == "pillow":
         return PillowTiler(geometry, threads, environment)

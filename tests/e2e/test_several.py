@@ -1,19 +1,21 @@
 """Several systems on one server: each under its name, with one tiler for those whose views are the same."""
 
-import asyncio
+import json
 
 import numpy as np
 import pytest
 from m2ost.systems.stnet import StNetConfig
 from m2ost_client import ServerOptions, TritonServer
 from m2ost_client.errors import RequestRejected
-from m2ost_contract import ServedNameError
+from m2ost_contract import Manifest, ServedNameError
 from m2ost_preprocess.readers import open_slide
 
+from tests.support.command import error_of
 from tests.support.systems import small
 
 from .releases import by_pytorch, make_release
 from .servers import by_server, metrics_of
+from .test_command_line import m2ost
 
 SLIDE = "wsi/CMU-1-Small-Region.svs"
 STNET = StNetConfig(n_genes=4, layers=(1, 1), growth=4, stem=8)
@@ -55,9 +57,7 @@ def test_each_answers_under_its_name_as_its_own_network(server, releases, center
 
 
 def test_a_client_that_names_none_or_an_absent_one_learns_which_there_are(server, centers):
-    with pytest.raises(
-        RequestRejected, match="it serves m2ost, stnet, second_stnet, histogene: say which with --model"
-    ):
+    with pytest.raises(RequestRejected, match="m2ost, stnet, second_stnet, histogene: say which with --model"):
         by_server(server.address, SLIDE, centers)
     with pytest.raises(RequestRejected, match="it serves no model 'st_net'; there is m2ost, stnet, second_stnet"):
         by_server(server.address, SLIDE, centers, model="st_net")
@@ -77,24 +77,35 @@ def test_two_releases_of_one_name_are_refused(releases, tmp_path):
 
 def test_those_with_the_same_views_share_a_tiler_and_the_slide_is_decoded_and_cut_once(server, svs):
     spots = np.random.default_rng(9).integers((300, 300), (1900, 2600), (96, 2))
-    names = ("stnet", "second_stnet")
+    counted = ("spots", "kept_spots", "decoded_px")
 
     def counts():
         found = metrics_of(server)
-        return {
-            what: found[f"m2ost_tiler_{what}_total{{slide_tiler_2}}"] for what in ("spots", "kept_spots", "decoded_px")
-        }
+        return {what: found[f"m2ost_tiler_{what}_total{{slide_tiler_2}}"] for what in counted}
 
-    before = counts()
+    by_server(server.address, SLIDE, spots[:8], model="m2ost")  # by the tiler of three views
+    before, grown = counts(), []
+    for name in ("stnet", "second_stnet"):
+        by_server(server.address, SLIDE, spots, model=name)
+        grown.append({what: count - before[what] for what, count in counts().items()})
+    once, twice = grown
+    assert once["spots"] == twice["spots"] == len(spots)
+    assert (once["kept_spots"], twice["kept_spots"]) == (0, len(spots))
+    assert once["decoded_px"] == twice["decoded_px"] <= np.prod(open_slide(svs).size)
 
-    async def both():
-        await asyncio.gather(
-            *(asyncio.to_thread(by_server, server.address, SLIDE, spots, model=name, window=1) for name in names)
-        )
 
-    asyncio.run(both())
-    grown = {what: count - before[what] for what, count in counts().items()}
-    size = open_slide(svs).size
-    assert grown["spots"] == len(spots)
-    assert grown["kept_spots"] == len(spots)
-    assert grown["decoded_px"] <= 1.1 * size[0] * size[1]
+def test_the_command_scores_a_slide_and_an_archive_by_the_model_it_names(server, releases, svs, tmp_path):
+    arguments = ("--server", server.address, "--out", tmp_path / "one", "--model", "histogene", "--pitch-um", 400)
+    status, _, errors = m2ost("predict", SLIDE, *arguments)
+    assert status == 0, errors
+    manifest = Manifest.read(releases["histogene"])
+    facts = json.loads((tmp_path / "one" / "CMU-1-Small-Region.json").read_text())
+    assert facts["release_sha256"] == manifest.engine.release_sha256
+    rows = tmp_path / "slides.csv"
+    rows.write_text(f"slide_id,path\nonly,{SLIDE}\n")
+    arguments = ("--server", server.address, "--out", tmp_path / "all", "--model", "second_stnet", "--pitch-um", 400)
+    status, _, errors = m2ost("rescore", rows, *arguments)
+    assert status == 0, errors
+    facts = json.loads((tmp_path / "all" / "results" / "only.json").read_text())
+    assert facts["release_sha256"] == Manifest.read(releases["second_stnet"]).engine.release_sha256
+    assert "--model is for a server of several releases" in error_of("predict", svs, "--out", tmp_path, "--model", "m")

@@ -21,6 +21,7 @@ from m2ost_serving.tiling import Tiling, TilingRequest
 
 COUNTERS = {
     "spots": "spots whose views were cut",
+    "kept_spots": "spots whose views had been cut for another engine, and were kept",
     "regions": "regions put together out of tiles",
     "decoded_tiles": "compressed tiles decoded",
     "decoded_px": "pixels of the tiles decoded",

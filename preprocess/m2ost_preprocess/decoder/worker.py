@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from m2ost_contract import ENV_DECODER_MEMORY_MIB, ENV_DECODER_NICE
+from m2ost_contract import ENV_DECODER_MEMORY_MIB, ENV_DECODER_NICE, RowStatus
 
 from .. import progress
 from ..errors import (
@@ -33,6 +33,7 @@ from ..readers import Resolution, SlideReader, native_errors, open_slide
 from ..readers.base import Pixels
 from ..readers.resolution import MPP_PLAUSIBLE
 from ..slides import RootedSlide, fingerprint, slide_files
+from ..tiling.kept_views import KeptViews, Rows
 from ..tiling.spans import Spans
 from ..tiling.threads import Helpers
 from ..tiling.tiles import CachedReader, TileCache, TilingCounts
@@ -97,10 +98,14 @@ class OpenSlides:
         self._open.move_to_end(key)
         return self._open[key]
 
+    @property
+    def key(self) -> tuple[object, ...]:
+        """The slide that :meth:`get` gave last: how it is read, and its files as they stood."""
+        return next(reversed(self._open))
+
     def check_unchanged(self, job: Job) -> None:
         """Raise ``SlideChanged`` where a file of the slide that :meth:`get` gave last was replaced or changed since."""
-        key = next(reversed(self._open))
-        if _state(Path(str(key[0]))) != key[3:]:
+        if _state(Path(str(self.key[0]))) != self.key[3:]:
             raise _changed(job)
 
     def _opened(self, path: Path, reader: str, without: tuple[str, ...]) -> SlideReader:
@@ -186,22 +191,39 @@ def describe(slides: OpenSlides, job: Describe) -> SlideInfo:
     )
 
 
-def cut(slides: OpenSlides, job: CutViews, buffer: mmap.mmap, helpers: Helpers, unwanted: Pixels) -> ViewsCut:
+class _Renumbered:
+    """Flags of rows that have other numbers where they are looked at."""
+
+    def __init__(self, flags: Pixels, rows: Rows) -> None:
+        self._flags, self._rows = flags, rows
+
+    def __getitem__(self, rows: Rows) -> Pixels:
+        return self._flags[self._rows[rows]]
+
+
+def cut(
+    slides: OpenSlides, kept: KeptViews, job: CutViews, buffer: mmap.mmap, helpers: Helpers, unwanted: Pixels
+) -> ViewsCut:
     """Answer a :class:`CutViews` job; rows that are not 0 in ``unwanted``, shape (256,), are left out."""
     counts = TilingCounts()
     out = view_arrays(buffer, job.geometry, len(job.centers))
     reader = slides.get(job)
-    statuses = cut_views(
-        reader,
-        job.centers,
-        job.scales,
-        job.geometry,
-        out,
-        counts,
-        pyramid=job.pyramid,
-        helpers=helpers,
-        unwanted=unwanted,
+    how = (slides.key, job.pyramid, job.geometry)
+    missing = kept.fill(how, job.centers, job.scales, out)
+    counts.kept_spots = len(job.centers) - len(missing)
+    # Without a row that is kept, views are cut where they belong; else in between, and copied there.
+    own = out if not counts.kept_spots else [array[missing] for array in out]
+    centers, scales = job.centers[missing], job.scales[missing]
+    flags: Any = _Renumbered(unwanted, missing)
+    cut_statuses = cut_views(
+        reader, centers, scales, job.geometry, own, counts, pyramid=job.pyramid, helpers=helpers, unwanted=flags
     )
+    kept.keep(how, centers, scales, own, cut_statuses)
+    statuses = np.full(len(job.centers), RowStatus.OK, np.int32)
+    statuses[missing] = cut_statuses
+    if counts.kept_spots:
+        for array, views in zip(out, own, strict=True):
+            array[missing] = views
     counts += reader.take_counts()
     return ViewsCut(statuses, counts)
 
@@ -221,7 +243,13 @@ def opened(slides: OpenSlides, job: Open) -> Opened:
 
 
 def answer_job(
-    slides: OpenSlides, streams: RegionStreams, helpers: Helpers, job: Any, buffer: mmap.mmap, control: Control
+    slides: OpenSlides,
+    kept: KeptViews,
+    streams: RegionStreams,
+    helpers: Helpers,
+    job: Any,
+    buffer: mmap.mmap,
+    control: Control,
 ) -> SlideInfo | Opened | Pixels | ViewsCut | RegionsRead | str | None:
     """Answer any job, with what its class in ``protocol`` says.
 
@@ -243,7 +271,7 @@ def answer_job(
     elif isinstance(job, ReadRegions):
         answer = streams.read(slides.get(job), job)
     else:
-        answer = cut(slides, job, buffer, helpers, control.unwanted)
+        answer = cut(slides, kept, job, buffer, helpers, control.unwanted)
     slides.check_unchanged(job)
     return answer
 
@@ -279,7 +307,7 @@ def main() -> None:
     progress.report_to(control.beat)
     spans = Spans.from_environment()
     helpers = Helpers(threads, spans)
-    slides = OpenSlides(TileCache.from_environment(), helpers, control)
+    slides, kept = OpenSlides(TileCache.from_environment(), helpers, control), KeptViews.from_environment()
     streams = RegionStreams(pipe, buffer, spans, control)
     native_errors.install()
     ceiling = ceiling_mib(os.environ)
@@ -292,12 +320,13 @@ def main() -> None:
             return
         answer: Any
         try:
-            answer = answer_job(slides, streams, helpers, job, buffer, control)
+            answer = answer_job(slides, kept, streams, helpers, job, buffer, control)
         except Exception as error:  # an answer, whatever it is: the parent takes silence for a crash
             if is_cuda_error(error):
                 os._exit(1)  # and so it is, but for the parent to start a process in which the GPU works
             if isinstance(error, MemoryError):
                 slides.close()
+                kept.clear()
             answer = _told(job, error, ceiling)
         native_errors.pass_on()
         try:

@@ -35,6 +35,8 @@ class TilingCounts:
     ----------
     spots : int
         Spots whose views were cut.
+    kept_spots : int
+        Spots whose views had been cut for another network, and were kept.
     regions : int
         Regions put together out of tiles.
     decoded_tiles, decoded_px : int
@@ -46,6 +48,7 @@ class TilingCounts:
     """
 
     spots: int = 0
+    kept_spots: int = 0
     regions: int = 0
     decoded_tiles: int = 0
     decoded_px: int = 0
