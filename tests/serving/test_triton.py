@@ -134,3 +134,23 @@ def test_a_client_allows_less_than_the_server(monkeypatch):
     assert Asked("", timeout_s=300.0).budget_s(110) == 295
     assert Asked("", timeout_s=1e9).budget_s(110) == 600
     assert Asked("", timeout_s=2.0).budget_s(110) == 1
+
+
+SEVERAL = """nv_inference_pending_request_count{model="vit",version="1"} 0
+m2ost_engine_waiting_rows{model="vit"} 0
+m2ost_engine_waiting_rows{model="stnet"} 1
+m2ost_engine_waiting_rows{model="m2ost"} 900
+m2ost_guarded_rows_total{background="no",model="vit_guard"} 40
+m2ost_guarded_rows_total{background="no",model="stnet_guard"} 20
+m2ost_guarded_rows_total{background="no",model="m2ost_guard"} 7000
+"""
+
+
+def test_a_tiler_of_several_engines_counts_what_comes_out_behind_its_own(metrics_page):
+    told = {backlog.ENGINES_PARAMETER: '["vit", "stnet"]', backlog.GUARDS_PARAMETER: '["vit_guard", "stnet_guard"]'}
+    queue = EngineQueue(32, pytest.fail, told)
+    metrics_page[:] = [SEVERAL]
+    queue.sent(60 + 63, background=False)
+    assert queue.room() == (True, False), "two engines, 32 rows each: one more fits"
+    queue.sent(1, background=False)
+    assert queue.room() == (False, False)
