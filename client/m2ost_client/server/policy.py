@@ -63,6 +63,18 @@ class HangWatch:
         return next((m for m, (_, since) in self._quiet.items() if now - since > self._timeout_s), None)
 
 
+class WorkWatch:
+    """Which models have worked since they were last looked at."""
+
+    def __init__(self) -> None:
+        self._before: Mapping[str, float] = {}
+
+    def moved(self, executions: Mapping[str, float]) -> frozenset[str]:
+        """The models of which more executions are counted than the time before."""
+        before, self._before = self._before, executions
+        return frozenset(model for model, count in executions.items() if count > before.get(model, count))
+
+
 class StartWatch:
     """Whether a server that runs on will never be ready: Triton waits for a model's process that has ended for ever.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import queue
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -71,7 +71,12 @@ def executions_so_far(metrics_url: str) -> dict[str, float]:
 
 
 def probe(
-    address: str, engines: Sequence[EngineInfo], beside: Mapping[str, Any] | None = None, *, request_id: str = ""
+    address: str,
+    engines: Sequence[EngineInfo],
+    beside: Mapping[str, Any] | None = None,
+    *,
+    request_id: str = "",
+    at_work: Collection[str] = (),
 ) -> Health:
     """Score one black spot, guard one row, and ask whoever takes a slide's name for one that cannot exist.
 
@@ -88,11 +93,15 @@ def probe(
         What is served beside it: see :func:`~m2ost_client.server.served_models.models_beside`.
     request_id : str
         Of all its requests, by which their sender knows them in the server's log.
+    at_work : collection of str
+        Models that are known to work. The engines among them are not asked, for that costs them a row.
     """
     beside = beside or {}
     requests = _requests_of_zeros(beside)
     for engine in engines:
         requests |= _engine_requests(engine)
+    for name in {engine.names.engine for engine in engines}.intersection(at_work):
+        del requests[name]
     answers: queue.SimpleQueue[tuple[str, str]] = queue.SimpleQueue()
     with triton.InferenceServerClient(address, channel_args=channel_options(address)) as client:
         for model, (asked, inputs) in requests.items():

@@ -35,7 +35,7 @@ from .host import (
 )
 from .installation import Installation, find_installation
 from .plain_paths import is_plain, temporary_parent
-from .policy import START_GRACE_S, Backoff, HangWatch, StartWatch
+from .policy import START_GRACE_S, Backoff, HangWatch, StartWatch, WorkWatch
 from .probe import Health, executions_so_far, probe
 from .process import ServerProcess
 from .served_models import models_beside
@@ -290,7 +290,7 @@ class TritonServer:
         """Run one server until it must be replaced or stopped."""
         began = time.monotonic()
         ready_since: float | None = None
-        start, watch = StartWatch(START_GRACE_S), HangWatch(self.options.hang_timeout_s)
+        start, work, watch = StartWatch(START_GRACE_S), WorkWatch(), HangWatch(self.options.hang_timeout_s)
         self._said = logs.LastWords()
         # Two, for a dying process closes its connections before it has ended: the last may show them closed.
         seen = deque([peers(self.ports)], maxlen=2)
@@ -314,8 +314,13 @@ class TritonServer:
                 if status is not None:
                     return ended(f"tritonserver ended with status {status}")
                 seen.append(peers(self.ports))
+                executions = executions_so_far(self.metrics_url) if ready_since is not None else {}
                 health = probe(
-                    self.address, [release.engine for release in self.releases], self._beside, request_id=self._probe_id
+                    self.address,
+                    [release.engine for release in self.releases],
+                    self._beside,
+                    request_id=self._probe_id,
+                    at_work=work.moved(executions),
                 )
                 now = time.monotonic()
                 if health.dead:
@@ -335,7 +340,6 @@ class TritonServer:
                         if failure is not None or now - began > self.options.start_timeout_s:
                             return ended(failure or self._too_late(health, unproved))
                 else:
-                    executions = executions_so_far(self.metrics_url) if health.overdue else {}
                     hung = watch.hung(health.overdue, executions, now)
                     if hung is not None:
                         return ended(f"{hung} executed nothing for {self.options.hang_timeout_s:g} s")

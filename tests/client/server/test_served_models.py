@@ -1,6 +1,7 @@
 """What is served beside a release is found, checked and probed by its configs and its manifest alone."""
 
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import grpc
 import numpy as np
@@ -11,7 +12,7 @@ from m2ost_client.server.doctor import check_start
 from m2ost_client.server.installation import Installation
 from m2ost_client.server.probe import PROBE_SLIDE, probe
 from m2ost_client.server.served_models import OWN_MODELS, models_beside
-from m2ost_contract import Manifest, Release
+from m2ost_contract import Manifest, ModelNames, Release
 from m2ost_serving.repository import write_repository
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
@@ -44,7 +45,7 @@ def release(tmp_path):
     return tmp_path / "release"
 
 
-def probed(beside, **words):
+def probed(beside, engines=(ENGINE,), at_work=(), **words):
     """What a probe finds of a server whose models refuse in some words, and the requests that it sent."""
     models = Models(words)
     with ThreadPoolExecutor(4) as pool:
@@ -53,7 +54,7 @@ def probed(beside, **words):
         port = server.add_insecure_port("127.0.0.1:0")
         server.start()
         try:
-            return probe(f"127.0.0.1:{port}", [ENGINE], beside), models.requests
+            return probe(f"127.0.0.1:{port}", engines, beside, at_work=at_work), models.requests
         finally:
             server.stop(None).wait()
 
@@ -68,6 +69,19 @@ def test_what_stands_beside_is_every_model_with_a_process_of_the_folders_beside(
     assert found.keys() == {"other_network", "other_slides", "other_hurried", "other_long"}
     assert {path.parent.name for path in release.glob("*/config.pbtxt")} == OWN_MODELS
     assert (found["other_network"].backend, found["other_slides"].backend) == ("onnxruntime", "python")
+
+
+def test_an_engine_that_works_is_not_asked_for_a_row(beside):
+    _, requests = probed(beside, at_work=("m2ost", "slide_tiler", "other_network"))
+    assert "m2ost_patches" not in requests
+    assert {"m2ost_slide", "row_guard", "slide_info", "other_network"} <= requests.keys()
+
+
+def test_of_several_releases_each_engine_guard_and_tiler_is_asked(beside):
+    names = ModelNames("m2ost", "slide_tiler", "m2ost_guard"), ModelNames("vit", "slide_tiler_2", "vit_guard")
+    _, requests = probed({}, engines=[replace(ENGINE, names=own) for own in names], at_work=("vit",))
+    asked = {"m2ost_patches", "m2ost_slide", "m2ost_guard", "vit_slide", "vit_guard", "slide_info"}
+    assert requests.keys() == asked
 
 
 def test_every_model_is_asked_for_one_row_of_zeros_and_a_slide_that_cannot_exist(beside):

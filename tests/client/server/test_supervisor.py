@@ -23,7 +23,7 @@ from m2ost_client.server.command import CLOSED, LAUNCH, RESTRICTED_APIS, Command
 from m2ost_client.server.host import SHM_PREFIX
 from m2ost_client.server.installation import Installation
 from m2ost_client.server.logs import LastWords, parse_line
-from m2ost_client.server.policy import HEALTHY_AFTER_S, MAX_RESTART_DELAY_S, Backoff, HangWatch, StartWatch
+from m2ost_client.server.policy import HEALTHY_AFTER_S, MAX_RESTART_DELAY_S, Backoff, HangWatch, StartWatch, WorkWatch
 from m2ost_client.server.probe import Health, executions_so_far
 from m2ost_client.server.process import ServerProcess
 from m2ost_client.server.sockets import MOST_PEERS, Peers, named, peers, peers_at_end
@@ -58,6 +58,14 @@ def test_a_model_that_hangs_while_others_work_is_found():
     for now in range(0, 11, 5):
         assert watch.hung(["slide_tiler"], {"slide_tiler": 7, "m2ost": now}, now) is None
     assert watch.hung(["slide_tiler"], {"slide_tiler": 7, "m2ost": 15}, 15) == "slide_tiler"
+
+
+def test_a_model_works_whose_executions_grow_from_one_look_to_the_next():
+    watch = WorkWatch()
+    assert not watch.moved({"m2ost": 7})
+    assert watch.moved({"m2ost": 9, "slide_tiler": 3}) == {"m2ost"}
+    assert not watch.moved({})
+    assert not watch.moved({"m2ost": 12}), "not known since when"
 
 
 def test_a_model_that_is_busy_is_not_hung():
@@ -311,6 +319,7 @@ END"""
 def test_a_server_whose_models_answer_is_ready_when_its_metrics_do(tmp_path, monkeypatch):
     probed = queue.SimpleQueue()
     monkeypatch.setattr(supervisor, "probe", lambda *_, **__: probed.put(None) or Health())
+    monkeypatch.setattr(supervisor, "executions_so_far", lambda url: {})
     server = fake_server(tmp_path, OPENS_ITS_METRICS_LAST.format(go=tmp_path / "go"))
     starting = threading.Thread(target=server.start, daemon=True)
     starting.start()
@@ -330,6 +339,7 @@ def test_a_server_whose_models_answer_is_ready_when_its_metrics_do(tmp_path, mon
 
 def test_a_server_is_not_ready_because_another_answers_on_its_port(tmp_path, monkeypatch):
     monkeypatch.setattr(supervisor, "probe", lambda *_, **__: Health())
+    monkeypatch.setattr(supervisor, "executions_so_far", lambda url: {})
     server = fake_server(tmp_path, "exec sleep 60", start_timeout_s=0.2)
     with socket.create_server((LOCALHOST, server.ports.grpc)):
         words = rf"another process listens on {server.address}; nothing listens on .*:{server.ports.metrics}\)"
@@ -358,6 +368,7 @@ def mortal(tmp_path, monkeypatch):
     """A supervised program that is ready at once, and ends when it is told to."""
     probes = []
     monkeypatch.setattr(supervisor, "probe", lambda *_, **__: probes.append(1) or Health())
+    monkeypatch.setattr(supervisor, "executions_so_far", lambda url: {})
     monkeypatch.setattr(policy, "MAX_RESTART_DELAY_S", 0.02)
     log, end = [], tmp_path / "end"
     with fake_server(tmp_path, LISTENS_UNTIL_TOLD.format(end=end), log.append, probe_interval_s=0.05) as server:
@@ -428,6 +439,7 @@ def test_every_host_is_named_before_a_second_connection_of_any():
 
 def test_restarts_are_bounded_where_that_is_asked_for(tmp_path, monkeypatch):
     monkeypatch.setattr(supervisor, "probe", lambda *_, **__: Health())
+    monkeypatch.setattr(supervisor, "executions_so_far", lambda url: {})
     end = tmp_path / "end"
     with fake_server(tmp_path, LISTENS_UNTIL_TOLD.format(end=end), probe_interval_s=0.05, max_restarts=0) as server:
         end.write_text("once")
