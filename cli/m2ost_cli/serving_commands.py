@@ -145,6 +145,12 @@ def predict(
     gene: Annotated[
         list[str] | None, typer.Option("--gene", help="With --dense: keep this gene; repeatable. By default all.")
     ] = None,
+    tolerance: Annotated[
+        str | None,
+        typer.Option(
+            help="With --dense: interpolate where that misses by less than so many standard deviations: 0.5sd."
+        ),
+    ] = None,
     pyramid: Annotated[
         bool, typer.Option("--pyramid", help="Cut coarse views from the slide's own lower levels: other values.")
     ] = False,
@@ -177,19 +183,27 @@ def predict(
         from m2ost_client.files import check_writable
         from m2ost_client.options import PredictOptions
         from m2ost_client.predict import predict_slide
+        from m2ost_client.refinement import parse_tolerance
         from m2ost_client.reports import Exports
         from m2ost_client.stream import StreamOptions
     if send_pixels and not server:
         raise UserError("--send-pixels is for a server elsewhere; give --server ADDRESS")
     use_reader(reader, reads_here=server is None or send_pixels)
-    if dense is None and (everywhere or gene):
-        raise UserError("--everywhere and --gene are for a dense map; give --dense 16px")
+    if dense is None and (everywhere or gene or tolerance is not None):
+        raise UserError("--everywhere, --gene and --tolerance are for a dense map; give --dense 16px")
     if dense is not None and (spots or genes or send_pixels):
         raise UserError(
             "--dense sets its own positions, draws no maps and sends no pixels; "
             "leave --spots, --map and --send-pixels out"
         )
-    cells = DenseOptions(pitch_px=parse_pitch(dense), everywhere=everywhere, genes=tuple(gene or ())) if dense else None
+    cells = None
+    if dense is not None:
+        cells = DenseOptions(
+            pitch_px=parse_pitch(dense),
+            everywhere=everywhere,
+            genes=tuple(gene or ()),
+            tolerance_sd=None if tolerance is None else parse_tolerance(tolerance),
+        )
     area = Rectangle.parse(region) if region is not None else None
     try:
         stream = StreamOptions(batch_rows=batch_rows, window=window, retry_for_s=retry_for_s)
@@ -390,8 +404,22 @@ def _summarise(report: PredictReport | DenseReport) -> None:
             known = status in RowStatus.__members__
             reason = RowStatus[status].reason if known else "which only a newer client can explain"
             print(f"  {count} spots without a value: {status}, {reason}")
+    if refinement := metadata.get("dense", {}).get("refinement"):
+        print(f"  {_in_words(refinement)}")
     for file in report.files:
         print(f"  {shlex.quote(str(file))}")
+
+
+def _in_words(refinement: dict[str, Any]) -> str:
+    """What a map with a tolerance computed, and how good the rest is."""
+    check, counted = refinement["check"], f"{refinement['computed']:,} of {refinement['places']:,} cells computed"
+    if not check["r_per_gene"]:
+        return f"{counted}; too few of them to tell r with the exact map"
+    r = check["r_per_gene"]
+    return (
+        f"{counted}; r per gene with the exact map {r['median']:.4f} (median), {r['lowest']:.4f} (lowest), "
+        f"at {check['places']} cells drawn by chance"
+    )
 
 
 def _why_none(facts: dict[str, Any]) -> str:
