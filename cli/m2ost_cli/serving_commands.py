@@ -127,9 +127,7 @@ def predict(
     checkpoint: Annotated[Path | None, typer.Option(help="Checkpoint to export for the embedded server.")] = None,
     profile: Annotated[
         str | None,
-        typer.Option(
-            help="The embedded server's profile; by default cpu, or cpu-dense for a dense map. auto: the fastest here."
-        ),
+        typer.Option(help="The embedded server's profile; by default cpu. auto: the fastest here."),
     ] = None,
     spots: Annotated[
         Path | None, typer.Option(help="Spot table, Visium tissue_positions or .h5ad; by default a grid.")
@@ -229,9 +227,7 @@ def predict(
                 raise UserError(f"{slide}: no such file")
             name = f"{EMBEDDED_ROOT}/{path.name}"
             roots = {EMBEDDED_ROOT: path.parent}
-            running = embedded(
-                roots, release, checkpoint, server_log, profile=profile, dense=bool(cells), trace=server_trace
-            )
+            running = embedded(roots, release, checkpoint, server_log, profile=profile, trace=server_trace)
             server = stack.enter_context(running).address
         elif release or checkpoint or profile:
             raise UserError(SERVER_IS_THERE)
@@ -287,20 +283,17 @@ def embedded(
     log: Path | None,
     *,
     profile: str | None = None,
-    dense: bool = False,
     trace: Path | None = None,
 ) -> Iterator[TritonServer]:
     """A server for as long as the block runs, on these slide roots; by default it serves the shipped checkpoint."""
-    from m2ost_client.server.command import DEFAULT_PROFILE, DENSE_PROFILE, ServerOptions
+    from m2ost_client.server.command import DEFAULT_PROFILE, ServerOptions
     from m2ost_client.server.doctor import AUTO, fastest_profile
     from m2ost_client.server.supervisor import TritonServer
-    from m2ost_contract import DENSE_FILE
 
     with ExitStack() as stack:
         if checkpoint is not None:
             with needs("export"):
                 from m2ost.checkpoint import load
-                from m2ost.network import M2OST
                 from m2ost_export.release import build_release
                 from m2ost_export.split_gate import measured_gate
             release = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="m2ost-release-"))) / "release"
@@ -310,9 +303,9 @@ def embedded(
             )
             model, card = load(checkpoint)
             gated = measured_gate(checkpoint, card.sha256)
-            build_release(model, card, release, gated=gated, dense=dense and isinstance(model, M2OST))
+            build_release(model, card, release, gated=gated)
         if release is None:
-            release = shipped_release(dense=dense)
+            release = shipped_release()
         if profile == AUTO:
             profile, reasons = fastest_profile(release)
             print("\n  ".join([f"--profile auto: {profile}", *reasons]), file=sys.stderr)
@@ -320,20 +313,14 @@ def embedded(
         options = ServerOptions(
             release=release,
             roots=SlideRoots(roots),
-            profile=profile or (DENSE_PROFILE if dense and (release / DENSE_FILE).exists() else DEFAULT_PROFILE),
+            profile=profile or DEFAULT_PROFILE,
             trace=trace,
         )
         yield stack.enter_context(TritonServer(options, on_log=on_log))
 
 
-def shipped_release(*, dense: bool = False) -> Path:
-    """The release of the shipped checkpoint, exported into the user's cache the first time it is asked for.
-
-    Parameters
-    ----------
-    dense : bool
-        With the graph for dense maps.
-    """
+def shipped_release() -> Path:
+    """The release of the shipped checkpoint, exported into the user's cache the first time it is asked for."""
     with needs("export"):
         from m2ost.checkpoint import load
         from m2ost.shipped import CHECKPOINT, shipped_checkpoint
@@ -342,12 +329,11 @@ def shipped_release(*, dense: bool = False) -> Path:
         from m2ost_serving.repository import template_sha256
     with shipped_checkpoint() as folder:
         model, card = load(folder)
-        kind = f"{CHECKPOINT}-dense" if dense else CHECKPOINT
-        release = cache_folder() / f"{kind}-{card.sha256[:12]}-{template_sha256()[:12]}"
+        release = cache_folder() / f"{CHECKPOINT}-{card.sha256[:12]}-{template_sha256()[:12]}"
         if not release.exists():
             print(f"exporting the shipped checkpoint {CHECKPOINT} to {release}, once", file=sys.stderr)
             with suppress(FileExistsError):  # another run was faster
-                build_release(model, card, release, gated=measured_gate(folder, card.sha256), dense=dense)
+                build_release(model, card, release, gated=measured_gate(folder, card.sha256))
     return release
 
 
