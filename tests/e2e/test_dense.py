@@ -65,10 +65,7 @@ def scored(group):
 def test_the_command_maps_a_region(narrow_release, svs, tmp_path):
     release, out = narrow_release, tmp_path / "out"
     arguments = (svs, "--release", release, "--out", out)
-    where = ("--dense", "16px", "--region", "600,350,420,200")
-    status, output, errors = m2ost("predict", *arguments, *where, "--tolerance", "1e-3sd")
-    assert status == 1
-    assert "such as 0.5sd" in errors
+    where = ("--dense", "16px", "--region", "600,350,420,120")
     status, output, errors = m2ost("predict", *arguments, *where, "--tolerance", "0.001sd")
     assert status == 0, errors
     assert "UNTRAINED" in output
@@ -79,7 +76,7 @@ def test_the_command_maps_a_region(narrow_release, svs, tmp_path):
     assert len(positions) > 32, "more than one request"
     computed = group["computed"][:][group["status"][:] == 0]
     assert f"{computed.sum():,} of {len(positions):,} cells computed; " in output
-    expected = by_pytorch(release, svs, positions)[computed]
+    expected = by_pytorch(release, svs, positions[computed])
     np.testing.assert_allclose(expression[computed], expected, rtol=0, atol=1e-4)
     facts = json.loads((out / f"{stem}.json").read_text())
     manifest = json.loads((release / "manifest.json").read_text())
