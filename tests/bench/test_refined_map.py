@@ -1,11 +1,16 @@
-"""What a map with a tolerance needs and is worth, on predictions that are made up; and on a served network's own."""
+"""What a map with a tolerance needs and is worth, on predictions that are made up, and by the records that are kept."""
+
+import json
 
 import numpy as np
 import pytest
-from m2ost_bench.istar.refined_map import EVERYWHERE, TISSUE, read_maps, refine
+from m2ost_bench.istar.comparison_report import to_markdown as comparison_words
+from m2ost_bench.istar.refined_map import EVERYWHERE, TISSUE, read_maps, refine, to_markdown
 from m2ost_bench.istar.speedups import with_tolerances
 from m2ost_loadtests.errors import LoadTestError
 from m2ost_preprocess.slides.dense_grid import DenseGrid
+
+from tests.support.data import REPOSITORY
 
 
 def test_predictions_are_counted_and_the_map_is_compared_at_every_place():
@@ -51,3 +56,12 @@ def test_a_file_that_is_no_report_is_said(tmp_path):
         file.write_text(text)
         with pytest.raises(LoadTestError, match="not a report of `m2ost bench dense`"):
             read_maps(file)
+
+
+def test_the_records_say_what_maps_with_a_tolerance_are_worth():
+    maps = read_maps(REPOSITORY / "benchmarks" / "dense-intel-xeon-2-cores.json")
+    assert "| everywhere | 0 sd | 2,401 | 2,401 | 1.00 | 1.0000 | 1.0000 |" in to_markdown(maps)
+    report = json.loads((REPOSITORY / "benchmarks" / "istar-intel-xeon-2-cores.json").read_text())
+    text = comparison_words({**report, "refined": with_tolerances(report, maps)})
+    assert "| istar stock | everywhere | 0.5 sd | " in text
+    assert text.count("| istar tissue | tissue | ") == len(maps["maps"][TISSUE])

@@ -18,7 +18,9 @@ from m2ost_preprocess.slides.tissue import MASK_PX, tissue_mask
 
 from tests.istar.former import as_formerly
 from tests.istar.narrow import NARROW
+from tests.support.data import REPOSITORY
 
+DENSE_RECORD = REPOSITORY / "benchmarks" / "dense-intel-xeon-2-cores.json"
 SIZES = replace(NARROW, patch_depth=1)
 
 
@@ -37,9 +39,8 @@ def bench(slide, release, baseline, out, *options):
 
 
 def test_the_report_counts_the_work_of_every_system(svs, narrow_release, former, tmp_path):
-    done = bench(
-        svs, narrow_release, former, tmp_path, "--memory-cap", "500MiB", "--variant", "tissue", "--rounds", "2"
-    )
+    options = ("--memory-cap", "500MiB", "--variant", "tissue", "--rounds", "2", "--refined", DENSE_RECORD)
+    done = bench(svs, narrow_release, former, tmp_path, *options)
     # A narrow network is all overhead; whether the comparison is fair is not the point, but the status must say it.
     report = json.loads((tmp_path / "istar.json").read_text())
     assert done.returncode == (0 if report["fair"] else 3), done.stderr
@@ -55,6 +56,8 @@ def test_the_report_counts_the_work_of_every_system(svs, narrow_release, former,
     assert report["superpixels"]["tissue"] == work.superpixels
     assert all(0 < peak <= 500 << 20 for peak in report["peak_bytes"].values())
     assert (tmp_path / "istar.md").read_text().startswith("# M2OST and iStar on CMU-1-Small-Region.svs")
+    ratios = {row["tolerance_sd"]: row["ratio"]["median"] for row in report["refined"]["rows"]}
+    assert ratios[0] <= report["dense"]["istar tissue"]["median"] < ratios[1]
     assert (tmp_path / "istar.png").stat().st_size > 5000
 
 
