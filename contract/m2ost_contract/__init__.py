@@ -10,7 +10,6 @@ from .engines import (
     ENGINE_PARAMETER,
     INSTRUCTIONS_PARAMETER,
     ONNXRUNTIME_CPU,
-    ONNXRUNTIME_CPU_DENSE,
     ONNXRUNTIME_CUDA,
     OPENVINO_CPU,
     OPENVINO_CPU_BF16,
@@ -28,7 +27,6 @@ from .files import complete_file, complete_folder, put, sync, sync_names, write_
 from .geometry import ViewGeometry
 from .release import (
     BODY_FILE,
-    DENSE_FILE,
     GRAPHS,
     ONNX_FILE,
     TAIL_FILE,
@@ -92,7 +90,6 @@ __all__ = [
     "BODY_FILE",
     "CENTER",
     "CHOICES",
-    "DENSE_FILE",
     "ENGINE_PARAMETER",
     "ENGINE_ROWS",
     "ENGINE_ROWS_PARAMETER",
@@ -121,7 +118,6 @@ __all__ = [
     "MODEL_TILER",
     "NO_TELEMETRY",
     "ONNXRUNTIME_CPU",
-    "ONNXRUNTIME_CPU_DENSE",
     "ONNXRUNTIME_CUDA",
     "ONNX_FILE",
     "OPENVINO_CPU",

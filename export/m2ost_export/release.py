@@ -14,7 +14,6 @@ from m2ost.symmetries import with_test_time
 from m2ost.systems.registry import to_dict
 from m2ost_contract import (
     BODY_FILE,
-    DENSE_FILE,
     ONNX_FILE,
     TAIL_FILE,
     EngineInfo,
@@ -25,7 +24,6 @@ from m2ost_contract import (
 from m2ost_serving.engine.mixed import bf16_instructions
 
 from .assemble import assemble, engine_folder, tool_versions
-from .dense import DenseM2OST, export_dense, measure_dense_parity
 from .engines import EngineOptions, build_plans, find_targets
 from .errors import ExportError
 from .forms import PlainNetwork, comparable_views, engine_form, only_m2ost
@@ -48,7 +46,6 @@ def build_release(
     slides: Sequence[tuple[str, Views]] = (),
     gated: Mapping[str, Any] | None = None,
     engines: EngineOptions | None = None,
-    dense: bool = False,
     test_time: str | None = None,
 ) -> Manifest:
     """Export a checkpoint and write its release; nothing is left behind unless every gate passes.
@@ -72,8 +69,6 @@ def build_release(
         What that gate measured of these weights before, as :func:`~m2ost_export.split_gate.measured_gate` reads it.
     engines : EngineOptions, optional
         Engines to build from the graph.
-    dense : bool
-        Also write the graph for dense maps, which the profile ``cpu-dense`` serves; in ``fp32`` only.
     test_time : str, optional
         What is averaged inside the graph, one of :data:`m2ost.architecture.TEST_TIMES`; by default as the card says.
 
@@ -93,8 +88,6 @@ def build_release(
         If ``destination`` exists: a release is immutable.
     """
     check_weights(model)
-    if dense and precision != "fp32":
-        raise ExportError(f"refused: the graph for dense maps runs on a CPU, in fp32, not {precision}")
     if slides and precision != "fp32":
         raise ExportError(f"refused: body and tail are made of a network in fp32, not {precision}")
     if slides:
@@ -102,8 +95,6 @@ def build_release(
         bf16_instructions()
     if engines:
         find_targets(engines)
-    if dense:
-        only_m2ost(model, "the graph for dense maps")
     test_time = test_time or card.test_time
     form, reference = engine_form(model, precision, test_time), with_test_time(model, test_time)
     with complete_folder(destination) as scratch:
@@ -112,12 +103,8 @@ def build_release(
         graph = export_onnx(form, onnx_path)
         if precision == "fp32":
             parity = _check_parity(measure_parity(reference, onnx_path, views=comparable_views(reference)))
-            if isinstance(model, M2OST) and isinstance(form, FusedM2OST):
-                if slides or gated:
-                    parity["split"] = _write_split(model, form, scratch, card, slides, gated)
-                if dense:
-                    export_dense(DenseM2OST(form).eval(), scratch / DENSE_FILE)
-                    parity["dense"] = _check_parity(measure_dense_parity(model, scratch / DENSE_FILE))
+            if (slides or gated) and isinstance(model, M2OST) and isinstance(form, FusedM2OST):
+                parity["split"] = _write_split(model, form, scratch, card, slides, gated)
         else:
             parity = _check_gate(reference, form, graph, card, spots)
         info = EngineInfo(
