@@ -74,6 +74,10 @@ def istar(
     ] = 1,
     served: Annotated[bool, typer.Option(help="Also through one Triton.")] = True,
     device: Annotated[str, typer.Option(help="cpu or cuda; on a GPU the cap is its allocator's.")] = "cpu",
+    refined: Annotated[
+        Path | None,
+        typer.Option(help="Ratios of maps with a tolerance too, from what `m2ost bench dense` wrote (JSON)."),
+    ] = None,
 ) -> None:
     """Compare M2OST with iStar on a slide, interleaved, under one memory cap; exit 3 if the comparison is not fair."""
     with needs("loadtest"), needs("export"):
@@ -81,8 +85,11 @@ def istar(
         from m2ost.systems.registry import from_dict
         from m2ost_bench.istar.comparison import ComparisonOptions, compare
         from m2ost_bench.istar.comparison_report import draw, to_markdown
+        from m2ost_bench.istar.refined_map import read_maps
+        from m2ost_bench.istar.speedups import with_tolerances
         from m2ost_contract import Manifest
         from m2ost_istar.geometry import VARIANTS
+    maps = read_maps(refined) if refined else None
     options = ComparisonOptions(
         slide=slide,
         release=release,
@@ -100,6 +107,8 @@ def istar(
         device=device,
     )
     report = compare(options, _say)
+    if maps:
+        report["refined"] = with_tolerances(report, maps)
     draw(report, _write(report, to_markdown(report), out, "istar", ".png").with_suffix(".png"))
     if not report["fair"]:
         raise typer.Exit(EXIT_UNFAIR)
@@ -300,32 +309,27 @@ def threads(release: Release, slide: Slide, out: Out, pitch_um: PitchUm = 50.0, 
 
 @bench.command()
 def dense(
-    release: Annotated[Path, typer.Argument(help="A release of `m2ost export --dense`.")],
+    release: Release,
     slide: Slide,
     out: Out,
-    region: Annotated[
-        str | None, typer.Option(help="X,Y,W,H in level-0 pixels; by default where most tissue is.")
-    ] = None,
+    region: Annotated[str | None, typer.Option(help="X,Y,W,H in level-0 pixels; by default the whole slide.")] = None,
     pitch: Annotated[str, typer.Option("--dense", help="Pitch of the map.")] = "16px",
+    tolerance: Annotated[list[str], typer.Option(help="As of predict; may be repeated.")] = ["0.25sd", "0.5sd", "1sd"],
     batch_rows: Annotated[int, typer.Option(min=1, help="Positions a batch.")] = 32,
-    count_batches: Annotated[int, typer.Option(min=0, help="Batches to count over, evenly spread; 0: all.")] = 64,
-    time_batches: Annotated[int, typer.Option(min=0, help="Batches to time, evenly spread; 0: all.")] = 3,
-    rounds: Rounds = 3,
 ) -> None:
-    """Compare a dense map with equal patches shared to one without: operations counted, seconds interleaved."""
+    """Compare dense maps with a tolerance to the exact one: predictions counted, r per gene at every place."""
     with needs("loadtest"), needs("export"):
-        from m2ost_bench.engines.patch_sharing import PatchSharingOptions, measure, to_markdown
-    options = PatchSharingOptions(
+        from m2ost_bench.istar.refined_map import RefinedMapOptions, measure, to_markdown
+        from m2ost_client.refinement import parse_tolerance
+    options = RefinedMapOptions(
         release=release,
         slide=slide,
         region=region,
         pitch=pitch,
+        tolerances_sd=tuple(map(parse_tolerance, tolerance)),
         batch_rows=batch_rows,
-        count_batches=count_batches,
-        time_batches=time_batches,
-        rounds=rounds,
     )
-    report = measure(options)
+    report = measure(options, _say)
     _write(report, to_markdown(report), out, "dense")
 
 

@@ -50,9 +50,6 @@ def export(
     compute_capability: Capabilities = "",
     opt_rows: OptRows = 32,
     timing_cache: TimingCache = None,
-    dense: Annotated[
-        bool, typer.Option("--dense", help="Add the graph for dense maps, for the profile cpu-dense; doubles the size.")
-    ] = False,
     test_time: Annotated[
         str | None,
         typer.Option(help="none, or dihedral8: the mean over eight turns and flips in the graph; default: the card's."),
@@ -80,7 +77,7 @@ def export(
         raise UserError(f"--test-time must be one of {', '.join(TEST_TIMES)}")
     model, card = load(checkpoint)
     if engine == TORCHSERVE:
-        if precision != "fp32" or compute_capability or dense or gate_slide:
+        if precision != "fp32" or compute_capability or gate_slide:
             raise UserError("--engine torchserve writes float32 for any device; leave --precision and the others out")
         _export_archive(model, card, out)
         return
@@ -101,7 +98,6 @@ def export(
         slides=() if reduced else given,
         gated=measured_gate(checkpoint, card.sha256),
         engines=options,
-        dense=dense,
         test_time=test_time,
         name=name,
     )
@@ -171,9 +167,6 @@ def _print_release(out: Path, manifest: Manifest) -> None:
         )
     if "split" in manifest.parity:
         _print_split(manifest)
-    if "dense" in manifest.parity:
-        worst = max(manifest.parity["dense"]["max_abs_diff"].values())
-        print(f"  the graph for dense maps at most {worst:.1e} apart; serve it with --profile cpu-dense")
     for plan in manifest.engines:
         told = plan.inspected and plan.fp32_size_bytes is None
         proof = "read from the engine" if told else "proved by its network, weights and size"

@@ -134,9 +134,7 @@ def predict(
     checkpoint: Annotated[Path | None, typer.Option(help="Checkpoint to export for the embedded server.")] = None,
     profile: Annotated[
         str | None,
-        typer.Option(
-            help="The embedded server's profile; by default cpu, or cpu-dense for a dense map. auto: the fastest here."
-        ),
+        typer.Option(help="The embedded server's profile; by default cpu. auto: the fastest here."),
     ] = None,
     spots: Annotated[
         Path | None, typer.Option(help="Spot table, Visium tissue_positions or .h5ad; by default a grid.")
@@ -151,6 +149,12 @@ def predict(
     everywhere: Annotated[bool, typer.Option("--everywhere", help="With --dense: off the tissue too.")] = False,
     gene: Annotated[
         list[str] | None, typer.Option("--gene", help="With --dense: keep this gene; repeatable. By default all.")
+    ] = None,
+    tolerance: Annotated[
+        str | None,
+        typer.Option(
+            help="With --dense: interpolate where that misses by less than so many standard deviations: 0.5sd."
+        ),
     ] = None,
     pyramid: Annotated[
         bool, typer.Option("--pyramid", help="Cut coarse views from the slide's own lower levels: other values.")
@@ -190,8 +194,8 @@ def predict(
     if model and not server:
         raise UserError(MODEL_NEEDS_SERVER)
     use_reader(reader, reads_here=server is None or send_pixels)
-    if dense is None and (everywhere or gene):
-        raise UserError("--everywhere and --gene are for a dense map; give --dense 16px")
+    if dense is None and (everywhere or gene or tolerance is not None):
+        raise UserError("--everywhere, --gene and --tolerance are for a dense map; give --dense 16px")
     if dense is not None and (spots or genes or send_pixels):
         raise UserError(
             "--dense sets its own positions, draws no maps and sends no pixels; "
@@ -201,7 +205,13 @@ def predict(
     if dense is not None:
         with needs("client"):
             from m2ost_client.dense import DenseOptions, check_new, predict_dense
-        cells = DenseOptions(pitch_px=parse_pitch(dense), everywhere=everywhere, genes=tuple(gene or ()))
+            from m2ost_client.refinement import parse_tolerance
+        cells = DenseOptions(
+            pitch_px=parse_pitch(dense),
+            everywhere=everywhere,
+            genes=tuple(gene or ()),
+            tolerance_sd=None if tolerance is None else parse_tolerance(tolerance),
+        )
     area = Rectangle.parse(region) if region is not None else None
     try:
         stream = StreamOptions(batch_rows=batch_rows, window=window, retry_for_s=retry_for_s, model=model)
@@ -229,9 +239,7 @@ def predict(
             with needs("client"):
                 import m2ost_client.tables  # noqa: F401
             roots = {EMBEDDED_ROOT: path.parent}
-            running = embedded(
-                roots, release, checkpoint, server_log, profile=profile, dense=bool(cells), trace=server_trace
-            )
+            running = embedded(roots, release, checkpoint, server_log, profile=profile, trace=server_trace)
             server = stack.enter_context(running).address
         elif release or checkpoint or profile:
             raise UserError(SERVER_IS_THERE)
@@ -287,20 +295,17 @@ def embedded(
     log: Path | None,
     *,
     profile: str | None = None,
-    dense: bool = False,
     trace: Path | None = None,
 ) -> Iterator[TritonServer]:
     """A server for as long as the block runs, on these slide roots; by default it serves the shipped checkpoint."""
-    from m2ost_client.server.command import DEFAULT_PROFILE, DENSE_PROFILE, ServerOptions
+    from m2ost_client.server.command import DEFAULT_PROFILE, ServerOptions
     from m2ost_client.server.doctor import AUTO, fastest_profile
     from m2ost_client.server.supervisor import TritonServer
-    from m2ost_contract import DENSE_FILE
 
     with ExitStack() as stack:
         if checkpoint is not None:
             with needs("export"):
                 from m2ost.checkpoint import load
-                from m2ost.network import M2OST
                 from m2ost_export.release import build_release
                 from m2ost_export.split_gate import measured_gate
             release = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="m2ost-release-"))) / "release"
@@ -310,9 +315,9 @@ def embedded(
             )
             model, card = load(checkpoint)
             gated = measured_gate(checkpoint, card.sha256)
-            build_release(model, card, release, gated=gated, dense=dense and isinstance(model, M2OST))
+            build_release(model, card, release, gated=gated)
         if release is None:
-            release = shipped_release(dense=dense)
+            release = shipped_release()
         if profile == AUTO:
             profile, reasons = fastest_profile(release)
             print("\n  ".join([f"--profile auto: {profile}", *reasons]), file=sys.stderr)
@@ -320,20 +325,14 @@ def embedded(
         options = ServerOptions(
             release=release,
             roots=SlideRoots(roots),
-            profile=profile or (DENSE_PROFILE if dense and (release / DENSE_FILE).exists() else DEFAULT_PROFILE),
+            profile=profile or DEFAULT_PROFILE,
             trace=trace,
         )
         yield stack.enter_context(TritonServer(options, on_log=on_log))
 
 
-def shipped_release(*, dense: bool = False) -> Path:
-    """The release of the shipped checkpoint, exported into the user's cache the first time it is asked for.
-
-    Parameters
-    ----------
-    dense : bool
-        With the graph for dense maps.
-    """
+def shipped_release() -> Path:
+    """The release of the shipped checkpoint, exported into the user's cache the first time it is asked for."""
     with needs("export"):
         from m2ost.checkpoint import load
         from m2ost.shipped import CHECKPOINT, shipped_checkpoint
@@ -342,12 +341,11 @@ def shipped_release(*, dense: bool = False) -> Path:
         from m2ost_serving.repository import template_sha256
     with shipped_checkpoint() as folder:
         model, card = load(folder)
-        kind = f"{CHECKPOINT}-dense" if dense else CHECKPOINT
-        release = cache_folder() / f"{kind}-{card.sha256[:12]}-{template_sha256()[:12]}"
+        release = cache_folder() / f"{CHECKPOINT}-{card.sha256[:12]}-{template_sha256()[:12]}"
         if not release.exists():
             print(f"exporting the shipped checkpoint {CHECKPOINT} to {release}, once", file=sys.stderr)
             with suppress(FileExistsError):  # another run was faster
-                build_release(model, card, release, gated=measured_gate(folder, card.sha256), dense=dense)
+                build_release(model, card, release, gated=measured_gate(folder, card.sha256))
     return release
 
 
@@ -404,8 +402,22 @@ def _summarise(report: PredictReport | DenseReport) -> None:
             known = status in RowStatus.__members__
             reason = RowStatus[status].reason if known else "which only a newer client can explain"
             print(f"  {count} spots without a value: {status}, {reason}")
+    if refinement := metadata.get("dense", {}).get("refinement"):
+        print(f"  {_in_words(refinement)}")
     for file in report.files:
         print(f"  {shlex.quote(str(file))}")
+
+
+def _in_words(refinement: dict[str, Any]) -> str:
+    """What a map with a tolerance computed, and how good the rest is."""
+    check, counted = refinement["check"], f"{refinement['computed']:,} of {refinement['places']:,} cells computed"
+    if not check["r_per_gene"]:
+        return f"{counted}; too few of them to tell r with the exact map"
+    r = check["r_per_gene"]
+    return (
+        f"{counted}; r per gene with the exact map {r['median']:.4f} (median), {r['lowest']:.4f} (lowest), "
+        f"at {check['places']} cells drawn by chance"
+    )
 
 
 def _why_none(facts: dict[str, Any]) -> str:

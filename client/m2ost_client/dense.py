@@ -3,29 +3,33 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import aclosing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from m2ost_contract import EngineInfo
 from m2ost_preprocess.decoder import SlideInfo
-from m2ost_preprocess.slides.dense_grid import Block, DenseGrid
+from m2ost_preprocess.slides.dense_grid import DenseGrid
 from m2ost_preprocess.slides.rectangle import Rectangle
 from m2ost_preprocess.slides.tissue import Mask, find_tissue
 
-from .answers import Expression
-from .dense_store import DenseStore, empty_block, new_store_path
-from .errors import InputError, OutputError
+from .dense_blocks import BlockMap, ExactMap, LevelRun
+from .dense_levels import RefinedMap
+from .dense_store import DenseStore, new_store_path
+from .errors import InputError
 from .files import check_writable
 from .metadata import SpotsScored, run_metadata
 from .options import PredictOptions, check_genes, view_scale
 from .predict import check_same_slide, result_name
+from .refinement import steps_of
 from .results import status_name
-from .stream import SpotBatch, SpotStream
+from .stream import SpotStream
 from .timeline import NoTimeline, Timeline
 from .timing import stage
 
@@ -42,11 +46,27 @@ class DenseOptions:
         Score cells off the tissue too.
     genes : tuple of str
         Genes to keep; by default all.
+    tolerance_sd : float, optional
+        Compute only places that interpolation would miss by so many standard deviations of a gene over the map, or
+        more: see :mod:`m2ost_client.refinement`. By default all are computed.
+
+    Raises
+    ------
+    InputError
+        If the tolerance is no number from 0 on, or the pitch too large for one.
     """
 
     pitch_px: int = 16
     everywhere: bool = False
     genes: tuple[str, ...] = ()
+    tolerance_sd: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.tolerance_sd is None:
+            return
+        if not 0 <= self.tolerance_sd < math.inf:
+            raise InputError(f"a tolerance of {self.tolerance_sd} standard deviations: give a number from 0 on")
+        steps_of(self.pitch_px)
 
 
 @dataclass(frozen=True)
@@ -104,7 +124,8 @@ async def predict_dense(
 
     Cells of which at least half is tissue are scored, as on a grid of spots. Memory does not grow with the map: blocks
     of 64 × 64 cells are computed a few at a time, and stored as they become complete. A run that was killed goes on
-    with the blocks that it has not stored.
+    with the blocks that it has not stored. With a tolerance the map is passed over once for every level of refinement,
+    and says what was computed and how far interpolation was off.
 
     Parameters
     ----------
@@ -114,7 +135,8 @@ async def predict_dense(
         The slide, its region, resolution and stream, and where the map goes.
     dense : DenseOptions
     on_progress : callable, optional
-        Called with (positions done, positions in all), also once before the first.
+        Called with (positions done, positions in all), also once before the first. With a tolerance these are the
+        positions to compute: of the levels so far, and without those that an earlier run has computed.
     timeline : Timeline, optional
         Where stages and requests are noted.
 
@@ -154,33 +176,62 @@ async def predict_dense(
         if options.region and not dense.everywhere:
             await asyncio.to_thread(_check_tissue, grid, mask, options.region)
         attributes = _attributes(options, dense, slide, engine, grid, scale)
-        with DenseStore(options.out, name, grid, genes, attributes) as store:
-            mapping = _Mapping(grid, mask, dense, store, [engine.genes.index(g) for g in genes])
+        blocks = partial(grid.blocks, mask, everywhere=dense.everywhere)
+        refined = dense.tolerance_sd is not None
+        with DenseStore(options.out, name, grid, genes, attributes, refined=refined) as store:
+            done = sum(sum(by_status.values()) for by_status in store.done.values()) if not refined else 0
+            progress = _Progress(on_progress, done)
+            made: BlockMap = (
+                ExactMap(blocks, store)
+                if dense.tolerance_sd is None
+                else RefinedMap(grid, blocks, store, len(genes), dense.tolerance_sd)
+            )
+            columns, most_open = [engine.genes.index(gene) for gene in genes], 0
             with timeline.span("stages", "score"), stage(seconds, "score_s"):
-                total = await asyncio.to_thread(mapping.count) if on_progress else 0
-                batches = stream.predict_blocks(options.slide, mapping.take(), scale=scale, pyramid=options.pyramid)
-                async with aclosing(batches):
-                    if on_progress:
-                        on_progress(mapping.scored, total)
-                    async for number, batch in batches:
-                        with timeline.span("blocks", "put", block=number):
-                            await mapping.put(number, batch)
-                        if on_progress:
-                            on_progress(mapping.scored, total)
-            mapping.check_whole()
+                for level in range(made.begin(), len(made.steps)):
+                    run = LevelRun(made, level, columns)
+                    progress.expect(await asyncio.to_thread(run.settle))
+                    batches = stream.predict_blocks(options.slide, run.take(), scale=scale, pyramid=options.pyramid)
+                    async with aclosing(batches):
+                        async for number, batch in batches:
+                            with timeline.span("blocks", "put", block=number):
+                                progress.advance(await run.put(number, batch))
+                    run.check_whole()
+                    most_open = max(most_open, run.most_open)
+                    await asyncio.to_thread(made.end, level)
+            by_status = sum((Counter(found) for found in store.done.values()), Counter[str]())
             metadata = run_metadata(
                 options,
                 slide,
                 engine,
-                spots=SpotsScored(mapping.scored, attributes["positions"], dict(mapping.by_status)),
+                spots=SpotsScored(by_status.total(), attributes["positions"], dict(by_status)),
                 scale=scale,
                 server=address,
                 retries=stream.retries,
                 seconds=seconds,
             )
-            metadata["dense"] = {"rows": grid.shape[0], "columns": grid.shape[1], **attributes["grid"]}
-            files = await asyncio.to_thread(store.finish, metadata)
-    return DenseReport(metadata, files, mapping.most_open)
+            facts = await asyncio.to_thread(made.facts)
+            metadata["dense"] = {"rows": grid.shape[0], "columns": grid.shape[1], **attributes["grid"], **facts}
+            files = await asyncio.to_thread(partial(store.finish, metadata, **facts))
+    return DenseReport(metadata, files, most_open)
+
+
+class _Progress:
+    """Positions done and known so far, told to whoever asked."""
+
+    def __init__(self, tell: Callable[[int, int], None] | None, done: int) -> None:
+        self._tell, self._done, self._total = tell, done, done
+
+    def expect(self, more: int) -> None:
+        """So many are to come."""
+        self._total += more
+        self.advance(0)
+
+    def advance(self, more: int) -> None:
+        """So many are done."""
+        self._done += more
+        if self._tell:
+            self._tell(self._done, self._total)
 
 
 def _check_tissue(grid: DenseGrid, mask: Mask, region: Rectangle) -> None:
@@ -206,6 +257,7 @@ def _attributes(
 ) -> dict[str, Any]:
     """What the map says of itself."""
     where = "every cell" if dense.everywhere else "cells of which at least half is tissue"
+    tolerance = {} if dense.tolerance_sd is None else {"tolerance_sd": dense.tolerance_sd}
     return {
         "slide": options.source or options.slide,
         "slide_fingerprint": slide.fingerprint,
@@ -219,6 +271,7 @@ def _attributes(
         },
         "region": str(options.region) if options.region else None,
         "positions": f"dense grid, pitch {grid.pitch_px} px, {where}",
+        **tolerance,
         "level0_px_per_view_px": scale,
         "target": engine.target,
         "trained": engine.trained,
@@ -227,73 +280,3 @@ def _attributes(
         "release_sha256": engine.release_sha256,
         "engine": engine.runs_on,
     }
-
-
-@dataclass
-class _OpenBlock:
-    """A block some of whose positions are scored."""
-
-    block: Block
-    expression: Expression
-    status: np.ndarray[Any, np.dtype[np.int8]]
-    waiting: int
-
-
-class _Mapping:
-    """From blocks to be scored to blocks stored; holds those in between.
-
-    Attributes
-    ----------
-    scored : int
-        Positions scored, by an earlier run too.
-    by_status : Counter
-        Positions of stored blocks by the name of their status.
-    most_open : int
-        Most blocks held at once.
-    """
-
-    def __init__(self, grid: DenseGrid, mask: Mask, dense: DenseOptions, store: DenseStore, columns: list[int]) -> None:
-        self._grid, self._mask, self._dense, self._store = grid, mask, dense, store
-        self._columns = columns
-        self._taken: dict[int, _OpenBlock] = {}
-        self.most_open = 0
-        self.by_status: Counter[str] = Counter()
-        for before in store.done.values():
-            self.by_status.update(before)
-        self.scored = self.by_status.total()
-
-    def _blocks(self) -> Iterator[Block]:
-        return self._grid.blocks(self._mask, everywhere=self._dense.everywhere)
-
-    def count(self) -> int:
-        """Positions to score, by an earlier run too."""
-        return sum(len(block.cells) for block in self._blocks())
-
-    def take(self) -> Iterator[Any]:
-        """The positions of the next block that has any and is not stored yet; the block is open from then on."""
-        todo = (block for block in self._blocks() if len(block.cells) and block.number not in self._store.done)
-        for ordinal, block in enumerate(todo):
-            expression = empty_block(block, len(self._columns))
-            self._taken[ordinal] = _OpenBlock(block, expression, block.empty_status(), len(block.cells))
-            self.most_open = max(self.most_open, len(self._taken))
-            yield block.centers
-
-    async def put(self, ordinal: int, batch: SpotBatch) -> None:
-        """Take in a batch; store the block once it is complete."""
-        taken = self._taken[ordinal]
-        rows, columns = taken.block.cells[batch.rows].T
-        taken.expression[:, rows, columns] = batch.expression[:, self._columns].T
-        taken.status[rows, columns] = batch.status
-        taken.waiting -= len(batch.rows)
-        self.scored += len(batch.rows)
-        if taken.waiting:
-            return
-        found = Counter(status_name(status) for status in taken.status[tuple(taken.block.cells.T)])
-        await asyncio.to_thread(self._store.write, taken.block, taken.expression, taken.status, dict(found))
-        del self._taken[ordinal]
-        self.by_status.update(found)
-
-    def check_whole(self) -> None:
-        """Raise an ``OutputError`` if a block has not come back."""
-        if self._taken:
-            raise OutputError(f"{len(self._taken)} blocks did not come back whole; run it again, it goes on from there")

@@ -7,6 +7,8 @@ array               dimensions, type              meaning
 ``tissue``          y, x; bool                    mask: at least half of the cell is tissue
 ``status``          y, x; int8                    0: scored, −1: off the tissue and not asked, else a ``RowStatus``
 ``x``, ``y``        int64                         positions in level-0 pixels
+``computed``        y, x; bool                    with a tolerance: the value is a prediction, not interpolated
+``error``           y, x; float32                 with a tolerance: what interpolation missed, where it was measured
 ==================  ============================  ==================================================================
 
 Gene comes first because a map is looked at gene by gene: one file (a shard) holds a block of all genes, and in it every
@@ -18,6 +20,7 @@ from __future__ import annotations
 import fcntl
 import json
 import shutil
+from collections import Counter
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -30,6 +33,9 @@ from m2ost_preprocess.slides.dense_grid import BLOCK_CELLS, NOT_ASKED, Block, De
 from .answers import Expression
 from .errors import OutputError
 from .files import metadata_path
+from .results import status_name
+
+Cells = np.ndarray[Any, np.dtype[np.intp]]
 
 
 def new_store_path(folder: Path, name: str) -> Path:
@@ -60,11 +66,15 @@ class DenseStore:
         The genes that are kept, in order.
     attributes : dict
         For the group. A hidden folder left by a killed run goes on only if they are the same.
+    refined : bool
+        Whether only some of its places are computed, and the map says which.
 
     Attributes
     ----------
     done : dict of int to dict
-        Blocks that an earlier run has finished → spots by status name.
+        Blocks that are stored → spots by status name.
+    scratch : Path
+        A folder for what is needed until the map is whole; nobody has made it yet.
 
     Raises
     ------
@@ -73,11 +83,19 @@ class DenseStore:
     """
 
     def __init__(
-        self, folder: Path, name: str, grid: DenseGrid, genes: tuple[str, ...], attributes: dict[str, Any]
+        self,
+        folder: Path,
+        name: str,
+        grid: DenseGrid,
+        genes: tuple[str, ...],
+        attributes: dict[str, Any],
+        *,
+        refined: bool = False,
     ) -> None:
         self._facts = metadata_path(folder, name)
-        self._grid = grid
+        self._grid, self._refined = grid, refined
         self._part = folder / f".{name}.part"
+        self.scratch = self._part / "levels"
         self._attributes = {**attributes, "genes": list(genes)}
         self.done: dict[int, dict[str, int]] = {}
         try:
@@ -120,6 +138,10 @@ class DenseStore:
         group.create_array("tissue", dtype="bool", fill_value=False, **of_cells)
         values = {"NOT_ASKED": NOT_ASKED, **{status.name: int(status) for status in RowStatus}}
         group.create_array("status", dtype="int8", fill_value=NOT_ASKED, attributes={"values": values}, **of_cells)
+        if self._refined:
+            group.create_array("computed", dtype="bool", fill_value=False, **of_cells)
+            unit: dict[str, Any] = {"unit": "standard deviations of a gene over the map"}
+            group.create_array("error", dtype="float32", fill_value=float("nan"), attributes=unit, **of_cells)
         for axis, name in enumerate("yx"):
             positions = group.create_array(name, shape=(shape[axis],), dtype="int64", dimension_names=(name,))
             positions[:] = self._grid.axis_px(axis)
@@ -144,7 +166,7 @@ class DenseStore:
             scratch.unlink()
         return zarr.open_group(self._part / "map.zarr", mode="r+")
 
-    def write(self, block: Block, expression: Expression, status: Any, by_status: dict[str, int]) -> None:
+    def write(self, block: Block, expression: Expression, status: Any, **of_cells: Any) -> None:
         """Store a block.
 
         Parameters
@@ -152,18 +174,19 @@ class DenseStore:
         block : Block
         expression : ndarray of float32, shape (genes, rows, columns)
         status : ndarray of int8, shape (rows, columns)
-        by_status : dict of str to int
-            Its spots by status name, for a run that goes on after this one.
+        **of_cells : ndarray, shape (rows, columns)
+            ``computed`` and ``error`` of a refined map.
 
         Raises
         ------
         OutputError
             If the disk is full, or not writable any more. What is stored stays for a run that goes on.
         """
+        by_status = dict(Counter(status_name(value) for value in status[tuple(block.cells.T)]))
         try:
             self._group["expression"][(slice(None), *block.area)] = expression
-            self._group["tissue"][block.area] = block.tissue
-            self._group["status"][block.area] = status
+            for name, values in {"tissue": block.tissue, "status": status, **of_cells}.items():
+                self._group[name][block.area] = values
             self._journal.write(json.dumps({"block": block.number, "by_status": by_status}) + "\n")
             self._journal.flush()
         except OSError as error:
@@ -171,9 +194,21 @@ class DenseStore:
                 f"{self._part}: block {block.number} cannot be written ({error}); free space and run it again, it goes "
                 "on from here"
             ) from error
+        self.done[block.number] = by_status
 
-    def finish(self, metadata: dict[str, Any]) -> tuple[Path, ...]:
+    def read(self, block: Block, names: tuple[str, ...]) -> dict[str, Any]:
+        """What is stored of a block's cells: arrays of shape (rows, columns) by name."""
+        return {name: self._group[name][block.area] for name in names}
+
+    def finish(self, metadata: dict[str, Any], **attributes: Any) -> tuple[Path, ...]:
         """Give the map and its metadata their final names, the map last.
+
+        Parameters
+        ----------
+        metadata : dict
+            The content of ``<name>.json``.
+        **attributes
+            Further ones for the group, of the finished map.
 
         Returns
         -------
@@ -183,6 +218,7 @@ class DenseStore:
         facts, stored = self._part / self._facts.name, self._part / "map.zarr"
         text = json.dumps(metadata, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
         try:
+            self._group.attrs.update(attributes)
             facts.write_text(text, encoding="utf-8")
             put(facts, self._facts)
             put(stored, self._final)

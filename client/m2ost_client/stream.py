@@ -397,9 +397,17 @@ class SpotStream:
         return spatial_order(positions, window_px=views.window_px(views.n_views - 1, sane))
 
     def _batches(self, order: Rows) -> Iterator[Rows]:
-        """Rows in the order given, up to ``batch_rows`` at a time."""
-        for first in range(0, len(order), self.options.batch_rows):
-            yield order[first : first + self.options.batch_rows]
+        """Rows in the order given, up to ``batch_rows`` at a time, and no single one last where that can be.
+
+        An engine on a CPU computes a single row with other last bits; of more, each has the same values whatever it is
+        scored beside.
+        """
+        most = self.options.batch_rows
+        starts = list(range(0, len(order), most))
+        if len(starts) > 1 and len(order) - starts[-1] == 1 and most > 2:
+            starts[-1] -= 1
+        for first, stop in zip(starts, [*starts[1:], len(order)], strict=True):
+            yield order[first:stop]
 
     async def _stream(
         self, parts: Iterator[_Part], score: Callable[[_Part], Awaitable[_Answer]]

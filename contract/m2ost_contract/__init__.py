@@ -10,7 +10,6 @@ from .engines import (
     ENGINE_PARAMETER,
     INSTRUCTIONS_PARAMETER,
     ONNXRUNTIME_CPU,
-    ONNXRUNTIME_CPU_DENSE,
     ONNXRUNTIME_CUDA,
     OPENVINO_CPU,
     OPENVINO_CPU_BF16,
@@ -29,7 +28,6 @@ from .geometry import ViewGeometry
 from .names import SERVED_PARAMETER, ModelNames, ServedNameError, check_distinct, check_name, choose
 from .release import (
     BODY_FILE,
-    DENSE_FILE,
     GRAPHS,
     ONNX_FILE,
     SEQUENCE_FILE,
@@ -100,7 +98,6 @@ __all__ = [
     "BODY_FILE",
     "CENTER",
     "CHOICES",
-    "DENSE_FILE",
     "ENGINE_PARAMETER",
     "ENGINE_ROWS",
     "ENGINE_ROWS_PARAMETER",
@@ -133,7 +130,6 @@ __all__ = [
     "MODEL_TILER",
     "NO_TELEMETRY",
     "ONNXRUNTIME_CPU",
-    "ONNXRUNTIME_CPU_DENSE",
     "ONNXRUNTIME_CUDA",
     "ONNX_FILE",
     "OPENVINO_CPU",

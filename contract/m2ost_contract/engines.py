@@ -11,7 +11,6 @@ ENGINE_PARAMETER = "engine"
 """Parameter of the config of ``m2ost``, Python backend: one of ``CHOICES``. Nothing else is ever tried in its place."""
 
 ONNXRUNTIME_CPU = "onnxruntime-cpu"
-ONNXRUNTIME_CPU_DENSE = "onnxruntime-cpu-dense"
 ONNXRUNTIME_CUDA = "onnxruntime-cuda"
 OPENVINO_CPU = "openvino-cpu"
 OPENVINO_CPU_BF16 = "openvino-cpu-bf16"
@@ -19,7 +18,6 @@ TENSORRT = "tensorrt"
 TENSORRT_RTX = "tensorrt-rtx"
 CHOICES = (
     ONNXRUNTIME_CPU,
-    ONNXRUNTIME_CPU_DENSE,
     ONNXRUNTIME_CUDA,
     OPENVINO_CPU,
     OPENVINO_CPU_BF16,

@@ -12,7 +12,6 @@ from typing import Any
 from .engines import (
     ENGINE_PARAMETER,
     INSTRUCTIONS_PARAMETER,
-    ONNXRUNTIME_CPU_DENSE,
     OPENVINO_CPU_BF16,
     EnginePlan,
     plan_for,
@@ -24,18 +23,16 @@ from .slide_level import SLIDE, SPOT, SlideLevel
 from .tensors import EXPRESSION, FEATURES, MODEL_ENGINE, MODEL_SEQUENCE
 
 ONNX_FILE = f"{MODEL_ENGINE}/1/model.onnx"
-DENSE_FILE = f"{MODEL_ENGINE}/1/dense.onnx"
-"""The graph for dense maps, in releases that were exported with it."""
 BODY_FILE, TAIL_FILE = f"{MODEL_ENGINE}/1/body.onnx", f"{MODEL_ENGINE}/1/tail.onnx"
 """The network in two graphs, of which the first may be computed in bfloat16; in releases in float32."""
 SEQUENCE_FILE = f"{MODEL_SEQUENCE}/1/model.onnx"
 """The stage for slides, in slide-level releases; their ``ONNX_FILE`` is the stage for patches."""
-GRAPHS = (ONNX_FILE, DENSE_FILE, BODY_FILE, TAIL_FILE, SEQUENCE_FILE)
+GRAPHS = (ONNX_FILE, BODY_FILE, TAIL_FILE, SEQUENCE_FILE)
 
 
 def graphs_of(engine: str) -> tuple[str, ...]:
     """The graphs that an engine reads, of those that read graphs: paths below a release."""
-    return {ONNXRUNTIME_CPU_DENSE: (DENSE_FILE,), OPENVINO_CPU_BF16: (BODY_FILE, TAIL_FILE)}.get(engine, (ONNX_FILE,))
+    return (BODY_FILE, TAIL_FILE) if engine == OPENVINO_CPU_BF16 else (ONNX_FILE,)
 
 
 @dataclass(frozen=True)
@@ -341,11 +338,6 @@ class Release:
     def sequence(self) -> Path | None:
         """Its stage for slides; None where each spot is predicted by itself."""
         return None if self.engine.slide_level is None else self.folder / SEQUENCE_FILE
-
-    @property
-    def dense(self) -> Path | None:
-        """Its graph for dense maps; None where it was exported without."""
-        return self.folder / DENSE_FILE if DENSE_FILE in self.manifest.files else None
 
     @property
     def split(self) -> tuple[Path, Path] | None:

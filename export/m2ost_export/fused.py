@@ -217,10 +217,7 @@ class FusedM2OST(nn.Module):
         -------
         Tensor, float32, shape (B, n_genes)
         """
-        return self.predict(self.embed(views))
-
-    def predict(self, sequences: list[Tensor]) -> Tensor:
-        """The prediction from embedded sequences (B, n_i, dim)."""
+        sequences = self.embed(views)
         for block in self.blocks:
             sequences = block(sequences)
         return self.read_out(sequences)

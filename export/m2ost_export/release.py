@@ -16,7 +16,6 @@ from m2ost.systems.histogene import SlideNetwork
 from m2ost.systems.registry import system_of, to_dict
 from m2ost_contract import (
     BODY_FILE,
-    DENSE_FILE,
     ONNX_FILE,
     SEQUENCE_FILE,
     TAIL_FILE,
@@ -30,7 +29,6 @@ from m2ost_contract import (
 from m2ost_serving.engine.mixed import bf16_instructions
 
 from .assemble import assemble, engine_folder, tool_versions
-from .dense import DenseM2OST, export_dense, measure_dense_parity
 from .engines import EngineOptions, build_plans, find_targets
 from .errors import ExportError
 from .forms import PlainNetwork, comparable_views, engine_form, only_m2ost
@@ -60,7 +58,6 @@ def build_release(
     slides: Sequence[tuple[str, Views]] = (),
     gated: Mapping[str, Any] | None = None,
     engines: EngineOptions | None = None,
-    dense: bool = False,
     test_time: str | None = None,
     name: str = "",
 ) -> Manifest:
@@ -85,8 +82,6 @@ def build_release(
         What that gate measured of these weights before, as :func:`~m2ost_export.split_gate.measured_gate` reads it.
     engines : EngineOptions, optional
         Engines to build from the graph.
-    dense : bool
-        Also write the graph for dense maps, which the profile ``cpu-dense`` serves; in ``fp32`` only.
     test_time : str, optional
         What is averaged inside the graph, one of :data:`m2ost.architecture.TEST_TIMES`; by default as the card says.
     name : str
@@ -112,8 +107,6 @@ def build_release(
     check_weights(model)
     if name:
         check_name(name)
-    if dense and precision != "fp32":
-        raise ExportError(f"refused: the graph for dense maps runs on a CPU, in fp32, not {precision}")
     if slides and precision != "fp32":
         raise ExportError(f"refused: body and tail are made of a network in fp32, not {precision}")
     if slides:
@@ -121,8 +114,6 @@ def build_release(
         bf16_instructions()
     if engines:
         find_targets(engines)
-    if dense:
-        only_m2ost(model, "the graph for dense maps")
     test_time = test_time or card.test_time
     if isinstance(model, SlideNetwork):
         return _build_slide_level(model, card, destination, precision, engines, test_time, name)
@@ -133,12 +124,8 @@ def build_release(
         graph = export_onnx(form, onnx_path)
         if precision == "fp32":
             parity = _check_parity(measure_parity(reference, onnx_path, views=comparable_views(reference)))
-            if isinstance(model, M2OST) and isinstance(form, FusedM2OST):
-                if slides or gated:
-                    parity["split"] = _write_split(model, form, scratch, card, slides, gated)
-                if dense:
-                    export_dense(DenseM2OST(form).eval(), scratch / DENSE_FILE)
-                    parity["dense"] = _check_parity(measure_dense_parity(model, scratch / DENSE_FILE))
+            if (slides or gated) and isinstance(model, M2OST) and isinstance(form, FusedM2OST):
+                parity["split"] = _write_split(model, form, scratch, card, slides, gated)
         else:
             parity = _check_gate(reference, form, graph, card, spots)
         info = _describe(model, card, onnx_path, precision)

@@ -36,7 +36,7 @@ RECORDS = {
     "soak-amd-epyc-2-cores": ("served.soak", "Growth of the peak from the first to the second half: client "),
     "engines-intel-xeon-2-cores": ("engines.speed", "| openvino-cpu | "),
     "engine-threads-intel-xeon-2-cores": ("engines.threads", "| cpu, 2 thread(s), tiler all | "),
-    "dense-intel-xeon-2-cores": ("engines.patch_sharing", "shared ÷ fresh 0.9"),
+    "dense-intel-xeon-2-cores": ("istar.refined_map", "| everywhere | 0.5 sd | "),
     "archive-intel-xeon-2-cores": ("archive.speed_report", "- rescore/predict: **"),
     "archive-soak-intel-xeon-2-cores": ("archive.soak", "- growth of the peak, last run: client "),
     "tiler-intel-xeon-2-cores": ("tiler.report", "| 200 µm grid | "),

@@ -39,7 +39,6 @@ def test_a_release_as_it_was_made(release):
     assert opened.manifest.engines == (PLAN,)
     assert opened.plan("tensorrt", "8.9").max_rows == 256
     assert opened.onnx.read_bytes() == b"graph"
-    assert opened.dense is None
     opened.check()
 
 

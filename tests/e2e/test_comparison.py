@@ -19,7 +19,9 @@ from m2ost_preprocess.slides.tissue import MASK_PX, tissue_mask
 from tests.istar.former import as_formerly
 from tests.istar.narrow import NARROW
 from tests.support.command import error_of
+from tests.support.data import REPOSITORY
 
+DENSE_RECORD = REPOSITORY / "benchmarks" / "dense-intel-xeon-2-cores.json"
 SIZES = replace(NARROW, patch_depth=1)
 
 
@@ -36,7 +38,7 @@ def command(slide, release, baseline, out, *options):
 
 
 def test_the_report_counts_the_work_of_every_system(svs, narrow_release, former, tmp_path):
-    options = ("--memory-cap", "500MiB", "--variant", "tissue", "--rounds", "2")
+    options = ("--memory-cap", "500MiB", "--variant", "tissue", "--rounds", "2", "--refined", DENSE_RECORD)
     m2ost = [Path(sys.executable).with_name("m2ost"), *command(svs, narrow_release, former, tmp_path, *options)]
     done = subprocess.run(m2ost, capture_output=True, text=True, timeout=240)
     # A narrow network is all overhead; whether the comparison is fair is not the point, but the status must say it.
@@ -54,6 +56,8 @@ def test_the_report_counts_the_work_of_every_system(svs, narrow_release, former,
     assert report["superpixels"]["tissue"] == work.superpixels
     assert all(0 < peak <= 500 << 20 for peak in report["peak_bytes"].values())
     assert (tmp_path / "istar.md").read_text().startswith("# M2OST and iStar on CMU-1-Small-Region.svs")
+    ratios = {row["tolerance_sd"]: row["ratio"]["median"] for row in report["refined"]["rows"]}
+    assert ratios[0] <= report["dense"]["istar tissue"]["median"] < ratios[1]
     assert (tmp_path / "istar.png").stat().st_size > 5000
 
 

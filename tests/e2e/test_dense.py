@@ -21,7 +21,7 @@ from m2ost_preprocess.slides.rectangle import Rectangle
 from PIL import Image
 from typer.testing import CliRunner
 
-from .releases import NARROW, by_pytorch, make_release
+from .releases import by_pytorch
 from .servers import metrics_of
 from .test_command_line import m2ost
 
@@ -44,7 +44,7 @@ def options_for(out, **more):
 
 
 def run(server, out, pitch_px=48, on_progress=None, **more):
-    kept = {key: more.pop(key) for key in ("genes", "everywhere") if key in more}
+    kept = {key: more.pop(key) for key in ("genes", "everywhere", "tolerance_sd") if key in more}
     job = predict_dense(
         server.address, options_for(out, **more), DenseOptions(pitch_px=pitch_px, **kept), on_progress=on_progress
     )
@@ -62,25 +62,25 @@ def scored(group):
     return group["expression"][:][:, rows, columns].T, positions
 
 
-def test_the_command_maps_a_region_with_shared_patches(svs, tmp_path):
-    release = make_release(tmp_path, NARROW, dense=True)
-    log, out = tmp_path / "log", tmp_path / "out"
-    arguments = (svs, "--release", release, "--out", out, "--server-log", log)
-    status, output, errors = m2ost("predict", *arguments, "--dense", "16px", "--region", "600,350,420,200")
+def test_the_command_maps_a_region(narrow_release, svs, tmp_path):
+    release, out = narrow_release, tmp_path / "out"
+    arguments = (svs, "--release", release, "--out", out)
+    where = ("--dense", "16px", "--region", "600,350,420,120")
+    status, output, errors = m2ost("predict", *arguments, *where, "--tolerance", "0.001sd")
     assert status == 0, errors
     assert "UNTRAINED" in output
-    (loaded,) = (line for line in log.read_text().splitlines() if "engine_loaded" in line)
-    assert json.loads(loaded)["engine"] == "onnxruntime-cpu-dense"
     stem = "CMU-1-Small-Region.dense"
     assert sorted(p.name for p in out.iterdir()) == [f"{stem}.json", f"{stem}.zarr"]
     group = zarr.open_group(out / f"{stem}.zarr", mode="r")
     expression, positions = scored(group)
     assert len(positions) > 32, "more than one request"
-    np.testing.assert_allclose(expression, by_pytorch(release, svs, positions), rtol=0, atol=1e-4)
+    computed = group["computed"][:][group["status"][:] == 0]
+    assert f"{computed.sum():,} of {len(positions):,} cells computed; " in output
+    expected = by_pytorch(release, svs, positions[computed])
+    np.testing.assert_allclose(expression[computed], expected, rtol=0, atol=1e-4)
     facts = json.loads((out / f"{stem}.json").read_text())
     manifest = json.loads((release / "manifest.json").read_text())
     assert facts["release_sha256"] == group.attrs["release_sha256"] == manifest["engine"]["release_sha256"]
-    assert manifest["parity"]["dense"]["max_abs_diff"].keys() == {"1", "2", "7", "32"}
     assert facts["spots"]["by_status"] == {"OK": len(positions)}
     assert group.attrs["grid"] == {"pitch_px": 16, "pitch_um": pytest.approx(7.984), "origin_px": [592, 352]}
     again = CliRunner().invoke(app, ["predict", *map(str, arguments), "--dense", "16px"])
@@ -92,7 +92,10 @@ def test_memory_is_a_few_blocks_whatever_the_map(narrow_server, narrow_release, 
     report = run(narrow_server, tmp_path, genes=("untrained_004", "untrained_001"))
     group = read(report)
     expression, positions = scored(group)
-    assert metrics_of(narrow_server)[TILED] - before == len(positions) == report.metadata["spots"]["count"]
+    block_of = (positions - group.attrs["grid"]["origin_px"]) // (4 * 48)
+    alone = (np.unique(block_of, axis=0, return_counts=True)[1] == 1).sum()
+    assert metrics_of(narrow_server)[TILED] - before == len(positions) + alone, "of a single one its values twice"
+    assert len(positions) == report.metadata["spots"]["count"]
     blocks = [path for path in (report.files[-1] / "status" / "c").rglob("*") if path.is_file()]
     assert len(blocks) > 2 * WINDOW
     assert 1 <= report.most_open_blocks <= WINDOW + 1
@@ -103,7 +106,7 @@ def test_memory_is_a_few_blocks_whatever_the_map(narrow_server, narrow_release, 
 
 
 KILLED = """
-import asyncio, os, signal, sys
+import asyncio, json, os, signal, sys
 from pathlib import Path
 from m2ost_client import dense_store
 from m2ost_client.dense import DenseOptions, predict_dense
@@ -113,29 +116,34 @@ from m2ost_preprocess.slides import dense_grid
 from m2ost_preprocess.slides.rectangle import Rectangle
 from PIL import Image
 
-address, slide, out, region = sys.argv[1:]
+address, slide, out, region, most, dense = sys.argv[1:]
 dense_grid.BLOCK_CELLS = dense_store.BLOCK_CELLS = 4
 
-def die_half_way(done, total):
-    if done > total / 2:
+def die(done, total):
+    if done > int(most):
         os.kill(os.getpid(), signal.SIGKILL)
 
 options = PredictOptions(
     slide=slide, out=Path(out), region=Rectangle.parse(region), stream=StreamOptions(batch_rows=8, window=3)
 )
-asyncio.run(predict_dense(address, options, DenseOptions(pitch_px=48), on_progress=die_half_way))
+asyncio.run(predict_dense(address, options, DenseOptions(**json.loads(dense)), on_progress=die))
 """
+
+
+def run_and_kill(server, out, region, most, **dense):
+    """A run in a process that is killed once it has scored ``most`` positions."""
+    command = [sys.executable, "-c", KILLED, server.address, SLIDE, str(out), str(region), str(most), json.dumps(dense)]
+    assert subprocess.run(command, timeout=120).returncode == -signal.SIGKILL
+    assert [path.name for path in out.iterdir()] == [".CMU-1-Small-Region.dense.part"]
 
 
 def test_a_killed_run_leaves_no_map_and_is_gone_on_with(narrow_server, tmp_path, small_blocks):
     whole = run(narrow_server, tmp_path / "whole")
     out = tmp_path / "killed"
-    command = [sys.executable, "-c", KILLED, narrow_server.address, SLIDE, str(out), str(REGION)]
-    assert subprocess.run(command, timeout=120).returncode == -signal.SIGKILL
-    assert [path.name for path in out.iterdir()] == [".CMU-1-Small-Region.dense.part"]
+    count = whole.metadata["spots"]["count"]
+    run_and_kill(narrow_server, out, REGION, count // 2, pitch_px=48)
     journal = (out / ".CMU-1-Small-Region.dense.part" / "blocks").read_text().splitlines()
     stored = sum(json.loads(line)["by_status"]["OK"] for line in journal)
-    count = whole.metadata["spots"]["count"]
     assert 0 < stored < count
     progress = []
     report = run(narrow_server, out, on_progress=lambda *done: progress.append(done))
@@ -144,6 +152,40 @@ def test_a_killed_run_leaves_no_map_and_is_gone_on_with(narrow_server, tmp_path,
     assert sorted(p.name for p in out.iterdir()) == sorted(p.name for p in (tmp_path / "whole").iterdir())
     for name in ("expression", "status", "tissue"):
         np.testing.assert_allclose(read(report)[name][:], read(whole)[name][:], rtol=0, atol=1e-5)
+
+
+def test_a_map_with_a_tolerance_is_the_exact_one_where_it_was_computed(narrow_server, tmp_path, small_blocks):
+    small = {"pitch_px": 32, "region": Rectangle(500, 1900, 420, 320), "everywhere": True}
+    exact, all_computed, refined = (
+        read(run(narrow_server, tmp_path / str(tolerance_sd), tolerance_sd=tolerance_sd, **small))
+        for tolerance_sd in (None, 0.0, 0.5)
+    )
+    assert "computed" not in exact
+    arrays = {name: exact[name][:] for name in ("expression", "status", "tissue")}
+    for name, values in arrays.items():
+        np.testing.assert_array_equal(all_computed[name][:], values)
+    for name in ("status", "tissue"):
+        np.testing.assert_array_equal(refined[name][:], arrays[name])
+    computed, expression = refined["computed"][:], refined["expression"][:]
+    np.testing.assert_array_equal(expression[:, computed], arrays["expression"][:, computed])
+    facts = json.loads((tmp_path / "0.5" / "CMU-1-Small-Region.dense.json").read_text())
+    refinement = facts["dense"]["refinement"]
+    assert refined.attrs["refinement"] == refinement
+    assert [level["pitch_px"] for level in refinement["levels"]] == [128, 64, 32]
+    assert refinement["computed"] == computed.sum() < refinement["places"] == facts["spots"]["count"]
+    assert (np.isfinite(expression).all(axis=0) == (arrays["status"] == 0)).all()
+
+    whole, out = tmp_path / "0.5", tmp_path / "killed"
+    coarsest, next_to_it, _ = (level["computed"] for level in refinement["levels"])
+    most = coarsest + next_to_it // 2
+    run_and_kill(narrow_server, out, small["region"], most, pitch_px=32, everywhere=True, tolerance_sd=0.5)
+    with pytest.raises(OutputError, match="a part of another map"):
+        run(narrow_server, out, tolerance_sd=0.25, **small)
+    run(narrow_server, out, tolerance_sd=0.5, **small)
+    stored = {path.relative_to(whole): path.read_bytes() for path in whole.rglob("*.zarr/**/*") if path.is_file()}
+    assert len(stored) > 20
+    assert stored == {path: (out / path).read_bytes() for path in stored}
+    assert sorted(p.name for p in out.iterdir()) == sorted(p.name for p in whole.iterdir())
 
 
 def test_a_map_off_the_tissue_and_beyond_the_slides_edge(narrow_server, tmp_path):
@@ -207,6 +249,10 @@ def test_a_server_that_answers_short_is_an_error(narrow_server, tmp_path, monkey
         (["--dense", "16px", "--region", "0,0,0,5"], SpotError, "empty"),
         (["--region", "0,0,5"], SpotError, "write X,Y,W,H"),
         (["--everywhere"], UserError, "give --dense 16px"),
+        (["--tolerance", "0.5sd"], UserError, "give --dense 16px"),
+        (["--dense", "16px", "--tolerance", "0.5"], InputError, "such as 0.5sd"),
+        (["--dense", "16px", "--tolerance", "-1sd"], InputError, "such as 0.5sd"),
+        (["--dense", "99px", "--tolerance", "1sd"], InputError, "choose a pitch of 64 px at most"),
         (["--gene", "DDX5"], UserError, "give --dense 16px"),
     ],
 )

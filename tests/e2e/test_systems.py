@@ -55,7 +55,7 @@ def test_its_one_view_is_what_a_client_with_pixels_sends(server, svs):
     np.testing.assert_allclose(asyncio.run(stream()), expected, rtol=0, atol=1e-5)
 
 
-def test_the_command_serves_its_checkpoint_densely_without_m2osts_own_graph(release, svs, tmp_path):
+def test_the_command_serves_its_checkpoint_densely(release, svs, tmp_path):
     checkpoint, log = release.parent / "checkpoint", tmp_path / "log"
     where = ("--dense", "64px", "--region", "600,350,200,150", "--everywhere")
     arguments = ("--checkpoint", checkpoint, "--out", tmp_path / "out", "--server-log", log)

@@ -128,7 +128,6 @@ def test_a_tie_is_not_decided():
 @pytest.mark.parametrize(
     ("name", "options", "words"),
     [
-        ("stnet", {"dense": True}, "the graph for dense maps is M2OST's alone, and this is ST-Net"),
         ("resnet50", {"precision": "bf16"}, "batch norms are folded in float32"),
     ],
 )

@@ -1,19 +1,13 @@
-"""Dense grids, regions, and patches that neighbouring windows have in common."""
+"""Dense grids, and regions of slides."""
 
 import numpy as np
 import pytest
-from m2ost_contract import ViewGeometry
 from m2ost_preprocess.errors import SpotError
 from m2ost_preprocess.readers import open_slide
 from m2ost_preprocess.slides.dense_grid import BLOCK_CELLS, NOT_ASKED, DenseGrid, parse_pitch
 from m2ost_preprocess.slides.rectangle import Rectangle
 from m2ost_preprocess.slides.spots import grid
 from m2ost_preprocess.slides.tissue import MASK_PX, tissue_mask
-from m2ost_preprocess.tiling.views import cut_views
-from m2ost_serving.engine import patches
-from m2ost_serving.engine.patches import PatchGeometry, find_distinct, share
-
-PAPER = PatchGeometry(224, 16, 3)
 
 
 def by_position(blocks):
@@ -83,32 +77,3 @@ def test_a_region_is_cut_off_at_the_slides_edge():
     assert Rectangle.parse("900, 700, 500, 500").within((1000, 800)) == Rectangle(900, 700, 100, 100)
     held = Rectangle(10, 20, 5, 5).holds([[10, 20], [14.9, 24.9], [15, 20], [9.9, 20], [12, 25]])
     assert held.tolist() == [True, True, False, False, False]
-
-
-def test_windows_of_neighbours_share_their_patches_exactly(svs):
-    geometry, columns = ViewGeometry(), 24
-    # At the slide's left edge too, where windows reach beyond it.
-    centers = np.array([(8 + 16 * column, 1208 + 16 * row) for row in range(2) for column in range(columns)], np.int32)
-    views = [np.empty((len(centers), *geometry.shape), np.uint8) for _ in geometry.names]
-    assert not cut_views(open_slide(svs), centers, np.ones(len(centers), np.float32), geometry, views).any()
-    shared = share(views, PAPER)
-    distinct = dict(zip(PAPER.patchings, shared.patches, strict=True))
-    for level, (view, index) in enumerate(zip(views, shared.indices, strict=True)):
-        assert index.shape == (len(centers), PAPER.tokens(level))
-        assert (index[:, 0] == 0).all()
-        table = [distinct[level, j] for j in range(level, -1, -1)]
-        sizes = np.cumsum([0, *map(len, table)])
-        for step, j in enumerate(range(level, -1, -1)):
-            part = index[:, 1 + step * 196 : 1 + (step + 1) * 196] - 1 - sizes[step]
-            assert (table[step][part.reshape(-1)] == PAPER.cut(view, j)).all()
-            assert len(np.unique(table[step], axis=0)) == len(table[step]), "a patch would be embedded twice"
-    # Patches of the finest view lie on one grid of 16 px: as many at most as that has under all windows.
-    assert len(distinct[0, 0]) <= (14 + 1) * (14 + columns - 1)
-    assert len(distinct[2, 2]) <= (14 + 1) * (14 + columns - 1)
-
-
-def test_rows_whose_sums_are_equal_by_chance_are_kept_apart(monkeypatch):
-    monkeypatch.setattr(patches, "row_sums", lambda words: np.zeros(len(words), np.uint64))
-    rows = np.random.default_rng(0).integers(0, 256, (7, 12), np.uint8)[[0, 1, 1, 2, 0, 3]]
-    distinct, index = find_distinct(rows)
-    assert (distinct[index] == rows).all()

@@ -50,7 +50,28 @@ def to_markdown(report: dict[str, Any]) -> str:
         f"({superpixels}), from its seconds a spot; below 1× iStar is faster.",
         f"iStar reached {shares} of M2OST's GFLOP/s; by the limit of 0.7 the comparison is {verdict}.",
     ]
+    if "refined" in report:
+        lines += ["", *_refined(report["refined"])]
     return "\n".join(lines) + "\n"
+
+
+def _refined(refined: dict[str, Any]) -> list[str]:
+    """The ratios of maps with a tolerance."""
+    where = f"{refined['slide']}, " + (f"region {refined['region']}" if refined["region"] else "all of it")
+    lines = [
+        f"The same with a tolerance, as the map of {where} needs it, {refined['pitch_px']} px apart:",
+        "",
+        "| system | M2OST's cells | tolerance | places a prediction | r per gene with the exact map, median | lowest "
+        "| M2OST is faster |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in refined["rows"]:
+        r = row["r_per_gene"]
+        lines.append(
+            f"| {row['system']} | {row['cells']} | {row['tolerance_sd']:g} sd | {row['places_per_prediction']:.2f} "
+            f"| {r['median']:.4f} | {r['lowest']:.4f} | {_spread(row['ratio'], '×')} |"
+        )
+    return lines
 
 
 def _spread(value: dict[str, float] | None, unit: str = "") -> str:

@@ -9,6 +9,7 @@ from m2ost_istar.geometry import VARIANTS
 from m2ost_istar.timing import VariantTiming
 from m2ost_loadtests.rounds import Rounds, spread
 
+from .refined_map import EVERYWHERE, TISSUE
 from .systems import M2OST, seconds
 
 FAIR = 0.7
@@ -59,6 +60,44 @@ def summarise(timed: Rounds[VariantTiming], superpixels: Mapping[str, int], spot
         "gflop_share_of_m2ost": shares,
         "fair": all(share >= FAIR for share in shares.values()),
     }
+
+
+def with_tolerances(report: Mapping[str, Any], maps: Mapping[str, Any]) -> dict[str, Any]:
+    """The ratios at iStar's density where M2OST's map has a tolerance.
+
+    Parameters
+    ----------
+    report : mapping
+        Of :func:`m2ost_bench.istar.comparison.compare`.
+    maps : mapping
+        Of :func:`m2ost_bench.istar.refined_map.measure`, perhaps of another slide: how many predictions a map needs
+        depends on the slide, and on how much of it is glass.
+
+    Returns
+    -------
+    dict
+        ``slide``, ``region`` and ``pitch_px`` of the maps; ``rows``: for each of iStar's variants and each tolerance
+        the places a prediction, r per gene with the exact map, and iStar's seconds over those of such a map: its
+        predictions, at M2OST's seconds a spot, and all else that it takes.
+    """
+    own = report["systems"][M2OST]
+    a_spot_s, rows = own["seconds"]["median"] / own["places"], []
+    for name, ratio in report["dense"].items():
+        variant = name.removeprefix("istar ")
+        cells = TISSUE if VARIANTS[variant].tissue_only else EVERYWHERE
+        for tolerance, found in maps["maps"][cells].items():
+            spent = 1 / found["places_per_prediction"] + found["other_s"] / found["places"] / a_spot_s
+            rows.append(
+                {
+                    "system": name,
+                    "cells": cells,
+                    "tolerance_sd": float(tolerance),
+                    "places_per_prediction": found["places_per_prediction"],
+                    "r_per_gene": found["r_per_gene"],
+                    "ratio": {figure: value / spent for figure, value in ratio.items()},
+                }
+            )
+    return {**{key: maps[key] for key in ("slide", "region", "pitch_px")}, "rows": rows}
 
 
 def _system(runs: Sequence[VariantTiming], superpixels: Mapping[str, int], spots: int) -> dict[str, Any]:

@@ -28,8 +28,6 @@ KEEPALIVE_MS, KEEPALIVE_TIMEOUT_MS = 60_000, 20_000
 """Without a word from a client for so long, gRPC asks whether it is there; without an answer for so long, it is not."""
 
 DEFAULT_PROFILE = "cpu"
-DENSE_PROFILE = "cpu-dense"
-"""Serves the graph for dense maps, where a release has it."""
 
 CUDA_POOL_BYTES = 1 << 30
 """Of every GPU, for tensors between models: the views of all requests that may wait, at 32 rows. Triton's own choice is

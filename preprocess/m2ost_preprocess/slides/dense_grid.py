@@ -6,6 +6,7 @@ positions as the map of the slide does there.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -59,10 +60,10 @@ class Block:
     cells : ndarray of intp, shape (n, 2)
         Row and column, counted from the block's first, of every position to score, row by row: those that follow each
         other share most of their pixels.
-    centers : ndarray of int32, shape (n, 2)
-        x, y of these positions in level-0 pixels.
     tissue : ndarray of bool, shape (rows, columns)
         Whether at least half of a cell is tissue.
+    grid : DenseGrid
+        The map's.
     """
 
     number: int
@@ -71,8 +72,19 @@ class Block:
     rows: int
     columns: int
     cells: np.ndarray[Any, np.dtype[np.intp]]
-    centers: np.ndarray[Any, np.dtype[np.int32]]
     tissue: Mask
+    grid: DenseGrid
+
+    @property
+    def centers(self) -> np.ndarray[Any, np.dtype[np.int32]]:
+        """x, y of every position to score in level-0 pixels: int32, shape (n, 2)."""
+        return self.centers_of(self.cells)
+
+    def centers_of(self, cells: np.ndarray[Any, np.dtype[np.intp]]) -> np.ndarray[Any, np.dtype[np.int32]]:
+        """x, y of the positions of cells, counted as ``cells`` are, in level-0 pixels: int32, shape (n, 2)."""
+        pitch_px = self.grid.pitch_px
+        positions = (cells + self.grid.first + (self.row, self.column)) * pitch_px + pitch_px // 2
+        return positions[:, ::-1].astype(np.int32)
 
     @property
     def area(self) -> tuple[slice, slice]:
@@ -136,9 +148,14 @@ class DenseGrid:
         return (self.first[axis] + np.arange(self.shape[axis])) * self.pitch_px + self.pitch_px // 2
 
     @property
+    def blocks_each_way(self) -> tuple[int, int]:
+        """Blocks above each other, and beside each other."""
+        return -(-self.shape[0] // BLOCK_CELLS), -(-self.shape[1] // BLOCK_CELLS)
+
+    @property
     def n_blocks(self) -> int:
         """Blocks of the map."""
-        return int(np.prod([-(-side // BLOCK_CELLS) for side in self.shape]))
+        return math.prod(self.blocks_each_way)
 
     def blocks(self, mask: Mask, *, everywhere: bool = False) -> Iterator[Block]:
         """The blocks of the map, row by row, made one at a time.
@@ -151,14 +168,13 @@ class DenseGrid:
             Score positions off the tissue too.
         """
         shares = TissueShares(mask)
-        across = -(-self.shape[1] // BLOCK_CELLS)
+        across = self.blocks_each_way[1]
         for number in range(self.n_blocks):
             row, column = (step * BLOCK_CELLS for step in divmod(number, across))
             rows, columns = min(BLOCK_CELLS, self.shape[0] - row), min(BLOCK_CELLS, self.shape[1] - column)
             tissue = self._tissue(shares, row, column, rows, columns)
             cells = np.argwhere(tissue | everywhere)
-            positions = (cells + self.first + (row, column)) * self.pitch_px + self.pitch_px // 2
-            yield Block(number, row, column, rows, columns, cells, positions[:, ::-1].astype(np.int32), tissue)
+            yield Block(number, row, column, rows, columns, cells, tissue, self)
 
     def _tissue(self, shares: TissueShares, row: int, column: int, rows: int, columns: int) -> Mask:
         edges = []

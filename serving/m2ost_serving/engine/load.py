@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from m2ost_contract import (
     CHOICES,
-    DENSE_FILE,
     ENGINE_PARAMETER,
     ONNXRUNTIME_CPU,
-    ONNXRUNTIME_CPU_DENSE,
     ONNXRUNTIME_CUDA,
     OPENVINO_CPU,
     OPENVINO_CPU_BF16,
@@ -19,7 +17,6 @@ from m2ost_contract import (
 
 from ..devices import CudaDevice, HostDevice
 from .base import CpuThreads, Engine
-from .dense import DenseOnnxEngine
 from .mixed import MixedOpenVinoEngine
 from .onnx import OnnxEngine
 from .openvino import OpenVinoEngine
@@ -56,13 +53,6 @@ def load_engine(
         If its file is not the release's.
     """
     views = release.engine.views
-    if choice == ONNXRUNTIME_CPU_DENSE:
-        if release.dense is None:
-            raise EngineError(
-                f"{release.folder}: has no {DENSE_FILE}; export the checkpoint anew with: m2ost export --dense"
-            )
-        release.check(graphs_of(choice))
-        return DenseOnnxEngine(release.dense, views, int(release.manifest.architecture["patch_px"]), threads)
     if choice == OPENVINO_CPU_BF16:
         return _load_mixed(release, threads)
     if choice in (ONNXRUNTIME_CPU, OPENVINO_CPU, ONNXRUNTIME_CUDA):

@@ -58,7 +58,6 @@ PLANS = (
 PROFILES = {
     # name: (backend, engine parameter, needs a GPU, runtime of its plan)
     "cpu": ("python", "onnxruntime-cpu", False, ""),
-    "cpu-dense": ("python", "onnxruntime-cpu-dense", False, ""),
     "cpu-openvino": ("python", "openvino-cpu", False, ""),
     "cpu-bf16": ("python", "openvino-cpu-bf16", False, ""),
     "onnxruntime": ("onnxruntime", "", True, ""),
