@@ -31,7 +31,7 @@ def made(name, folder, **changes):
 @pytest.fixture(scope="module", params=["histogene", "hist2st"])
 def built(request, tmp_path_factory, heavy):
     folder = tmp_path_factory.mktemp(request.param)
-    network, _ = made(request.param, folder, most_spots=40, heads=2)
+    network, _ = made(request.param, folder, most_spots=40, heads=6)
     return network.eval(), folder / "release"
 
 
