@@ -164,6 +164,7 @@ async def predict_dense(
     timeline = timeline or NoTimeline()
     async with SpotStream(address, options.stream, timeline=timeline) as stream:
         engine = stream.info
+        stream.check_level()
         check_genes(dense.genes, engine)
         genes = dense.genes or engine.genes
         with timeline.span("stages", "describe"), stage(seconds, "describe_s"):

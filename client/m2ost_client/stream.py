@@ -216,7 +216,7 @@ class SpotStream:
         ReleaseChanged
             If the server comes back with another release.
         """
-        self._check_level()
+        self.check_level()
         positions = contract.as_centers(centers)
 
         async def score(rows: Rows) -> SpotBatch:
@@ -268,7 +268,14 @@ class SpotStream:
         await self._connection.check_release()
         yield SpotBatch(np.arange(len(positions)), *read_scored(answer, len(positions), self.info))
 
-    def _check_level(self) -> None:
+    def check_level(self) -> None:
+        """Refuse to score spots by themselves where the release predicts a slide as a whole.
+
+        Raises
+        ------
+        InputError
+            Says what to do in its place.
+        """
         if self.info.slide_level is not None:
             raise InputError(
                 "this release predicts a slide as a whole, from all its spots and their places on the array; there are "
@@ -303,7 +310,7 @@ class SpotStream:
         ValueError, RequestRejected, ServerUnavailable, ReleaseChanged
             As :meth:`predict`.
         """
-        self._check_level()
+        self.check_level()
 
         def parts() -> Iterator[tuple[int, Positions, Rows]]:
             for number, block in enumerate(blocks):
@@ -345,7 +352,7 @@ class SpotStream:
         SlideError
             If the slide cannot be read. Otherwise as :meth:`predict`.
         """
-        self._check_level()
+        self.check_level()
         if decoder.geometry != self.info.views:
             raise ValueError(f"the engine takes {self.info.views}, the decoder cuts {decoder.geometry}")
         positions = contract.as_centers(centers)
@@ -378,7 +385,7 @@ class SpotStream:
         BadAnswer
             If the server answers anything else. Otherwise as :meth:`predict`.
         """
-        self._check_level()
+        self.check_level()
         inputs = view_inputs(self.info.views.names, views)
         answer = await self._connection.infer(self.info.names.patches, inputs)
         return read_expression(answer, len(views[0]), self.info)

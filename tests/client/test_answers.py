@@ -98,6 +98,23 @@ def test_a_release_that_says_nothing_of_what_it_is_is_refused(name):
         read_engine(without)
 
 
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"level": "cell"}, "level 'cell'"),
+        ({"level": "slide"}, "slide_level"),
+        ({"level": "slide", "slide_level": "[" * 100_000}, "config"),
+        (
+            {"level": "slide", "slide_level": '{"features": 9, "table": 1e9, "max_spots": 9, "positions": "array"}'},
+            "1000",
+        ),
+    ],
+)
+def test_a_level_that_nobody_knows_is_refused(changes, words):
+    with pytest.raises(BadAnswer, match=words):
+        read_engine(SERVED.to_parameters() | changes)
+
+
 def described(facts=None, **changes):
     arrays = {
         "INFO": np.array([json.dumps(FACTS if facts is None else facts).encode()], object),

@@ -24,15 +24,17 @@ from m2ost_preprocess.slides.spots import read_spots
 from m2ost_preprocess.tiling.views import cut_views
 from tritonclient.utils import InferenceServerException
 
+from tests.support.machine import wait_for
 from tests.support.once import made_once
 
 from . import archives
 from .releases import make_release
-from .servers import metrics_of
+from .servers import Held, metrics_of
 from .test_command_line import m2ost
+from .test_loads import locust
 
 SLIDE, SECTION = "wsi/CMU-1-Small-Region.svs", "her2st/C2.jpg"
-SIZES = {"n_genes": 6, "image_px": 56, "heads": 2, "depth": 1, "most_spots": 200}
+SIZES = {"n_genes": 6, "image_px": 56, "heads": 2, "depth": 1, "most_spots": 300}
 HIST2ST = Hist2StConfig(**SIZES, channels=4, mixers=1, graph_layers=2)
 HISTOGENE = HisToGeneConfig(**SIZES, dim=32, hidden=16)
 
@@ -43,8 +45,13 @@ def release(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def server(release, roots):
-    with TritonServer(ServerOptions(release=release, roots=roots)) as running:
+def log() -> list[dict]:
+    return []
+
+
+@pytest.fixture(scope="module")
+def server(release, roots, log):
+    with TritonServer(ServerOptions(release=release, roots=roots), on_log=log.append) as running:
         yield running
 
 
@@ -83,9 +90,9 @@ def by_pytorch(release, slide, centers, places):
         return network.eval().slide(network.patches(torch.from_numpy(views[0])), torch.from_numpy(places)).numpy()
 
 
-def cells(count, pitch_px=150, seed=0):
+def cells(count, pitch_px=100, seed=0):
     """Spots on the demo slide, and their places: cells of a grid, by chance."""
-    places = np.stack(np.unravel_index(np.random.default_rng(seed).choice(12 * 16, count, replace=False), (12, 16)), 1)
+    places = np.stack(np.unravel_index(np.random.default_rng(seed).choice(18 * 18, count, replace=False), (18, 18)), 1)
     return places * pitch_px + 300, places.astype(np.int32)
 
 
@@ -132,8 +139,8 @@ def test_a_lone_spot_is_a_number(server):
     assert np.isfinite(expression).all()
 
 
-def test_a_slide_is_more_than_one_request_of_spots_and_slides_are_scored_side_by_side(server, release, svs):
-    centers, places = cells(180)
+def test_a_slide_is_more_than_a_request_of_spots_may_be_and_slides_are_scored_side_by_side(server, release, svs):
+    centers, places = cells(280)
     expected = by_pytorch(release, svs, centers, places)
     found = {}
 
@@ -151,7 +158,7 @@ def test_a_slide_is_more_than_one_request_of_spots_and_slides_are_scored_side_by
         np.testing.assert_allclose(found[number], expected, rtol=0, atol=1e-4)
 
 
-PLACES = np.stack(np.unravel_index(np.arange(201), (15, 15)), axis=1)
+PLACES = np.stack(np.unravel_index(np.arange(301), (18, 18)), axis=1)
 
 
 @pytest.mark.parametrize(
@@ -160,7 +167,7 @@ PLACES = np.stack(np.unravel_index(np.arange(201), (15, 15)), axis=1)
         (SLIDE, [(0, 0), (5, -1)], "INVALID_ARGUMENT", r"spot 1 has array position \[5, -1\], outside the 64"),
         (SLIDE, [(0, 0), (64, 1)], "INVALID_ARGUMENT", r"spot 1 has array position \[64, 1\], outside the 64"),
         (SLIDE, [(1, 1), (1, 1)], "INVALID_ARGUMENT", "no two may share one"),
-        (SLIDE, PLACES, "INVALID_ARGUMENT", "201 spots; this network predicts a slide as a whole, of 1 to 200 spots"),
+        (SLIDE, PLACES, "INVALID_ARGUMENT", "301 spots; this network predicts a slide as a whole, of 1 to 300 spots"),
         (SLIDE, PLACES[:0], "INVALID_ARGUMENT", "0 spots"),
         ("wsi/absent.svs", PLACES[:4], "NOT_FOUND", "no such slide on the server"),
         ("wsi/../her2st/C2.jpg", PLACES[:4], "NOT_FOUND", "not a slide name"),
@@ -219,6 +226,12 @@ def test_the_stream_says_what_a_slide_level_release_does_not_do(server, svs):
     asyncio.run(stream())
 
 
+def test_a_load_is_not_sent_to_what_predicts_slides_as_a_whole(server):
+    status, output = locust(server.address, "--slide", SLIDE, "-u", 1, "-t", "1s")
+    assert status == 1
+    assert "predicts slides as a whole; a load is of spots that are predicted each" in output
+
+
 def test_a_spot_level_release_refuses_a_slide_as_a_whole(narrow_server):
     with pytest.raises(InputError, match="predicts each spot by itself"):
         ask(narrow_server, SLIDE, *cells(2))
@@ -243,7 +256,7 @@ def test_an_archive_is_scored_slide_by_slide_and_one_without_places_is_named(
     reasons = {row["slide_id"]: row["reason"] for row in report.summary["failed"]}
     assert set(reasons) == {"bare", "dense"}
     assert "needs places on the array as whole numbers" in reasons["bare"]
-    assert "of 1 to 200 spots" in reasons["dense"]
+    assert "of 1 to 300 spots" in reasons["dense"]
     found = anndata.read_h5ad(out / "results" / "section.h5ad")
     expected, _ = ask(server, SECTION, spots.centers, spots.places())
     np.testing.assert_allclose(found.X, expected, rtol=0, atol=1e-6)
@@ -289,6 +302,19 @@ def test_the_command_says_what_a_slide_level_release_lacks(server, arguments, wo
     assert status == 1, errors
     assert words in " ".join(errors.split())
     assert not list((tmp_path / "out").glob("*.h5ad"))
+
+
+def test_a_slide_whose_client_has_gone_is_given_up(server, log):
+    centers, places = cells(280)
+    with Held(server), pytest.raises(InferenceServerException, match="Deadline Exceeded"):
+        ask_raw(server, SLIDE, centers, places, request_id="gone-1", client_timeout=1)
+
+    def given_up():
+        lines = [line for line in log if line.get("request_id") == "gone-1"]
+        return [line for line in lines if (line["event"], line.get("error")) == ("slide_refused", "cancelled")]
+
+    wait_for(given_up, "the slide to be given up")
+    assert not ask(server, SLIDE, centers[:9], places[:9])[1].any()
 
 
 def test_a_request_that_is_refused_costs_another_nothing(server):

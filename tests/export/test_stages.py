@@ -31,7 +31,7 @@ def made(name, folder, **changes):
 @pytest.fixture(scope="module", params=["histogene", "hist2st"])
 def built(request, tmp_path_factory, heavy):
     folder = tmp_path_factory.mktemp(request.param)
-    network, _ = made(request.param, folder, most_spots=40, heads=2)
+    network, _ = made(request.param, folder, most_spots=40, heads=6)
     return network.eval(), folder / "release"
 
 
@@ -107,7 +107,6 @@ def test_what_is_for_networks_of_a_spot_is_refused_in_a_sentence(built, tmp_path
     for options, what in (
         ({"precision": "fp16"}, "not as fp16"),
         ({"test_time": "dihedral8"}, "not as dihedral8"),
-        ({"dense": True}, "the graph for dense maps is M2OST's alone"),
     ):
         with pytest.raises(ExportError, match=what) as error:
             build_release(network, card, tmp_path / "release", **options)

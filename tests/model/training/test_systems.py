@@ -1,5 +1,7 @@
 """Every spot-level system learns in the same loop, and says what it learned from."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -13,7 +15,9 @@ from m2ost.systems.registry import build, find
 from m2ost.training.config import ConfigError, config_from
 from m2ost.training.run import train
 from m2ost.weights import CheckpointError
+from m2ost_contract import Manifest, SlideLevel
 
+from tests.support.releases import ENGINE
 from tests.support.systems import SIZES, SPOT_LEVEL
 
 PANEL = ("RED", "BLUE", "BOTH", "HOUSE")
@@ -124,8 +128,11 @@ def test_what_learns_from_whole_slides_says_that_it_cannot_yet(name, tiny_raw, t
         train(config_from(raw, "tiny"), tmp_path)
     network = build(find(name).config(n_genes=4, **SIZES[name]))
     save(tmp_path / "checkpoint", network, ModelCard(network.config, PANEL, trained=False))
-    with pytest.raises(Exception, match="predicts a slide as a whole, from places on an array; score it with"):
-        open_subject(tmp_path / "checkpoint", ViewCache(tmp_path))
+    (tmp_path / "release").mkdir()
+    Manifest(replace(ENGINE, slide_level=SlideLevel(16, 8, 40)), {}, {}, {}).write(tmp_path / "release")
+    for subject in ("checkpoint", "release"):
+        with pytest.raises(DataError, match="predicts a slide as a whole, from places on an array; score it with"):
+            open_subject(tmp_path / subject, ViewCache(tmp_path))
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ class TritonPythonModel:
             _Stages(settings[whole_slides.SPOTS_MODEL], settings[whole_slides.SEQUENCE_MODEL]),
             part_rows=rows(whole_slides.PART_ROWS, 64),
             parts_in_flight=rows(whole_slides.PARTS_IN_FLIGHT, 4),
-            slides_at_once=rows(whole_slides.SLIDES_AT_ONCE, 2),
+            slides_at_once=rows(whole_slides.SLIDES_AT_ONCE, 4),
         )
 
     def execute(self, requests):
