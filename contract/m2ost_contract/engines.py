@@ -31,6 +31,9 @@ bfloat16, and the only one that the engine runs on."""
 
 THREADS_PARAMETER = "engine_threads"
 """Parameter of the config of ``m2ost``: threads of an engine on the CPU; where it is absent or ``all``, one a core."""
+RUNS_PARAMETER = "engine_runs"
+"""Parameter of the config of ``m2ost``: batches that an engine on the CPU runs at a time, each with its share of the
+threads; 1 where it is absent."""
 SPINNING_PARAMETER = "engine_spinning"
 """Parameter of the config of ``m2ost``: ``1`` lets ONNX Runtime's threads spin while they wait; ``0`` by default."""
 

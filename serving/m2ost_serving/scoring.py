@@ -17,7 +17,8 @@ from .engine import Engine
 from .queueing import Cancelled, FairQueue
 
 BATCH_ROWS_PARAMETER, BATCH_ROWS = "batch_rows", 32
-"""Parameter of the config, and its default: rows that the engine runs at once. Requests are joined and cut to it."""
+"""Parameter of the config, and its default: rows that the engine runs at once, over all its runs at a time. Requests
+are joined and cut to each run's share."""
 
 SLICE_ROWS = 2
 """Rows of background work that are run at once while others ask: they wait for no more than that, or one more."""
@@ -52,17 +53,20 @@ class _Request:
     sender: str
     out: Any = None
     open_rows: int = field(init=False)
+    lock: threading.Lock = field(default_factory=threading.Lock)
 
     def __post_init__(self) -> None:
         self.open_rows = self.rows
 
     def fill(self, span: slice, expression: Any) -> None:
         """Values of some rows; with the last of them it is answered."""
-        if self.out is None:
-            self.out = np.empty((self.rows, *expression.shape[1:]), expression.dtype)
-        self.out[span] = expression
-        self.open_rows -= len(expression)
-        if not self.open_rows:
+        with self.lock:
+            if self.out is None:
+                self.out = np.empty((self.rows, *expression.shape[1:]), expression.dtype)
+            self.out[span] = expression
+            self.open_rows -= len(expression)
+            whole = not self.open_rows
+        if whole:
             self.reply.expression(self.out)
 
     def drop(self) -> bool:
@@ -113,7 +117,7 @@ def cut(rows: int, usual: int, most: int) -> list[slice]:
 
 
 class Scoring:
-    """Takes requests at once, or refuses them; runs the engine on them in turn, in a thread of its own.
+    """Takes requests at once, or refuses them; runs the engine on them in turn, in a thread for each run at a time.
 
     Clients take turns, and background work goes last (:class:`m2ost_serving.queueing.FairQueue`).
 
@@ -136,14 +140,15 @@ class Scoring:
         tell_run: Callable[[], None] = lambda: None,
         tell_waiting: Callable[[int], None] = lambda rows: None,
     ) -> None:
-        self._engine, self._batch_rows = engine, batch_rows
+        self._engine, self._batch_rows = engine, max(1, batch_rows // engine.runs)
         self._tell_run, self._tell_waiting = tell_run, tell_waiting
         self._queue: FairQueue[_Slice] = FairQueue(waiting_rows, size=lambda part: part.rows, unit="spots")
         self._changed = threading.Condition()
         self._others_until = -math.inf
         self._closed = False
-        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
-        self._thread.start()
+        self._threads = [threading.Thread(target=self._run, name="engine", daemon=True) for _ in range(engine.runs)]
+        for thread in self._threads:
+            thread.start()
 
     def put(
         self, reply: Reply, views: Mapping[str, Any], rows: int, *, background: bool = False, sender: str = ""
@@ -180,14 +185,15 @@ class Scoring:
                 self._others_until = time.monotonic() + OTHERS_S
             self._queue.put(parts)
             self._tell_waiting(self._queue.size)
-            self._changed.notify()
+            self._changed.notify_all()
 
     def close(self) -> None:
         """End it after what is being run. Requests that still wait are answered by nobody."""
         with self._changed:
             self._closed = True
-            self._changed.notify()
-        self._thread.join()
+            self._changed.notify_all()
+        for thread in self._threads:
+            thread.join()
 
     def _run(self) -> None:
         while taken := self._next():

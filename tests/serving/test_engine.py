@@ -2,6 +2,7 @@
 
 import os
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
@@ -99,18 +100,19 @@ def test_threads_are_those_that_the_config_asks_for(release):
     options = load_engine(release, "onnxruntime-cpu", threads=threads)._session.get_session_options()
     assert options.intra_op_num_threads == 1
     assert options.get_session_config_entry("session.intra_op.allow_spinning") == "1"
-    compiled = load_engine(release, "openvino-cpu", threads=threads)._request.get_compiled_model()
+    compiled = load_engine(release, "openvino-cpu", threads=threads)._compiled
     assert compiled.get_property("INFERENCE_NUM_THREADS") == 1
     everything = CpuThreads(len(os.sched_getaffinity(0)), spinning=False)
     assert CpuThreads.from_parameters({"engine_threads": "all"}) == CpuThreads.from_parameters({}) == everything
-    for wrong in ({"engine_threads": "0"}, {"engine_threads": "-1"}, {"engine_spinning": "yes"}):
+    wrong_ones = ({"engine_threads": "0"}, {"engine_threads": "-1"}, {"engine_spinning": "yes"}, {"engine_runs": "0"})
+    for wrong in wrong_ones:
         ((name, value),) = wrong.items()
         with pytest.raises(EngineError, match=f"{name}' is '{value}', not"):
             CpuThreads.from_parameters(wrong)
 
 
 def test_openvino_computes_in_float32_where_the_processor_has_bfloat16(release):
-    compiled = load_engine(release, "openvino-cpu")._request.get_compiled_model()
+    compiled = load_engine(release, "openvino-cpu")._compiled
     assert compiled.get_property("INFERENCE_PRECISION_HINT").to_string() == "f32"
 
 
@@ -118,6 +120,21 @@ def test_openvino_that_is_not_installed_is_an_error_and_never_another_engine(rel
     monkeypatch.setitem(sys.modules, "openvino", None)
     with pytest.raises(EngineError, match=r"no OpenVINO .*pip install 'm2ost-triton\[openvino\]'"):
         load_engine(release, "openvino-cpu")
+
+
+@pytest.mark.parametrize("choice", ["onnxruntime-cpu", "openvino-cpu"])
+def test_two_runs_at_a_time_share_the_threads_and_give_what_each_gives_alone(release, choice):
+    threads = CpuThreads.from_parameters({"engine_threads": "3", "engine_runs": "2"})
+    assert (threads.a_run, CpuThreads.from_parameters({"engine_threads": "1", "engine_runs": "9"}).runs) == (1, 1)
+    engine = load_engine(release, choice, threads=threads)
+    assert engine.runs == 2
+    assert "3 threads, 2 runs at a time" in engine.description
+    batches = [batch_of(rows) for rows in range(2, 34)]
+    expected = [engine.run(batch) for batch in batches]
+    with ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(engine.run, batches * 4))
+    for one, alone in zip(found, expected * 4, strict=True):
+        np.testing.assert_array_equal(one, alone)
 
 
 def test_requests_are_joined_in_order_and_a_single_one_is_not_copied():

@@ -19,7 +19,8 @@ class Mean:
 
     device = HostDevice()
 
-    def __init__(self):
+    def __init__(self, runs=1):
+        self.runs = runs
         self.let, self.batches, self.fails = threading.Semaphore(0), [], False
 
     def run(self, batch):
@@ -49,8 +50,8 @@ class Reply(replies.Reply):
 def make():
     made = []
 
-    def start(**options):
-        engine = Mean()
+    def start(runs=1, **options):
+        engine = Mean(runs)
         found = SimpleNamespace(engine=engine, waiting=[], runs=[])
         found.scoring = Scoring(
             engine, tell_run=lambda: found.runs.append(1), tell_waiting=found.waiting.append, **options
@@ -224,3 +225,15 @@ def test_the_supervisors_probes_are_no_others(make):
     found.engine.let.release(1000)
     answered(archive, probe)
     assert 8 in map(len, found.engine.batches)
+
+
+def test_a_request_is_dealt_to_as_many_runs_as_there_are_at_a_time(make):
+    found = make(runs=2, batch_rows=8)
+    reply = put(found, 10, 8)
+    wait_for(lambda: found.waiting and found.waiting[-1] == 0, "both runs to have taken their share")
+    assert not reply.answers
+    found.engine.let.release(2)
+    wait_for(lambda: reply.answers, "an answer")
+    assert sorted(found.engine.batches) == [[10, 11, 12, 13], [14, 15, 16, 17]]
+    assert reply.answers[0][:, 0].tolist() == list(range(10, 18))
+    assert len(found.runs) == 2

@@ -19,7 +19,15 @@ from google.protobuf import text_format
 from m2ost_client.server.command import DEFAULT_PROFILE, ServerOptions
 from m2ost_client.server.supervisor import TritonServer
 from m2ost_client.stream import StreamOptions
-from m2ost_contract import MODEL_ENGINE, MODEL_TILER, SPINNING_PARAMETER, THREADS_PARAMETER, Manifest, sha256_file
+from m2ost_contract import (
+    MODEL_ENGINE,
+    MODEL_TILER,
+    RUNS_PARAMETER,
+    SPINNING_PARAMETER,
+    THREADS_PARAMETER,
+    Manifest,
+    sha256_file,
+)
 from m2ost_loadtests.rounds import spread_text, time_in_turn
 from m2ost_loadtests.runners import bare_runner, served_runner, spots_to_score
 from m2ost_preprocess.slides import SlideRoots
@@ -43,16 +51,20 @@ class Split:
         Whether these spin while they wait.
     tiler_threads : str
         Of the tiler, beside the one that reads.
+    runs : int
+        Batches that the engine runs at a time.
     """
 
     profile: str
     threads: int
     spinning: bool = False
     tiler_threads: str = "all"
+    runs: int = 1
 
     def __str__(self) -> str:
         spinning = ", spinning" if self.spinning else ""
-        return f"{self.profile}, {self.threads} thread(s){spinning}, tiler {self.tiler_threads}"
+        runs = f", {self.runs} runs at a time" if self.runs > 1 else ""
+        return f"{self.profile}, {self.threads} thread(s){runs}{spinning}, tiler {self.tiler_threads}"
 
 
 def splits(cores: int) -> list[Split]:
@@ -60,7 +72,9 @@ def splits(cores: int) -> list[Split]:
     counts = sorted({cores, max(1, cores - 1)}, reverse=True)
     found = [Split(DEFAULT_PROFILE, n, spinning) for n in counts for spinning in (False, True)]
     found += [Split(DEFAULT_PROFILE, cores, tiler_threads=n) for n in ("0", "1")]
-    return found + [Split(OPENVINO_PROFILE, n) for n in counts]
+    found += [Split(OPENVINO_PROFILE, n) for n in counts]
+    several = sorted({2, cores} - {1}) if cores > 1 else []
+    return found + [Split(profile, cores, runs=n) for profile in (DEFAULT_PROFILE, OPENVINO_PROFILE) for n in several]
 
 
 def release_with(release: Path, split: Split, folder: Path) -> Path:
@@ -69,7 +83,11 @@ def release_with(release: Path, split: Split, folder: Path) -> Path:
     shutil.copytree(release, copy)
     manifest = Manifest.read(copy)
     asked = {
-        MODEL_ENGINE: {THREADS_PARAMETER: str(split.threads), SPINNING_PARAMETER: str(int(split.spinning))},
+        MODEL_ENGINE: {
+            THREADS_PARAMETER: str(split.threads),
+            RUNS_PARAMETER: str(split.runs),
+            SPINNING_PARAMETER: str(int(split.spinning)),
+        },
         MODEL_TILER: {TILER_THREADS_PARAMETER: split.tiler_threads},
     }
     for model, parameters in asked.items():

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
-from m2ost_contract import SPINNING_PARAMETER, THREADS_PARAMETER, EngineError, ViewGeometry
+from m2ost_contract import RUNS_PARAMETER, SPINNING_PARAMETER, THREADS_PARAMETER, EngineError, ViewGeometry
 
 from ..devices import Device
 
@@ -29,10 +29,23 @@ class CpuThreads:
         How many; by default one for each core of this process's CPU set.
     spinning : bool
         Whether they spin while they wait, where the runtime can be told (ONNX Runtime).
+    runs : int
+        Batches that are run at a time, each on its share of the threads: there is no more of them than threads.
     """
 
     count: int = field(default_factory=lambda: len(os.sched_getaffinity(0)))
     spinning: bool = False
+    runs: int = 1
+
+    @property
+    def a_run(self) -> int:
+        """Threads of one run."""
+        return self.count // self.runs
+
+    @property
+    def in_words(self) -> str:
+        """For an engine's description."""
+        return f"{self.count} threads" + (f", {self.runs} runs at a time" if self.runs > 1 else "")
 
     @classmethod
     def from_parameters(cls, parameters: Mapping[str, str]) -> CpuThreads:
@@ -48,8 +61,11 @@ class CpuThreads:
             raise EngineError(f"the config's parameter {THREADS_PARAMETER!r} is {count!r}, not 1, 2, … or all")
         if spinning not in ("0", "1"):
             raise EngineError(f"the config's parameter {SPINNING_PARAMETER!r} is {spinning!r}, not 0 or 1")
-        chosen = {} if count == "all" else {"count": int(count)}
-        return cls(**chosen, spinning=spinning == "1")
+        runs = parameters.get(RUNS_PARAMETER, "1")
+        if not (runs.isdecimal() and int(runs)):
+            raise EngineError(f"the config's parameter {RUNS_PARAMETER!r} is {runs!r}, not 1, 2, …")
+        chosen = cls(spinning=spinning == "1") if count == "all" else cls(int(count), spinning == "1")
+        return replace(chosen, runs=min(int(runs), chosen.count))
 
 
 class Engine(Protocol):
@@ -61,10 +77,13 @@ class Engine(Protocol):
         Where it takes its batches.
     description : str
         Runtime, its version and device, for the log.
+    runs : int
+        How many threads may call :meth:`run` at a time.
     """
 
     device: Device
     description: str
+    runs: int
 
     def run(self, batch: Mapping[str, Any]) -> Expression:
         """Score spots.

@@ -13,7 +13,7 @@ from m2ost_contract import EXPRESSION, MAX_ROWS, EngineError, ViewGeometry
 
 from ..devices import Device, HostDevice
 from .base import KEEP_MEMORY_ROWS, CpuThreads, Expression, check_batch
-from .openvino import compile_graph, import_openvino
+from .openvino import Requests, compile_graph, import_openvino
 
 TOKENS, MEANS = "TOKENS", "MEANS"
 """What the body hands to the tail."""
@@ -51,23 +51,22 @@ class MixedOpenVinoEngine:
         self.device: Device = HostDevice()
         self._geometry = geometry
         self._compiled = [compile_graph(body, threads, precision="bf16"), compile_graph(tail, threads)]
-        self._body, self._tail = (compiled.create_infer_request() for compiled in self._compiled)
+        self.runs = threads.runs
+        self._requests = Requests(self._compiled, threads.runs)
         self.description = (
-            f"OpenVINO {ov.__version__}, CPU, body bfloat16 by {self.instructions}, tail float32, "
-            f"{threads.count} threads"
+            f"OpenVINO {ov.__version__}, CPU, body bfloat16 by {self.instructions}, tail float32, {threads.in_words}"
         )
 
     def run(self, batch: Mapping[str, Any]) -> Expression:
         """See :class:`~m2ost_serving.engine.base.Engine`."""
         rows = check_batch(batch, self._geometry, MAX_ROWS)
-        self._body.infer(dict(batch), share_inputs=True)
-        between = {name: self._body.get_tensor(name) for name in (TOKENS, MEANS)}
-        self._tail.infer(between, share_inputs=True)
-        # The tensor is the request's own, and the next run writes into it.
-        expression: Expression = self._tail.get_tensor(EXPRESSION).data.copy()
+        with self._requests.taken() as (body, tail):
+            body.infer(dict(batch), share_inputs=True)
+            tail.infer({name: body.get_tensor(name) for name in (TOKENS, MEANS)}, share_inputs=True)
+            # The tensor is the request's own, and the next run writes into it.
+            expression: Expression = tail.get_tensor(EXPRESSION).data.copy()
         if rows > KEEP_MEMORY_ROWS:
-            for compiled in self._compiled:
-                compiled.release_memory()
+            self._requests.give_memory_back()
         return expression
 
 

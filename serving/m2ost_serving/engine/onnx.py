@@ -45,11 +45,12 @@ class OnnxEngine:
         import onnxruntime as ort
 
         self.device: Device = device
+        self.runs = 1
         self._geometry = geometry
         threads, counted = threads or CpuThreads(), ""
         if isinstance(device, HostDevice):
-            self._session = cpu_session(onnx, threads)
-            counted = f", {threads.count} threads"
+            self._session, self.runs = cpu_session(onnx, threads), threads.runs
+            counted = f", {threads.in_words}"
         else:
             self._session = cuda_session(onnx, device.index, stream_pointer=device.stream_pointer)
         given = self._session.get_outputs()[0]
@@ -90,7 +91,7 @@ def cpu_session(onnx: Path, threads: CpuThreads | None = None) -> Any:
 
     options = ort.SessionOptions()
     threads = threads or CpuThreads()
-    options.intra_op_num_threads = threads.count
+    options.intra_op_num_threads = threads.a_run
     # Spinning threads would take the cores that the tiler needs between two runs.
     options.add_session_config_entry("session.intra_op.allow_spinning", str(int(threads.spinning)))
     # Work is dealt out in shrinking portions, so that a core the tiler uses for a while does not hold up the other.

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 from m2ost_contract import MAX_ROWS, EngineError, ViewGeometry
@@ -14,7 +17,7 @@ from .base import KEEP_MEMORY_ROWS, CpuThreads, Expression, check_batch
 
 
 class OpenVinoEngine:
-    """A compiled model and one request of it.
+    """A compiled model, and as many requests of it as runs at a time.
 
     Parameters
     ----------
@@ -36,29 +39,62 @@ class OpenVinoEngine:
         self.device: Device = HostDevice()
         self._geometry = geometry
         self._compiled = compile_graph(onnx, threads)
-        self._request = self._compiled.create_infer_request()
-        self.description = f"OpenVINO {ov.__version__}, CPU, float32, {threads.count} threads"
+        self.runs = threads.runs
+        self._requests = Requests([self._compiled], threads.runs)
+        self.description = f"OpenVINO {ov.__version__}, CPU, float32, {threads.in_words}"
 
     def run(self, batch: Mapping[str, Any]) -> Expression:
         """See :class:`~m2ost_serving.engine.base.Engine`."""
         rows = check_batch(batch, self._geometry, MAX_ROWS)
-        self._request.infer(dict(batch), share_inputs=True)
-        # The tensor is the request's own, and the next run writes into it.
-        expression: Expression = self._request.get_output_tensor(0).data.copy()
+        with self._requests.taken() as (request,):
+            request.infer(dict(batch), share_inputs=True)
+            # The tensor is the request's own, and the next run writes into it.
+            expression: Expression = request.get_output_tensor(0).data.copy()
         if rows > KEEP_MEMORY_ROWS:
-            self._compiled.release_memory()
+            self._requests.give_memory_back()
         return expression
 
 
+class Requests:
+    """Requests of compiled models: as many of each as runs at a time."""
+
+    def __init__(self, compiled: Sequence[Any], runs: int) -> None:
+        self._compiled, self._runs = compiled, runs
+        self._free: SimpleQueue[list[Any]] = SimpleQueue()
+        self._alone = threading.Lock()
+        for _ in range(runs):
+            self._free.put([model.create_infer_request() for model in compiled])
+
+    @contextmanager
+    def taken(self) -> Iterator[list[Any]]:
+        """A request of each model, for one run."""
+        requests = self._free.get()
+        try:
+            yield requests
+        finally:
+            self._free.put(requests)
+
+    def give_memory_back(self) -> None:
+        """Have the models let go of what large runs took. OpenVINO refuses that while any request runs."""
+        with self._alone:
+            taken = [self._free.get() for _ in range(self._runs)]
+            try:
+                for model in self._compiled:
+                    model.release_memory()
+            finally:
+                for requests in taken:
+                    self._free.put(requests)
+
+
 def compile_graph(onnx: Path, threads: CpuThreads, *, precision: str = "f32") -> Any:
-    """A graph compiled for the CPU and one request at a time.
+    """A graph compiled for the CPU.
 
     Parameters
     ----------
     onnx : Path
         The graph.
     threads : CpuThreads
-        How many.
+        How many, and of how many requests at a time.
     precision : str
         What OpenVINO may compute in, in its own words. On a processor with bfloat16 it would take that unasked, and a
         release in float32 is promised within 1e-4 of its network.
@@ -74,7 +110,7 @@ def compile_graph(onnx: Path, threads: CpuThreads, *, precision: str = "f32") ->
     """
     properties = {
         "PERFORMANCE_HINT": "LATENCY",
-        "NUM_STREAMS": 1,
+        "NUM_STREAMS": threads.runs,
         "INFERENCE_NUM_THREADS": threads.count,
         "INFERENCE_PRECISION_HINT": precision,
         # A thread bound to one core would wait there for the tiler while another core is free.

@@ -39,6 +39,7 @@ class TensorRTEngine:
     def __init__(self, plan: Path, geometry: ViewGeometry, runtime: str, device: CudaDevice) -> None:
         trt = import_runtime(runtime)
         self.device: Device = device
+        self.runs = 1
         self._geometry = geometry
         self._stream = device.stream_pointer
         # The runtime is kept as long as its engine, the engine as long as its context.
