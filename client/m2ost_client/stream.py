@@ -404,17 +404,9 @@ class SpotStream:
         return spatial_order(positions, window_px=views.window_px(views.n_views - 1, sane))
 
     def _batches(self, order: Rows) -> Iterator[Rows]:
-        """Rows in the order given, up to ``batch_rows`` at a time, and no single one last where that can be.
-
-        An engine on a CPU computes a single row with other last bits; of more, each has the same values whatever it is
-        scored beside.
-        """
+        """Rows in the order given, up to ``batch_rows`` at a time; see :func:`m2ost_contract.spans`."""
         most = self.options.batch_rows
-        starts = list(range(0, len(order), most))
-        if len(starts) > 1 and len(order) - starts[-1] == 1 and most > 2:
-            starts[-1] -= 1
-        for first, stop in zip(starts, [*starts[1:], len(order)], strict=True):
-            yield order[first:stop]
+        yield from (order[span] for span in contract.spans(len(order), most, most))
 
     async def _stream(
         self, parts: Iterator[_Part], score: Callable[[_Part], Awaitable[_Answer]]

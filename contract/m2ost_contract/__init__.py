@@ -92,6 +92,7 @@ from .tensors import (
     RowStatus,
     as_centers,
     number_of_rows,
+    spans,
 )
 
 __all__ = [
@@ -184,6 +185,7 @@ __all__ = [
     "plan_for",
     "put",
     "sha256_file",
+    "spans",
     "supports_version",
     "sync",
     "sync_names",

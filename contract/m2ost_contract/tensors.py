@@ -165,6 +165,21 @@ def as_centers(centers: Any) -> np.ndarray[Any, np.dtype[np.int32]]:
     return np.floor(values).astype(np.int32)
 
 
+def spans(rows: int, usual: int, most: int) -> list[slice]:
+    """Cut rows into spans of ``usual`` rows, none of more than ``most``, and none of a single row where that can be.
+
+    On a CPU, ONNX Runtime multiplies one row by another kernel, whose last bits differ: with two rows and more a spot's
+    values are the same bits whatever is scored beside it.
+    """
+    starts = list(range(0, rows, usual))
+    if len(starts) > 1 and rows - starts[-1] == 1:
+        if usual < most:
+            starts.pop()
+        elif usual > 2:
+            starts[-1] -= 1
+    return [slice(start, stop) for start, stop in zip(starts, [*starts[1:], rows][: len(starts)], strict=True)]
+
+
 def number_of_rows(settings: Mapping[str, str], parameter: str, default: int) -> int:
     """A number of rows in a model's config.
 

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any, Protocol
 
+import m2ost_contract as contract
 import numpy as np
-from m2ost_contract import PROBE_SENDER, WAITING_ROWS
 
 from .engine import Engine
 from .queueing import Cancelled, FairQueue
@@ -101,21 +101,6 @@ class _Slice:
         return self.request.background
 
 
-def cut(rows: int, usual: int, most: int) -> list[slice]:
-    """Cut rows into spans of ``usual`` rows, none of more than ``most``, and none of a single row where that can be.
-
-    On a CPU, ONNX Runtime multiplies one row by another kernel, whose last bits differ: with two rows and more a spot's
-    values are the same bits whatever is scored beside it.
-    """
-    starts = list(range(0, rows, usual))
-    if len(starts) > 1 and rows - starts[-1] == 1:
-        if usual < most:
-            starts.pop()
-        elif usual > 2:
-            starts[-1] -= 1
-    return [slice(start, stop) for start, stop in zip(starts, [*starts[1:], rows], strict=True)]
-
-
 class Scoring:
     """Takes requests at once, or refuses them; runs the engine on them in turn, in a thread for each run at a time.
 
@@ -136,7 +121,7 @@ class Scoring:
         engine: Engine,
         *,
         batch_rows: int = BATCH_ROWS,
-        waiting_rows: int = WAITING_ROWS,
+        waiting_rows: int = contract.WAITING_ROWS,
         tell_run: Callable[[], None] = lambda: None,
         tell_waiting: Callable[[int], None] = lambda rows: None,
     ) -> None:
@@ -178,10 +163,10 @@ class Scoring:
         own = {name: self._engine.device.copy(tensor) for name, tensor in views.items()}
         request = _Request(reply, own, rows, background, sender)
         usual = min(SLICE_ROWS, self._batch_rows) if background else self._batch_rows
-        spans = cut(rows, usual, self._batch_rows)
+        spans = contract.spans(rows, usual, self._batch_rows)
         parts = [_Slice(request, span) for span in spans]
         with self._changed:
-            if not background and sender != PROBE_SENDER:
+            if not background and sender != contract.PROBE_SENDER:
                 self._others_until = time.monotonic() + OTHERS_S
             self._queue.put(parts)
             self._tell_waiting(self._queue.size)

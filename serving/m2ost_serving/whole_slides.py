@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
-from m2ost_contract import MAX_ROWS, QUEUE_FULL, EngineInfo, PositionsError, RowStatus
+from m2ost_contract import MAX_ROWS, QUEUE_FULL, EngineInfo, PositionsError, RowStatus, spans
 from m2ost_preprocess.errors import (
     SlideChanged,
     SlideError,
@@ -25,7 +25,6 @@ from m2ost_preprocess.slides import RootedSlide, SlideRoots
 from m2ost_preprocess.tiling.views import Centers, Statuses, spatial_order
 
 from .queueing import Cancelled, FairQueue, why_dropped
-from .scoring import cut
 from .tiling import TICKET_LOST
 from .triton import Asked
 
@@ -259,8 +258,8 @@ class WholeSlides:
         began = time.monotonic()
         views = self._info.views
         order = spatial_order(slide.centers, window_px=views.window_px(views.n_views - 1))
-        # In parts of one row the values would have other last bits: see `cut`.
-        parts = [order[span] for span in cut(slide.rows, self._part_rows, MAX_ROWS)]
+        # In parts of one row the values would have other last bits: see `spans`.
+        parts = [order[span] for span in spans(slide.rows, self._part_rows, MAX_ROWS)]
         features = np.full((slide.rows, self._level.features), np.nan, np.float32)
         statuses = np.zeros(slide.rows, np.int32)
         stop = threading.Event()

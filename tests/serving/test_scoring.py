@@ -9,7 +9,7 @@ import pytest
 from m2ost_serving import replies, scoring
 from m2ost_serving.devices import HostDevice
 from m2ost_serving.queueing import Cancelled, QueueFull
-from m2ost_serving.scoring import Scoring, cut
+from m2ost_serving.scoring import Scoring
 
 from tests.support.machine import wait_for
 
@@ -107,19 +107,6 @@ def test_requests_are_joined_and_cut_to_the_batch_and_each_gets_its_own_rows(mak
     assert max(map(len, found.engine.batches)) == 8
     assert len(found.runs) == len(found.engine.batches) == 4
     assert {10, 11, 12, 50} < set(found.engine.batches[1])
-
-
-@pytest.mark.parametrize(
-    ("rows", "usual", "most", "sizes"),
-    [
-        (1, 4, 4, [1]), (4, 4, 4, [4]), (5, 4, 4, [3, 2]), (6, 4, 4, [4, 2]), (33, 32, 32, [31, 2]),
-        (256, 32, 32, [32] * 8), (3, 2, 2, [2, 1]), (5, 2, 32, [2, 3]), (1, 2, 32, [1]), (9, 4, 5, [4, 5]),
-    ],
-)  # fmt: skip
-def test_no_row_of_several_is_run_alone(rows, usual, most, sizes):
-    spans = cut(rows, usual, most)
-    assert [span.stop - span.start for span in spans] == sizes
-    assert [row for span in spans for row in range(span.start, span.stop)] == list(range(rows))
 
 
 def test_background_work_runs_in_whole_batches_alone_and_in_slices_while_others_ask(make, monkeypatch):
