@@ -73,7 +73,10 @@ heavy: .venv/.complete
 server-views: .triton/.complete
 	.triton/bin/python -m pytest $(PYTEST_OPTIONS) tests/contract tests/preprocess tests/serving tests/istar/pipeline tests/compat/test_matrix.py
 
+# Both runs export the same releases but once.
+e2e: export M2OST_MADE_ONCE := $(CURDIR)/build/made-once
 e2e: .venv/.complete .triton/.complete
+	rm -rf $(M2OST_MADE_ONCE) && mkdir -p $(M2OST_MADE_ONCE)
 	$(PYTEST) tests/e2e -m 'not alone'
 	.venv/bin/python -m pytest -q tests/e2e -m alone
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
-from m2ost.config import M2OSTConfig
+from m2ost.shipped import CHECKPOINT, shipped_checkpoint
+from m2ost_cli.serving_commands import shipped_release
 from m2ost_client import ServerOptions, TritonServer
 from m2ost_client.archive import SlideRow
 from m2ost_client.server import command
@@ -20,8 +22,23 @@ from .releases import NARROW, make_release
 
 
 @pytest.fixture(scope="session")
-def paper_release(tmp_path_factory) -> Path:
-    return made_once(tmp_path_factory, "paper", lambda folder: make_release(folder, M2OSTConfig())) / "release"
+def shipped_cache(tmp_path_factory) -> Path:
+    """A user's cache as the first `m2ost predict` leaves it: with the release of the shipped checkpoint."""
+
+    def export(folder):
+        with pytest.MonkeyPatch.context() as patch, shipped_checkpoint() as checkpoint:
+            patch.setenv("XDG_CACHE_HOME", str(folder))
+            shutil.copytree(checkpoint, shipped_release().parent / "checkpoint")
+
+    return made_once(tmp_path_factory, "shipped", export)
+
+
+@pytest.fixture(scope="session")
+def paper_release(shipped_cache) -> Path:
+    """A release of the paper's size: that of the shipped checkpoint, which lies beside it."""
+    (checkpoint,) = shipped_cache.glob("*/checkpoint")
+    (release,) = checkpoint.parent.glob(f"{CHECKPOINT}-*")
+    return release
 
 
 @pytest.fixture(scope="session")
