@@ -1,8 +1,6 @@
 """Where a slide-level network's positions come from: a file that tells them, or the grid."""
 
-import anndata
 import numpy as np
-import pandas as pd
 import pytest
 from m2ost_preprocess.errors import SpotError
 from m2ost_preprocess.slides.rectangle import Rectangle
@@ -48,6 +46,8 @@ def test_a_file_without_them_is_read_and_says_what_it_lacks_when_asked(tmp_path,
 
 
 def test_an_h5ad_has_them_in_obs(tmp_path):
+    anndata = pytest.importorskip("anndata")
+    pd = pytest.importorskip("pandas")
     obs = pd.DataFrame({"array_row": [1, 2, 3], "array_col": [4, 5, 6], "in_tissue": [1, 0, 1]}, index=["a", "b", "c"])
     table = anndata.AnnData(X=np.zeros((3, 1), np.float32), obs=obs)
     table.obsm["spatial"] = np.array([[10.0, 20], [30, 40], [50, 60]])
