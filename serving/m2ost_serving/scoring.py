@@ -129,7 +129,7 @@ class Scoring:
         self._tell_run, self._tell_waiting = tell_run, tell_waiting
         self._queue: FairQueue[_Slice] = FairQueue(waiting_rows, size=lambda part: part.rows, unit="spots")
         self._changed = threading.Condition()
-        self._others_until = -math.inf
+        self._others_until, self._background_runs = -math.inf, 0
         self._closed = False
         self._threads = [threading.Thread(target=self._run, name="engine", daemon=True) for _ in range(engine.runs)]
         for thread in self._threads:
@@ -187,21 +187,33 @@ class Scoring:
             except Exception as error:  # without an answer their clients would wait for ever
                 for part in taken:
                     part.request.reply.error(error)
+            if taken[0].background:
+                with self._changed:
+                    self._background_runs -= 1
+                    self._changed.notify_all()
 
     def _next(self) -> list[_Slice]:
         """What is to be run next; empty once this is closed."""
         with self._changed:
             while not self._closed:
                 self._queue.remove(lambda part: part.request.drop())
-                taken = self._queue.take(self._rows_at_once, lambda part: True)
+                taken = self._queue.take(self._rows_at_once, self._may_run)
                 self._tell_waiting(self._queue.size)
                 if taken:
+                    self._background_runs += taken[0].background
                     return taken
                 self._changed.wait()
             return []
 
+    def _others_ask(self) -> bool:
+        return time.monotonic() < self._others_until
+
+    def _may_run(self, part: _Slice) -> bool:
+        """While others ask, one of several runs is kept free of background work for them."""
+        return not (part.background and self._others_ask()) or self._background_runs < max(1, self._engine.runs - 1)
+
     def _rows_at_once(self, first: _Slice) -> int:
-        return SLICE_ROWS if first.background and time.monotonic() < self._others_until else self._batch_rows
+        return SLICE_ROWS if first.background and self._others_ask() else self._batch_rows
 
     def _score(self, taken: list[_Slice]) -> None:
         # Neighbouring slices of a request are one again, so that rows which lie together are not copied.

@@ -224,3 +224,17 @@ def test_a_request_is_dealt_to_as_many_runs_as_there_are_at_a_time(make):
     assert sorted(found.engine.batches) == [[10, 11, 12, 13], [14, 15, 16, 17]]
     assert reply.answers[0][:, 0].tolist() == list(range(10, 18))
     assert len(found.runs) == 2
+
+
+def test_while_others_ask_one_of_two_runs_is_free_of_background_work(make):
+    found = make(runs=2, batch_rows=8)
+    first = put(found, 0)
+    found.engine.let.release()
+    answered(first)
+    archive = put(found, 10, 6, background=True)
+    wait_for(lambda: found.waiting[-1] == 4, "one run at background work")
+    other = put(found, 20, 2)
+    wait_for(lambda: found.waiting[-1] == 4, "the other run at the request of somebody who waits")
+    found.engine.let.release(1000)
+    answered(other, archive)
+    assert sorted(map(len, found.engine.batches[1:])) == [2, 2, 2, 2]
