@@ -415,6 +415,18 @@ def no_image(
     _write(report, to_markdown(report), out, "no-image-her2")
 
 
+@bench.command()
+def domains(
+    data: Annotated[Path, typer.Argument(help="HER2+ with its labels; images are not needed.")],
+    out: Out,
+) -> None:
+    """Compare the domains that each method finds with a pathologist's labels."""
+    with needs("loadtest"), needs("domains"):
+        from m2ost_bench.domains import measure, to_markdown
+    report = measure(data, _say)
+    _write(report, to_markdown(report), out, "domains-her2")
+
+
 @bench.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True}, add_help_option=False)
 def gpu_check(context: typer.Context) -> None:
     """Check a GPU machine: what is computed is right, then how fast; `m2ost bench gpu-check --help` for options."""
