@@ -15,7 +15,7 @@ from m2ost_domains.labels import agreement, read_labels
 from m2ost_domains.methods import METHODS, DomainOptions, find_domains
 from m2ost_loadtests.machine import describe_machine, versions
 
-PACKAGES = ("numpy", "scikit-learn", "igraph", "leidenalg")
+PACKAGES = ("numpy", "scikit-learn", "igraph", "leidenalg", "torch")
 SUFFIX = "_labeled_coordinates.tsv"
 
 
@@ -55,7 +55,7 @@ def measure(root: Path, say: Callable[[str], None], *, seed: int = 0) -> dict[st
         k = len({labels[spot] for spot in expression.spot_names if spot in labels})
         sections[name] = {"k": k, "spots": len(expression.rows), "methods": {}}
         for method in METHODS:
-            domains = find_domains(expression.values, DomainOptions(k=k, method=method, seed=seed))
+            domains = find_domains(expression.values, expression.centers, DomainOptions(k=k, method=method, seed=seed))
             agreed = agreement(expression.spot_names, domains.tolist(), labels)
             sections[name]["labelled"] = agreed.spots
             sections[name]["methods"][method] = {"ari": agreed.ari, "found": len(np.unique(domains))}

@@ -20,7 +20,7 @@ def domains(
     ],
     k: Annotated[int, typer.Option("--k", help="How many domains.")],
     out: Annotated[Path, typer.Option("--out", help="Folder for the table, the map and the record.")],
-    method: Annotated[str, typer.Option(help="gmm, kmeans or leiden.")] = "gmm",
+    method: Annotated[str, typer.Option(help="gmm, kmeans, leiden; staig and mcgae need torch.")] = "gmm",
     spots: Annotated[Path | None, typer.Option(help="Positions for a table of counts, as for predict.")] = None,
     labels: Annotated[
         Path | None,
@@ -37,8 +37,11 @@ def domains(
     """
     with needs("domains"):
         from m2ost_domains.expression import read_expression
-        from m2ost_domains.methods import DomainOptions
+        from m2ost_domains.methods import GRAPH_METHODS, DomainOptions
         from m2ost_domains.run import run
+    if method in GRAPH_METHODS:
+        with needs("train"):
+            import torch  # noqa: F401
     options = DomainOptions(k=k, method=method, seed=seed)
     found = run(read_expression(expression, spots=spots, mpp=mpp), options, out, labels=labels)
     record = found.record

@@ -59,6 +59,12 @@ class Expression:
         """Names of the m spots that have values."""
         return tuple(str(self.table.obs_names[row]) for row in self.rows)
 
+    @property
+    def centers(self) -> Values:
+        """Positions of the m spots that have values, in level-0 pixels: shape (m, 2)."""
+        found: Values = np.asarray(self.table.obsm["spatial"], np.float64)[self.rows]
+        return found
+
 
 def read_expression(path: Path, *, spots: Path | None = None, mpp: float | None = None) -> Expression:
     """Read a result or counts.

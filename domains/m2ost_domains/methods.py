@@ -1,4 +1,7 @@
-"""Methods that find domains, by name: each groups the spots of a section by their principal components."""
+"""Methods that find domains, by name: each groups the spots of a section by principal components.
+
+Those of expression itself; or of what a network makes of it that is trained on the section's graph (needs torch).
+"""
 
 from __future__ import annotations
 
@@ -28,31 +31,24 @@ Groups = np.ndarray[Any, np.dtype[np.intp]]
 
 
 def components(values: Values) -> Values:
-    """The first 15 principal components of the spots, or as many as there are: float64, shape (m, c).
-
-    Raises
-    ------
-    DomainsError
-        If all spots are alike.
-    """
-    if len(values) < 2 or not (np.ptp(values, axis=0) > 0).any():
-        raise DomainsError("all spots have the same expression, in which there are no domains")
+    """The first 15 principal components of the spots, or as many as there are: float64, shape (m, c)."""
     found = PCA(min(COMPONENTS, len(values) - 1, values.shape[1]), svd_solver="full").fit_transform(values)
     return np.asarray(found, np.float64)
 
 
-def gmm(points: Values, k: int, seed: int) -> Groups:
+def gmm(values: Values, centers: Values, k: int, seed: int) -> Groups:
     """A mixture of k normal distributions with one covariance in common."""
+    points = components(values)
     model = GaussianMixture(k, covariance_type="tied", n_init=STARTS, random_state=seed)
     return np.asarray(model.fit_predict(points), np.intp)
 
 
-def kmeans(points: Values, k: int, seed: int) -> Groups:
+def kmeans(values: Values, centers: Values, k: int, seed: int) -> Groups:
     """k-means."""
-    return np.asarray(KMeans(k, n_init=STARTS, random_state=seed).fit_predict(points), np.intp)
+    return np.asarray(KMeans(k, n_init=STARTS, random_state=seed).fit_predict(components(values)), np.intp)
 
 
-def leiden(points: Values, k: int, seed: int) -> Groups:
+def leiden(values: Values, centers: Values, k: int, seed: int) -> Groups:
     """Leiden communities of the graph of nearest neighbours.
 
     The resolution is searched at which there are k; where none is met, the number nearest to k is kept.
@@ -60,6 +56,7 @@ def leiden(points: Values, k: int, seed: int) -> Groups:
     import igraph
     import leidenalg
 
+    points = components(values)
     nearest = kneighbors_graph(points, min(NEIGHBOURS, len(points) - 1))
     a, b = nearest.maximum(nearest.T).nonzero()
     graph = igraph.Graph(len(points), [(int(i), int(j)) for i, j in zip(a, b, strict=True) if i < j])
@@ -80,8 +77,30 @@ def leiden(points: Values, k: int, seed: int) -> Groups:
     return best
 
 
-METHODS: dict[str, Callable[[Values, int, int], Groups]] = {"gmm": gmm, "kmeans": kmeans, "leiden": leiden}
-"""From components (m, c), the number of domains and a seed to a group for each spot, shape (m,)."""
+def staig(values: Values, centers: Values, k: int, seed: int) -> Groups:
+    """The mixture, on the embedding of STAIG."""
+    from .staig import embed
+
+    return gmm(embed(values, centers, seed), centers, k, seed)
+
+
+def mcgae(values: Values, centers: Values, k: int, seed: int) -> Groups:
+    """The mixture, on the embedding of MCGAE."""
+    from .mcgae import embed
+
+    return gmm(embed(values, centers, k, seed), centers, k, seed)
+
+
+METHODS: dict[str, Callable[[Values, Values, int, int], Groups]] = {
+    "gmm": gmm,
+    "kmeans": kmeans,
+    "leiden": leiden,
+    "staig": staig,
+    "mcgae": mcgae,
+}
+"""From expression (m, genes), positions (m, 2), the number of domains and a seed to a group for each spot, (m,)."""
+GRAPH_METHODS = ("staig", "mcgae")
+"""Those that need torch."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,29 +133,33 @@ class DomainOptions:
             raise DomainsError(f"unknown method {self.method!r}; there are {', '.join(METHODS)}")
 
 
-def find_domains(values: Values, options: DomainOptions) -> Groups:
+def find_domains(values: Values, centers: Values, options: DomainOptions) -> Groups:
     """Group the spots of a section.
 
     Parameters
     ----------
     values : ndarray of float64, shape (m, genes)
         Finite.
+    centers : ndarray of float64, shape (m, 2)
+        Their positions, in any unit.
     options : DomainOptions
 
     Returns
     -------
     ndarray of int, shape (m,)
         1 for the largest domain, 2 for the next …; of two that are as large, that of the earlier spot comes first.
-        There may be fewer than k of ``gmm``, and another number of ``leiden``.
+        There may be fewer than k of a mixture, and another number of ``leiden``.
 
     Raises
     ------
     DomainsError
-        If there are fewer spots than domains, or all spots are alike.
+        If there are fewer spots than domains, all spots are alike, or there are too many for the method.
     """
     if options.k > len(values):
         raise DomainsError(f"{options.k} domains of {len(values)} spots with a value; give at most as many with --k")
-    groups = METHODS[options.method](components(values), options.k, options.seed)
+    if not (np.ptp(values, axis=0) > 0).any():
+        raise DomainsError("all spots have the same expression, in which there are no domains")
+    groups = METHODS[options.method](values, centers, options.k, options.seed)
     _, first, sizes = np.unique(groups, return_index=True, return_counts=True)
     _, inverse = np.unique(groups, return_inverse=True)
     rank = np.empty(len(sizes), np.intp)

@@ -52,7 +52,7 @@ def run(expression: Expression, options: DomainOptions, out: Path, *, labels: Pa
         If they cannot be written.
     """
     known = read_labels(labels) if labels else None
-    domains = find_domains(expression.values, options)
+    domains = find_domains(expression.values, expression.centers, options)
     sizes = np.bincount(domains)[1:]
     record: dict[str, Any] = {
         **asdict(options),

@@ -32,15 +32,15 @@ def counts_file(tmp_path):
 def test_known_domains_are_found_and_the_same_again(counts_file, method):
     expression = read_expression(counts_file)
     options = DomainOptions(k=3, method=method)
-    found = find_domains(expression.values, options)
+    found = find_domains(expression.values, expression.centers, options)
     assert agreement(NAMES, found, dict(zip(NAMES, map(str, TRUTH), strict=True))).ari == 1
-    assert (find_domains(expression.values, options) == found).all()
+    assert (find_domains(expression.values, expression.centers, options) == found).all()
 
 
 def test_domains_are_numbered_by_size():
     truth = np.repeat([2, 0, 1], [10, 30, 20])
     values = log_normalised(sparse.csr_matrix(counts_of(truth)))
-    found = find_domains(values, DomainOptions(k=3, method="kmeans"))
+    found = find_domains(values, np.zeros((60, 2)), DomainOptions(k=3, method="kmeans"))
     assert found.tolist() == [3] * 10 + [1] * 30 + [2] * 20
 
 
@@ -140,7 +140,7 @@ def test_labels_of_other_spots_are_refused_and_nothing_is_written(tmp_path, coun
     [
         (("--k", 1), "give 2 or more with --k"),
         (("--k", 145), "145 domains of 144 spots"),
-        (("--k", 3, "--method", "mclust"), "unknown method 'mclust'; there are gmm, kmeans, leiden"),
+        (("--k", 3, "--method", "mclust"), "unknown method 'mclust'; there are gmm, kmeans, leiden, staig, mcgae"),
         (("--k", 3, "--spots", "a.tsv"), "has positions of its own"),
     ],
 )
