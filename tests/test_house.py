@@ -11,7 +11,7 @@ from tests.support.data import REPOSITORY
 
 FOLDERS = (
     "contract", "preprocess", "serving", "model", "export", "client", "istar", "model_repository", "loadtests",
-    "benchmarks", "cli",
+    "domains", "benchmarks", "cli",
 )  # fmt: skip
 """Folders that hold code which is installed."""
 

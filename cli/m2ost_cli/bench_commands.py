@@ -401,6 +401,32 @@ def archive_soak(
     _write(report, to_markdown(report), out, "archive-soak")
 
 
+@bench.command()
+def no_image(
+    data: Annotated[list[Path], typer.Argument(help="Folders of HER2+; together all of its sections, images or none.")],
+    panel: Annotated[Path, typer.Option(help="The genes, one a line.")],
+    out: Out,
+) -> None:
+    """What two constants score on the authors' split of HER2+: the article's measures beside r per gene."""
+    with needs("loadtest"), needs("train"):
+        from m2ost.data.her2 import read_without_images
+        from m2ost_bench.no_image import measure, to_markdown
+    report = measure([section for folder in data for section in read_without_images(folder)], read_genes(panel, 0))
+    _write(report, to_markdown(report), out, "no-image-her2")
+
+
+@bench.command()
+def domains(
+    data: Annotated[Path, typer.Argument(help="HER2+ with its labels; images are not needed.")],
+    out: Out,
+) -> None:
+    """Compare the domains that each method finds with a pathologist's labels."""
+    with needs("loadtest"), needs("domains"):
+        from m2ost_bench.domains import measure, to_markdown
+    report = measure(data, _say)
+    _write(report, to_markdown(report), out, "domains-her2")
+
+
 @bench.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True}, add_help_option=False)
 def gpu_check(context: typer.Context) -> None:
     """Check a GPU machine: what is computed is right, then how fast; `m2ost bench gpu-check --help` for options."""

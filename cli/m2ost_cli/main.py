@@ -14,6 +14,7 @@ from . import (
     archive_commands,
     bench_commands,
     doctor_command,
+    domains_command,
     model_commands,
     release_commands,
     report_command,
@@ -34,6 +35,7 @@ training_commands.register(app)
 release_commands.register(app)
 serving_commands.register(app)
 report_command.register(app)
+domains_command.register(app)
 archive_commands.register(app)
 doctor_command.register(app)
 bench_commands.register(app)

@@ -90,27 +90,34 @@ def _figure(result: SlideResult, panels: int) -> tuple[Figure, list[Axes]]:
         axis.imshow(result.slide.thumbnail, extent=(0, result.slide.size[0], result.slide.size[1], 0))
         axis.autoscale(False)
         axis.set_axis_off()
-        axis.add_artist(_scale_bar(axis, result))
+        add_scale_bar(axis, result.slide.size[0], result.slide.mpp)
     return figure, axes
 
 
-def scale_bar(result: SlideResult) -> tuple[float, str]:
-    """Length of a scale bar in level-0 pixels, at most a quarter of the slide's width where µm/px is known, and its
-    label."""
-    width_px = result.slide.size[0]
-    if not result.slide.mpp:
+def scale_bar(width_px: float, mpp: float | None) -> tuple[float, str]:
+    """Length of a scale bar in level-0 pixels and its label.
+
+    Parameters
+    ----------
+    width_px : float
+        Width of the picture in level-0 pixels; where µm/px is known, the bar is at most a quarter of it.
+    mpp : float or None
+        µm/px of level 0.
+    """
+    if not mpp:
         length_px = float(10 ** int(np.log10(max(width_px, 1) / 2)))
         return length_px, f"{length_px:g} px (µm/px unknown)"
-    width_um = width_px * result.slide.mpp
-    length_um = max([b for b in _SCALE_BARS_UM if b <= width_um / 4], default=_SCALE_BARS_UM[0])
+    length_um = max([b for b in _SCALE_BARS_UM if b <= width_px * mpp / 4], default=_SCALE_BARS_UM[0])
     label = f"{length_um} µm" if length_um < 1000 else f"{length_um // 1000} mm"
-    return length_um / result.slide.mpp, label
+    return length_um / mpp, label
 
 
-def _scale_bar(axis: Axes, result: SlideResult) -> AnchoredSizeBar:
-    length_px, label = scale_bar(result)
-    thickness_px = result.slide.size[0] / 150
-    return AnchoredSizeBar(axis.transData, length_px, label, "lower right", frameon=True, size_vertical=thickness_px)
+def add_scale_bar(axis: Axes, width_px: float, mpp: float | None) -> None:
+    """Draw :func:`scale_bar` into a picture whose axes are level-0 pixels."""
+    length_px, label = scale_bar(width_px, mpp)
+    axis.add_artist(
+        AnchoredSizeBar(axis.transData, length_px, label, "lower right", frameon=True, size_vertical=width_px / 150)
+    )
 
 
 def _draw_spots(axis: Axes, result: SlideResult, valid: Any, colours: Any) -> None:

@@ -17,5 +17,6 @@ class M2OSTError(Exception):
         ├── ClientError                        server, answers, results     m2ost_client.errors
         ├── CheckpointError, DataError, ConfigError, TrainingError          m2ost
         ├── ExportError                        checkpoint to release        m2ost_export.errors
+        ├── DomainsError                       domains of spots             m2ost_domains.errors
         └── LoadTestError                      loads and measurements       m2ost_loadtests.errors
     """

@@ -12,8 +12,11 @@ from tests.support.data import REPOSITORY
 
 COMMANDS = typer.main.get_command(bench).commands
 
+WITHOUT_A_RELEASE = {"domains", "no-image"}
+"""Commands that measure on data alone."""
 
-@pytest.mark.parametrize("name", sorted(set(COMMANDS) - {"gpu-check"}))
+
+@pytest.mark.parametrize("name", sorted(set(COMMANDS) - {"gpu-check", *WITHOUT_A_RELEASE}))
 def test_the_release_comes_first_then_the_slide_then_options(name):
     arguments = [p.name for p in COMMANDS[name].params if p.param_type_name == "argument"]
     assert arguments == ["release", "slide"]

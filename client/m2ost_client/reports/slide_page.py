@@ -44,7 +44,7 @@ def slide_page(result: SlideResult, metadata: Mapping[str, Any], genes: Sequence
     """
     picture, size = slide_picture(result.slide.thumbnail, SLIDE_PX, _QUALITY)
     data = map_data(result, genes)
-    bar_px, bar_label = scale_bar(result)
+    bar_px, bar_label = scale_bar(result.slide.size[0], result.slide.mpp)
     valid = int((result.status == 0).sum())
     return render(
         "slide",

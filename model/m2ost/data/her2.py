@@ -30,15 +30,33 @@ def is_layout(root: Path) -> bool:
 
 def read(root: Path, names: Sequence[str] | None = None) -> list[Section]:
     """Sections of the data set; see :func:`m2ost.data.datasets.read_sections`."""
-    found = {p.name.removesuffix("_selection.tsv"): p for pattern in SPOTS for p in root.glob(pattern.format(name="*"))}
+    found = _spot_files(root)
+    return [_read(root, name, found[name]) for name in choose(root, sorted(found), names)]
+
+
+def read_without_images(root: Path, names: Sequence[str] | None = None) -> list[Section]:
+    """The same of a folder that need not hold images: spots and counts, for what sees none.
+
+    A section's ``image`` is where its image would be.
+    """
+    found = _spot_files(root)
     return [
-        join(
-            name=name,
-            patient=name[0],
-            image=find_one(root, name, "image", IMAGES),
-            spots=read_spots(found[name]),
-            table=read_counts_table(find_one(root, name, "counts", COUNTS)),
-            mpp=MPP.get(name[0], 0.688),
-        )
+        _read(root, name, found[name], root / IMAGES[-1].format(name=name))
         for name in choose(root, sorted(found), names)
     ]
+
+
+def _spot_files(root: Path) -> dict[str, Path]:
+    """Spot files by section."""
+    return {p.name.removesuffix("_selection.tsv"): p for pattern in SPOTS for p in root.glob(pattern.format(name="*"))}
+
+
+def _read(root: Path, name: str, spots: Path, image: Path | None = None) -> Section:
+    return join(
+        name=name,
+        patient=name[0],
+        image=image or find_one(root, name, "image", IMAGES),
+        spots=read_spots(spots),
+        table=read_counts_table(find_one(root, name, "counts", COUNTS)),
+        mpp=MPP.get(name[0], 0.688),
+    )
