@@ -35,10 +35,12 @@ def test_the_gpu_check_reads_its_own_options(options):
 RECORDS = {
     "served_vs_bare-amd-epyc-2-cores": ("served.served_vs_bare", "- served/bare: 0."),
     "served_vs_bare-intel-xeon-no-amx-2-cores": ("served.served_vs_bare", "- served/served cpu, processor time: 0."),
+    "served_vs_bare-intel-xeon-2-cores": ("served.served_vs_bare", "- served/bare, processor time: 0."),
     "engines-intel-xeon-no-amx-2-cores": ("engines.speed", "| openvino-cpu-bf16 | "),
     "soak-amd-epyc-2-cores": ("served.soak", "Growth of the peak from the first to the second half: client "),
     "engines-intel-xeon-2-cores": ("engines.speed", "| openvino-cpu | "),
     "engine-threads-intel-xeon-2-cores": ("engines.threads", "| cpu, 2 thread(s), tiler all | "),
+    "engine-runs-intel-xeon-2-cores": ("engines.threads", "| cpu, 2 thread(s), 2 runs at a time, tiler all | "),
     "dense-intel-xeon-2-cores": ("istar.refined_map", "| everywhere | 0.5 sd | "),
     "archive-intel-xeon-2-cores": ("archive.speed_report", "- rescore/predict: **"),
     "archive-soak-intel-xeon-2-cores": ("archive.soak", "- growth of the peak, last run: client "),
