@@ -221,7 +221,7 @@ class WholeSlides:
             self._level.check(slide.positions, slide.rows, whose=slide.shown)
         except PositionsError as error:
             raise UnsupportedRequest(str(error)) from error
-        # The request's tensors are gone when this returns.
+        # Copies: the tensors' memory is Triton's again when this returns.
         slide.centers, slide.positions = slide.centers.copy(), slide.positions.copy()
         slide.until = slide.arrived + (slide.asked.timeout_s or BUDGET_S)
         with self._changed:

@@ -39,11 +39,8 @@ class TritonPythonModel:
                 reply.slide = triton.text(slide.reshape(-1)[0])
                 asked = triton.read_request(request)
                 triton.check_release(asked, self._release)
-                # Copies: the tensors' memory is Triton's again when execute returns.
                 self._slides.put(
-                    whole_slides.WholeSlide(
-                        reply, reply.slide, centers.copy(), positions.copy(), float(scale.reshape(-1)[0]), asked
-                    )
+                    whole_slides.WholeSlide(reply, reply.slide, centers, positions, float(scale.reshape(-1)[0]), asked)
                 )
             except Exception as error:  # its own: the others are served
                 reply.error(error)
