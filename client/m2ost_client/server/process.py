@@ -15,7 +15,7 @@ from typing import Any
 
 from . import logs
 from .command import Command
-from .host import SHM, owner_file, remove_shared_memory
+from .host import SHM, of_all_processes, owner_file, remove_shared_memory
 
 _GUARD = 'read -r group || exit; read -r done || { kill -s KILL -- "-$group"; rm -rf "$1"* "$2" "$3"; }'
 """A shell that outlives this process by a moment. Told the server's process group, it waits; if its input ends without
@@ -105,13 +105,8 @@ class ServerProcess:
 
     def ended_children(self) -> tuple[int, ...]:
         """Process ids of children of the server that have ended, of which it has taken no notice yet."""
-        found = []
-        for stat in Path("/proc").glob("[0-9]*/stat"):
-            with contextlib.suppress(OSError):  # one that ends meanwhile
-                state, parent = stat.read_text(errors="replace").rpartition(")")[2].split()[:2]
-                if state == "Z" and int(parent) == self.pid:
-                    found.append(int(stat.parent.name))
-        return tuple(found)
+        states = {pid: stat.rpartition(")")[2].split()[:2] for pid, stat in of_all_processes("stat")}
+        return tuple(pid for pid, (state, parent) in states.items() if state == "Z" and int(parent) == self.pid)
 
     def end(self, grace_s: float, *, whole: bool = False) -> None:
         """End the server and its models: SIGTERM and time for running requests, then SIGKILL for the group.

@@ -3,6 +3,8 @@
 import contextlib
 import os
 import socket
+import subprocess
+import sys
 
 import pytest
 from m2ost_client import ServerStartError
@@ -150,3 +152,20 @@ except ServerStartError as error:
 """
     (line,) = in_namespaces(script)
     assert line.startswith("cannot write to /dev/shm, through which Triton's models hand on tensors: ")
+
+
+def test_processes_that_end_while_they_are_read_are_left_out():
+    """Linux says ENOENT of most of them and ESRCH of a few."""
+    program = """
+import os, signal
+from m2ost_client.server.host import of_all_processes
+signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+os.listdir = lambda folder: ["self", str(child), str(os.getpid())]
+for _ in range(500):
+    if not (child := os.fork()):
+        os._exit(0)
+    while len(found := dict(of_all_processes("stat"))) > 1:
+        pass
+    assert list(found) == [os.getpid()]
+"""
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=120)

@@ -10,7 +10,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-from ..host import SHM
+from ..host import SHM, of_all_processes
 from ..installation import AS_A_MODEL, Installation
 from .facts import Gpu, HostFacts, ServerFacts
 
@@ -107,12 +107,8 @@ def threads_left() -> int | None:
 
 def _threads_of(user: int) -> int:
     threads = 0
-    for status in Path("/proc").glob("[0-9]*/status"):
-        try:
-            lines = status.read_text(encoding="utf-8", errors="replace").splitlines()
-        except OSError:  # it ended meanwhile
-            continue
-        fields = {name: value.split() for name, _, value in (line.partition(":") for line in lines)}
+    for _, status in of_all_processes("status"):
+        fields = {name: value.split() for name, _, value in (line.partition(":") for line in status.splitlines())}
         if fields["Uid"][0] == str(user):
             threads += int(fields["Threads"][0])
     return threads
