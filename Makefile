@@ -15,11 +15,12 @@ PYTEST_OPTIONS := -q -n 2 --dist loadfile
 test check: export OMP_NUM_THREADS := 1
 PYTEST := .venv/bin/python -m pytest $(PYTEST_OPTIONS)
 
-.PHONY: help demo test check lint light heavy server-views e2e formats fuzz attack bench bench-tiler gate soak gpu-check gpu-carry clean
+.PHONY: help demo test check lint light heavy server-views e2e image-test deploy-test formats fuzz attack bench bench-tiler gate soak gpu-check gpu-carry clean
 help:
 	@echo "make demo   a real slide in, an expression map out, through an embedded Triton"
 	@echo "make check  lint, types, imports, and every test that trains, exports and serves nothing: under three minutes"
 	@echo "make test   the same, then the other tests, those of the server's environment, and the end-to-end tests"
+	@echo "make deploy-test   the images, run as they are deployed; as root on Debian, with deploy/install-test-tools.sh"
 	@echo "make formats   write the README's table of formats anew; make fuzz   damage 1,200 files by chance"
 	@echo "make attack 10,000 hostile requests, overload, faults and evil slides, on a served release"
 	@echo "make bench  served against bare inference and the authors' way, and M2OST against iStar, interleaved"
@@ -65,10 +66,10 @@ build/browser: | .venv/.complete
 	.venv/bin/python scripts/fetch_browser.py $@
 
 light: .venv/.complete build/browser
-	$(PYTEST) -n 4 --ignore tests/e2e -m 'not heavy'
+	$(PYTEST) -n 4 --ignore tests/e2e --ignore tests/deploy -m 'not heavy'
 
 heavy: .venv/.complete
-	$(PYTEST) --ignore tests/e2e -m heavy
+	$(PYTEST) --ignore tests/e2e --ignore tests/deploy -m heavy
 
 server-views: .triton/.complete
 	.triton/bin/python -m pytest $(PYTEST_OPTIONS) tests/contract tests/preprocess tests/serving tests/istar/pipeline tests/compat/test_matrix.py
@@ -79,6 +80,17 @@ e2e: .venv/.complete .triton/.complete
 	rm -rf $(M2OST_MADE_ONCE) && mkdir -p $(M2OST_MADE_ONCE)
 	$(PYTEST) tests/e2e -m 'not alone'
 	.venv/bin/python -m pytest -q tests/e2e -m alone
+
+build/deploy/base.tar: deploy/install-test-tools.sh constraints/deploy.txt
+	mkdir -p build/deploy
+	deploy/install-test-tools.sh
+	@touch $@
+
+image-test: .venv/.complete .triton/.complete build/deploy/base.tar
+	.venv/bin/python -m pytest -q tests/deploy/test_image.py
+
+deploy-test: .venv/.complete .triton/.complete build/deploy/base.tar
+	.venv/bin/python -m pytest -q tests/deploy
 
 formats: .venv/.complete $(DEMO_SLIDE)
 	.venv/bin/python -m tests.compat.table $(DEMO_SLIDE)

@@ -77,6 +77,9 @@ def serve(
         str, typer.Option(help="Triton's --model-config-name: cpu, onnxruntime, tensorrt, python-gpu …")
     ] = "cpu",
     reader: Reader = None,
+    ready_file: Annotated[
+        Path | None, typer.Option(help="A file that is there, and not older than a minute, while the server is ready.")
+    ] = None,
     start_timeout_s: Annotated[
         float, typer.Option(min=1, help="Longest time until ready; a profile that builds an engine needs minutes.")
     ] = 120,
@@ -104,6 +107,7 @@ def serve(
         ports=Ports(grpc_port, http_port, metrics_port),
         http=http,
         profile=profile,
+        ready_file=ready_file,
         start_timeout_s=start_timeout_s,
     )
     if http:

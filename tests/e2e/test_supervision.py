@@ -33,10 +33,10 @@ M2OST = Path(sys.executable).with_name("m2ost")
 
 
 @pytest.fixture
-def server(narrow_release, roots):
+def server(narrow_release, roots, tmp_path):
     """A server of this test's own, to be harmed."""
     log = []
-    options = ServerOptions(release=narrow_release, roots=roots, probe_interval_s=0.5)
+    options = ServerOptions(release=narrow_release, roots=roots, probe_interval_s=0.5, ready_file=tmp_path / "ready")
     with TritonServer(options, on_log=log.append) as server:
         server.log = log
         yield server
@@ -46,8 +46,13 @@ def server(narrow_release, roots):
 def test_a_dead_model_process_is_noticed_and_the_server_restarted(server, model):
     before = set(SHM.glob(f"{server.shm_prefix}*"))
     assert before
+    file = server.options.ready_file
+    looked = file.stat().st_mtime_ns
+    wait_for(lambda: file.stat().st_mtime_ns > looked, "another look")
     process_of(server, f"/{model}/1/model.py").send_signal(signal.SIGSEGV)
+    wait_for(lambda: not file.exists(), "the file to go")
     wait_for(lambda: server.restarts == 1, "restart")
+    wait_for(file.exists, "ready again")
     _, status = by_server(server.address, SLIDE, [(800, 800)])
     assert status.tolist() == [RowStatus.OK]
     assert not before & set(SHM.glob(f"{server.shm_prefix}*")), "the dead server's shared memory is still there"

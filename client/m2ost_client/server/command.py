@@ -70,6 +70,9 @@ class ServerOptions:
     trace : Path, optional
         Where the server writes Triton's trace of every request as it ends; beside it, at :func:`decoder_trace`, its
         decoders write theirs.
+    ready_file : Path, optional
+        A file that is there while the server is ready, and written anew with each look that finds nothing wrong, for
+        the probes of containers: Triton itself says that it is ready when a model's process has died.
     start_timeout_s : float
         Longest time until ready, in seconds.
     probe_interval_s : float
@@ -91,6 +94,7 @@ class ServerOptions:
     http: bool = False
     profile: str = DEFAULT_PROFILE
     trace: Path | None = None
+    ready_file: Path | None = None
     start_timeout_s: float = 120.0
     probe_interval_s: float = 5.0
     hang_timeout_s: float = 360.0

@@ -331,7 +331,7 @@ class TritonServer:
                     unproved = unproved_ports(process.pid, self.options.host, self.ports) if health.ready else ()
                     if health.ready and not unproved:
                         ready_since = now
-                        self.ready = True
+                        self._tell(ready=True)
                         self._sink(logs.event("info", "server_ready", address=self.address, metrics=self.metrics_url))
                         self._ready.set()
                     else:
@@ -343,13 +343,25 @@ class TritonServer:
                     hung = watch.hung(health.overdue, executions, now)
                     if hung is not None:
                         return ended(f"{hung} executed nothing for {self.options.hang_timeout_s:g} s")
+                    self._tell(ready=True)
                 self._pause(process, 0.2 if ready_since is None else self.options.probe_interval_s)
             grace_s = STOP_GRACE_S
             return ended("stopped")
         finally:
-            self.ready = False
+            self._tell(ready=False)
             self._process = None
             process.end(grace_s, whole=self.options.trace is not None)
+
+    def _tell(self, *, ready: bool) -> None:
+        """Note whether the server is ready, in the file too that others look at."""
+        self.ready = ready
+        file = self.options.ready_file
+        if file is None:
+            return
+        try:
+            file.write_text(f"{self.address}\n", encoding="ascii") if ready else file.unlink(missing_ok=True)
+        except OSError as error:
+            self._sink(logs.event("error", "ready_file_unwritten", reason=str(error)))
 
     def _too_late(self, health: Health, unproved: tuple[str, ...]) -> str:
         heard = "; ".join(unproved) or health.words

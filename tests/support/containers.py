@@ -1,0 +1,99 @@
+"""Images and containers of the tests, by podman."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.support.data import REPOSITORY
+
+BUILT = REPOSITORY / "build" / "deploy"
+BASE, SERVER, CLIENT = "localhost/m2ost-base:test", "localhost/m2ost-server:test", "localhost/m2ost-client:test"
+
+SETTINGS = """[containers]
+default_ulimits = ["nofile=20000:20000", "nproc=20000:20000"]
+[engine]
+runtime = "runc"
+"""
+"""For machines on which a container may not raise its limits, and with cgroups that crun does not know."""
+
+
+def need_containers() -> None:
+    """Skip the test where images cannot be built; in CI it fails."""
+    missing = [name for name in ("podman", "buildah") if not shutil.which(name)]
+    missing += [] if (BUILT / "base.tar").exists() else [str(BUILT / "base.tar")]
+    if missing:
+        reason = f"absent: {', '.join(missing)} (deploy/install-test-tools.sh brings them)"
+        if os.environ.get("CI") == "true":
+            pytest.fail(reason)
+        pytest.skip(reason)
+
+
+def tool(name: str, *arguments: object, **options) -> str:
+    """What one of the checking programs prints."""
+    return _run(BUILT / "tools" / "bin" / name, *arguments, **options)
+
+
+def podman(*arguments: object, **options) -> str:
+    """What podman prints."""
+    return _run("podman", *arguments, **options)
+
+
+def _run(program: str | Path, *arguments: object, **options) -> str:
+    settings = BUILT / "containers.conf"
+    settings.write_text(SETTINGS)
+    done = subprocess.run(
+        [program, *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=options.pop("stderr", subprocess.PIPE),
+        text=True,
+        env={**os.environ, "CONTAINERS_CONF": str(settings)},
+        **options,
+    )
+    told = (done.stdout + (done.stderr or ""))[-4000:]
+    assert done.returncode == 0, f"{program} {' '.join(map(str, arguments))}\n{told}"
+    return done.stdout
+
+
+def build(target: str, tag: str) -> str:
+    """Build an image of deploy/Containerfile on Debian; what has not changed is taken from the last time."""
+    if BASE not in podman("images", "--format", "{{.Repository}}:{{.Tag}}").split():
+        podman("import", BUILT / "base.tar", BASE)
+    # How this machine's pip reaches an index: certificates, settings, local folders of wheels.
+    mounted = [p for p in ("/etc/ssl/certs", "/etc/pip.conf") if Path(p).exists()]
+    _run(
+        "buildah",
+        *("bud", "--isolation", "chroot", "--layers", "--format", "docker", "--target", target, "--tag", tag),
+        *(word for path in mounted for word in ("--volume", f"{path}:{path}:ro")),
+        *("--build-arg", f"BASE={BASE}", "--file", REPOSITORY / "deploy" / "Containerfile", REPOSITORY),
+    )
+    return tag
+
+
+def said(name: str) -> str:
+    """What a container has printed, errors too."""
+    return podman("logs", name, stderr=subprocess.STDOUT)
+
+
+def inspect(kind: str, name: str) -> dict:
+    """What podman knows of an image or a container."""
+    return json.loads(podman(kind, "inspect", name))[0]
+
+
+@contextmanager
+def container(image: str, *command: object, options: tuple[object, ...] = ()) -> Iterator[str]:
+    """A container that runs a command, as a strict cluster would let it; its id."""
+    strict = ("--user", "10001:10001", "--read-only", "--tmpfs", "/tmp", "--cap-drop", "all", "--network", "host")
+    strict += ("--security-opt", "no-new-privileges", "--shm-size", "512m", "--memory", "4g")
+    name = podman("run", "--detach", *strict, *options, image, *command).strip()
+    try:
+        yield name
+    finally:
+        podman("rm", "--force", "--time", "0", name)
