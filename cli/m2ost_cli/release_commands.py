@@ -1,4 +1,4 @@
-"""Commands that make what is served: ``export``, ``build-engine`` and ``export-istar``."""
+"""Commands that make and bring what is served: ``export``, ``build-engine``, ``export-istar`` and ``fetch``."""
 
 from __future__ import annotations
 
@@ -106,7 +106,11 @@ def export(
 
 def build_engine(
     release: Annotated[Path, typer.Argument(help="A release folder, made anywhere.")],
-    out: Out,
+    out: Annotated[Path | None, typer.Option("--out", help="Release folder to create; never overwritten.")] = None,
+    cache: Annotated[
+        Path | None,
+        typer.Option(help="In place of --out: build only what this folder lacks, and print the folder to serve."),
+    ] = None,
     engine: Annotated[str, typer.Option(help="tensorrt or tensorrt-rtx.")] = "tensorrt",
     compute_capability: Capabilities = "",
     opt_rows: OptRows = 32,
@@ -114,8 +118,14 @@ def build_engine(
 ) -> None:
     """Make a release with engines out of a release, on the machine and in the image that serve. Needs no torch."""
     with needs(engine if engine in ("tensorrt", "tensorrt-rtx") else "export"):
-        from m2ost_export.engine_release import add_engines
-    manifest = add_engines(release, out, _options(engine, compute_capability, opt_rows, timing_cache))
+        from m2ost_export.engine_release import add_engines, cached_engines
+    options = _options(engine, compute_capability, opt_rows, timing_cache)
+    if cache is not None and out is None:
+        print(cached_engines(release, cache, options))
+        return
+    if out is None or cache is not None:
+        raise UserError("give --out NEW_RELEASE, or --cache FOLDER, and not both")
+    manifest = add_engines(release, out, options)
     _print_release(out, manifest)
 
 
@@ -218,8 +228,21 @@ def export_istar(
     )
 
 
+def fetch(
+    source: Annotated[str, typer.Argument(metavar="URL", help="A release elsewhere: s3://bucket/release, gs://… …")],
+    out: Out,
+    sha256: Annotated[str, typer.Option(help="Of its manifest.json, which has those of all other files.")],
+) -> None:
+    """Copy a release from object storage, and refuse it unless every file is what it was exported as."""
+    with needs("client"):
+        from m2ost_client.archive.releases import fetch_release
+    release = fetch_release(source, out, sha256)
+    print(f"{out}: release {release.engine.release_sha256[:12]}, {len(release.manifest.files)} files as exported")
+
+
 def register(app: typer.Typer) -> None:
     """Add the commands to ``app``."""
     app.command()(export)
+    app.command()(fetch)
     app.command("build-engine")(build_engine)
     app.command()(export_istar)

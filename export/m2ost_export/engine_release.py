@@ -3,14 +3,50 @@
 from __future__ import annotations
 
 import shutil
+from contextlib import suppress
 from pathlib import Path
 
 from m2ost_contract import GRAPHS, ONNX_FILE, Manifest, Release, complete_folder
 
 from .assemble import assemble, engine_folder
-from .engines import EngineOptions, build_plans
+from .engines import EngineOptions, build_plans, find_targets
 from .errors import ExportError
 from .onnx_files import load_checked
+
+
+def cached_engines(release: Path, cache: Path, options: EngineOptions) -> Path:
+    """A release with engines for the GPUs at hand out of a cache, built there if it has none yet.
+
+    Machines may share the cache: what an engine depends on is in its folder's name, and a folder under its final name
+    is complete. Whoever builds what another has just built takes the other's.
+
+    Parameters
+    ----------
+    release : Path
+        The release to start from.
+    cache : Path
+        Folder of releases with engines.
+    options : EngineOptions
+        What to build.
+
+    Returns
+    -------
+    Path
+        The release with engines, below ``cache``; its files are those that its manifest describes.
+
+    Raises
+    ------
+    As :func:`add_engines`.
+    """
+    toolkit, _, capabilities = find_targets(options)
+    identity = Release.open(release).engine.release_sha256
+    words = (identity[:16], toolkit.name, toolkit.version, *(f"sm{c}" for c in capabilities), f"rows{options.opt_rows}")
+    destination = cache / "-".join(words)
+    if not destination.exists():
+        with suppress(FileExistsError):
+            add_engines(release, destination, options)
+    Release.open(destination).check()
+    return destination
 
 
 def add_engines(release: Path, destination: Path, options: EngineOptions) -> Manifest:

@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from m2ost_contract import Manifest, ReleaseError, changed_files, sha256_file
-from m2ost_export.engine_release import add_engines
+from m2ost_export.engine_release import add_engines, cached_engines
 from m2ost_export.engines import EngineOptions, plans
 from m2ost_export.engines.builder import build_engine, check_network_precision, check_weights_bytes
 from m2ost_export.engines.gpu import Driver, Gpu, find_driver
@@ -138,6 +138,19 @@ def test_engines_are_added_by_making_a_release_out_of_a_release(small_release, t
     assert not changed_files(tmp_path / "second", second.files)
     profile = parse_config((tmp_path / "second" / "m2ost" / "configs" / "tensorrt.pbtxt").read_text())
     assert not profile.cc_model_filenames, "Triton cannot run RTX's plans"
+
+
+def test_engines_in_a_cache_are_built_once_for_each_release_gpu_and_version(small_release, tmp_path):
+    built = cached_engines(small_release, tmp_path, options("8.9"))
+    assert built.name.startswith(f"{Manifest.read(small_release).engine.release_sha256[:16]}-tensorrt-rtx-")
+    assert "-sm8.9-" in built.name
+    made = (built / "manifest.json").stat().st_mtime_ns
+    assert cached_engines(small_release, tmp_path, options("8.9")) == built
+    assert ((built / "manifest.json").stat().st_mtime_ns, len(list(tmp_path.iterdir()))) == (made, 1)
+    (plan,) = Manifest.read(built).engines
+    (built / plan.file).write_bytes(b"cut")
+    with pytest.raises(ReleaseError, match=plan.file):
+        cached_engines(small_release, tmp_path, options("8.9"))
 
 
 def test_each_engine_is_built_and_read_on_a_gpu_that_it_is_for(small_release, tmp_path, monkeypatch):
