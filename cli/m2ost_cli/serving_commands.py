@@ -20,7 +20,18 @@ from m2ost_preprocess.slides import SlideRoots
 from m2ost_preprocess.slides.dense_grid import parse_pitch
 from m2ost_preprocess.slides.rectangle import Rectangle
 
-from .common import Reader, UserError, cache_folder, needs, use_reader
+from .common import (
+    Reader,
+    TlsCa,
+    TlsCert,
+    TlsKey,
+    TokenFile,
+    UserError,
+    cache_folder,
+    client_credentials,
+    needs,
+    use_reader,
+)
 
 if TYPE_CHECKING:
     from m2ost_client.dense import DenseOptions, DenseReport
@@ -123,8 +134,13 @@ def predict(
     slide: Annotated[str, typer.Argument(help="A slide file; with --server, its name there: root/relative/path.")],
     out: Annotated[Path, typer.Option("--out", help="Folder for the results.")],
     server: Annotated[
-        str | None, typer.Option(help="host:port of a server; without it one runs for this slide.")
+        str | None,
+        typer.Option(help="host:port of a server, or dns:///name:port; without it one runs for this slide."),
     ] = None,
+    tls_ca: TlsCa = None,
+    tls_cert: TlsCert = None,
+    tls_key: TlsKey = None,
+    token_file: TokenFile = None,
     model: Annotated[
         str | None, typer.Option(help="With --server: the release's name, where that server has several.")
     ] = None,
@@ -193,6 +209,7 @@ def predict(
         raise UserError("--send-pixels is for a server elsewhere; give --server ADDRESS")
     if model and not server:
         raise UserError(MODEL_NEEDS_SERVER)
+    credentials = client_credentials(tls_ca, tls_cert, tls_key, token_file, elsewhere=server is not None)
     use_reader(reader, reads_here=server is None or send_pixels)
     if dense is None and (everywhere or gene or tolerance is not None):
         raise UserError("--everywhere, --gene and --tolerance are for a dense map; give --dense 16px")
@@ -214,7 +231,9 @@ def predict(
         )
     area = Rectangle.parse(region) if region is not None else None
     try:
-        stream = StreamOptions(batch_rows=batch_rows, window=window, retry_for_s=retry_for_s, model=model)
+        stream = StreamOptions(
+            batch_rows=batch_rows, window=window, retry_for_s=retry_for_s, model=model, credentials=credentials
+        )
         views_at = view_mpp if view_mpp in (None, "model") else float(view_mpp)
     except ValueError as error:
         raise UserError(str(error)) from error
