@@ -43,6 +43,17 @@ EXIT_SPOTS_WITHOUT_VALUE = 3
 EMBEDDED_ROOT = "slides"
 MODEL_NEEDS_SERVER = "--model is for a server of several releases; give --server ADDRESS"
 SERVER_IS_THERE = "--server serves a release in its own way; leave --release, --checkpoint and --profile out"
+ServerCert = Annotated[
+    Path | None,
+    typer.Option("--tls-cert", help="PEM file: the server's certificate; gRPC is then TLS and nothing else."),
+]
+ServerKey = Annotated[Path | None, typer.Option("--tls-key", help="PEM file: the certificate's key.")]
+ClientsCa = Annotated[
+    Path | None, typer.Option("--tls-ca", help="PEM file: clients must show a certificate that one of it signed.")
+]
+ServerToken = Annotated[
+    Path | None, typer.Option("--token-file", help="File whose only line is a token that clients must send.")
+]
 _LEVELS = ("debug", "info", "warning", "error")
 
 
@@ -84,6 +95,10 @@ def serve(
     ] = False,
     http_port: Annotated[int, typer.Option(min=0, max=65535, help="With --http. 0: any free port.")] = 8000,
     metrics_port: Annotated[int, typer.Option(min=0, max=65535, help="0: any free port.")] = 8002,
+    tls_cert: ServerCert = None,
+    tls_key: ServerKey = None,
+    tls_ca: ClientsCa = None,
+    token_file: ServerToken = None,
     profile: Annotated[
         str, typer.Option(help="Triton's --model-config-name: cpu, onnxruntime, tensorrt, python-gpu …")
     ] = "cpu",
@@ -96,6 +111,7 @@ def serve(
 ) -> None:
     """Serve a release. Prints JSON log lines; Ctrl-C or SIGTERM stops it cleanly."""
     with needs("client"):
+        from m2ost_client.credentials import Credentials
         from m2ost_client.server.command import HTTP_RISK, ServerOptions
         from m2ost_client.server.host import Ports
         from m2ost_client.server.supervisor import TritonServer
@@ -114,6 +130,7 @@ def serve(
         host=host,
         ports=Ports(grpc_port, http_port, metrics_port),
         http=http,
+        credentials=Credentials(ca=tls_ca, certificate=tls_cert, key=tls_key, token_file=token_file),
         profile=profile,
         start_timeout_s=start_timeout_s,
     )
