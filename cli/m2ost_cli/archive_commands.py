@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .common import Reader, UserError, needs, use_reader
+from .common import Reader, TlsCa, TlsCert, TlsKey, TokenFile, UserError, client_credentials, needs, use_reader
 from .serving_commands import MODEL_NEEDS_SERVER, SERVER_IS_THERE, embedded
 
 if TYPE_CHECKING:
@@ -35,8 +35,15 @@ def rescore(
     out: Annotated[Path, typer.Option("--out", help="The archive's folder: results, state, table and summary.")],
     server: Annotated[
         list[str] | None,
-        typer.Option("--server", help="host:port of a server; repeatable. Without it one runs for this archive."),
+        typer.Option(
+            "--server",
+            help="host:port of a server, or dns:///name:port; repeatable. Without it one runs for this archive.",
+        ),
     ] = None,
+    tls_ca: TlsCa = None,
+    tls_cert: TlsCert = None,
+    tls_key: TlsKey = None,
+    token_file: TokenFile = None,
     model: Annotated[
         str | None, typer.Option(help="With --server: the release's name, where the servers have several.")
     ] = None,
@@ -109,6 +116,7 @@ def rescore(
         raise UserError(SERVER_IS_THERE)
     if profile == AUTO:
         raise UserError("an archive is scored on one engine, whatever machine goes on with it; name its --profile")
+    credentials = client_credentials(tls_ca, tls_cert, tls_key, token_file, elsewhere=bool(server))
     use_reader(reader, reads_here=not server or send_pixels)
     try:
         StreamOptions(batch_rows=batch_rows)
@@ -139,6 +147,7 @@ def rescore(
         send_pixels=send_pixels,
         ray=ray,
         model=model,
+        credentials=credentials,
     )
     with _progress(len(slides.rows)) as on_progress:
         try:

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from .common import UserError, cache_folder, needs, read_genes
+from .common import TlsCa, TlsCert, TlsKey, TokenFile, UserError, cache_folder, client_credentials, needs, read_genes
 
 bench = typer.Typer(help="Measure a served release: ratios of one run.", no_args_is_help=True)
 
@@ -148,6 +148,10 @@ def gate(
     server: Annotated[
         str | None, typer.Option(help="host:port of a running server; without it one runs for this.")
     ] = None,
+    tls_ca: TlsCa = None,
+    tls_cert: TlsCert = None,
+    tls_key: TlsKey = None,
+    token_file: TokenFile = None,
     served_as: Annotated[
         str | None, typer.Option(help="With --server: the slide's name there, root/relative/path.")
     ] = None,
@@ -181,11 +185,15 @@ def gate(
     then = Baseline.read(baseline) if baseline else None
     if (server is None) != (served_as is None):
         raise UserError("--server and --served-as belong together: the address, and the slide's name there")
+    credentials = client_credentials(tls_ca, tls_cert, tls_key, token_file, elsewhere=server is not None)
+    target = None
+    if server and served_as:
+        target = Target(address=server, slide=served_as, metrics_url=metrics_url, credentials=credentials)
     try:
         options = GateOptions(
             release=release,
             slide=slide,
-            target=Target(address=server, slide=served_as, metrics_url=metrics_url) if server and served_as else None,
+            target=target,
             pitch_um=pitch_um,
             mpp=mpp,
             rounds=rounds,

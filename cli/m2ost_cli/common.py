@@ -6,11 +6,14 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from m2ost_contract import ENV_READER, READERS, M2OSTError
 from m2ost_preprocess.home import user_cache
+
+if TYPE_CHECKING:
+    from m2ost_client.credentials import Credentials
 
 
 class UserError(M2OSTError):
@@ -55,6 +58,42 @@ def use_reader(reader: str | None, *, reads_here: bool) -> None:
     if not reads_here and reader != os.environ.get(ENV_READER):  # the variable may be meant for other commands
         raise UserError(f"that server reads its slides in its own way; start it with --reader {reader}")
     os.environ[ENV_READER] = reader
+
+
+TlsCa = Annotated[
+    Path | None,
+    typer.Option("--tls-ca", help="PEM file: who signed the certificates that are trusted. Or M2OST_TLS_CA."),
+]
+TlsCert = Annotated[
+    Path | None, typer.Option("--tls-cert", help="PEM file: the certificate that is shown. Or M2OST_TLS_CERT.")
+]
+TlsKey = Annotated[Path | None, typer.Option("--tls-key", help="PEM file: its key. Or M2OST_TLS_KEY.")]
+TokenFile = Annotated[
+    Path | None,
+    typer.Option("--token-file", help="File with the server's token as its only line. Or M2OST_TOKEN_FILE."),
+]
+
+
+def client_credentials(
+    ca: Path | None, certificate: Path | None, key: Path | None, token_file: Path | None, *, elsewhere: bool
+) -> Credentials:
+    """What a command shows a server, by its options and by the environment.
+
+    Parameters
+    ----------
+    ca, certificate, key, token_file : Path or None
+        Of the command's options.
+    elsewhere : bool
+        Whether it asks a server elsewhere; one that it starts itself is asked for nothing of the kind.
+    """
+    from m2ost_client.credentials import Credentials
+
+    given = Credentials(ca=ca, certificate=certificate, key=key, token_file=token_file)
+    if elsewhere:
+        return Credentials.from_environment(**given.given())
+    if given.given():
+        raise UserError("--tls-ca, --tls-cert, --tls-key and --token-file are for a server elsewhere; give --server")
+    return given  # the variables may be meant for other commands
 
 
 def cache_folder() -> Path:

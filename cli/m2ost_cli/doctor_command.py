@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from .common import needs
-from .serving_commands import split_roots
+from .serving_commands import ClientsCa, ServerCert, ServerKey, ServerToken, split_roots
 
 EXIT_DOES_NOT_FIT = 1
 
@@ -30,6 +30,10 @@ def doctor(
     http: Annotated[bool, typer.Option("--http", help="For a server that speaks HTTP too.")] = False,
     http_port: Annotated[int, typer.Option(min=0, max=65535, help="With --http. 0: any free port.")] = 8000,
     metrics_port: Annotated[int, typer.Option(min=0, max=65535, help="0: any free port.")] = 8002,
+    tls_cert: ServerCert = None,
+    tls_key: ServerKey = None,
+    tls_ca: ClientsCa = None,
+    token_file: ServerToken = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Say, before anything is served, whether this machine fits a release, and what mends each thing that does not.
@@ -37,6 +41,7 @@ def doctor(
     Exit status: 0 it fits; 1 it does not.
     """
     with needs("client"):
+        from m2ost_client.credentials import Credentials
         from m2ost_client.server.doctor import errors, examine
         from m2ost_client.server.host import Ports
     with ExitStack() as stack:
@@ -49,6 +54,7 @@ def doctor(
             roots=split_roots(slides or []),
             host=host,
             ports=Ports(grpc_port, http_port if http else None, metrics_port),
+            credentials=Credentials(ca=tls_ca, certificate=tls_cert, key=tls_key, token_file=token_file),
         )
     wrong = errors(findings)
     if as_json:

@@ -20,7 +20,18 @@ from m2ost_preprocess.slides import SlideRoots
 from m2ost_preprocess.slides.dense_grid import parse_pitch
 from m2ost_preprocess.slides.rectangle import Rectangle
 
-from .common import Reader, UserError, cache_folder, needs, use_reader
+from .common import (
+    Reader,
+    TlsCa,
+    TlsCert,
+    TlsKey,
+    TokenFile,
+    UserError,
+    cache_folder,
+    client_credentials,
+    needs,
+    use_reader,
+)
 
 if TYPE_CHECKING:
     from m2ost_client.dense import DenseOptions, DenseReport
@@ -32,6 +43,17 @@ EXIT_SPOTS_WITHOUT_VALUE = 3
 EMBEDDED_ROOT = "slides"
 MODEL_NEEDS_SERVER = "--model is for a server of several releases; give --server ADDRESS"
 SERVER_IS_THERE = "--server serves a release in its own way; leave --release, --checkpoint and --profile out"
+ServerCert = Annotated[
+    Path | None,
+    typer.Option("--tls-cert", help="PEM file: the server's certificate; gRPC is then TLS and nothing else."),
+]
+ServerKey = Annotated[Path | None, typer.Option("--tls-key", help="PEM file: the certificate's key.")]
+ClientsCa = Annotated[
+    Path | None, typer.Option("--tls-ca", help="PEM file: clients must show a certificate that one of it signed.")
+]
+ServerToken = Annotated[
+    Path | None, typer.Option("--token-file", help="File whose only line is a token that clients must send.")
+]
 _LEVELS = ("debug", "info", "warning", "error")
 
 
@@ -73,6 +95,10 @@ def serve(
     ] = False,
     http_port: Annotated[int, typer.Option(min=0, max=65535, help="With --http. 0: any free port.")] = 8000,
     metrics_port: Annotated[int, typer.Option(min=0, max=65535, help="0: any free port.")] = 8002,
+    tls_cert: ServerCert = None,
+    tls_key: ServerKey = None,
+    tls_ca: ClientsCa = None,
+    token_file: ServerToken = None,
     profile: Annotated[
         str, typer.Option(help="Triton's --model-config-name: cpu, onnxruntime, tensorrt, python-gpu …")
     ] = "cpu",
@@ -88,6 +114,7 @@ def serve(
 ) -> None:
     """Serve a release. Prints JSON log lines; Ctrl-C or SIGTERM stops it cleanly."""
     with needs("client"):
+        from m2ost_client.credentials import Credentials
         from m2ost_client.server.command import HTTP_RISK, ServerOptions
         from m2ost_client.server.host import Ports
         from m2ost_client.server.supervisor import TritonServer
@@ -106,6 +133,7 @@ def serve(
         host=host,
         ports=Ports(grpc_port, http_port, metrics_port),
         http=http,
+        credentials=Credentials(ca=tls_ca, certificate=tls_cert, key=tls_key, token_file=token_file),
         profile=profile,
         ready_file=ready_file,
         start_timeout_s=start_timeout_s,
@@ -127,8 +155,13 @@ def predict(
     slide: Annotated[str, typer.Argument(help="A slide file; with --server, its name there: root/relative/path.")],
     out: Annotated[Path, typer.Option("--out", help="Folder for the results.")],
     server: Annotated[
-        str | None, typer.Option(help="host:port of a server; without it one runs for this slide.")
+        str | None,
+        typer.Option(help="host:port of a server, or dns:///name:port; without it one runs for this slide."),
     ] = None,
+    tls_ca: TlsCa = None,
+    tls_cert: TlsCert = None,
+    tls_key: TlsKey = None,
+    token_file: TokenFile = None,
     model: Annotated[
         str | None, typer.Option(help="With --server: the release's name, where that server has several.")
     ] = None,
@@ -197,6 +230,7 @@ def predict(
         raise UserError("--send-pixels is for a server elsewhere; give --server ADDRESS")
     if model and not server:
         raise UserError(MODEL_NEEDS_SERVER)
+    credentials = client_credentials(tls_ca, tls_cert, tls_key, token_file, elsewhere=server is not None)
     use_reader(reader, reads_here=server is None or send_pixels)
     if dense is None and (everywhere or gene or tolerance is not None):
         raise UserError("--everywhere, --gene and --tolerance are for a dense map; give --dense 16px")
@@ -218,7 +252,9 @@ def predict(
         )
     area = Rectangle.parse(region) if region is not None else None
     try:
-        stream = StreamOptions(batch_rows=batch_rows, window=window, retry_for_s=retry_for_s, model=model)
+        stream = StreamOptions(
+            batch_rows=batch_rows, window=window, retry_for_s=retry_for_s, model=model, credentials=credentials
+        )
         views_at = view_mpp if view_mpp in (None, "model") else float(view_mpp)
     except ValueError as error:
         raise UserError(str(error)) from error

@@ -3,7 +3,9 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from .credentials import Credentials
 from .errors import (
+    AccessRefused,
     ClientError,
     InputError,
     OutputError,
@@ -24,7 +26,9 @@ if TYPE_CHECKING:
     from .predict import predict_slide
 
 __all__ = [
+    "AccessRefused",
     "ClientError",
+    "Credentials",
     "DenseOptions",
     "InputError",
     "OutputError",

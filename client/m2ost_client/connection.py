@@ -9,6 +9,7 @@ import secrets
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import m2ost_contract as contract
@@ -18,24 +19,38 @@ from m2ost_preprocess.network import channel_options, through_proxy
 from tritonclient.utils import InferenceServerException
 
 from .answers import is_dead_stub, read_engine, read_served
-from .errors import BadAnswer, ReleaseChanged, RequestRejected, ServerUnavailable
+from .credentials import Credentials
+from .errors import AccessRefused, BadAnswer, ReleaseChanged, RequestRejected, ServerUnavailable
+from .handshake import RESTRICTED, why_refused, wrong_token
 from .timeline import NoTimeline, Timeline
 
 FULL_FOR_S = 600.0
 """How long a client waits for a server that is full, in seconds, where none of its requests is answered."""
 
-_TRANSIENT = ("UNAVAILABLE", "DEADLINE_EXCEEDED", "CANCELLED")
+_AWAY = "UNAVAILABLE"
+_TRANSIENT = (_AWAY, "DEADLINE_EXCEEDED", "CANCELLED")
 
 
-def open_client(address: str) -> Any:
+def open_client(address: str, credentials: Credentials | None = None) -> Any:
     """A client of tritonclient's for asyncio, which reaches this machine without a proxy.
 
     Parameters
     ----------
     address : str
-        ``host:port`` of the gRPC service.
+        ``host:port`` of the gRPC service; ``dns:///name:port``, or a list, of several that take turns.
+    credentials : Credentials, optional
+
+    Raises
+    ------
+    InputError
+        If the credentials cannot be used, or not for this address.
     """
-    return triton_aio.InferenceServerClient(address, channel_args=channel_options(address))
+    access = (credentials or Credentials()).open(address)
+    return access.admit(
+        triton_aio.InferenceServerClient(
+            address, creds=access.channel, channel_args=[*channel_options(address), *access.options]
+        )
+    )
 
 
 def slide_deadline_s(deadline_s: float, spots: int) -> float:
@@ -95,8 +110,10 @@ class Connection:
         Told of every request that must be sent again.
     model : str, optional
         Name of the release that is meant; the server's only one by default.
-    transport : callable
-        Makes a client for an address: tritonclient's, or one that stands in for it.
+    credentials : Credentials, optional
+        What the server is shown, and whom this client trusts.
+    transport : callable, optional
+        Makes a client for an address, in place of :func:`open_client`.
     timeline : Timeline, optional
         Where requests are noted; nowhere without.
 
@@ -116,7 +133,8 @@ class Connection:
         background: bool = False,
         window: Window,
         model: str | None = None,
-        transport: Callable[[str], Any] = open_client,
+        credentials: Credentials | None = None,
+        transport: Callable[[str], Any] | None = None,
         timeline: Timeline | None = None,
     ) -> None:
         self.address = address
@@ -125,7 +143,9 @@ class Connection:
         self._full_for_s, self._background = full_for_s, background
         self._answered_at = -math.inf
         self._window, self._model = window, model
-        self._transport = transport
+        self._credentials = credentials or Credentials()
+        self._transport = transport or partial(open_client, credentials=self._credentials)
+        self._examined = False
         self._timeline = timeline or NoTimeline()
         self._client: Any = None
         self._info: EngineInfo | None = None
@@ -137,6 +157,10 @@ class Connection:
 
         Raises
         ------
+        InputError
+            If the credentials cannot be used, or not for this address.
+        AccessRefused
+            If server and client do not trust each other.
         ServerUnavailable
             If the server is away for ``retry_for_s``, or full for ``full_for_s``.
         RequestRejected
@@ -264,6 +288,8 @@ class Connection:
                     with suppress(InferenceServerException):
                         await self._compare_release()
                     raise RequestRejected(message, status) from error
+                if status == _AWAY:
+                    await self._check_access(message, error)
                 now = time.monotonic()
                 failing_since = failing_since or now
                 if contract.QUEUE_FULL in message:
@@ -285,3 +311,14 @@ class Connection:
             self._window.shrink()
             await asyncio.sleep(pause_s * random.uniform(0.5, 1.5))
             pause_s = min(pause_s * 2, 5.0)
+
+    async def _check_access(self, message: str, error: InferenceServerException) -> None:
+        """Whether a server that cannot be asked is away; raises where it or this client refuses the other."""
+        if RESTRICTED in message:
+            raise AccessRefused(wrong_token(self.address, self._credentials)) from error
+        if self._examined or self._answered_at > -math.inf or contract.QUEUE_FULL in message:
+            return
+        self._examined = True
+        reason = await asyncio.to_thread(why_refused, self.address, self._credentials)
+        if reason:
+            raise AccessRefused(reason) from error

@@ -5,6 +5,7 @@
     ClientError
     ├── InputError          what was asked for cannot be, told before the server is asked
     ├── ServerUnavailable   no answer within the time for retries
+    ├── AccessRefused       server and client do not trust each other: a certificate, a name, a token
     ├── RequestRejected     the server refused a request; its words, with its status code
     ├── BadAnswer           the server answered what no answer to the request can be
     ├── ReleaseChanged      the server came back with another release in the middle of a slide
@@ -27,6 +28,10 @@ class InputError(ClientError):
 
 class ServerUnavailable(ClientError):
     """The server did not answer within the time for retries."""
+
+
+class AccessRefused(ClientError):
+    """Server and client do not trust each other: a certificate, the name it is for, or a token. No retry helps."""
 
 
 class RequestRejected(ClientError):

@@ -13,7 +13,7 @@ import asyncio
 import math
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
@@ -26,6 +26,7 @@ from m2ost_preprocess.tiling.views import spatial_order
 
 from .answers import Expression, Statuses, read_expression, read_scored, read_slide_info
 from .connection import FULL_FOR_S, Connection, Window, slide_deadline_s
+from .credentials import Credentials
 from .errors import InputError
 from .requests import info_inputs, spot_inputs, view_inputs, whole_slide_inputs
 from .timeline import Timeline
@@ -60,6 +61,8 @@ class StreamOptions:
         Let requests of others go first, as is right for an archive.
     model : str, optional
         Name of the release that is meant, on a server of several.
+    credentials : Credentials
+        What the server is shown, and whom this client trusts.
 
     Raises
     ------
@@ -74,6 +77,7 @@ class StreamOptions:
     full_for_s: float = FULL_FOR_S
     background: bool = False
     model: str | None = None
+    credentials: Credentials = field(default_factory=Credentials)
 
     def __post_init__(self) -> None:
         if not 1 <= self.batch_rows <= contract.MAX_ROWS:
@@ -107,7 +111,7 @@ class SpotStream:
     Parameters
     ----------
     address : str
-        ``host:port`` of the gRPC service.
+        ``host:port`` of the gRPC service, ``dns:///name:port`` of several that take turns, or a list of them.
     options : StreamOptions, optional
     timeline : Timeline, optional
         Where requests are noted.
@@ -124,6 +128,7 @@ class SpotStream:
             background=self.options.background,
             window=self._window,
             model=self.options.model,
+            credentials=self.options.credentials,
             timeline=timeline,
         )
 
@@ -132,6 +137,10 @@ class SpotStream:
 
         Raises
         ------
+        InputError
+            If the credentials cannot be used, or not for this address.
+        AccessRefused
+            If server and client do not trust each other.
         ServerUnavailable
             If the server is away for ``retry_for_s``, or full for ``full_for_s``.
         RequestRejected

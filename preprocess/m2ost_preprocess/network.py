@@ -1,4 +1,4 @@
-"""Which way a request goes: to this machine straight, to others as the environment's proxies say."""
+"""Which way a request goes: to this machine straight, to others as the environment's proxies say; to which servers."""
 
 from __future__ import annotations
 
@@ -14,6 +14,12 @@ GRPC_PROXIES = ("grpc_proxy", "https_proxy", "http_proxy")
 """The variables in which gRPC looks for a proxy, in its order; it knows them in small letters only."""
 
 _GRPC_EXCEPTIONS = ("no_grpc_proxy", "no_proxy")
+
+_LISTED = ("ipv4:", "ipv6:")
+"""How gRPC's addresses begin that list servers."""
+
+_LOOKED_UP = "dns:"
+"""How those begin whose name may stand for several."""
 
 
 def is_here(host: str) -> bool:
@@ -53,20 +59,45 @@ def host_of(address: str) -> str:
         return ""
 
 
+def is_list(address: str) -> bool:
+    """Whether an address lists servers by their numbers: ``ipv4:A:PORT,B:PORT``."""
+    return address.startswith(_LISTED)
+
+
+def servers_of(address: str) -> list[str]:
+    """``host:port`` of all that an address of gRPC's names.
+
+    Parameters
+    ----------
+    address : str
+        ``host:port``, ``dns:///name:port``, or a list: ``ipv4:A:PORT,B:PORT``.
+    """
+    if is_list(address):
+        return address.partition(":")[2].lstrip("/").split(",")
+    if address.startswith(_LOOKED_UP):
+        return [address.removeprefix(_LOOKED_UP).rpartition("/")[2]]
+    return [address]
+
+
+def all_here(address: str) -> bool:
+    """Whether all that an address of gRPC's names is this machine: see :func:`servers_of` and :func:`is_here`."""
+    return all(is_here(host_of(server)) for server in servers_of(address))
+
+
 def through_proxy(address: str) -> str:
     """For an error: the proxy through which gRPC reaches an address.
 
     Parameters
     ----------
     address : str
-        ``host:port``.
+        As for :func:`servers_of`.
 
     Returns
     -------
     str
         Begins with a space and has no user's name and password; empty where the address is reached straight.
     """
-    host = host_of(address)
+    host = host_of(servers_of(address)[0])
     variable = next((name for name in GRPC_PROXIES if name in os.environ), "")
     if not os.environ.get(variable) or is_here(host):
         return ""
@@ -77,16 +108,25 @@ def through_proxy(address: str) -> str:
     return f" through the proxy of {variable}, {proxy} (no_proxy={host} leaves it out)"
 
 
-def channel_options(address: str) -> list[tuple[str, int]]:
+def channel_options(address: str) -> list[tuple[str, int | str]]:
     """Options of every gRPC channel of ours: messages of any size, and no proxy to this machine.
+
+    Requests to an address that may stand for several servers go to each in turn.
 
     Parameters
     ----------
     address : str
-        ``host:port``.
+        As for :func:`servers_of`.
     """
-    sizes = [("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", -1)]
-    return [*sizes, ("grpc.enable_http_proxy", 0)] if is_here(host_of(address)) else sizes
+    options: list[tuple[str, int | str]] = [
+        ("grpc.max_send_message_length", -1),
+        ("grpc.max_receive_message_length", -1),
+    ]
+    if all_here(address):
+        options.append(("grpc.enable_http_proxy", 0))
+    if is_list(address) or address.startswith(_LOOKED_UP):
+        options.append(("grpc.lb_policy_name", "round_robin"))
+    return options
 
 
 def read_url(url: str, timeout_s: float) -> str:

@@ -13,6 +13,8 @@ ADDRESS = "127.0.0.1:9"
     ("arguments", "words"),
     [
         (("here.csv", "--send-pixels"), "give --server"),
+        (("here.csv", "--tls-ca", "ca.pem"), "are for a server elsewhere; give --server"),
+        (("here.csv", "--server", ADDRESS, "--tls-ca", "ca.pem"), "ca.pem: cannot be read: No such file"),
         (("here.csv", "--ray", ADDRESS), "give --server ADDRESS, as workers see it"),
         (("far.csv", "--ray", ADDRESS, "--server", ADDRESS, "--send-pixels"), "give --cache, a folder that every node"),
         (("here.csv", "--server", ADDRESS, "--release", "."), "serves a release in its own way"),

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from m2ost.shipped import CHECKPOINT, shipped_checkpoint
 from m2ost_cli.serving_commands import shipped_release
-from m2ost_client import ServerOptions, TritonServer
+from m2ost_client import Credentials, ServerOptions, TritonServer
 from m2ost_client.archive import SlideRow
 from m2ost_client.server import command
 from m2ost_preprocess.slides import SlideRoots
 from PIL import Image
 
 from tests.attack.target import ROOT, Log, Trap, make_trap
+from tests.support.certificates import FOR_CLIENTS, FOR_SERVERS, Authority
 from tests.support.once import made_once
 
 from . import archives
@@ -116,3 +118,34 @@ def undisturbed(archive_server, archive_slides, tmp_path_factory):
     out = tmp_path_factory.mktemp("undisturbed") / "out"
     assert archives.rescore(archive_slides[1], out, [archive_server]).complete
     return out
+
+
+@dataclass(frozen=True)
+class Secured:
+    """A server that speaks TLS, and takes only clients with a certificate and a token."""
+
+    server: TritonServer
+    options: ServerOptions
+    known: Credentials
+    token: str
+    log: list[dict]
+    folder: Path
+
+
+@pytest.fixture(scope="session")
+def secured(narrow_release, archive_slides, svs, tmp_path_factory):
+    """One on 127.0.0.2 that no test may harm; what its clients show, and a folder with its authority's files."""
+    folder, log, token = tmp_path_factory.mktemp("secured"), [], "a-token.that_nobody~may/see+42=="
+    authority = Authority(folder)
+    server = authority.sign("server", "pods.example", "127.0.0.2", "127.0.0.3", usage=FOR_SERVERS)
+    client = authority.sign("client", usage=FOR_CLIENTS)
+    Authority(folder, "strangers").sign("stranger")
+    for name, text in (("token", token), ("another", "another")):
+        (folder / name).touch(0o600)
+        (folder / name).write_text(f"{text}\n")
+    shown = Credentials(ca=authority.file, certificate=server.certificate, key=server.key, token_file=folder / "token")
+    known = Credentials(ca=authority.file, certificate=client.certificate, key=client.key, token_file=folder / "token")
+    slides = SlideRoots({"archive": archive_slides[0], "wsi": svs.parent})
+    options = ServerOptions(release=narrow_release, roots=slides, host="127.0.0.2", credentials=shown)
+    with TritonServer(options, on_log=log.append) as running:
+        yield Secured(running, options, known, token, log, folder)

@@ -198,3 +198,12 @@ def test_a_cluster_that_cannot_be_used_is_told(monkeypatch):
         connected("auto"),
     ):
         pass
+
+
+def test_workers_show_servers_what_the_run_shows_them(cluster, secured, archive_slides, undisturbed, tmp_path):
+    run = {"ray": cluster, "range_spots": 9}
+    report = rescore(archive_slides[1], tmp_path / "out", [secured.server], credentials=secured.known, **run)
+    assert report.complete
+    assert report.summary["run"]["ray"]["tasks"] > 1
+    assert results(tmp_path / "out") == results(undisturbed)
+    assert secured.token not in str(report.summary)

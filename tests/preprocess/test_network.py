@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 import pytest
 from m2ost_contract import METRICS_URL_ENV
-from m2ost_preprocess.network import channel_options, host_of, is_here, read_url, through_proxy
+from m2ost_preprocess.network import all_here, channel_options, host_of, is_here, read_url, servers_of, through_proxy
 from m2ost_serving.backlog import read_metrics
 
 PROXIES = ("http_proxy", "HTTP_PROXY", "https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY", "grpc_proxy")
@@ -102,6 +102,26 @@ def test_the_host_of_an_address(address, host):
     assert host_of(address) == host
 
 
+@pytest.mark.parametrize(
+    ("address", "servers", "here"),
+    [
+        ("a.org:1", ["a.org:1"], False),
+        ("dns:///a.org:1", ["a.org:1"], False),
+        ("dns://192.0.2.1/localhost:1", ["localhost:1"], True),
+        ("dns:localhost:1", ["localhost:1"], True),
+        ("ipv4:127.0.0.2:1,127.0.0.3:1", ["127.0.0.2:1", "127.0.0.3:1"], True),
+        (f"ipv4:127.0.0.2:1,{ELSEWHERE}:1", ["127.0.0.2:1", f"{ELSEWHERE}:1"], False),
+        ("ipv6:[::1]:1,[::1]:2", ["[::1]:1", "[::1]:2"], True),
+    ],
+)
+def test_an_address_that_may_stand_for_several_servers_has_them_take_turns(address, servers, here):
+    assert servers_of(address) == servers
+    assert all_here(address) == here
+    options = dict(channel_options(address))
+    assert options.get("grpc.lb_policy_name") == (None if address == "a.org:1" else "round_robin")
+    assert ("grpc.enable_http_proxy" in options) == here
+
+
 def test_the_proxy_that_grpc_takes_is_named(monkeypatch):
     assert through_proxy(f"{ELSEWHERE}:8001") == ""
     monkeypatch.setenv("HTTP_PROXY", "http://capitals:1")
@@ -113,5 +133,6 @@ def test_the_proxy_that_grpc_takes_is_named(monkeypatch):
     monkeypatch.setenv("no_proxy", f"{ELSEWHERE},example.org")
     assert through_proxy(f"{ELSEWHERE}:8001") == ""
     assert "http://proxy:3128" in through_proxy("a.net:8001")
+    assert "no_proxy=a.net" in through_proxy("dns:///a.net:8001")
     monkeypatch.setenv("grpc_proxy", "")
     assert through_proxy("a.net:8001") == "", "one that is empty stands for none"

@@ -5,15 +5,15 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
-from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from m2ost_contract import EngineInfo
 
 from ..answers import is_dead_stub
 from ..connection import Connection, Window, open_client
-from ..errors import ClientError, ReleaseChanged, ServerUnavailable
+from ..credentials import Credentials
+from ..errors import ClientError, InputError, ReleaseChanged, ServerUnavailable
 from ..server.probe import probe
 
 LIVE_TIMEOUT_S = 2.0
@@ -33,12 +33,15 @@ class EndpointOptions:
         First pause between two attempts to take an ejected server back, in seconds; doubles up to 5.
     model : str, optional
         Name of the release that is meant, on servers of several.
+    credentials : Credentials
+        What the server is shown, and whom this client trusts.
     """
 
     window: int = 2
     deadline_s: float = 300.0
     probe_pause_s: float = 0.25
     model: str | None = None
+    credentials: Credentials = field(default_factory=Credentials)
 
 
 def is_late(error: ServerUnavailable | ReleaseChanged) -> bool:
@@ -110,6 +113,10 @@ class Endpoint:
 
         Raises
         ------
+        InputError
+            If the credentials cannot be used, or not for this address.
+        AccessRefused
+            If server and client do not trust each other.
         RequestRejected
             If it serves no release of this project.
         """
@@ -121,6 +128,7 @@ class Endpoint:
             background=True,
             window=self.window,
             model=self._options.model,
+            credentials=self._options.credentials,
         )
         try:
             await connection.open()
@@ -140,7 +148,8 @@ class Endpoint:
     async def _complaint(self, connection: Connection, served: EngineInfo | None) -> str:
         if served is not None and connection.info.identity != served.identity:
             return f"serves {connection.info.in_words()}, not {served.in_words()}"
-        health = await asyncio.to_thread(probe, self.address, [connection.info])
+        access = self._options.credentials.open(self.address)
+        health = await asyncio.to_thread(probe, self.address, [connection.info], access=access)
         return "" if health.ready else f"does not answer: {', '.join((*health.dead, *health.silent))}"
 
     async def keep_trying(self, served: EngineInfo) -> None:
@@ -149,9 +158,10 @@ class Endpoint:
         while not self.healthy:
             await asyncio.sleep(pause_s)
             pause_s = min(2 * pause_s, 5.0)
-            with suppress(ClientError):
-                if await self.try_open(served):
-                    self.returns += 1
+            try:
+                self.returns += await self.try_open(served)
+            except ClientError as error:
+                self.reason = str(error)
 
     async def close(self) -> None:
         """End its connections; what is in flight comes to nothing."""
@@ -204,7 +214,10 @@ class Endpoint:
 
     async def _is_live(self) -> bool:
         # On a connection of its own: one that has lost its server waits before it tries again.
-        client = open_client(self.address)
+        try:
+            client = open_client(self.address, self._options.credentials)
+        except InputError:  # since they were last read; whoever tries to take it back says why
+            return False
         try:
             return bool(await client.is_server_live(client_timeout=LIVE_TIMEOUT_S))
         except Exception:  # whatever it is, it is no answer

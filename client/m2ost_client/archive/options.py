@@ -6,7 +6,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..credentials import Credentials
 from ..exports import Exports
+from .endpoint import EndpointOptions
 from .plan import Settings
 
 
@@ -72,6 +74,9 @@ class Servers:
         Name of the release that is meant, on servers of several.
     range_spots : int
         On Ray, about so many spots a task: what one costs that is run again.
+    credentials : Credentials
+        What the servers are shown, and whom their clients trust. Workers of a Ray cluster are told the files' paths,
+        and read them where they are.
     """
 
     addresses: tuple[str, ...] = ()
@@ -81,6 +86,12 @@ class Servers:
     ray: str | None = None
     model: str | None = None
     range_spots: int = 1024
+    credentials: Credentials = field(default_factory=Credentials)
+
+    @property
+    def endpoints(self) -> EndpointOptions:
+        """How each of them is used."""
+        return EndpointOptions(window=self.window, model=self.model, credentials=self.credentials)
 
 
 @dataclass(frozen=True)

@@ -88,6 +88,8 @@ class Pool:
             If none is healthy within ``retry_for_s``.
         InputError
             If two serve different releases, or on different engines.
+        AccessRefused
+            If one and this client do not trust each other.
         RequestRejected
             If one serves no release of this project.
         """

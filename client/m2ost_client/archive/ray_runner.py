@@ -23,9 +23,8 @@ from m2ost_contract import EngineInfo
 from m2ost_preprocess.decoder import Decoder, SlideInfo
 from m2ost_preprocess.errors import SlideError
 
-from ..errors import InputError, ReleaseChanged, ServerUnavailable
+from ..errors import AccessRefused, InputError, ReleaseChanged, ServerUnavailable
 from .access import Sent, existing
-from .endpoint import EndpointOptions
 from .options import Servers
 from .pool import Drained, Pool
 from .score import ByName, BySending, Scorer, SpotRange, score_range
@@ -58,10 +57,10 @@ class _Seat:
     """What a worker process keeps from one task to the next: connections, and the process that reads slides."""
 
     def __init__(self, servers: Servers) -> None:
+        _check_credentials(servers)
         turn = os.getpid() % len(servers.addresses)
         addresses = (*servers.addresses[turn:], *servers.addresses[:turn])
-        options = EndpointOptions(window=servers.window, model=servers.model)
-        self.pool = Pool(addresses, options, retry_for_s=servers.retry_for_s)
+        self.pool = Pool(addresses, servers.endpoints, retry_for_s=servers.retry_for_s)
         self.loop = asyncio.Runner()
         self.loop.run(self.pool.__aenter__())
         self.decoder = Decoder(self.pool.info.views)
@@ -69,6 +68,15 @@ class _Seat:
 
     def counts(self) -> dict[str, tuple[int, int]]:
         return {e.address: (e.requests, e.spots) for e in self.pool.endpoints}
+
+
+def _check_credentials(servers: Servers) -> None:
+    """Refuse to ask servers from a worker that lacks the run's credentials: no slide of it could be scored here."""
+    try:
+        for address in servers.addresses:
+            servers.credentials.open(address)
+    except InputError as error:
+        raise AccessRefused(f"on the worker {os.uname().nodename}: {error}") from error
 
 
 _seat = lru_cache(maxsize=1)(_Seat)
@@ -88,6 +96,8 @@ def score_unit(servers: Servers, served: EngineInfo, unit: SpotRange, batch_rows
 
     Raises
     ------
+    AccessRefused
+        If the run's credentials cannot be used here, or the servers refuse them.
     ReleaseChanged
         If the servers do not serve the release of the archive, or on another engine. Otherwise as :func:`score_range`.
     """

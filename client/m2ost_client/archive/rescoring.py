@@ -14,7 +14,6 @@ from ..errors import InputError
 from ..files import check_writable
 from ..server.supervisor import TritonServer
 from .access import Access, OnServer, Sent, Shared, roots_of
-from .endpoint import EndpointOptions
 from .options import ArchiveReport, Progress, RescoreOptions, Servers
 from .pool import Pool
 from .ray_runner import OnRay, SentByWorkers, connected
@@ -63,7 +62,7 @@ def rescore(
     InputError
         If slides, options and servers do not go together; if another run is at work in the folder; if the archive was
         scored otherwise before; or if a gene is not in the panel, or an export needs what is not installed.
-    OutputError, ServerUnavailable, ServerStartError
+    OutputError, ServerUnavailable, AccessRefused, ServerStartError
         If the run cannot go on; what was scored is kept.
     """
     check_writable(options.out)
@@ -82,8 +81,7 @@ def rescore(
         cluster = stack.enter_context(connected(found.ray)) if found.ray else None
 
         async def run() -> ArchiveReport:
-            endpoints = EndpointOptions(window=found.window, model=found.model)
-            async with Pool(found.addresses, endpoints, retry_for_s=found.retry_for_s, check=check) as pool:
+            async with Pool(found.addresses, found.endpoints, retry_for_s=found.retry_for_s, check=check) as pool:
                 workers = OnRay(cluster, pool, found, batch_rows=options.batch_rows) if cluster else None
                 access: Access = OnServer(pool) if roots is None else Shared(pool, roots)
                 if found.send_pixels:

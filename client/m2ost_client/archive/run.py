@@ -13,6 +13,7 @@ from m2ost_contract import PositionsError
 from m2ost_preprocess.errors import PreprocessError, SlideNotFound
 
 from ..errors import (
+    AccessRefused,
     BadAnswer,
     InputError,
     OutputError,
@@ -53,7 +54,7 @@ KEEP_SPOTS, KEEP_S = 1024, 1.0
 """Parts of a slide are kept after so many spots, or so many seconds."""
 
 _SLIDES_OWN = (RequestRejected, BadAnswer, PreprocessError, PositionsError, InputError)
-_RUNS_OWN = (OutputError, ServerUnavailable, ReleaseChanged, ServerStartError)
+_RUNS_OWN = (OutputError, ServerUnavailable, AccessRefused, ReleaseChanged, ServerStartError)
 
 
 class Rescore:

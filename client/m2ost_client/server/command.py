@@ -12,10 +12,12 @@ from m2ost_contract import ENV_DECODER_TRACE, METRICS_URL_ENV, MODEL_ENGINE, NO_
 from m2ost_preprocess.slides import SlideRoots
 from m2ost_serving.repository import template_profiles
 
+from ..credentials import Credentials
 from ..errors import ServerStartError
 from .host import Ports, host_port
 from .installation import Installation
 from .plain_paths import plain_path
+from .security import TOKEN_ARGUMENT, tls_arguments
 
 LAUNCH = Path(__file__).with_name("launch.py")
 
@@ -65,6 +67,10 @@ class ServerOptions:
         Ports to listen on.
     http : bool
         Whether to speak HTTP too, beside gRPC and metrics: see :data:`HTTP_RISK`.
+    credentials : Credentials
+        Certificate and key make the server speak TLS over gRPC, and nothing else; ``ca`` has its clients show a
+        certificate, and a token is asked for before anything but health is answered. None of them covers HTTP, which
+        is refused beside them, nor the metrics.
     profile : str
         Triton's ``--model-config-name``.
     trace : Path, optional
@@ -92,6 +98,7 @@ class ServerOptions:
     host: str = "127.0.0.1"
     ports: Ports = field(default_factory=Ports)
     http: bool = False
+    credentials: Credentials = field(default_factory=Credentials)
     profile: str = DEFAULT_PROFILE
     trace: Path | None = None
     ready_file: Path | None = None
@@ -129,6 +136,7 @@ def build_command(
     ports: Ports,
     shm_prefix: str,
     runtime: Path,
+    client_roots: Path | None = None,
 ) -> Command:
     """The command that serves a release.
 
@@ -143,14 +151,18 @@ def build_command(
         How the names of the server's regions in /dev/shm begin.
     runtime : Path
         Folder for what is laid out for this server; its path is plain.
+    client_roots : Path, optional
+        Certificates of whoever signs those of clients; without them clients need show none.
     """
     repositories = [folder.resolve() for folder in (options.release, *options.beside)]
     # The HTTP server takes an IPv6 address for such by this prefix, and else binds another one without a word.
     http_host = f"ipv6:{options.host}" if ":" in options.host else options.host
     grpc_host = host_port(options.host, 0).removesuffix(":0")
     restricted = f"{','.join(RESTRICTED_APIS)}:{CLOSED}"
+    token_file = options.credentials.token_file
     arguments = [
         *(str(installation.interpreter() or sys.executable), "-I", "-S", str(LAUNCH)),
+        *(("--end-with", str(token_file.absolute()), TOKEN_ARGUMENT) if token_file else ()),
         str(installation.executable),
         *(f"--model-repository={plain_path(folder, runtime)}" for folder in repositories),
         f"--model-config-name={options.profile}",
@@ -173,6 +185,7 @@ def build_command(
         f"--grpc-keepalive-timeout={KEEPALIVE_TIMEOUT_MS}",
         "--grpc-keepalive-permit-without-calls=1",
         "--grpc-http2-max-pings-without-data=0",
+        *tls_arguments(options.credentials, client_roots),
     ]
     if options.http:
         arguments += [

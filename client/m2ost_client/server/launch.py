@@ -1,6 +1,9 @@
 """Run by the server's interpreter, as a file: becomes tritonserver, with the limits and the privacy that it needs.
 
-Usage: launch.py PROGRAM ARGUMENT…. Standard library alone.
+Usage: launch.py [--end-with FILE ARGUMENT] PROGRAM ARGUMENT…. Standard library alone.
+
+With ``--end-with`` a last argument follows: ARGUMENT and what is in FILE, a secret that no command but the last one's
+may hold.
 
 The process may open as many files as its user is allowed, for every connection is one. What it creates is its user's
 alone. That takes more than a umask for the regions in /dev/shm through which Triton hands on pixels: its library gives
@@ -36,6 +39,13 @@ class _Program(ctypes.Structure):
 
 def main(command: list[str]) -> None:
     """Become the program."""
+    if command[0] == "--end-with":
+        _, path, argument, *command = command
+        try:
+            with open(path, encoding="ascii") as file:
+                command.append(argument + file.read().strip())
+        except (OSError, ValueError) as error:
+            sys.exit(f"{path}: cannot be read: {error}")
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     files = MOST_OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, MOST_OPEN_FILES)
     resource.setrlimit(resource.RLIMIT_NOFILE, (files, hard))

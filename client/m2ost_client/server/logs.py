@@ -19,6 +19,9 @@ MOST_ALIKE = 10
 BURST_S = 1.0
 """How long lines of the same words are counted together, in seconds."""
 
+NOT_TRITONS = "tritonserver"
+"""Source of what a server's process says outside Triton's log, whose lines name a file of its source."""
+
 _MOST_DISTINCT = 256
 """Different lines that are told apart within ``BURST_S``; with more, counting begins anew."""
 
@@ -56,7 +59,7 @@ def parse_line(line: str, probe_id: str = "") -> dict[str, Any] | None:
     match = _LINE.match(line)
     if match is None:
         level = "debug" if any(s in line for s in _EXPECTED_WITHOUT_GPU) else "info"
-        return {"time": _now(), "level": level, "source": "tritonserver", "message": line}
+        return {"time": _now(), "level": level, "source": NOT_TRITONS, "message": line}
     severity, stamp, source, message = match.groups()
     if not message:
         return None
@@ -176,7 +179,7 @@ class LastWords:
             self._errors.append(words)
             if match := _REFUSAL.match(words):
                 self.refusals = (*self.refusals, f"model {match[1]} failed to load")
-        elif record["level"] == "warning" or (record["source"] == "tritonserver" and record["level"] == "info"):
+        elif record["level"] == "warning" or (record["source"] == NOT_TRITONS and record["level"] == "info"):
             # The latter is what a process says outside Triton's log: a shell, a loader, a library that gives up.
             self._others.append(words)
 

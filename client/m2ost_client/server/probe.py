@@ -18,6 +18,7 @@ from tritonclient.grpc import model_config_pb2
 from tritonclient.utils import InferenceServerException, triton_to_np_dtype
 
 from ..answers import is_dead_stub
+from ..credentials import ChannelAccess
 from ..requests import info_inputs, sequence_inputs, spot_inputs, tensor, view_inputs, whole_slide_inputs
 from .served_models import may_take_long
 
@@ -75,6 +76,7 @@ def probe(
     engines: Sequence[EngineInfo],
     beside: Mapping[str, Any] | None = None,
     *,
+    access: ChannelAccess | None = None,
     request_id: str = "",
     at_work: Collection[str] = (),
 ) -> Health:
@@ -91,6 +93,8 @@ def probe(
         What is served.
     beside : mapping of str to ModelConfig, optional
         What is served beside it: see :func:`~m2ost_client.server.served_models.models_beside`.
+    access : ChannelAccess, optional
+        What the channel is opened with.
     request_id : str
         Of all its requests, by which their sender knows them in the server's log.
     at_work : collection of str
@@ -103,7 +107,11 @@ def probe(
     for name in {engine.names.engine for engine in engines}.intersection(at_work):
         del requests[name]
     answers: queue.SimpleQueue[tuple[str, str]] = queue.SimpleQueue()
-    with triton.InferenceServerClient(address, channel_args=channel_options(address)) as client:
+    access = access or ChannelAccess()
+    with triton.InferenceServerClient(
+        address, creds=access.channel, channel_args=[*channel_options(address), *access.options]
+    ) as client:
+        access.admit(client)
         for model, (asked, inputs) in requests.items():
             client.async_infer(
                 asked,

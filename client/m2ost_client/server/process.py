@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from . import logs
+from .argument_memory import hide_rest
 from .command import Command
 from .host import SHM, of_all_processes, owner_file, remove_shared_memory
 
@@ -51,6 +52,9 @@ class ServerProcess:
         Receives the log records, each a dict, on a thread of its own; must not raise.
     probe_id : str
         The request id of liveness probes.
+    secret_after : str
+        How the argument begins whose rest nobody may see. It is overwritten at the first line of Triton's own log, for
+        which it has read its arguments; where that cannot be, the server is killed, and ``on_log`` told why.
 
     Raises
     ------
@@ -66,8 +70,9 @@ class ServerProcess:
         runtime: Path,
         on_log: Callable[[dict[str, Any]], None],
         probe_id: str = "",
+        secret_after: str = "",
     ) -> None:
-        self._shm_prefix = shm_prefix
+        self._shm_prefix, self._secret_after = shm_prefix, secret_after
         self._guard = subprocess.Popen(
             ["/bin/sh", "-c", _GUARD, "m2ost-guard", *map(str, (SHM / shm_prefix, owner_file(shm_prefix), runtime))],
             stdin=subprocess.PIPE,
@@ -98,6 +103,11 @@ class ServerProcess:
     def pid(self) -> int:
         """Process id of the tritonserver, and of its group."""
         return self._process.pid
+
+    @property
+    def shows_secret(self) -> bool:
+        """Whether a secret among its arguments has not been overwritten yet."""
+        return bool(self._secret_after)
 
     def poll(self) -> int | None:
         """Its exit status, or None while it runs."""
@@ -148,6 +158,21 @@ class ServerProcess:
                 for record in reader.tick(now) if read is None else reader.feed(read, now):
                     if record.get("message") == _AT_REST:
                         self._at_rest.set()
+                    if self._secret_after and record["source"] != logs.NOT_TRITONS:
+                        self._hide_secret(on_log)
                     on_log(record)
             for record in reader.close():
                 on_log(record)
+
+    def _hide_secret(self, on_log: Callable[[dict[str, Any]], None]) -> None:
+        try:
+            hide_rest(self.pid, self._secret_after)
+            self._secret_after = ""
+        except OSError as error:
+            on_log(
+                logs.event(
+                    "error", "token_not_hidden", error=f"{error}; every user of this machine could read it by ps"
+                )
+            )
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.pid, signal.SIGKILL)

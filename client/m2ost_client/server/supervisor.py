@@ -38,6 +38,7 @@ from .plain_paths import is_plain, temporary_parent
 from .policy import START_GRACE_S, Backoff, HangWatch, StartWatch, WorkWatch
 from .probe import Health, executions_so_far, probe
 from .process import ServerProcess
+from .security import TOKEN_ARGUMENT, probe_access
 from .served_models import models_beside
 from .sockets import Peer, named, peers, peers_at_end, unproved_ports
 
@@ -162,7 +163,7 @@ class TritonServer:
         if not is_plain(runtime):
             runtime = Path(tempfile.mkdtemp(prefix="m2ost-runtime-", dir=temporary_parent()))
         # Owned by nobody, so that no sweep takes the regions of a server that runs on without this one.
-        return self._command(runtime, new_shm_prefix("printed")).for_shell()
+        return self._command(runtime, new_shm_prefix("printed"), self.options.credentials.ca).for_shell()
 
     def start(self) -> None:
         """Start and wait until the server has answered real inferences, and listens on all its ports.
@@ -222,7 +223,7 @@ class TritonServer:
     def __exit__(self, *exc: object) -> None:
         self.stop()
 
-    def _command(self, runtime: Path, shm_prefix: str) -> Command:
+    def _command(self, runtime: Path, shm_prefix: str, client_roots: Path | None) -> Command:
         if self.options.others:
             folder = several.lay_out(self.releases, runtime)
         else:
@@ -235,6 +236,7 @@ class TritonServer:
             ports=self.ports,
             shm_prefix=shm_prefix,
             runtime=runtime,
+            client_roots=client_roots,
         )
 
     def _supervise(self) -> None:
@@ -295,12 +297,14 @@ class TritonServer:
         # Two, for a dying process closes its connections before it has ended: the last may show them closed.
         seen = deque([peers(self.ports)], maxlen=2)
         grace_s = 0.0  # a server that must be replaced has lost a part, and would wait for it in vain
+        access, client_roots = probe_access(self.options.credentials, runtime)
         process = ServerProcess(
-            self._command(runtime, self.shm_prefix),
+            self._command(runtime, self.shm_prefix, client_roots),
             shm_prefix=self.shm_prefix,
             runtime=runtime,
             on_log=self._on_record,
             probe_id=self._probe_id,
+            secret_after=TOKEN_ARGUMENT if access.token else "",
         )
         self._process = process
 
@@ -319,6 +323,7 @@ class TritonServer:
                     self.address,
                     [release.engine for release in self.releases],
                     self._beside,
+                    access=access,
                     request_id=self._probe_id,
                     at_work=work.moved(executions),
                 )
@@ -329,6 +334,8 @@ class TritonServer:
                     # Triton opens its metrics last, when models have long been answering; and whoever else had one of
                     # the ports first would answer in its place.
                     unproved = unproved_ports(process.pid, self.options.host, self.ports) if health.ready else ()
+                    if health.ready and process.shows_secret:
+                        unproved = (*unproved, "its token is still among its arguments, for everybody to see")
                     if health.ready and not unproved:
                         ready_since = now
                         self._tell(ready=True)

@@ -6,10 +6,11 @@ import asyncio
 import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from m2ost_client.credentials import Credentials
 from m2ost_client.server.command import ServerOptions
 from m2ost_client.server.supervisor import TritonServer
 from m2ost_client.stream import SpotStream, StreamOptions
@@ -41,11 +42,14 @@ class Target:
         The slide's name there: ``root/relative/path``.
     metrics_url : str
         Its metrics; empty where they are not open.
+    credentials : Credentials
+        What it is shown, and whom its clients trust.
     """
 
     address: str
     slide: str
     metrics_url: str = ""
+    credentials: Credentials = field(default_factory=Credentials)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,10 +164,11 @@ def measure(
             seconds=options.load_s,
             load=options.load(),
             metrics_url=target.metrics_url,
+            credentials=target.credentials,
         )
         _check_release(target, manifest)
         say(f"served against bare inference: {len(centers)} spots, {options.rounds} rounds")
-        stream = StreamOptions()
+        stream = StreamOptions(credentials=target.credentials)
         runners = {
             "bare": bare_runner(options.release, options.slide, centers, stream.batch_rows),
             "served": served_runner(target.address, target.slide, centers, stream),
@@ -185,7 +190,7 @@ def _served(options: GateOptions) -> Iterator[Target]:
 
 def _check_release(target: Target, manifest: Manifest) -> None:
     async def served() -> str:
-        async with SpotStream(target.address) as stream:
+        async with SpotStream(target.address, StreamOptions(credentials=target.credentials)) as stream:
             return stream.info.release_sha256
 
     found, expected = asyncio.run(served()), manifest.engine.release_sha256

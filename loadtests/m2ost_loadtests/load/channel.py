@@ -15,6 +15,9 @@ import grpc
 import grpc.experimental.gevent
 import m2ost_contract as contract
 import numpy as np
+from m2ost_client.credentials import Credentials
+from m2ost_client.errors import InputError
+from m2ost_client.handshake import RESTRICTED, why_refused, wrong_token
 from m2ost_contract import EngineInfo
 from m2ost_preprocess.network import channel_options, through_proxy
 from tritonclient.grpc import service_pb2, service_pb2_grpc
@@ -43,12 +46,27 @@ class Channel:
     Parameters
     ----------
     address : str
-        ``host:port`` of the gRPC service.
+        ``host:port`` of the gRPC service, or another form of gRPC's.
+    credentials : Credentials, optional
+        What the server is shown, and whom this client trusts.
+
+    Raises
+    ------
+    TargetError
+        If the credentials cannot be used, or not for this address.
     """
 
-    def __init__(self, address: str) -> None:
-        self.address = address
-        self._channel = grpc.insecure_channel(address, options=channel_options(address))
+    def __init__(self, address: str, credentials: Credentials | None = None) -> None:
+        self.address, self.credentials = address, credentials or Credentials()
+        try:
+            access = self.credentials.open(address)
+        except InputError as error:
+            raise TargetError(str(error)) from error
+        self._metadata = access.metadata
+        if access.channel is None:
+            self._channel = grpc.insecure_channel(address, options=channel_options(address))
+        else:
+            self._channel = grpc.secure_channel(address, access.channel, options=channel_options(address))
         self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
 
     def close(self) -> None:
@@ -63,7 +81,7 @@ class Channel:
         grpc.RpcError
             If it fails.
         """
-        return self._wait(self._stub.ModelInfer.future(request, timeout=deadline_s))
+        return self._wait(self._stub.ModelInfer.future(request, timeout=deadline_s, metadata=self._metadata))
 
     def _wait(self, call: Any) -> Any:
         done = gevent.event.Event()
@@ -78,8 +96,13 @@ class Channel:
     def _ask(self, method: str, request: Any) -> Any:
         """Ask what belongs to the preparation of a load; a failure is the user's to mend."""
         try:
-            return self._wait(getattr(self._stub, method).future(request, timeout=PREPARATION_DEADLINE_S))
+            ask = getattr(self._stub, method).future
+            return self._wait(ask(request, timeout=PREPARATION_DEADLINE_S, metadata=self._metadata))
         except grpc.RpcError as error:
+            if RESTRICTED in (error.details() or ""):
+                raise TargetError(wrong_token(self.address, self.credentials)) from error
+            if error.code() is grpc.StatusCode.UNAVAILABLE and (why := why_refused(self.address, self.credentials)):
+                raise TargetError(why) from error
             if error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
                 raise TargetError(
                     f"{self.address}: no server answers{through_proxy(self.address)} ({describe_failure(error)}); "

@@ -13,6 +13,8 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from m2ost_client.credentials import Credentials
+
 from ..errors import LoadTestError, TargetError
 from .load_report import LoadReport
 from .workload import Load
@@ -33,6 +35,7 @@ def run_closed_load(
     user_class: str = "SlideUser",
     metrics_url: str = "",
     processes: int = 0,
+    credentials: Credentials | None = None,
 ) -> LoadReport:
     """Let users ask, wait for the answer, and ask again.
 
@@ -54,6 +57,8 @@ def run_closed_load(
         The server's metrics, for batch sizes and queue times.
     processes : int
         Locust's ``--processes``: workers to spread the users over.
+    credentials : Credentials, optional
+        What the server is shown, and whom the users trust.
 
     Raises
     ------
@@ -74,6 +79,7 @@ def run_closed_load(
             command += ["--processes", str(processes)]
         environment = {k: v for k, v in os.environ.items() if not k.startswith(("LOCUST_", "M2OST_"))}
         try:
+            environment |= (credentials or Credentials()).to_environment()
             done = subprocess.run(
                 [*command, user_class],
                 env=environment,

@@ -14,6 +14,7 @@ from locust.argument_parser import LocustArgumentParser
 from locust.env import Environment
 from locust.event import Events
 from locust.runners import MasterRunner, WorkerRunner
+from m2ost_client.credentials import Credentials
 
 from ..errors import LoadTestError, TargetError
 from ..triton_statistics import Counts, read_settled_metrics, server_figures
@@ -160,7 +161,8 @@ class _Listeners:
             users = [user for user in users if user.__name__ in chosen]
         models = [user.model for user in users if issubclass(user, ModelUser)]
         address = self._environment.host.removeprefix("grpc://")
-        return prepare(address, self._options.slide, models, _load_of(self._options))
+        load, credentials = _load_of(self._options), Credentials.from_environment()
+        return prepare(address, self._options.slide, models, load, credentials)
 
     def check_or_exit(self, *, say: bool) -> None:
         """Prepare the load; where it cannot be, end the process with status 1 before there are users."""
@@ -273,7 +275,7 @@ class _Listeners:
         stages = shape.stages() if isinstance(shape, StepShape) else []
         return LoadReport(
             address=session.channel.address,
-            server=_version(session.channel.address),
+            server=_version(session.channel),
             users=[user.__name__ for user in self._environment.user_classes],
             slides={slide.slide: len(slide.centers) for slide in session.slides},
             load=asdict(session.load),
@@ -297,11 +299,13 @@ class _Listeners:
             page.write_text(f"{before}{report.to_html()}{end}{after}", encoding="utf-8")
 
 
-def _version(address: str) -> str:
-    channel = Channel(address)
+def _version(asked: Channel) -> str:
+    """Name and version of the server, by a channel of its own."""
     try:
-        return channel.server_version()
+        channel = Channel(asked.address, asked.credentials)
+        try:
+            return channel.server_version()
+        finally:
+            channel.close()
     except TargetError:
         return "no longer there"
-    finally:
-        channel.close()

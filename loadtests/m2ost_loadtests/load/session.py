@@ -12,6 +12,7 @@ from weakref import WeakKeyDictionary
 import m2ost_contract as contract
 import numpy as np
 from locust.env import Environment
+from m2ost_client.credentials import Credentials
 from m2ost_contract import EngineInfo
 
 from ..errors import TargetError
@@ -73,7 +74,13 @@ class Session:
         return {name: random.integers(0, 256, (rows, *geometry.shape), np.uint8) for name in geometry.names}
 
 
-def prepare(address: str, slides: Sequence[str], models: Iterable[str], load: Load) -> Session:
+def prepare(
+    address: str,
+    slides: Sequence[str],
+    models: Iterable[str],
+    load: Load,
+    credentials: Credentials | None = None,
+) -> Session:
     """Ask a server all that a load needs; a client with only an address needs nothing else.
 
     Parameters
@@ -85,14 +92,17 @@ def prepare(address: str, slides: Sequence[str], models: Iterable[str], load: Lo
     models : iterable of str
         The models that will be asked.
     load : Load
+    credentials : Credentials, optional
+        What the server is shown, and whom this client trusts.
 
     Raises
     ------
     TargetError
-        If the server is away, does not serve a model, or does not know a slide, or a slide has no spots.
+        If the server is away or refuses the credentials, or they cannot be used; if it does not serve a
+        model, or does not know a slide, or a slide has no spots.
     """
     models = sorted(set(models))
-    channel = Channel(address)
+    channel = Channel(address, credentials)
     try:
         for model in models:
             channel.check_served(model)

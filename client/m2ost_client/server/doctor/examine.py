@@ -6,16 +6,19 @@ import os
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from importlib.metadata import version
 from pathlib import Path
 
 from m2ost_contract import Manifest, ManifestError, Release
 
-from ...errors import ServerStartError
+from ...credentials import Credentials
+from ...errors import InputError, ServerStartError
 from ..command import ServerOptions, check_profile
 from ..host import SHM, Ports, held_ports, numeric_host
 from ..installation import Installation, find_installation
 from ..plain_paths import temporary_parent
+from ..security import check_pair
 from ..served_models import read_hashes
 from . import checks
 from .collect import CannotAsk, host_facts, server_facts
@@ -24,7 +27,11 @@ from .findings import Finding, Level, error, errors, ok, warning
 from .profile import read_profile, together
 from .release import check_files, extra_files, files_served
 
+RENEW_WITHIN = timedelta(days=14)
+"""Before a certificate expires, a server that starts warns."""
+
 _EXPORT = "m2ost export CHECKPOINT --out NEW_RELEASE"
+_LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
 def examine(
@@ -35,6 +42,7 @@ def examine(
     roots: Mapping[str, Path],
     host: str,
     ports: Ports,
+    credentials: Credentials | None = None,
 ) -> list[Finding]:
     """Look at everything that decides whether a release can be served here.
 
@@ -52,6 +60,8 @@ def examine(
         Address to listen on.
     ports : Ports
         Ports to listen on.
+    credentials : Credentials, optional
+        Of the server.
 
     Returns
     -------
@@ -75,6 +85,7 @@ def examine(
         findings += check_files(release, manifest.files) + extra_files(release, manifest)
     findings += _check_server(wanted, manifest)
     findings += check_folders() + check_ports(host, ports) + check_roots(roots)
+    findings += check_security(credentials or Credentials(), host=host, http=ports.http is not None)
     return findings
 
 
@@ -163,13 +174,41 @@ def check_roots(roots: Mapping[str, Path]) -> list[Finding]:
     return findings
 
 
+def check_security(credentials: Credentials, *, host: str, http: bool) -> list[Finding]:
+    """Certificate, key, token and authority can be used, for a while yet, and nothing goes round them."""
+    if not credentials.given():
+        return []
+    findings = []
+    if http:
+        message = "Triton's HTTP has no TLS, and asks for no token of gRPC's: whoever speaks it would go round both"
+        findings.append(error("security", message, "leave --http out"))
+    try:
+        certificate = check_pair(credentials)
+    except InputError as problem:
+        return [*findings, error("security", str(problem), "as the README's Secure transport says")]
+    if certificate is None:
+        if host not in _LOOPBACK:
+            message = f"the token travels in plain text to whoever asks on {host}"
+            findings.append(warning("security", message, "--tls-cert and --tls-key"))
+        return findings or [ok("security", "a token")]
+    ends = certificate.not_valid_after_utc
+    left = ends - datetime.now(UTC)
+    if left < RENEW_WITHIN:
+        message = f"{credentials.certificate} expires on {ends:%Y-%m-%d %H:%M} UTC, in {left.days} days"
+        findings.append(warning("security", message, "renew it, and start the server anew: it reads it at its start"))
+    shown = ", certificates of clients" if credentials.ca else ""
+    return findings or [
+        ok("security", f"TLS{shown}{', a token' if credentials.token_file else ''}, to {ends:%Y-%m-%d}")
+    ]
+
+
 def check_start(options: ServerOptions, releases: Sequence[Release], installation: Installation) -> list[Finding]:
     """Refuse to start what cannot run, before it is tried.
 
     The part of :func:`examine` that decides, and no more than that: the files that the profile serves, and all of the
-    folders beside; its backends, /dev/shm, the user's limits, a folder for temporary files; OpenVINO, and whether it
-    has bfloat16, where the profile runs on it; GPU, driver and runtimes, which take a second or two to ask, only where
-    the profile is for a GPU.
+    folders beside; its backends, /dev/shm, the user's limits, a folder for temporary files; certificates and token;
+    OpenVINO, and whether it has bfloat16, where the profile runs on it; GPU, driver and runtimes, which take a second
+    or two to ask, only where the profile is for a GPU.
 
     Parameters
     ----------
@@ -198,6 +237,7 @@ def check_start(options: ServerOptions, releases: Sequence[Release], installatio
     needs_gpu = any(profile.needs_gpu for profile in profiles)
     host = host_facts(ask_driver=needs_gpu)
     findings = checks.check_memory(together(profiles), host) + checks.check_limits(host) + check_folders()
+    findings += check_security(options.credentials, host=options.host, http=options.http)
     server: ServerFacts | None = None
     if needs_gpu or any(profile.uses_openvino for profile in profiles):
         bf16 = not needs_gpu and any(profile.uses_bf16 for profile in profiles)
