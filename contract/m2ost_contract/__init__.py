@@ -41,6 +41,7 @@ from .release import (
     changed_files,
     graphs_of,
     sha256_file,
+    version_folders,
     why_no_bf16,
 )
 from .slide_level import PositionsError, SlideLevel
@@ -189,6 +190,7 @@ __all__ = [
     "supports_version",
     "sync",
     "sync_names",
+    "version_folders",
     "why_no_bf16",
     "write_complete",
 ]

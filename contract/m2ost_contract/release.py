@@ -284,7 +284,7 @@ def changed_files(folder: Path, files: Mapping[str, str]) -> list[str]:
     Returns
     -------
     list of str
-        One line a file: its path below the folder, and what is wrong.
+        One line a file, or a folder that is gone: its path below the folder, and what is wrong.
     """
     problems = []
     for name, expected in sorted(files.items()):
@@ -295,7 +295,17 @@ def changed_files(folder: Path, files: Mapping[str, str]) -> list[str]:
             continue
         if found != expected:
             problems.append(f"{name}: truncated, changed or swapped: sha256 is {found}, the manifest says {expected}")
+    for version in version_folders(files):
+        if not (folder / version).is_dir():
+            problems.append(
+                f"{version}: no such folder, which some copies lose where it is empty: make it anew"
+            )
     return problems
+
+
+def version_folders(files: Iterable[str]) -> list[str]:
+    """The folder of each model that Triton wants to see, empty though it may be: of an ensemble, it holds nothing."""
+    return sorted(name.removesuffix("config.pbtxt") + "1" for name in files if name.endswith("/config.pbtxt"))
 
 
 @dataclass(frozen=True)

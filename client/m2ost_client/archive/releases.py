@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from m2ost_contract import Manifest, Release, ReleaseError, complete_folder, sha256_file
+from m2ost_contract import Manifest, Release, ReleaseError, complete_folder, sha256_file, version_folders
 
 from .storage import download
 
@@ -48,6 +48,8 @@ def fetch_release(url: str, destination: Path, sha256: str) -> Release:
                 if not (scratch / name).resolve().is_relative_to(scratch.resolve()):
                     raise ReleaseError(f"{url}: its manifest names {name!r}, a file outside of it; nothing was copied")
                 download(f"{url.rstrip('/')}/{name}", scratch / name)
+            for version in version_folders(Release.open(scratch).manifest.files):
+                (scratch / version).mkdir(exist_ok=True)  # storages have no empty folders
             Release.open(scratch).check()
     release = Release.open(destination)
     release.check()

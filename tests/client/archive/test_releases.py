@@ -20,8 +20,11 @@ def stored(tmp_path):
     folder = tmp_path / "made"
     (folder / "m2ost" / "1").mkdir(parents=True)
     (folder / "m2ost" / "1" / "model.onnx").write_bytes(b"a graph")
-    (folder / "m2ost" / "config.pbtxt").write_text("a config")
-    files = {path: sha256_file(folder / path) for path in ("m2ost/1/model.onnx", "m2ost/config.pbtxt")}
+    (folder / "m2ost_slide" / "1").mkdir(parents=True)
+    for model in ("m2ost", "m2ost_slide"):
+        (folder / model / "config.pbtxt").write_text("a config")
+    paths = ("m2ost/1/model.onnx", "m2ost/config.pbtxt", "m2ost_slide/config.pbtxt")
+    files = {path: sha256_file(folder / path) for path in paths}
     Manifest(replace(ENGINE, onnx_sha256=files["m2ost/1/model.onnx"]), {}, {}, {}, files).write(folder)
     storage = fsspec.filesystem("memory")
     storage.put(str(folder), "/bucket/release", recursive=True)
@@ -33,6 +36,7 @@ def test_a_release_comes_whole_and_once(stored, tmp_path):
     storage, sha256 = stored
     release = fetch_release(URL, tmp_path / "release", sha256.upper())
     assert release.onnx.read_bytes() == b"a graph"
+    assert (release.folder / "m2ost_slide" / "1").is_dir(), "Triton wants it, and storages have no empty folders"
     storage.pipe("/bucket/release/m2ost/1/model.onnx", b"another")
     assert fetch_release(URL, tmp_path / "release", sha256) == release
     assert not list(tmp_path.glob(".release*"))
@@ -66,3 +70,11 @@ def test_a_release_that_changed_on_the_machine_is_refused(stored, tmp_path):
     (fetch_release(URL, tmp_path / "release", sha256).folder / "m2ost" / "config.pbtxt").write_text("changed")
     with pytest.raises(ReleaseError, match="a release never changes"):
         fetch_release(URL, tmp_path / "release", sha256)
+
+
+def test_a_copy_that_lost_empty_folders_is_told(stored, tmp_path):
+    _, sha256 = stored
+    release = fetch_release(URL, tmp_path / "release", sha256)
+    (release.folder / "m2ost_slide" / "1").rmdir()
+    with pytest.raises(ReleaseError, match=r"m2ost_slide/1: no such folder, .* make it anew"):
+        release.check()

@@ -1,0 +1,212 @@
+"""The chart: that what it writes is valid, strict and true to its values, and that it serves."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import jsonschema
+import numpy as np
+import pytest
+import yaml
+
+from tests.support.containers import BUILT, inspect, need_containers, podman, said, tool
+from tests.support.data import REPOSITORY
+from tests.support.machine import wait_for
+
+from .schemas import SCHEMAS
+from .test_image import SLIDE, predict
+
+CHART, VALUES = REPOSITORY / "deploy" / "chart", REPOSITORY / "deploy" / "values"
+FILES = sorted(path.stem for path in VALUES.glob("*.yaml"))
+VERSIONS = ("1.25", "1.37")
+
+ACCEPTED = {
+    "CKV_K8S_15": "an image is named by a version or a digest, which does not change",
+    "CKV_K8S_35": "storages read their credentials from the environment",
+    "CKV_K8S_43": "a digest is a value: which image it is, the user knows",
+}
+"""Findings of checkov's that stand, and why."""
+
+
+@pytest.fixture(autouse=True)
+def _tools():
+    need_containers()
+
+
+def template(values: str | None, *arguments: str, version: str = VERSIONS[-1]) -> list[dict]:
+    """What the chart writes."""
+    chosen = ("--values", VALUES / f"{values}.yaml") if values else ()
+    command = ("template", "m2", CHART, "--namespace", "spatial", "--kube-version", version, *chosen, *arguments)
+    return [resource for resource in yaml.safe_load_all(tool("helm", *command)) if resource]
+
+
+@pytest.mark.parametrize("values", FILES)
+def test_each_file_of_values_gives_valid_resources_of_old_and_new_clusters(values, tmp_path):
+    assert len(FILES) >= 4
+    tool("helm", "lint", "--strict", CHART, "--values", VALUES / f"{values}.yaml")
+    for version in VERSIONS:
+        resources = template(values, version=version)
+        own = [resource for resource in resources if resource["kind"] in SCHEMAS]
+        for resource in own:
+            jsonschema.validate(resource, SCHEMAS[resource["kind"]])
+        path = tmp_path / f"{version}.yaml"
+        path.write_text(yaml.safe_dump_all(resource for resource in resources if resource not in own))
+        # An unknown kind, and an API that is gone, only warn: whatever is said is an error here.
+        assert tool("kubernetes-validate", "--strict", "--quiet", "-k", version, path) == ""
+
+
+def test_the_checks_see_what_is_wrong(tmp_path):
+    resources = {resource["kind"]: resource for resource in template("gpu")}
+    for kind, level, field in (("ScaledObject", "spec", "minReplicaCounts"), ("PodMonitor", "spec", "selectors")):
+        resources[kind][level][field] = 1
+        with pytest.raises(jsonschema.ValidationError, match=field):
+            jsonschema.validate(resources[kind], SCHEMAS[kind])
+    resources["Deployment"]["spec"]["template"]["spec"]["containers"][0]["readinesProbe"] = {}
+    path = tmp_path / "wrong.yaml"
+    path.write_text(yaml.safe_dump(resources["Deployment"]))
+    with pytest.raises(AssertionError, match="readinesProbe"):
+        tool("kubernetes-validate", "--strict", "--quiet", path)
+
+
+@pytest.mark.parametrize("values", FILES)
+def test_replicas_are_never_beside_what_scales(values):
+    resources = template(values)
+    kinds = {resource["kind"] for resource in resources}
+    scaled = bool(kinds & {"HorizontalPodAutoscaler", "ScaledObject"})
+    for resource in resources:
+        if resource["kind"] == "Deployment":
+            assert ("replicas" in resource["spec"]) != scaled
+
+
+def test_checkov_finds_nothing_but_what_is_accepted(tmp_path):
+    for values in FILES:
+        (tmp_path / f"{values}.yaml").write_text(yaml.safe_dump_all(template(values)))
+    command = (
+        "--framework",
+        "kubernetes",
+        "--skip-download",
+        "--compact",
+        "--quiet",
+        "--soft-fail",
+        "--output",
+        "json",
+    )
+    found = json.loads(tool(BUILT / "checkov" / "bin" / "checkov", *command, "--directory", tmp_path))
+    assert found["summary"]["passed"] > 400
+    assert {check["check_id"] for check in found["results"]["failed_checks"]} <= set(ACCEPTED)
+
+
+@pytest.mark.parametrize(
+    ("values", "settings", "words"),
+    [
+        ("cpu", "imag=x", "additional properties 'imag' not allowed"),
+        ("cpu", "pools[0].profile=tensorrt", "pool cpu: profile tensorrt needs a GPU; give gpu.resource"),
+        ("cpu", "engines.toolkit=tensorrt", "pool cpu: engines.toolkit builds an engine on the node's GPU"),
+        ("gpu", "release.sha256=", "release.sha256: give the sha256 of the release's manifest.json"),
+        ("gpu", "release.sha256=abc", "does not match pattern"),
+        ("archive", "archive.slides=", "archive.slides: name the table of slides"),
+        (None, "shmSize=1Gi", "release: give release.volume, or release.url with release.sha256"),
+    ],
+)
+def test_values_that_cannot_be_meant_are_refused_in_words(values, settings, words):
+    with pytest.raises(AssertionError) as refused:
+        template(values, "--set", settings)
+    assert words in str(refused.value)
+
+
+@contextmanager
+def http_folder(folder: Path):
+    """A folder over HTTP, as an object storage gives it: its address."""
+    program = (
+        "import sys, functools, http.server as h;"
+        "handler = functools.partial(h.SimpleHTTPRequestHandler, directory=sys.argv[1]);"
+        "s = h.ThreadingHTTPServer(('127.0.0.1', 0), handler); print(s.server_port, flush=True); s.serve_forever()"
+    )
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
+    with subprocess.Popen([sys.executable, "-c", program, str(folder)], **pipes) as process:
+        try:
+            yield f"http://127.0.0.1:{int(process.stdout.readline())}"
+        finally:
+            process.terminate()
+
+
+def on_this_machine(deployment: dict, folder: Path, slides: Path) -> dict:
+    """A Deployment whose volumes lie here, on this machine's own ports: this podman has no emptyDir."""
+    for container in deployment["spec"]["template"]["spec"]["containers"]:
+        del container["ports"]
+    shm = Path("/dev/shm") / f"m2ost-play-{os.getpid()}"
+    for volume in deployment["spec"]["template"]["spec"]["volumes"]:
+        if volume["name"].startswith("slides-"):
+            path = slides
+        else:
+            path = shm if volume["name"] == "shm" else folder / volume["name"]
+            path.mkdir(exist_ok=True)
+            path.chmod(0o1777)
+        for kind in ("emptyDir", "persistentVolumeClaim"):
+            volume.pop(kind, None)
+        volume["hostPath"] = {"path": str(path), "type": "Directory"}
+    return deployment
+
+
+def run_first(deployment: dict) -> None:
+    """Run the containers that come before the server, and take them out: this podman does not wait for them."""
+    pod = deployment["spec"]["template"]["spec"]
+    folders = {volume["name"]: volume["hostPath"]["path"] for volume in pod["volumes"]}
+    for first in pod.pop("initContainers"):
+        mounts = (f"{folders[mount['name']]}:{mount['mountPath']}" for mount in first["volumeMounts"])
+        options = ("--network", "host", "--user", "10001:10001", "--read-only", "--cap-drop", "all")
+        podman(
+            "run", "--rm", *options, *(word for m in mounts for word in ("--volume", m)), first["image"], *first["args"]
+        )
+
+
+def test_what_the_chart_writes_runs_fetches_its_release_and_predicts(
+    server_image, client_image, release, svs, tmp_path
+):
+    """By podman, in place of a cluster."""
+    from m2ost_contract import sha256_file
+
+    native = predict(tmp_path / "native", svs, "--release", release)
+    with http_folder(release.parent) as url:
+        settings = ["release.path=", "release.volume=null", f"release.url={url}/{release.name}"]
+        settings += [f"release.sha256={sha256_file(release / 'manifest.json')}", "pools[0].replicas=1"]
+        settings += ["image.pullPolicy=Never", "clientImage.pullPolicy=Never"]
+        for name, tag in (("image", server_image), ("clientImage", client_image)):
+            repository, _, version = tag.rpartition(":")
+            settings += [f"{name}.repository={repository}", f"{name}.tag={version}"]
+        resources = template("cpu", *(word for setting in settings for word in ("--set", setting)))
+        (deployment,) = (r for r in resources if r["kind"] == "Deployment")
+        (tmp_path / "kube").mkdir()
+        kube = tmp_path / "kube.yaml"
+        run_first(on_this_machine(deployment, tmp_path / "kube", svs.parent))
+        kube.write_text(yaml.safe_dump(deployment))
+        try:
+            podman("play", "kube", "--network", "host", kube)
+            (name,) = podman("ps", "--all", "--filter", "name=-server$", "--format", "{{.Names}}").split()
+            try:
+                wait_for(lambda: podman_test(name), "the ready file", 180)
+            except AssertionError as error:
+                raise AssertionError(said(name)[-3000:]) from error
+            served = predict(tmp_path / "served", f"slides/{SLIDE}", "--server", "127.0.0.1:8001")
+            found = inspect("container", name)
+        finally:
+            with suppress(AssertionError):
+                podman("play", "kube", "--down", kube)
+    np.testing.assert_array_equal(served, native)
+    assert found["HostConfig"]["ReadonlyRootfs"]
+    assert found["EffectiveCaps"] in ([], None)
+    assert found["Config"]["User"] == "10001:10001"
+
+
+def podman_test(name: str) -> bool:
+    """Whether the command of the chart's probes finds the container healthy."""
+    try:
+        podman("exec", name, "/bin/sh", "-c", 'test -n "$(find /tmp/m2ost-ready -mmin -1)"')
+    except AssertionError:
+        return False
+    return True
