@@ -427,6 +427,65 @@ def domains(
     _write(report, to_markdown(report), out, "domains-her2")
 
 
+@bench.command()
+def systems(
+    data: Annotated[Path, typer.Argument(help="A data set with images.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder of all trainings; the same command goes on in it.")],
+    section: Annotated[
+        list[str], typer.Option(help="Section that is left out once and else trained on; at least three.")
+    ] = ["C2", "C3", "C4", "C5"],
+    patient_section: Annotated[
+        list[str], typer.Option(help="Section of a patient that is never trained on; may be repeated.")
+    ] = ["B4"],
+    systems: Annotated[str, typer.Option(help="Names with commas; by default all.")] = "",
+    folds: Annotated[str, typer.Option(help="Sections with commas, to train only the folds they are judged in.")] = "",
+    recipe: Annotated[str, typer.Option(help="common, published (each its own), or a file.")] = "common",
+    epochs: Annotated[int | None, typer.Option(min=1, help="In place of the recipe's.")] = None,
+    pretrained: Annotated[list[str], typer.Option(help="SYSTEM=FILE of weights that it starts from.")] = [],
+    genes: Annotated[
+        Path | None, typer.Option("--genes", help="The panel; by default that of the checkpoint that ships.")
+    ] = None,
+    counts: Annotated[
+        Path | None, typer.Option(help="Further sections of HER2+ without images, for the same-patient mean.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of every training.")] = 0,
+    report_only: Annotated[
+        bool, typer.Option("--report-only", help="Train nothing: the table of what is there.")
+    ] = False,
+) -> None:
+    """Train every system on the same folds with one recipe, and judge all in one table; goes on after a kill."""
+    with needs("loadtest"), needs("train"):
+        from m2ost.checkpoint import load
+        from m2ost_bench.systems.contestants import all_systems
+        from m2ost_bench.systems.measure import measure
+        from m2ost_bench.systems.report import to_markdown
+        from m2ost_bench.systems.training import SystemsOptions, timed_say
+    files = {}
+    for one in pretrained:
+        name, equals, file = one.partition("=")
+        if not equals:
+            raise UserError(f"--pretrained {one}: must read SYSTEM=FILE")
+        files[name] = Path(file)
+    with _checkpoint(None) as shipped:
+        panel = read_genes(genes, 0) if genes else load(shipped)[1].genes
+    report = measure(
+        all_systems(_names(systems), files),
+        SystemsOptions(data=data, out=out, recipe=recipe, epochs=epochs, counts=counts, seed=seed),
+        panel,
+        inner=section,
+        outer=patient_section,
+        only=_names(folds),
+        train=not report_only,
+        say=timed_say(_say),
+    )
+    _write(report, to_markdown(report), out, "systems")
+
+
+def _names(text: str) -> list[str]:
+    """Names with commas between them."""
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
 @bench.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True}, add_help_option=False)
 def gpu_check(context: typer.Context) -> None:
     """Check a GPU machine: what is computed is right, then how fast; `m2ost bench gpu-check --help` for options."""

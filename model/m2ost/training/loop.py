@@ -107,10 +107,12 @@ def fit(
     folder: Path,
     team: Workers,
     report: Report = lambda row: None,
+    *,
+    state_every_s: float = 0.0,
 ) -> tuple[Network, Progress]:
     """Train until the last epoch, or until ``patience`` epochs brought nothing better.
 
-    Every epoch ends with a state in ``folder``; a run that finds one goes on from it, to the same weights bit for bit
+    An epoch ends with a state in ``folder``; a run that finds one goes on from it, to the same weights bit for bit
     on a CPU as if it had never stopped: order of spots, augmentation and masks are drawn from seed and epoch.
 
     Parameters
@@ -124,6 +126,8 @@ def fit(
     team : Workers
     report : callable
         Called by the leading process after each epoch with the row of the log.
+    state_every_s : float
+        An epoch that ends sooner after the last state leaves none: of a large network it takes seconds, and gigabytes.
 
     Returns
     -------
@@ -162,6 +166,7 @@ def fit(
     if team.count > 1:
         objective = DistributedDataParallel(objective)
 
+    kept_at = -math.inf
     while progress.epoch < optim.epochs and progress.epoch - progress.best_epoch < optim.patience:
         began = time.perf_counter()
         loss = _epoch(config, objective, model, average, optimizer, train, target, progress.epoch, team)
@@ -183,7 +188,9 @@ def fit(
             best.load_state_dict(candidate.state_dict())
         if team.leads:
             _log(folder / LOG, row)
-            save_state(folder / STATE, parts, optimizer, progress)
+            if time.perf_counter() - kept_at >= state_every_s:
+                save_state(folder / STATE, parts, optimizer, progress)
+                kept_at = time.perf_counter()
             report(row)
     return best.cpu().eval(), progress
 

@@ -31,7 +31,14 @@ from .spots import SpotSet, spot_set
 CHECKPOINT = "checkpoint"
 
 
-def train(config: TrainConfig, folder: Path, *, device: str | None = None, report: Report = lambda row: None) -> Path:
+def train(
+    config: TrainConfig,
+    folder: Path,
+    *,
+    device: str | None = None,
+    report: Report = lambda row: None,
+    state_every_s: float = 0.0,
+) -> Path:
     """Train, and write the checkpoint of the best epoch to ``folder/checkpoint``.
 
     Parameters
@@ -43,6 +50,8 @@ def train(config: TrainConfig, folder: Path, *, device: str | None = None, repor
         ``cpu`` or ``cuda``; by default a GPU where there is one.
     report : callable
         Called after each epoch with its row of the log.
+    state_every_s : float
+        Least seconds between two states that a killed run goes on from; 0 for one after each epoch.
 
     Returns
     -------
@@ -75,7 +84,7 @@ def train(config: TrainConfig, folder: Path, *, device: str | None = None, repor
         if team.leads and not (folder / "config.yaml").exists():
             (folder / "config.yaml").write_text(yaml.safe_dump(_yaml(config.to_dict()), sort_keys=False), "utf-8")
             config.split.write(folder / "split.yaml")
-        model, progress = fit(config, train_spots, validation, folder, team, report)
+        model, progress = fit(config, train_spots, validation, folder, team, report, state_every_s=state_every_s)
         if team.leads:
             source = Path(config.pretrained)
             pretrained = {"file": source.name, "sha256": sha256_file(source)} if config.pretrained else FROM_SCRATCH
