@@ -449,6 +449,9 @@ def systems(
         Path | None, typer.Option(help="Further sections of HER2+ without images, for the same-patient mean.")
     ] = None,
     seed: Annotated[int, typer.Option(help="Of every training.")] = 0,
+    ablations: Annotated[
+        bool, typer.Option("--ablations", help="M2OST with some levels, and without modules, in place of systems.")
+    ] = False,
     report_only: Annotated[
         bool, typer.Option("--report-only", help="Train nothing: the table of what is there.")
     ] = False,
@@ -456,10 +459,13 @@ def systems(
     """Train every system on the same folds with one recipe, and judge all in one table; goes on after a kill."""
     with needs("loadtest"), needs("train"):
         from m2ost.checkpoint import load
+        from m2ost_bench.systems.contestants import ablations as all_ablations
         from m2ost_bench.systems.contestants import all_systems
         from m2ost_bench.systems.measure import measure
         from m2ost_bench.systems.report import to_markdown
         from m2ost_bench.systems.training import SystemsOptions, timed_say
+    if ablations and (systems or pretrained):
+        raise UserError("--ablations is of M2OST alone, from scratch; leave --systems and --pretrained out")
     files = {}
     for one in pretrained:
         name, equals, file = one.partition("=")
@@ -469,7 +475,7 @@ def systems(
     with _checkpoint(None) as shipped:
         panel = read_genes(genes, 0) if genes else load(shipped)[1].genes
     report = measure(
-        all_systems(_names(systems), files),
+        all_ablations() if ablations else all_systems(_names(systems), files),
         SystemsOptions(data=data, out=out, recipe=recipe, epochs=epochs, counts=counts, seed=seed),
         panel,
         inner=section,
@@ -478,7 +484,7 @@ def systems(
         train=not report_only,
         say=timed_say(_say),
     )
-    _write(report, to_markdown(report), out, "systems")
+    _write(report, to_markdown(report), out, "ablations" if ablations else "systems")
 
 
 def _names(text: str) -> list[str]:

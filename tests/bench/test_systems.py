@@ -4,8 +4,10 @@ import json
 
 import numpy as np
 import pytest
+from m2ost.config import M2OSTConfig
 from m2ost.data.errors import DataError
-from m2ost_bench.systems.contestants import BY_COST, all_systems
+from m2ost_bench.systems.article import ABLATIONS
+from m2ost_bench.systems.contestants import BY_COST, ablations, all_systems
 from m2ost_bench.systems.folds import make_folds
 from m2ost_bench.systems.measure import measure
 from m2ost_bench.systems.report import to_markdown
@@ -34,6 +36,21 @@ def data(tmp_path_factory):
 def test_every_system_has_its_turn():
     assert [one.name for one in all_systems()] == list(BY_COST)
     assert [one.name for one in all_systems(["vit", "stnet"])] == ["stnet", "vit"]
+
+
+def test_ablations_are_the_articles_and_each_module_by_itself():
+    built = {one.name: M2OSTConfig.from_dict(one.model) for one in ablations()}
+    assert next(iter(built)) == "m2ost"
+    for row in ABLATIONS:
+        kind, _, what = row["network"].partition(" ")
+        what = what.lower().replace(", ", "-")
+        assert row["network"] == "levels 0+1+2" or f"m2ost-{kind}-{what}" in built
+    for name, config in built.items():
+        if "levels" in name:
+            assert name == f"m2ost-levels-{'+'.join(map(str, config.used_levels))}"
+        elif "without" in name:
+            assert name == f"m2ost-without-{'-'.join(config.without)}"
+    assert len({str(config) for config in built.values()}) == 1 + 6 + 4 + 3
 
 
 class _Section:
@@ -112,6 +129,17 @@ def test_the_table_has_every_row_twice_and_what_it_cost(found):
     (cost,) = (line for line in text.splitlines() if line.startswith("| histogene | HisToGene |"))
     assert "from scratch" in cost
     assert "1063.23" in text
+
+
+def test_ablations_stand_beside_the_whole_network_and_the_articles(found):
+    report, *_, options = found
+    (fold, *_) = report["folds"]
+    contestants = [one for one in ablations() if one.name in ("m2ost", "m2ost-levels-1")]
+    changed = {"inner": INNER, "outer": OUTER, "only": [fold["name"]], "say": lambda words: None}
+    text = to_markdown(measure(contestants, options, GENES, **changed))
+    assert "| m2ost-levels-1 | not done |" in text, "one section of three is no mean"
+    assert "| without DPE, ITMM | 47.03 | 42.99 | 49.48 |" in text
+    assert "1063.23" not in text
 
 
 def test_other_settings_are_not_mixed_in(found, data):

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from m2ost.systems.registry import SYSTEMS, find
+from m2ost.config import MODULES
+from m2ost.systems.registry import M2OST_NAME, SYSTEMS, find
 
 PUBLISHED = "published"
 """In place of a recipe: of each system its own."""
@@ -40,6 +41,27 @@ class Contestant:
     def recipe(self, recipe: str) -> str:
         """Name or file of its recipe."""
         return self.system if recipe == PUBLISHED else recipe
+
+
+_LEVELS: dict[str, dict[str, Any]] = {
+    "levels-0": {"n_levels": 1},
+    "levels-1": {"n_levels": 2, "levels": [1]},
+    "levels-2": {"levels": [2]},
+    "levels-0+1": {"n_levels": 2},
+    "levels-0+2": {"levels": [0, 2]},
+    "levels-1+2": {"levels": [1, 2]},
+}
+_WITHOUT = (*(MODULES[:n] for n in range(1, len(MODULES) + 1)), *((name,) for name in MODULES[1:]))
+
+
+def ablations() -> list[Contestant]:
+    """M2OST, then some of its levels, then without modules: as the article takes them away in turn, and one by one."""
+    changes: dict[str, dict[str, Any]] = {
+        **_LEVELS,
+        **{f"without-{'-'.join(names)}": {"without": list(names)} for names in _WITHOUT},
+    }
+    whole = Contestant(M2OST_NAME, M2OST_NAME)
+    return [whole, *(Contestant(f"{M2OST_NAME}-{name}", M2OST_NAME, sizes) for name, sizes in changes.items())]
 
 
 def all_systems(names: Sequence[str] = (), pretrained: Mapping[str, Path] | None = None) -> list[Contestant]:

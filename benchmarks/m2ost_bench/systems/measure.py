@@ -75,6 +75,7 @@ def measure(
     return {
         "data": options.data.name,
         "recipe": Path(options.recipe).name,
+        "ablations": any(contestant.model for contestant in contestants),
         "seed": options.seed,
         "genes": len(panel),
         "machine": describe_machine(),

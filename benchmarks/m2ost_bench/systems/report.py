@@ -139,7 +139,8 @@ def to_markdown(report: Mapping[str, Any]) -> str:
         folds = [fold for fold in report["folds"] if fold["kind"] == kind]
         if folds:
             lines += [*_scores_table(report, kind, folds), ""]
-    lines += [*_cost_table(report), "", *_notes(report), "", *article.to_markdown()]
+    told = article.ablations_to_markdown() if report["ablations"] else article.to_markdown()
+    lines += [*_cost_table(report), "", *_notes(report), "", *told]
     return "\n".join(lines) + "\n"
 
 
