@@ -452,6 +452,12 @@ def systems(
     ablations: Annotated[
         bool, typer.Option("--ablations", help="M2OST with some levels, and without modules, in place of systems.")
     ] = False,
+    speed: Annotated[
+        Path | None,
+        typer.Option(help="Train nothing: serve every system on this slide and time them in turn, for the table."),
+    ] = None,
+    pitch_um: PitchUm = 100.0,
+    rounds: Rounds = 3,
     report_only: Annotated[
         bool, typer.Option("--report-only", help="Train nothing: the table of what is there.")
     ] = False,
@@ -474,17 +480,33 @@ def systems(
         files[name] = Path(file)
     with _checkpoint(None) as shipped:
         panel = read_genes(genes, 0) if genes else load(shipped)[1].genes
+    options = SystemsOptions(data=data, out=out, recipe=recipe, epochs=epochs, counts=counts, seed=seed)
+    contestants = all_ablations() if ablations else all_systems(_names(systems), files)
+    if speed:
+        _time_systems(options, contestants, panel, speed, pitch_um, rounds)
     report = measure(
-        all_ablations() if ablations else all_systems(_names(systems), files),
-        SystemsOptions(data=data, out=out, recipe=recipe, epochs=epochs, counts=counts, seed=seed),
+        contestants,
+        options,
         panel,
         inner=section,
         outer=patient_section,
         only=_names(folds),
-        train=not report_only,
+        train=not (report_only or speed),
         say=timed_say(_say),
     )
     _write(report, to_markdown(report), out, "ablations" if ablations else "systems")
+
+
+def _time_systems(options: Any, contestants: Any, panel: Any, slide: Path, pitch_um: float, rounds: int) -> None:
+    with needs("export"):
+        from m2ost_bench.systems.measure import SPEED
+        from m2ost_bench.systems.speed import SpeedOptions, measure_speed
+        from m2ost_bench.systems.training import sizes_of
+        from m2ost_loadtests.machine import write_report
+    settings = {one.name: sizes_of(one, options) for one in contestants}
+    wanted = SpeedOptions(slide=slide, pitch_um=pitch_um, rounds=rounds)
+    found = measure_speed(settings, panel, options.out, wanted, _say)
+    write_report(found, options.out, Path(SPEED).stem)
 
 
 def _names(text: str) -> list[str]:

@@ -21,6 +21,7 @@ from .training import PANEL, RESULT, Say, SystemsOptions, no_image, run_fold
 
 PACKAGES = ("torch", "numpy")
 SPEED = "speed.json"
+"""What :func:`m2ost_bench.systems.speed.measure_speed` found, where it was asked for."""
 
 
 def measure(

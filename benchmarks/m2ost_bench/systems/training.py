@@ -18,6 +18,7 @@ from m2ost import metrics
 from m2ost.checkpoint import load
 from m2ost.data.errors import DataError
 from m2ost.data.section import TARGETS, Section
+from m2ost.data.splits import Split
 from m2ost.data.views import ViewCache
 from m2ost.evaluation.judge import constant_predictors
 from m2ost.evaluation.subjects import open_subject
@@ -92,6 +93,11 @@ def settings(contestant: Contestant, fold: Fold, options: SystemsOptions) -> Tra
     if options.epochs is not None:
         raw["optim"] = {"epochs": options.epochs}
     return config_from(with_recipe(raw, contestant.recipe(options.recipe)), f"{contestant.name}, fold {fold.name}")
+
+
+def sizes_of(contestant: Contestant, options: SystemsOptions) -> TrainConfig:
+    """The same of no fold: for what does not depend on the sections."""
+    return settings(contestant, Fold("-", "", Split(train=("-",), validation=("--",))), options)
 
 
 def run_fold(
