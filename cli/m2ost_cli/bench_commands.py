@@ -442,6 +442,9 @@ def systems(
     recipe: Annotated[str, typer.Option(help="common, published (each its own), or a file.")] = "common",
     epochs: Annotated[int | None, typer.Option(min=1, help="In place of the recipe's.")] = None,
     pretrained: Annotated[list[str], typer.Option(help="SYSTEM=FILE of weights that it starts from.")] = [],
+    take: Annotated[
+        list[str], typer.Option(help="NAME=CHECKPOINT, a row beside: judged where it has not seen the section.")
+    ] = [],
     genes: Annotated[
         Path | None, typer.Option("--genes", help="The panel; by default that of the checkpoint that ships.")
     ] = None,
@@ -469,15 +472,11 @@ def systems(
         from m2ost_bench.systems.contestants import all_systems
         from m2ost_bench.systems.measure import measure
         from m2ost_bench.systems.report import to_markdown
+        from m2ost_bench.systems.taken import take as taken
         from m2ost_bench.systems.training import SystemsOptions, timed_say
     if ablations and (systems or pretrained):
         raise UserError("--ablations is of M2OST alone, from scratch; leave --systems and --pretrained out")
-    files = {}
-    for one in pretrained:
-        name, equals, file = one.partition("=")
-        if not equals:
-            raise UserError(f"--pretrained {one}: must read SYSTEM=FILE")
-        files[name] = Path(file)
+    files = _files("--pretrained", pretrained)
     with _checkpoint(None) as shipped:
         panel = read_genes(genes, 0) if genes else load(shipped)[1].genes
     options = SystemsOptions(data=data, out=out, recipe=recipe, epochs=epochs, counts=counts, seed=seed)
@@ -485,7 +484,7 @@ def systems(
     if speed:
         _time_systems(options, contestants, panel, speed, pitch_um, rounds)
     report = measure(
-        contestants,
+        [*contestants, *(taken(name, path) for name, path in _files("--take", take).items())],
         options,
         panel,
         inner=section,
@@ -507,6 +506,15 @@ def _time_systems(options: Any, contestants: Any, panel: Any, slide: Path, pitch
     wanted = SpeedOptions(slide=slide, pitch_um=pitch_um, rounds=rounds)
     found = measure_speed(settings, panel, options.out, wanted, _say)
     write_report(found, options.out, Path(SPEED).stem)
+
+
+def _files(option: str, given: list[str]) -> dict[str, Path]:
+    """``NAME=FILE`` of an option that may be repeated."""
+    pairs = [one.partition("=") for one in given]
+    for name, equals, file in pairs:
+        if not (name and equals and file):
+            raise UserError(f"{option} {name}{equals}{file}: must read NAME=FILE")
+    return {name: Path(file) for name, _, file in pairs}
 
 
 def _names(text: str) -> list[str]:

@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 from m2ost.config import M2OSTConfig
 from m2ost.data.errors import DataError
+from m2ost_bench.systems import training
 from m2ost_bench.systems.article import ABLATIONS
 from m2ost_bench.systems.contestants import BY_COST, ablations, all_systems
 from m2ost_bench.systems.folds import make_folds
 from m2ost_bench.systems.measure import measure
 from m2ost_bench.systems.report import to_markdown
+from m2ost_bench.systems.taken import take
 from m2ost_bench.systems.training import RESULT, SystemsOptions, settings
 
 from tests.model.sections import GENES, write_section
@@ -22,6 +24,13 @@ systems:
   histogene: {model: {image_px: 14, heads: 1, depth: 1, dim: 16, hidden: 8}}
 """
 INNER, OUTER = ("A1", "A2", "A3"), ("B1",)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_draws():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "ROUNDS", 20)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -140,6 +149,19 @@ def test_ablations_stand_beside_the_whole_network_and_the_articles(found):
     assert "| m2ost-levels-1 | not done |" in text, "one section of three is no mean"
     assert "| without DPE, ITMM | 47.03 | 42.99 | 49.48 |" in text
     assert "1063.23" not in text
+
+
+def test_a_checkpoint_that_is_taken_is_judged_only_where_it_has_seen_nothing(found, tmp_path):
+    report, *_, options = found
+    checkpoint = options.out / "m2ost" / "B1" / "checkpoint"  # of A1, A2, and A3 to choose the epoch
+    again = measure([take("mine", checkpoint)], options, GENES, inner=INNER, outer=OUTER, say=print)
+    row = again["systems"]["mine"]
+    assert set(row["folds"]) == {"B1"}
+    assert row["by patient"] == report["systems"]["m2ost"]["by patient"]
+    assert "| mine | not done |" in to_markdown(again)
+    other = SystemsOptions(data=options.data, out=tmp_path, recipe=options.recipe)
+    with pytest.raises(DataError, match="predicts another panel or target"):
+        measure([take("mine", checkpoint)], other, GENES[:2], inner=INNER, outer=OUTER, say=print)
 
 
 def test_other_settings_are_not_mixed_in(found, data):

@@ -31,12 +31,15 @@ class Contestant:
         Sizes, where they are others than its recipe's.
     pretrained : Path, optional
         File of pretrained weights.
+    checkpoint : Path, optional
+        A checkpoint that is taken as it is, and not trained.
     """
 
     name: str
     system: str
     model: Mapping[str, Any] = field(default_factory=dict)
     pretrained: Path | None = None
+    checkpoint: Path | None = None
 
     def recipe(self, recipe: str) -> str:
         """Name or file of its recipe."""

@@ -17,6 +17,7 @@ from m2ost_loadtests.machine import describe_machine, versions
 from .contestants import Contestant
 from .folds import Fold, make_folds
 from .report import assemble
+from .taken import judge_taken
 from .training import PANEL, RESULT, Say, SystemsOptions, no_image, run_fold
 
 PACKAGES = ("torch", "numpy")
@@ -64,13 +65,16 @@ def measure(
         if name not in {fold.name for fold in folds}:
             raise DataError(f"no fold {name}; there are {', '.join(fold.name for fold in folds)}")
     _keep_panel(options.out / PANEL, panel)
+    trained = [contestant for contestant in contestants if contestant.checkpoint is None]
     if train:
-        for contestant in contestants:
+        for contestant in trained:
             for fold in folds:
                 if not only or fold.name in only:
                     run_fold(contestant, fold, options, sections, say)
     further = read_without_images(options.counts) if options.counts else []
-    done = {c.name: _done(c, folds, options, sections, say) for c in contestants}
+    done = {c.name: _done(c, folds, options, sections, say) for c in trained}
+    taken = [contestant for contestant in contestants if contestant.checkpoint is not None]
+    done |= {c.name: judge_taken(c, folds, sections, panel, options.views) for c in taken}
     constants = {fold.name: no_image(fold, sections, further, panel) for fold in folds}
     speed = options.out / SPEED
     return {
