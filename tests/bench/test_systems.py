@@ -1,6 +1,7 @@
 """The table of systems: one protocol for all, gone on with after a kill, and words for every record that is kept."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -146,7 +147,7 @@ def test_ablations_stand_beside_the_whole_network_and_the_articles(found):
     contestants = [one for one in ablations() if one.name in ("m2ost", "m2ost-levels-1")]
     changed = {"inner": INNER, "outer": OUTER, "only": [fold["name"]], "say": lambda words: None}
     text = to_markdown(measure(contestants, options, GENES, **changed))
-    assert "| m2ost-levels-1 | not done |" in text, "one section of three is no mean"
+    assert re.search(r"\| m2ost-levels-1 \| A1 -?0\.\d{3} so far \|", text), "one section of three is no mean"
     assert "| without DPE, ITMM | 47.03 | 42.99 | 49.48 |" in text
     assert "1063.23" not in text
 
@@ -158,7 +159,7 @@ def test_a_checkpoint_that_is_taken_is_judged_only_where_it_has_seen_nothing(fou
     row = again["systems"]["mine"]
     assert set(row["folds"]) == {"B1"}
     assert row["by patient"] == report["systems"]["m2ost"]["by patient"]
-    assert "| mine | not done |" in to_markdown(again)
+    assert "| mine | nothing so far |" in to_markdown(again)
     other = SystemsOptions(data=options.data, out=tmp_path, recipe=options.recipe)
     with pytest.raises(DataError, match="predicts another panel or target"):
         measure([take("mine", checkpoint)], other, GENES[:2], inner=INNER, outer=OUTER, say=print)

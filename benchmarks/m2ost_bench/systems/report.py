@@ -151,7 +151,9 @@ def _scores_table(report: Mapping[str, Any], kind: str, folds: Sequence[Mapping[
     for name, row in [*report["systems"].items(), *report["no_image"].items()]:
         italic = "*" if name in report["no_image"] else ""
         if kind not in row:
-            lines.append(f"| {italic}{name}{italic} | not done |" + " |" * (len(titles) - 1))
+            done = {fold["name"]: row["folds"][fold["name"]] for fold in folds if fold["name"] in row.get("folds", {})}
+            told = ", ".join(f"{fold} {found['scores']['r_gene_mean']:.3f}" for fold, found in done.items())
+            lines.append(f"| {italic}{name}{italic} | {told or 'nothing'} so far |" + " |" * (len(titles) - 1))
             continue
         cells = [_cell(row[kind][measure]) for measure in COLUMNS]
         beside = row.get("beside_m2ost", {}).get(kind)
@@ -193,7 +195,8 @@ def _notes(report: Mapping[str, Any]) -> list[str]:
         "In each fold one section more is held back, by which the epoch is chosen; the others are trained on. GFLOP "
         "are 2 × multiply-accumulate with attention; what a network shares between the spots of a slide is counted for "
         f"{SLIDE_SPOTS} of them.",
-        f"{PANEL_NOTE} {INTERVALS}",
+        f"{PANEL_NOTE} The same-patient mean is of all other sections of the patient, also of those without images and "
+        f"of the one that chooses the epoch. {INTERVALS}",
     ]
     if report.get("speed"):
         speed = report["speed"]
