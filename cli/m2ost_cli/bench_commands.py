@@ -435,6 +435,101 @@ def domains(
     _write(report, to_markdown(report), out, "domains-her2")
 
 
+@bench.command()
+def systems(
+    data: Annotated[Path, typer.Argument(help="A data set with images.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder of all trainings; the same command goes on in it.")],
+    section: Annotated[
+        list[str], typer.Option(help="Section that is left out once and else trained on; at least three.")
+    ] = ["C2", "C3", "C4", "C5"],
+    patient_section: Annotated[
+        list[str], typer.Option(help="Section of a patient that is never trained on; may be repeated.")
+    ] = ["B4"],
+    systems: Annotated[str, typer.Option(help="Names with commas; by default all.")] = "",
+    folds: Annotated[str, typer.Option(help="Sections with commas, to train only the folds they are judged in.")] = "",
+    recipe: Annotated[str, typer.Option(help="common, published (each its own), or a file.")] = "common",
+    epochs: Annotated[int | None, typer.Option(min=1, help="In place of the recipe's.")] = None,
+    pretrained: Annotated[list[str], typer.Option(help="SYSTEM=FILE of weights that it starts from.")] = [],
+    take: Annotated[
+        list[str], typer.Option(help="NAME=CHECKPOINT, a row beside: judged where it has not seen the section.")
+    ] = [],
+    genes: Annotated[
+        Path | None, typer.Option("--genes", help="The panel; by default that of the checkpoint that ships.")
+    ] = None,
+    counts: Annotated[
+        Path | None, typer.Option(help="Further sections of HER2+ without images, for the same-patient mean.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of every training.")] = 0,
+    ablations: Annotated[
+        bool, typer.Option("--ablations", help="M2OST with some levels, and without modules, in place of systems.")
+    ] = False,
+    speed: Annotated[
+        Path | None,
+        typer.Option(help="Train nothing: serve every system on this slide and time them in turn, for the table."),
+    ] = None,
+    pitch_um: PitchUm = 100.0,
+    rounds: Rounds = 3,
+    report_only: Annotated[
+        bool, typer.Option("--report-only", help="Train nothing: the table of what is there.")
+    ] = False,
+) -> None:
+    """Train every system on the same folds with one recipe, and judge all in one table; goes on after a kill."""
+    with needs("loadtest"), needs("train"):
+        from m2ost.checkpoint import load
+        from m2ost_bench.systems.contestants import ablations as all_ablations
+        from m2ost_bench.systems.contestants import all_systems
+        from m2ost_bench.systems.measure import measure
+        from m2ost_bench.systems.report import to_markdown
+        from m2ost_bench.systems.taken import take as taken
+        from m2ost_bench.systems.training import SystemsOptions, timed_say
+    if ablations and (systems or pretrained):
+        raise UserError("--ablations is of M2OST alone, from scratch; leave --systems and --pretrained out")
+    files = _files("--pretrained", pretrained)
+    with _checkpoint(None) as shipped:
+        panel = read_genes(genes, 0) if genes else load(shipped)[1].genes
+    options = SystemsOptions(data=data, out=out, recipe=recipe, epochs=epochs, counts=counts, seed=seed)
+    contestants = all_ablations() if ablations else all_systems(_names(systems), files)
+    if speed:
+        _time_systems(options, contestants, panel, speed, pitch_um, rounds)
+    report = measure(
+        [*contestants, *(taken(name, path) for name, path in _files("--take", take).items())],
+        options,
+        panel,
+        inner=section,
+        outer=patient_section,
+        only=_names(folds),
+        train=not (report_only or speed),
+        say=timed_say(_say),
+    )
+    _write(report, to_markdown(report), out, "ablations" if ablations else "systems")
+
+
+def _time_systems(options: Any, contestants: Any, panel: Any, slide: Path, pitch_um: float, rounds: int) -> None:
+    with needs("export"):
+        from m2ost_bench.systems.measure import SPEED
+        from m2ost_bench.systems.speed import SpeedOptions, measure_speed
+        from m2ost_bench.systems.training import sizes_of
+        from m2ost_loadtests.machine import write_report
+    settings = {one.name: sizes_of(one, options) for one in contestants}
+    wanted = SpeedOptions(slide=slide, pitch_um=pitch_um, rounds=rounds)
+    found = measure_speed(settings, panel, options.out, wanted, _say)
+    write_report(found, options.out, Path(SPEED).stem)
+
+
+def _files(option: str, given: list[str]) -> dict[str, Path]:
+    """``NAME=FILE`` of an option that may be repeated."""
+    pairs = [one.partition("=") for one in given]
+    for name, equals, file in pairs:
+        if not (name and equals and file):
+            raise UserError(f"{option} {name}{equals}{file}: must read NAME=FILE")
+    return {name: Path(file) for name, _, file in pairs}
+
+
+def _names(text: str) -> list[str]:
+    """Names with commas between them."""
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
 @bench.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True}, add_help_option=False)
 def gpu_check(context: typer.Context) -> None:
     """Check a GPU machine: what is computed is right, then how fast; `m2ost bench gpu-check --help` for options."""

@@ -161,7 +161,7 @@ def info(
         from m2ost.systems.registry import SYSTEMS
     config = load(checkpoint)[1].architecture if checkpoint else M2OSTConfig()
     print(f"{'':36}{'parameters':>12}{'GFLOP a spot':>14}")
-    if not isinstance(config, M2OSTConfig):
+    if not isinstance(config, M2OSTConfig) or config.without:
         for row in (count(config), count(M2OSTConfig())):
             print(_row(row))
         return

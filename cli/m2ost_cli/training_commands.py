@@ -69,17 +69,23 @@ def train(
     out: Annotated[Path, typer.Option("--out", help="The run's folder; a run that was killed goes on in it.")],
     settings: Annotated[list[str], typer.Option("--set", help="field=value, such as optim.epochs=10.")] = [],
     split_file: Annotated[Path | None, typer.Option("--split", help="Take the split from this file.")] = None,
+    recipe: Annotated[
+        str | None,
+        typer.Option(help="What the settings leave open: common, a system's name (as published), or a file."),
+    ] = None,
     device: Device = None,
 ) -> None:
     """Train a checkpoint; several GPUs through `torchrun --nproc-per-node N --no-python m2ost train …`."""
     with needs("train"):
         from m2ost.data.splits import read_split
-        from m2ost.training.config import read_config
+        from m2ost.training.config import config_from, read_settings
+        from m2ost.training.recipes import with_recipe
         from m2ost.training.run import train as run
     overrides = list(settings)
     if split_file is not None:
         overrides += [f"split.{part}={names}" for part, names in read_split(split_file).to_dict().items()]
-    chosen = read_config(config, overrides)
+    raw = read_settings(config, overrides)
+    chosen = config_from(with_recipe(raw, recipe) if recipe else raw, str(config))
     with _progress(chosen.optim.epochs) as report:
         checkpoint = run(chosen, out, device=device, report=report)
     print(f"{checkpoint}: trained; `m2ost evaluate {checkpoint} --data {chosen.data.root}` says how well")

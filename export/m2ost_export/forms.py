@@ -27,15 +27,15 @@ class PlainNetwork(Network):
 
     Parameters
     ----------
-    model : OneViewNetwork
-        In eval mode, float32.
+    model : Network
+        In eval mode, float32; for a reduced precision one of one view.
     precision : str
         ``fp32``, ``fp16`` or ``bf16``.
     test_time : str
         One of :data:`m2ost.architecture.TEST_TIMES`.
     """
 
-    def __init__(self, model: OneViewNetwork, precision: str = "fp32", test_time: str = NOTHING) -> None:
+    def __init__(self, model: Network, precision: str = "fp32", test_time: str = NOTHING) -> None:
         super().__init__()
         self.config, self.precision = model.config, precision
         if precision != "fp32":
@@ -78,6 +78,10 @@ def engine_form(model: Network, precision: str, test_time: str = NOTHING) -> Fus
     if isinstance(model, M2OST):
         if test_time != NOTHING:
             raise ExportError(f"refused: {test_time} is for the other systems; M2OST's graph is made without it")
+        if model.config.without:
+            if precision != "fp32":
+                raise ExportError(f"refused: {_lacking(model)} is exported in fp32 alone, not as {precision}")
+            return PlainNetwork(model).eval()
         return FusedM2OST(model, precision).eval()
     if isinstance(model, OneViewNetwork):
         if precision == "bf16" and any(isinstance(part, nn.BatchNorm2d) for part in model.modules()):
@@ -121,8 +125,14 @@ def only_m2ost(model: Network, what: str) -> M2OST:
     Raises
     ------
     ExportError
-        If it is one of another system.
+        If it is one of another system, or goes without a module.
     """
     if not isinstance(model, M2OST):
         raise ExportError(f"refused: {what} is M2OST's alone, and this is {system_of(model.config).title}")
+    if model.config.without:
+        raise ExportError(f"refused: {what} is M2OST's with all of its modules, and this is {_lacking(model)}")
     return model
+
+
+def _lacking(model: M2OST) -> str:
+    return f"an M2OST without {', '.join(model.config.without)}"

@@ -94,14 +94,14 @@ class _FusedBlock(nn.Module):
     def __init__(self, block: Any, config: M2OSTConfig, dtype: torch.dtype, *, last: bool) -> None:
         super().__init__()
         intra, cross, channel = block.intra, block.cross, block.channel
-        self.lengths = [config.sequence_length(level) for level in range(config.n_levels)]
+        self.lengths = [config.sequence_length(level) for level in config.used_levels]
         self.dtype = dtype
         self.self_qkv = nn.ModuleList(_QueryKeyValue(qkv.weight.chunk(3), config, dtype) for qkv in intra.qkv)
         self.self_out = nn.ModuleList(_Linear.of(out, dtype) for out in intra.out)
         norm, widen, _, narrow, _ = intra.feed_forward
         self.feed_norm = _Norm(norm, dtype)
         self.feed = nn.ModuleList([_Linear.of(widen, dtype), _Linear.of(narrow, dtype)])
-        self.mixes_levels = config.n_levels > 1
+        self.mixes_levels = len(config.used_levels) > 1
         self.keeps_cls_only = last and self.mixes_levels
         if self.mixes_levels:
             self.cross_norm = _Norm(cross.norm, dtype)
@@ -172,7 +172,7 @@ class FusedM2OST(nn.Module):
     Parameters
     ----------
     model : M2OST
-        In float32.
+        In float32, with all of its modules.
     precision : str
         One of ``PRECISIONS``.
     """
@@ -233,16 +233,17 @@ class FusedM2OST(nn.Module):
         # TensorRT takes UINT8 inputs only where a cast to float32 or float16 follows at once. Integers to 256 are
         # exact in either, up to the norms, which work in float32.
         taken = torch.float16 if self.dtype == torch.bfloat16 else self.dtype
-        views = [view.to(taken) for view in views]
-        tokens: list[list[Tensor]] = [[] for _ in views]
+        used = {level: views[level].to(taken) for level in self.config.used_levels}
+        tokens: dict[int, list[Tensor]] = {level: [] for level in used}
         for j, (norm, embed) in enumerate(zip(self.patch_norms, self.embeddings, strict=True)):
-            patches = torch.cat([self.cut(view, j) for view in views[j:]], dim=1)
+            levels = [level for level in used if level >= j]
+            patches = torch.cat([self.cut(used[level], j) for level in levels], dim=1)
             parts = embed(norm(patches)).split(self.config.tokens_per_patching, dim=1)
-            for level, part in enumerate(parts, start=j):
+            for level, part in zip(levels, parts, strict=True):
                 tokens[level].insert(0, part)
         return [
             pad(torch.cat(parts, dim=1), (0, 0, 1, 0)) + table
-            for parts, table in zip(tokens, self.positions, strict=True)
+            for parts, table in zip(tokens.values(), self.positions, strict=True)
         ]
 
 

@@ -85,7 +85,7 @@ class TailM2OST(nn.Module):
     def __init__(self, fused: FusedM2OST) -> None:
         super().__init__()
         self.fused = fused
-        self.levels, self.heads = fused.config.n_levels, fused.config.heads
+        self.levels, self.heads = len(fused.config.used_levels), fused.config.heads
         self.queries, self.keys, self.values = nn.ParameterList(), nn.ParameterList(), nn.ParameterList()
         last: Any = fused.blocks[-1]
         for qkv in last.cross_qkv if last.mixes_levels else ():

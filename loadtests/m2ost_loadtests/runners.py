@@ -12,7 +12,7 @@ import numpy as np
 from m2ost_client.stream import SpotStream, StreamOptions
 from m2ost_contract import EXPRESSION, ONNX_FILE, Manifest, as_centers
 from m2ost_preprocess.decoder import decoded_slide
-from m2ost_preprocess.slides.spots import grid
+from m2ost_preprocess.slides.spots import Spots, grid
 from m2ost_preprocess.slides.tissue import MASK_PX, tissue_mask
 from m2ost_preprocess.tiling.views import spatial_order
 from m2ost_serving.engine.onnx import cpu_session
@@ -72,17 +72,22 @@ def spots_to_score(slide: Path, pitch_um: float, *, mpp: float | None = None) ->
     TargetError
         If µm/px is unknown, or there are no spots.
     """
+    centers = as_centers(grid_of_spots(slide, pitch_um, mpp=mpp)[0].centers)
+    return centers[spatial_order(centers)]
+
+
+def grid_of_spots(slide: Path, pitch_um: float, *, mpp: float | None = None) -> tuple[Spots, float]:
+    """A grid over a slide's tissue, and the slide's µm/px; parameters and errors as of :func:`spots_to_score`."""
     with decoded_slide(slide) as source:
         mpp = source.mpp if mpp is None else mpp
         if mpp is None:
             raise TargetError(f"{slide}: carries no µm/px; give it with --mpp, or measure on a slide that does")
         spots = grid(source.size, tissue_mask(source.thumbnail(MASK_PX)), pitch_um / mpp)
-    centers = as_centers(spots.centers)
-    if not len(centers):
+    if not len(spots):
         raise TargetError(
             f"{slide}: no spots at a pitch of {pitch_um:g} µm; choose another slide or a smaller --pitch-um"
         )
-    return centers[spatial_order(centers)]
+    return spots, mpp
 
 
 def score_in_turn(

@@ -69,13 +69,13 @@ def joint_attention(config: M2OSTConfig) -> Complexity:
     Intra-level and cross-level attention together look at exactly the same pairs, so the decoupled form spends
     the same on scores and more on projections; what it buys is separate weights and softmaxes per pair of levels.
     """
-    lengths = [config.sequence_length(i) for i in range(config.n_levels)]
+    lengths = [config.sequence_length(level) for level in config.used_levels]
     tokens, inner = sum(lengths), config.heads * config.head_dim
     intra = 2 * 2 * sum(n * n for n in lengths) * inner + 2 * tokens * 4 * config.dim * inner
     cross = 0
-    if config.n_levels > 1:
+    if len(lengths) > 1:
         pairs = tokens**2 - sum(n * n for n in lengths)
-        cross = 2 * 2 * pairs * inner + 2 * tokens * (3 + config.n_levels - 1) * config.dim * inner
+        cross = 2 * 2 * pairs * inner + 2 * tokens * (3 + len(lengths) - 1) * config.dim * inner
     joint = 2 * 2 * tokens**2 * inner + 2 * tokens * 4 * config.dim * inner
     flop = count(config).flop - config.depth * (intra + cross - joint)
     return Complexity("joint attention over all tokens", None, flop, f"{tokens} tokens in one sequence")

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
+from typing import Any
 
 from m2ost_contract import ViewGeometry
 
 from .architecture import Architecture
+
+MODULES = ("dpe", "itmm", "ctmm", "ccmm")
+"""What the article takes away in turn: patches that shrink towards the spot, and the three mixings of a block."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,13 @@ class M2OSTConfig(Architecture):
     token_drop : float
         Share of each level's patch tokens left out at random in training, in [0, 1): a regulariser that also makes
         training cheaper (PatchDropout, Liu et al., WACV 2023). Nothing is left out at inference.
+    levels : tuple of int
+        Which of the nested views are looked at, in rising order up to the last one; all where none is named. The
+        network takes all the same.
+    without : tuple of str
+        Of :data:`MODULES`, what the network goes without. In place of ``dpe`` each level has patches of ``patch_px``
+        alone and an embedding of its own; in place of ``itmm`` an ordinary transformer block of its own, with twice
+        the heads and four times ``dim``; ``ctmm`` and ``ccmm`` are left out.
 
     Raises
     ------
@@ -57,6 +68,8 @@ class M2OSTConfig(Architecture):
     channel_dim: int = 384
     mask_ratio: float = 0.0
     token_drop: float = 0.0
+    levels: tuple[int, ...] = ()
+    without: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for f in fields(self):
@@ -64,7 +77,7 @@ class M2OSTConfig(Architecture):
             if f.name in ("mask_ratio", "token_drop"):
                 if not 0 <= value < 1:
                     raise ValueError(f"{f.name} must lie in [0, 1), not {value}")
-            elif not isinstance(value, int) or value < 1:
+            elif f.name not in ("levels", "without") and (not isinstance(value, int) or value < 1):
                 raise ValueError(f"{f.name} must be a positive integer, not {value!r}")
         if self.image_px % self.patch_px:
             raise ValueError(f"image_px {self.image_px} is not a multiple of patch_px {self.patch_px}")
@@ -74,6 +87,24 @@ class M2OSTConfig(Architecture):
             )
         if self.n_levels > 1 and (self.image_px * (2 ** (self.n_levels - 1) - 1)) % 2**self.n_levels:
             raise ValueError(f"image_px {self.image_px} has no centred window for {self.n_levels} levels")
+        if self.levels and (
+            list(self.levels) != sorted({*self.levels} & {*range(self.n_levels)})
+            or self.levels[-1] != self.n_levels - 1
+        ):
+            raise ValueError(
+                f"levels must rise from 0 or more to {self.n_levels - 1}, the last of n_levels, not {self.levels}"
+            )
+        if not {*self.without} <= {*MODULES} or len({*self.without}) < len(self.without):
+            raise ValueError(f"without must be of {', '.join(MODULES)}, each once, not {self.without}")
+
+    @property
+    def used_levels(self) -> tuple[int, ...]:
+        """The levels that are looked at."""
+        return self.levels or tuple(range(self.n_levels))
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON form; ``levels`` and ``without`` are written where there are any."""
+        return {k: v for k, v in asdict(self).items() if v or k not in ("levels", "without")}
 
     @property
     def views(self) -> ViewGeometry:
@@ -85,6 +116,10 @@ class M2OSTConfig(Architecture):
         """Tokens of one patching of one view: the same for every patch size."""
         return (self.image_px // self.patch_px) ** 2
 
+    def patchings(self, level: int) -> range:
+        """How often ``patch_px`` is halved in the patchings of a level: 0 … level, or 0 alone without ``dpe``."""
+        return range(1 if "dpe" in self.without else level + 1)
+
     def sequence_length(self, level: int) -> int:
         """Tokens of a level, cls included: 197, 393, 589 in the paper."""
-        return 1 + (level + 1) * self.tokens_per_patching
+        return 1 + len(self.patchings(level)) * self.tokens_per_patching

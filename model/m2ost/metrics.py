@@ -87,6 +87,13 @@ def score(truth: Any, prediction: Any) -> dict[str, float]:
     return {name: measure(a, b) for name, measure in MEASURES.items()}
 
 
+def draws(truth: Any, prediction: Any, *, rounds: int = 1000, seed: int = 0) -> list[dict[str, float]]:
+    """:data:`MEASURES` of spots drawn with replacement, ``rounds`` times; parameters as of :func:`bootstrap`."""
+    a, b = np.asarray(truth, np.float64), np.asarray(prediction, np.float64)
+    drawn = np.random.default_rng(seed).integers(0, len(a), (rounds, len(a)))
+    return [score(a[rows], b[rows]) for rows in drawn]
+
+
 def bootstrap(truth: Any, prediction: Any, *, rounds: int = 1000, seed: int = 0) -> dict[str, tuple[float, float]]:
     """95 % intervals of :data:`MEASURES` by drawing spots with replacement.
 
@@ -100,9 +107,7 @@ def bootstrap(truth: Any, prediction: Any, *, rounds: int = 1000, seed: int = 0)
     seed : int
         One seed gives one result.
     """
-    a, b = np.asarray(truth, np.float64), np.asarray(prediction, np.float64)
-    draws = np.random.default_rng(seed).integers(0, len(a), (rounds, len(a)))
-    scores = [score(a[rows], b[rows]) for rows in draws]
+    scores = draws(truth, prediction, rounds=rounds, seed=seed)
     return {
         name: (
             float(np.nanpercentile([s[name] for s in scores], 2.5)),

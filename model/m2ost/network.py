@@ -24,14 +24,16 @@ class DeformablePatchEmbedding(nn.Module):
 
     Level i yields the tokens ``[cls, patches of p/2^i px, …, patches of p px]``: the whole view in patches of p px,
     and for j = 1 … i its centre of side ``image_px/2^j`` in patches of ``p/2^j`` px. One MLP serves a patch size
-    on every level; one cls parameter serves all levels; each level has its own position table.
+    on every level; one cls parameter serves all levels; each level has its own position table. A network without DPE
+    has patches of p px alone on each level, and an MLP for each.
     """
 
     def __init__(self, config: M2OSTConfig) -> None:
         super().__init__()
         self.config = config
         self.embeddings = nn.ModuleList()
-        for j in range(config.n_levels):
+        shared = [0] * len(config.used_levels) if "dpe" in config.without else range(config.n_levels)
+        for j in shared:
             patch_dim = 3 * (config.patch_px >> j) ** 2
             hidden = 3 * config.dim >> j
             self.embeddings.append(
@@ -45,7 +47,7 @@ class DeformablePatchEmbedding(nn.Module):
             )
         self.cls_token = nn.Parameter(torch.empty(1, 1, config.dim))
         self.positions = nn.ParameterList(
-            nn.Parameter(torch.empty(1, config.sequence_length(i), config.dim)) for i in range(config.n_levels)
+            nn.Parameter(torch.empty(1, config.sequence_length(level), config.dim)) for level in config.used_levels
         )
         for parameter in [self.cls_token, *self.positions]:
             nn.init.trunc_normal_(parameter, std=POSITION_STD)
@@ -72,12 +74,15 @@ class DeformablePatchEmbedding(nn.Module):
         return split.reshape(-1, grid * grid, 3 * patch * patch)
 
     def forward(self, views: Sequence[Tensor]) -> list[Tensor]:
-        """Embed ``n_levels`` views, each (B, image_px, image_px, 3) in [0, 1], as sequences (B, n_i, dim)."""
-        sequences = []
-        for level, view in enumerate(views):
-            tokens = [embed(self.patches(view, j)) for j, embed in enumerate(self.embeddings) if j <= level]
+        """Embed ``n_levels`` views, each (B, image_px, image_px, 3) in [0, 1]: (B, n_i, dim) a level that is used."""
+        sequences, own = [], "dpe" in self.config.without
+        for number, (level, table) in enumerate(zip(self.config.used_levels, self.positions, strict=True)):
+            tokens = [
+                self.embeddings[number if own else j](self.patches(views[level], j))
+                for j in self.config.patchings(level)
+            ]
             cls = self.cls_token.expand(tokens[0].shape[0], -1, -1)
-            sequences.append(self._drop(torch.cat([cls, *reversed(tokens)], dim=1) + self.positions[level]))
+            sequences.append(self._drop(torch.cat([cls, *reversed(tokens)], dim=1) + table))
         return sequences
 
     def _drop(self, sequence: Tensor) -> Tensor:
@@ -94,9 +99,9 @@ class DeformablePatchEmbedding(nn.Module):
 class _Attention(nn.Module):
     """Heads of scaled dot-product attention, split and merged; no projections."""
 
-    def __init__(self, config: M2OSTConfig) -> None:
+    def __init__(self, heads: int, head_dim: int) -> None:
         super().__init__()
-        self.heads, self.head_dim = config.heads, config.head_dim
+        self.heads, self.head_dim = heads, head_dim
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
         def split(x: Tensor) -> Tensor:
@@ -117,9 +122,9 @@ class IntraLevelTokenMixing(nn.Module):
         super().__init__()
         inner = config.heads * config.head_dim
         self.mask_ratio = config.mask_ratio
-        self.attention = _Attention(config)
-        self.qkv = nn.ModuleList(nn.Linear(config.dim, 3 * inner, bias=False) for _ in range(config.n_levels))
-        self.out = nn.ModuleList(nn.Linear(inner, config.dim) for _ in range(config.n_levels))
+        self.attention = _Attention(config.heads, config.head_dim)
+        self.qkv = nn.ModuleList(nn.Linear(config.dim, 3 * inner, bias=False) for _ in config.used_levels)
+        self.out = nn.ModuleList(nn.Linear(inner, config.dim) for _ in config.used_levels)
         # The authors' checkpoints carry this norm and never apply it; it is kept, frozen, so that weights convert
         # without a remainder and the parameter count is theirs.
         self.unused_norm = nn.LayerNorm(3 * config.dim).requires_grad_(False)
@@ -148,18 +153,49 @@ class IntraLevelTokenMixing(nn.Module):
         return mixed
 
 
+class PlainTokenMixing(nn.Module):
+    """An ordinary transformer block for each level, in place of ITMM.
+
+    The article does not tell what it compares with: parameters as many as its table's come of twice the heads and a
+    feed-forward network of four times the width.
+    """
+
+    def __init__(self, config: M2OSTConfig) -> None:
+        super().__init__()
+        dim, heads, levels = config.dim, 2 * config.heads, config.used_levels
+        inner = heads * config.head_dim
+        self.attention = _Attention(heads, config.head_dim)
+        self.norm = nn.ModuleList(nn.LayerNorm(dim) for _ in levels)
+        self.qkv = nn.ModuleList(nn.Linear(dim, 3 * inner, bias=False) for _ in levels)
+        self.out = nn.ModuleList(nn.Linear(inner, dim) for _ in levels)
+        self.feed_forward = nn.ModuleList(
+            nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, 4 * dim), nn.GELU(), nn.Linear(4 * dim, dim))
+            for _ in levels
+        )
+
+    def forward(self, sequences: Sequence[Tensor]) -> list[Tensor]:
+        """Mix sequences (B, n_i, dim); the shapes stay."""
+        mixed = []
+        for x, norm, to_qkv, to_out, feed in zip(
+            sequences, self.norm, self.qkv, self.out, self.feed_forward, strict=True
+        ):
+            x = x + to_out(self.attention(*to_qkv(norm(x)).chunk(3, dim=-1)))
+            mixed.append(x + feed(x))
+        return mixed
+
+
 class CrossLevelTokenMixing(nn.Module):
     """Every level attends to each of the others; the results replace it, without a residual (CTMM)."""
 
     def __init__(self, config: M2OSTConfig) -> None:
         super().__init__()
-        inner, levels = config.heads * config.head_dim, range(config.n_levels)
+        inner, levels = config.heads * config.head_dim, config.used_levels
         self.norm = nn.LayerNorm(config.dim)
-        self.attention = _Attention(config)
+        self.attention = _Attention(config.heads, config.head_dim)
         self.q = nn.ModuleList(nn.Linear(config.dim, inner, bias=False) for _ in levels)
         self.k = nn.ModuleList(nn.Linear(config.dim, inner, bias=False) for _ in levels)
         self.v = nn.ModuleList(nn.Linear(config.dim, inner, bias=False) for _ in levels)
-        self.out = nn.ModuleList(nn.Linear((config.n_levels - 1) * inner, config.dim) for _ in levels)
+        self.out = nn.ModuleList(nn.Linear((len(levels) - 1) * inner, config.dim) for _ in levels)
 
     def forward(self, sequences: Sequence[Tensor]) -> list[Tensor]:
         """Mix sequences (B, n_i, dim); the shapes stay."""
@@ -179,7 +215,7 @@ class CrossLevelChannelMixing(nn.Module):
 
     def __init__(self, config: M2OSTConfig) -> None:
         super().__init__()
-        width = config.n_levels * config.dim
+        width = len(config.used_levels) * config.dim
         self.excite = nn.Sequential(
             nn.LayerNorm(width),
             nn.Linear(width, config.channel_dim),
@@ -196,13 +232,17 @@ class CrossLevelChannelMixing(nn.Module):
 
 
 class EncoderBlock(nn.Module):
-    """ITMM, CTMM, CCMM. A single level has no other to attend to: its blocks have no CTMM."""
+    """ITMM, CTMM, CCMM, but for those that the network goes without.
+
+    A single level has no other to attend to: its blocks have no CTMM.
+    """
 
     def __init__(self, config: M2OSTConfig) -> None:
         super().__init__()
-        self.intra = IntraLevelTokenMixing(config)
-        self.cross = CrossLevelTokenMixing(config) if config.n_levels > 1 else nn.Identity()
-        self.channel = CrossLevelChannelMixing(config)
+        without, several = config.without, len(config.used_levels) > 1
+        self.intra = PlainTokenMixing(config) if "itmm" in without else IntraLevelTokenMixing(config)
+        self.cross = CrossLevelTokenMixing(config) if several and "ctmm" not in without else nn.Identity()
+        self.channel = nn.Identity() if "ccmm" in without else CrossLevelChannelMixing(config)
 
     def forward(self, sequences: Sequence[Tensor]) -> list[Tensor]:
         """Mix sequences (B, n_i, dim); the shapes stay."""
@@ -225,7 +265,7 @@ class M2OST(Network):
         self.embed = DeformablePatchEmbedding(config)
         self.blocks = nn.ModuleList(EncoderBlock(config) for _ in range(config.depth))
         self.norm = nn.LayerNorm(config.dim)
-        self.head = nn.Linear(config.n_levels * config.dim, config.n_genes)
+        self.head = nn.Linear(len(config.used_levels) * config.dim, config.n_genes)
 
     def forward(self, *views: Tensor) -> Tensor:
         """Predict expression.

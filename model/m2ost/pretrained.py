@@ -38,8 +38,10 @@ def load_pretrained(network: Network, path: Path) -> dict[str, Any]:
     system = system_of(network.config)
     state = read_weights(path)
     names = system.pretrained_names(state)
-    kept = {key: value for key, value in network.state_dict().items() if key.startswith(system.fresh)}
-    given = as_float32({key: value for key, value in names.items() if not key.startswith(system.fresh)})
+    lacking = tuple(part for part in system.may_lack if not any(key.startswith(part) for key in names))
+    fresh = system.fresh + lacking
+    kept = {key: value for key, value in network.state_dict().items() if key.startswith(fresh)}
+    given = as_float32({key: value for key, value in names.items() if not key.startswith(fresh)})
     expected = network.state_dict().keys() - kept.keys()
     if not expected & given.keys():
         told = recognise(state)

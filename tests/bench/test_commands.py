@@ -12,7 +12,7 @@ from tests.support.data import REPOSITORY
 
 COMMANDS = typer.main.get_command(bench).commands
 
-WITHOUT_A_RELEASE = {"domains", "no-image"}
+WITHOUT_A_RELEASE = {"domains", "no-image", "systems"}
 """Commands that measure on data alone."""
 
 

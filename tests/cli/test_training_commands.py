@@ -75,6 +75,7 @@ def test_what_is_wrong_is_said(root, tmp_path):
         (("split", "--data", root, "--out", tmp_path / "s", "--by", "gene"), "by section or by patient"),
         (("panel", "--data", root, "--split", config, "--out", tmp_path / "p"), "no split"),
         (("train", config, "--out", tmp_path / "run", "--set", "optim.epoch=1"), "nearest known one is optim.epochs"),
+        (("train", config, "--out", tmp_path / "run", "--recipe", "comon"), "the nearest is common"),
         (("train", config, "--out", tmp_path / "run"), "p.txt: cannot read the gene panel"),
         (("evaluate", tmp_path / "none", "--data", root, "--out", tmp_path / "e"), "not a checkpoint or release"),
     ):

@@ -5,9 +5,11 @@ import json
 import numpy as np
 import pytest
 from m2ost.systems.stnet import StNetConfig
+from m2ost_bench.systems.speed import time_in_turn
 from m2ost_client import ServerOptions, TritonServer
 from m2ost_client.errors import RequestRejected
 from m2ost_contract import Manifest, ServedNameError
+from m2ost_loadtests.runners import grid_of_spots
 from m2ost_preprocess.readers import open_slide
 
 from tests.support.command import error_of
@@ -92,6 +94,15 @@ def test_those_with_the_same_views_share_a_tiler_and_the_slide_is_decoded_and_cu
     assert once["spots"] == twice["spots"] == len(spots)
     assert (once["kept_spots"], twice["kept_spots"]) == (0, len(spots))
     assert once["decoded_px"] == twice["decoded_px"] <= np.prod(open_slide(svs).size)
+
+
+def test_each_is_timed_in_turn_on_spots_of_its_own(server, svs):
+    spots, mpp = grid_of_spots(svs, 400)
+    scales = {"stnet": 1.0, "histogene": 1.0, "m2ost": 2 * mpp}
+    told = time_in_turn(server.address, scales, SLIDE, spots, 2)
+    assert (told["order"], told["rounds"], told["spots"]) == (list(scales), 2, len(spots))
+    for rate in told["spots_per_s"].values():
+        assert 0 < rate["min"] <= rate["median"] <= rate["max"]
 
 
 def test_the_command_scores_a_slide_and_an_archive_by_the_model_it_names(server, releases, svs, tmp_path):

@@ -20,7 +20,16 @@ def tensors(views):
 
 @pytest.mark.parametrize(
     "sizes",
-    [{}, {"n_levels": 1}, {"n_levels": 2, "depth": 3}, {"n_levels": 4, "heads": 3}, {"image_px": 96, "head_dim": 8}],
+    [
+        {},
+        {"n_levels": 1},
+        {"n_levels": 2, "depth": 3},
+        {"n_levels": 4, "heads": 3},
+        {"image_px": 96, "head_dim": 8},
+        {"levels": (0, 2), "depth": 2},
+        {"levels": (2,)},
+        {"n_levels": 2, "levels": (1,)},
+    ],
     ids=str,
 )
 def test_the_same_outputs_to_rounding_at_every_size(sizes):

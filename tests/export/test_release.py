@@ -23,8 +23,8 @@ from .networks import small_network
 
 SIZES = [
     {},
-    {"image_px": 96},
-    {"n_levels": 2},
+    {"levels": (0, 2), "image_px": 96},
+    {"without": ("dpe", "itmm", "ctmm")},
     {"depth": 2, "n_levels": 1, "dim": 24, "head_dim": 8},
 ]
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from m2ost_preprocess.slides.spot_array import IN_WORDS, Places
 from m2ost_preprocess.slides.spots import Spots
 from scipy import sparse
 
@@ -47,6 +48,8 @@ class Section:
         Where the file of positions has x and y.
     left_out : mapping of str to int
         Spots of the files that are not here, by reason.
+    array : ndarray of int32, shape (n, 2), or None
+        x, y on the array, where the data set tells.
     """
 
     name: str
@@ -59,6 +62,7 @@ class Section:
     mpp: float | None = None
     columns: tuple[str, ...] = ()
     left_out: Mapping[str, int] = field(default_factory=dict)
+    array: Places | None = None
 
     def __len__(self) -> int:
         return len(self.spot_names)
@@ -120,7 +124,23 @@ class Section:
             centers=self.centers[rows],
             counts=self.counts[rows],
             left_out=dict(Counter(self.left_out) + Counter(left_out or {})),
+            array=None if self.array is None else self.array[rows],
         )
+
+    def places(self) -> Places:
+        """x, y on the array, as a slide-level network is given them: int32, shape (n, 2).
+
+        Raises
+        ------
+        DataError
+            If the data set does not tell.
+        """
+        if self.array is None:
+            raise DataError(
+                f"section {self.name}: a network that predicts a slide as a whole needs {IN_WORDS}; its file of spots "
+                "has none"
+            )
+        return self.array
 
 
 def _totals(section: Section, panel_counts: Any, kind: str) -> np.ndarray[Any, np.dtype[np.float64]]:
@@ -158,6 +178,7 @@ def join(*, name: str, patient: str, image: Path, spots: Spots, table: CountTabl
         mpp=mpp,
         columns=spots.columns,
         left_out={reason: n for reason, n in left_out.items() if n},
+        array=None if spots.array is None else spots.array[both],
     )
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 from m2ost_contract import EXPRESSION, Release, ViewGeometry
-from m2ost_contract.slide_level import SPOT
+from m2ost_contract.slide_level import SLIDE, SPOT
 
 from ..data.errors import DataError
 from ..data.section import TARGETS, Section
@@ -112,8 +112,6 @@ class CheckpointSubject:
         from ..symmetries import with_test_time
 
         network, card = load(folder)
-        if card.architecture.level != SPOT:
-            raise DataError(f"{folder}: {AS_A_WHOLE}")
         self._model = with_test_time(network, card.test_time).eval()
         training = card.provenance.get("training", {})
         split = training.get("split")
@@ -131,11 +129,12 @@ class CheckpointSubject:
     def predict(self, section: Section) -> Prediction:
         """See :class:`Subject`."""
         from ..training.loop import predict
-        from ..training.spots import SpotSet
+        from ..training.spots import SpotSet, known_places
 
-        no_targets = np.zeros((len(section), 0), np.float32)
-        views = self._cache.views(section, self._model.config.views, self._view_mpp)
-        return Prediction(self.facts.genes, predict(self._model, SpotSet([views], no_targets)))
+        model, nothing = self._model.config, np.zeros((len(section), 0), np.float32)
+        places = known_places(section, model) if model.level == SLIDE else None
+        views = self._cache.views(section, model.views, self._view_mpp)
+        return Prediction(self.facts.genes, predict(self._model, SpotSet([views], nothing, places, nothing)))
 
 
 class OnnxSubject:

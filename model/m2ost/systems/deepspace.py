@@ -120,4 +120,5 @@ DEEPSPACE = System(
     heads=("classifier.6",),
     float32=("classifier.6",),
     fresh=("classifier.6.",),
+    may_lack=("classifier.",),
 )

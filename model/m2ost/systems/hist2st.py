@@ -191,7 +191,8 @@ class Hist2St(SlideNetwork):
         -------
         Tensor, float, shape (n, n_genes)
         """
-        return self._among(self.patches(view), positions, neighbours, shares)
+        expression: Tensor = self.gene_head(self._among(self.patches(view), positions, neighbours, shares))
+        return expression
 
     def patches(self, view: Tensor) -> Tensor:
         """See :class:`~m2ost.systems.histogene.SlideNetwork`."""
@@ -201,6 +202,11 @@ class Hist2St(SlideNetwork):
 
     def slide(self, features: Tensor, positions: Tensor) -> Tensor:
         """See :class:`~m2ost.systems.histogene.SlideNetwork`; neighbours are found by :func:`find_neighbours`."""
+        expression: Tensor = self.gene_head(self.hidden(features, positions))
+        return expression
+
+    def hidden(self, features: Tensor, positions: Tensor) -> Tensor:
+        """What the heads read: (n, dim) of features (n, dim) and positions, integers (n, 2)."""
         return self._among(features, positions, *find_neighbours(positions, self.config.table))
 
     def _among(self, features: Tensor, positions: Tensor, neighbours: Tensor, shares: Tensor) -> Tensor:
@@ -210,8 +216,8 @@ class Hist2St(SlideNetwork):
         for layer in vit.layer3:
             spots = layer(spots, neighbours, shares)
             steps.append(spots)
-        expression: Tensor = self.gene_head(vit.jknet[0](torch.stack(steps))[0].mean(dim=0))
-        return expression
+        read: Tensor = vit.jknet[0](torch.stack(steps))[0].mean(dim=0)
+        return read
 
     def example(self, rows: int) -> tuple[Tensor, ...]:
         """Views, positions, neighbours and shares."""

@@ -49,6 +49,8 @@ class System:
         Parameters that start at the standard deviation ``optim.position_std``.
     fresh : tuple of str
         Beginnings of the names of what a file of pretrained weights need not give.
+    may_lack : tuple of str
+        Beginnings of the names of parts that such a file may lack as a whole; they start afresh then.
     pretrained_names : callable
         State dict of a file of pretrained weights → the network's names.
     variants : mapping
@@ -67,6 +69,7 @@ class System:
     float32: tuple[str, ...] = ()
     tables: tuple[str, ...] = ()
     fresh: tuple[str, ...] = ()
+    may_lack: tuple[str, ...] = ()
     pretrained_names: Callable[[Mapping[str, Tensor]], dict[str, Tensor]] = dict
     variants: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 

@@ -18,6 +18,9 @@ from ..data.splits import Split
 from ..network import POSITION_STD
 from ..systems.registry import M2OST_NAME, find, to_dict
 from .augment import AugmentConfig
+from .hist2st import Hist2StLosses
+from .objective import LOSSES
+from .schedule import SCHEDULES
 
 
 class ConfigError(M2OSTError, ValueError):
@@ -56,19 +59,33 @@ class DataConfig:
             raise ValueError(f"data.target must be {' or '.join(TARGETS)}, not {self.target!r}")
 
 
+OPTIMIZERS = ("adamw", "adam", "sgd")
+
+
 @dataclass(frozen=True, kw_only=True)
 class OptimConfig:
-    """AdamW with linear warm-up and cosine decay, by epochs.
+    """How weights are changed; by default AdamW with linear warm-up and cosine decay, by epochs.
 
     Parameters
     ----------
     epochs, batch_size : int
-        ``batch_size`` spots make a step, over all processes together.
+        ``batch_size`` spots make a step, over all processes together; of a network that predicts a slide as a whole a
+        slide makes one.
+    optimizer : str
+        One of :data:`OPTIMIZERS`.
+    momentum : float
+        Of ``sgd``.
+    loss : str
+        One of :data:`m2ost.training.objective.LOSSES`.
     learning_rate, weight_decay : float
         Decay is applied to matrices and kernels only, not to biases, norms and tables.
+    schedule : str
+        One of :data:`m2ost.training.schedule.SCHEDULES`, after the warm-up.
+    step_epochs, step_factor
+        Of ``steps``: every so many epochs the rate is multiplied by the factor.
     warmup_epochs : float
     clip_norm : float
-        Gradients of a greater norm are scaled down to it.
+        Gradients of a greater norm are scaled down to it; 0 for none.
     ema : float
         Decay a step of the moving average of the weights, which is what is validated and kept; 0 for none.
     patience : int
@@ -90,6 +107,12 @@ class OptimConfig:
 
     epochs: int = 30
     batch_size: int = 24
+    optimizer: str = "adamw"
+    momentum: float = 0.0
+    loss: str = LOSSES[0]
+    schedule: str = SCHEDULES[0]
+    step_epochs: int = 50
+    step_factor: float = 0.9
     learning_rate: float = 4e-4
     weight_decay: float = 0.05
     warmup_epochs: float = 2.0
@@ -104,11 +127,15 @@ class OptimConfig:
     precision: str = "bf16"
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "learning_rate", "clip_norm", "patience"):
+        for name in ("epochs", "batch_size", "learning_rate", "patience", "step_epochs", "step_factor"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"optim.{name} must be positive, not {getattr(self, name)}")
-        if self.position_std < 0:
-            raise ValueError(f"optim.position_std must not be negative, not {self.position_std}")
+        for name in ("position_std", "clip_norm", "momentum"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"optim.{name} must not be negative, not {getattr(self, name)}")
+        for name, known in (("optimizer", OPTIMIZERS), ("loss", LOSSES), ("schedule", SCHEDULES)):
+            if getattr(self, name) not in known:
+                raise ValueError(f"optim.{name} must be one of {', '.join(known)}, not {getattr(self, name)!r}")
         if not 0 <= self.ema < 1:
             raise ValueError(f"optim.ema must lie in [0, 1), not {self.ema}")
         if self.precision not in ("bf16", "fp32"):
@@ -128,6 +155,7 @@ class TrainConfig:
         ``name`` is the system's, M2OST by default; ``n_genes`` is the panel's size and need not be given.
     optim : OptimConfig
     augment : AugmentConfig
+    hist2st : Hist2StLosses
     pretrained : str
         File of pretrained weights of the network's trunk; from scratch by default.
     seed : int
@@ -139,6 +167,7 @@ class TrainConfig:
     model: Architecture = field(default_factory=M2OSTConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
+    hist2st: Hist2StLosses = field(default_factory=Hist2StLosses)
     pretrained: str = ""
     seed: int = 0
 
@@ -148,7 +177,12 @@ class TrainConfig:
 
 
 def read_config(path: Path, overrides: Sequence[str] = ()) -> TrainConfig:
-    """Read a run's settings.
+    """Read a run's settings; see :func:`read_settings`."""
+    return config_from(read_settings(path, overrides), str(path))
+
+
+def read_settings(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """Read a run's settings as plain mappings, for :func:`config_from`.
 
     Parameters
     ----------
@@ -160,7 +194,7 @@ def read_config(path: Path, overrides: Sequence[str] = ()) -> TrainConfig:
     Raises
     ------
     ConfigError
-        If the file is no YAML mapping, or a field is unknown (names the nearest), missing or out of range.
+        If the file is no YAML mapping, or an override is none.
     """
     try:
         raw = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -182,11 +216,17 @@ def read_config(path: Path, overrides: Sequence[str] = ()) -> TrainConfig:
             target[name] = yaml.safe_load(value)
         except yaml.YAMLError as error:
             raise ConfigError(f"--set {override}: {value!r} is no YAML value") from error
-    return config_from(raw, str(path))
+    return raw
 
 
 def config_from(raw: Mapping[str, Any], source: str) -> TrainConfig:
-    """Settings from plain mappings; see :func:`read_config`."""
+    """Settings from plain mappings.
+
+    Raises
+    ------
+    ConfigError
+        If a field is unknown (names the nearest), missing or out of range.
+    """
     config = _build(TrainConfig, raw, "", source)
     assert isinstance(config, TrainConfig)
     return config

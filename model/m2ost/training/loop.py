@@ -16,6 +16,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from m2ost_contract import M2OSTError, complete_file
+from m2ost_contract.slide_level import SLIDE
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -25,12 +26,15 @@ from ..module import Network
 from ..network import POSITION_STD
 from ..pretrained import load_pretrained
 from ..systems.bleep import Bleep
+from ..systems.hist2st import Hist2St
+from ..systems.histogene import SlideNetwork
 from ..systems.registry import build, system_of
 from ..weights import CheckpointError
 from .augment import augment
 from .config import OptimConfig, TrainConfig
+from .hist2st import Hist2StObjective
 from .objective import Objective, autocast
-from .schedule import warmup_cosine
+from .schedule import warmup_cosine, warmup_steps_down
 from .spots import SpotSet, project
 from .state import Progress, read_state, save_state
 
@@ -81,10 +85,16 @@ def predict(model: nn.Module, spots: SpotSet, *, precision: str = "fp32") -> np.
     device = next(model.parameters()).device
     was_training, parts = model.training, []
     model.eval()
-    with torch.inference_mode():
-        for first in range(0, len(spots), PREDICT_ROWS):
-            views = spots.batch(np.arange(first, min(first + PREDICT_ROWS, len(spots)))).to(device)
-            with autocast(device, precision):
+    with torch.inference_mode(), autocast(device, precision):
+        if isinstance(model, SlideNetwork):
+            for rows in spots.slides():
+                groups = np.array_split(rows, math.ceil(len(rows) / PREDICT_ROWS))
+                features = torch.cat([model.patches(spots.batch(group).to(device)[:, 0]) for group in groups])
+                places, _ = spots.on_the_array(rows)
+                parts.append(model.slide(features, places.to(device)).float().cpu().numpy())
+        else:
+            for first in range(0, len(spots), PREDICT_ROWS):
+                views = spots.batch(np.arange(first, min(first + PREDICT_ROWS, len(spots)))).to(device)
                 parts.append(model(*views.unbind(1)).float().cpu().numpy())
     model.train(was_training)
     return np.concatenate(parts)
@@ -97,10 +107,12 @@ def fit(
     folder: Path,
     team: Workers,
     report: Report = lambda row: None,
+    *,
+    state_every_s: float = 0.0,
 ) -> tuple[Network, Progress]:
     """Train until the last epoch, or until ``patience`` epochs brought nothing better.
 
-    Every epoch ends with a state in ``folder``; a run that finds one goes on from it, to the same weights bit for bit
+    An epoch ends with a state in ``folder``; a run that finds one goes on from it, to the same weights bit for bit
     on a CPU as if it had never stopped: order of spots, augmentation and masks are drawn from seed and epoch.
 
     Parameters
@@ -114,6 +126,8 @@ def fit(
     team : Workers
     report : callable
         Called by the leading process after each epoch with the row of the log.
+    state_every_s : float
+        An epoch that ends sooner after the last state leaves none: of a large network it takes seconds, and gigabytes.
 
     Returns
     -------
@@ -138,7 +152,7 @@ def fit(
     model.to(team.device)
     average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(optim.ema))
     best = build(config.model).to(team.device)
-    optimizer = torch.optim.AdamW(_parameter_groups(model, optim.weight_decay), optim.learning_rate)
+    optimizer = _optimizer(model, optim)
     parts = {"model": model, "average": average, "best": best}
     progress = Progress(config.to_dict())
     if (folder / STATE).is_file():
@@ -148,10 +162,11 @@ def fit(
     target = torch.from_numpy(targets).to(team.device)
     spread = train.targets.std(axis=0) if optim.scale_loss else np.ones(targets.shape[1])
     weight = torch.from_numpy(1 / np.maximum(spread, 1e-3) ** 2).float().to(team.device)
-    objective: nn.Module = Objective(model, weight, optim.precision)
+    objective: nn.Module = _objective(model, weight, config)
     if team.count > 1:
         objective = DistributedDataParallel(objective)
 
+    kept_at = -math.inf
     while progress.epoch < optim.epochs and progress.epoch - progress.best_epoch < optim.patience:
         began = time.perf_counter()
         loss = _epoch(config, objective, model, average, optimizer, train, target, progress.epoch, team)
@@ -173,7 +188,9 @@ def fit(
             best.load_state_dict(candidate.state_dict())
         if team.leads:
             _log(folder / LOG, row)
-            save_state(folder / STATE, parts, optimizer, progress)
+            if time.perf_counter() - kept_at >= state_every_s:
+                save_state(folder / STATE, parts, optimizer, progress)
+                kept_at = time.perf_counter()
             report(row)
     return best.cpu().eval(), progress
 
@@ -217,29 +234,62 @@ def _epoch(
 ) -> float:
     """One pass over the spots; returns the mean loss of this process's share."""
     optim = config.optim
-    draws = torch.Generator().manual_seed(config.seed * 100_003 + epoch)
-    order = torch.randperm(len(spots), generator=draws)
+    steps = _steps(config, spots, torch.Generator().manual_seed(config.seed * 100_003 + epoch))
     torch.manual_seed((config.seed * 100_003 + epoch) * 1_009 + team.rank)  # masks and dropped tokens
     own_draws = torch.Generator().manual_seed((config.seed * 100_003 + epoch) * 1_009 + team.rank + 1)
-    n_steps = max(1, len(spots) // optim.batch_size)
-    warmup_steps = round(optim.warmup_epochs * n_steps)
     model.train()
     total = 0.0
-    for step in range(n_steps):
-        rate = warmup_cosine(epoch * n_steps + step, warmup_steps=warmup_steps, total_steps=optim.epochs * n_steps)
+    for step, together in enumerate(steps):
+        rate = _rate(optim, epoch * len(steps) + step, len(steps))
         for group in optimizer.param_groups:
             group["lr"] = optim.learning_rate * rate
-        rows = order[step * optim.batch_size : (step + 1) * optim.batch_size][team.rank :: team.count]
+        rows = together[team.rank :: team.count]
         views = augment(spots.batch(rows.numpy()).to(team.device), config.augment, own_draws)
-        loss = objective(views, target[rows.to(team.device)])
+        on_the_array = [part.to(team.device) for part in spots.on_the_array(rows.numpy())]
+        loss = objective(views, target[rows.to(team.device)], *on_the_array)
         optimizer.zero_grad()
         loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), optim.clip_norm)
+        if optim.clip_norm:
+            nn.utils.clip_grad_norm_(model.parameters(), optim.clip_norm)
         optimizer.step()
         if optim.ema:
             average.update_parameters(model)
         total += loss.item()
-    return total / n_steps
+    return total / len(steps)
+
+
+def _steps(config: TrainConfig, spots: SpotSet, draws: torch.Generator) -> list[Tensor]:
+    """The rows of each step of an epoch, for all processes together: some spots by chance, or a slide."""
+    if config.model.level == SLIDE:
+        slides = spots.slides()
+        return [torch.from_numpy(slides[i]) for i in torch.randperm(len(slides), generator=draws).tolist()]
+    size = config.optim.batch_size
+    order = torch.randperm(len(spots), generator=draws)
+    return [order[step * size : (step + 1) * size] for step in range(max(1, len(spots) // size))]
+
+
+def _rate(optim: OptimConfig, step: int, steps_an_epoch: int) -> float:
+    """Factor on the learning rate at a step of the run."""
+    warmup_steps = round(optim.warmup_epochs * steps_an_epoch)
+    if optim.schedule == "cosine":
+        return warmup_cosine(step, warmup_steps=warmup_steps, total_steps=optim.epochs * steps_an_epoch)
+    factor = optim.step_factor if optim.schedule == "steps" else 1.0
+    drop = optim.step_epochs * steps_an_epoch
+    return warmup_steps_down(step, warmup_steps=warmup_steps, steps_a_drop=drop, factor=factor)
+
+
+def _objective(model: Network, weight: Tensor, config: TrainConfig) -> Objective:
+    if isinstance(model, Hist2St) and config.hist2st.any:
+        return Hist2StObjective(model, weight, config.optim.precision, config.optim.loss, config.hist2st)
+    return Objective(model, weight, config.optim.precision, config.optim.loss)
+
+
+def _optimizer(model: nn.Module, optim: OptimConfig) -> torch.optim.Optimizer:
+    groups = _parameter_groups(model, optim.weight_decay)
+    if optim.optimizer == "sgd":
+        return torch.optim.SGD(groups, optim.learning_rate, momentum=optim.momentum)
+    kind = torch.optim.AdamW if optim.optimizer == "adamw" else torch.optim.Adam
+    return kind(groups, optim.learning_rate)
 
 
 def _validate(model: nn.Module, validation: Sequence[SpotSet], weight: Tensor, config: TrainConfig) -> dict[str, float]:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 import yaml
 from m2ost_contract import sha256_file
-from m2ost_contract.slide_level import SPOT
+from m2ost_contract.slide_level import SLIDE
 
 from ..card import ModelCard
 from ..checkpoint import read_panel, save
@@ -18,9 +18,11 @@ from ..data.datasets import read_sections
 from ..data.errors import DataError
 from ..data.section import Section
 from ..data.views import ViewCache
+from ..module import Network
 from ..pretrained import FROM_SCRATCH
 from ..systems.bleep import BleepConfig
-from ..systems.registry import system_of
+from ..systems.hist2st import Hist2St, Hist2StConfig
+from ..systems.registry import build, system_of
 from ..weights import CheckpointError
 from .config import TrainConfig
 from .loop import Report, fit, workers
@@ -29,7 +31,14 @@ from .spots import SpotSet, spot_set
 CHECKPOINT = "checkpoint"
 
 
-def train(config: TrainConfig, folder: Path, *, device: str | None = None, report: Report = lambda row: None) -> Path:
+def train(
+    config: TrainConfig,
+    folder: Path,
+    *,
+    device: str | None = None,
+    report: Report = lambda row: None,
+    state_every_s: float = 0.0,
+) -> Path:
     """Train, and write the checkpoint of the best epoch to ``folder/checkpoint``.
 
     Parameters
@@ -41,6 +50,8 @@ def train(config: TrainConfig, folder: Path, *, device: str | None = None, repor
         ``cpu`` or ``cuda``; by default a GPU where there is one.
     report : callable
         Called after each epoch with its row of the log.
+    state_every_s : float
+        Least seconds between two states that a killed run goes on from; 0 for one after each epoch.
 
     Returns
     -------
@@ -59,21 +70,21 @@ def train(config: TrainConfig, folder: Path, *, device: str | None = None, repor
     destination = folder / CHECKPOINT
     if destination.exists():
         raise CheckpointError(f"{destination}: this run is finished; choose another folder")
-    if config.model.level != SPOT:
-        title = system_of(config.model).title
-        raise CheckpointError(f"{title} learns from whole slides, which `m2ost train` does not do yet")
     panel = read_panel(Path(config.data.panel))
     config = replace(config, model=config.model.resized(n_genes=len(panel)))
     folder.mkdir(parents=True, exist_ok=True)
     with workers(device) as team:
+        if config.model.level == SLIDE and team.count > 1:
+            title = system_of(config.model).title
+            raise DataError(f"{title} learns from a slide a step, which {team.count} processes cannot share")
         if config.optim.batch_size % team.count:
             raise DataError(f"a batch of {config.optim.batch_size} spots cannot be shared by {team.count} processes")
         train_spots, validation, facts = _load(config, panel)
-        config = _with_bank(config, len(train_spots))
+        config = _with_heads(_with_bank(config, len(train_spots)))
         if team.leads and not (folder / "config.yaml").exists():
             (folder / "config.yaml").write_text(yaml.safe_dump(_yaml(config.to_dict()), sort_keys=False), "utf-8")
             config.split.write(folder / "split.yaml")
-        model, progress = fit(config, train_spots, validation, folder, team, report)
+        model, progress = fit(config, train_spots, validation, folder, team, report, state_every_s=state_every_s)
         if team.leads:
             source = Path(config.pretrained)
             pretrained = {"file": source.name, "sha256": sha256_file(source)} if config.pretrained else FROM_SCRATCH
@@ -91,13 +102,14 @@ def train(config: TrainConfig, folder: Path, *, device: str | None = None, repor
                     "processes": team.count,
                 }
             }
-            card = ModelCard(config.model, panel, True, facts["mpp"], config.data.target, provenance)
+            model = _to_predict(model)
+            card = ModelCard(model.config, panel, True, facts["mpp"], config.data.target, provenance)
             save(destination, model, card)
     return destination
 
 
 def _load(config: TrainConfig, panel: tuple[str, ...]) -> tuple[SpotSet, list[SpotSet], dict[str, Any]]:
-    data, cache, geometry = config.data, ViewCache(Path(config.data.cache)), config.model.views
+    data, cache = config.data, ViewCache(Path(config.data.cache))
 
     def part(names: tuple[str, ...]) -> list[Section]:
         sections = read_sections(Path(data.root), names, data.layout)
@@ -111,8 +123,8 @@ def _load(config: TrainConfig, panel: tuple[str, ...]) -> tuple[SpotSet, list[Sp
         "mpp": data.view_mpp or (resolutions.pop() if len(resolutions) == 1 else None),
     }
     return (
-        spot_set(train_sections, panel, data.target, geometry, cache, data.view_mpp),
-        [spot_set([section], panel, data.target, geometry, cache, data.view_mpp) for section in validation],
+        spot_set(train_sections, panel, data.target, config.model, cache, data.view_mpp),
+        [spot_set([section], panel, data.target, config.model, cache, data.view_mpp) for section in validation],
         facts,
     )
 
@@ -125,6 +137,23 @@ def _with_bank(config: TrainConfig, spots: int) -> TrainConfig:
         return replace(config, model=replace(config.model, bank_rows=spots))
     except ValueError as error:
         raise DataError(f"{error}; train on more sections, or set model.neighbours") from error
+
+
+def _with_heads(config: TrainConfig) -> TrainConfig:
+    """The settings, of Hist2ST with the heads that its further losses need."""
+    if not isinstance(config.model, Hist2StConfig):
+        return config
+    return replace(config, model=replace(config.model, training_heads=config.hist2st.any))
+
+
+def _to_predict(model: Network) -> Network:
+    """The network without what only training needs."""
+    if not isinstance(model, Hist2St):
+        return model
+    lean = build(replace(model.config, training_heads=False))
+    kept = lean.state_dict().keys()
+    lean.load_state_dict({name: value for name, value in model.state_dict().items() if name in kept})
+    return lean.eval()
 
 
 def _portable(config: TrainConfig) -> Any:

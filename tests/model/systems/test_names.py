@@ -1,19 +1,25 @@
 """Weights under every public name land where they belong, and what does not fit is named."""
 
 import re
+from importlib import import_module
 
 import anndata
 import numpy as np
+import onnx
 import pandas as pd
 import pytest
 import torch
+from m2ost.architecture import IMAGENET
 from m2ost.checkpoint import initialise, load, save
 from m2ost.convert import convert
+from m2ost.module import Normalise
 from m2ost.pretrained import load_pretrained
 from m2ost.systems.registry import SYSTEMS, build, find
 from m2ost.weights import CheckpointError
 from safetensors.torch import save_file
+from torch.nn.functional import conv2d
 
+from tests.support.data import REPOSITORY
 from tests.support.systems import N_GENES, SIZES, small
 
 GENES = tuple(f"g{i}" for i in range(N_GENES))
@@ -193,6 +199,41 @@ def test_pretrained_weights_start_all_but_the_output_layers(name, tmp_path):
     torch.save({**state, "strange": torch.zeros(1)}, tmp_path / "strange.pth")
     with pytest.raises(CheckpointError, match="unexpected strange"):
         load_pretrained(network, tmp_path / "strange.pth")
+
+
+def test_a_file_of_convolutions_alone_starts_a_vgg_but_not_of_some_of_its_layers(tmp_path):
+    state = random_state("deepspace")
+    trunk = {key: value for key, value in state.items() if key.startswith("features.")}
+    torch.save(trunk, tmp_path / "trunk.pth")
+    network, _ = initialise(small("deepspace"), GENES)
+    before = {key: value.clone() for key, value in network.state_dict().items()}
+    load_pretrained(network, tmp_path / "trunk.pth")
+    for key, value in network.state_dict().items():
+        assert torch.equal(value, trunk.get(key, before[key])), key
+    torch.save({**trunk, "classifier.0.bias": state["classifier.0.bias"]}, tmp_path / "part.pth")
+    with pytest.raises(CheckpointError, match="missing classifier"):
+        load_pretrained(network, tmp_path / "part.pth")
+
+
+def test_keras_convolutions_see_of_torchvisions_pixels_what_they_saw_of_keras(monkeypatch):
+    monkeypatch.syspath_prepend(REPOSITORY / "scripts")
+    script = import_module("vgg16_trunk")
+    rng, held, taken = np.random.default_rng(0), [], 3
+    for block, depth in enumerate(script.BLOCKS, start=1):
+        for layer in range(1, depth + 1):
+            name = f"functional_1/block{block}_conv{layer}_1"
+            for suffix, shape in (("convolution/ReadVariableOp:0", (4, taken, 3, 3)), ("Squeeze:0", (4,))):
+                values = rng.normal(size=shape).astype(np.float32)
+                held.append(onnx.numpy_helper.from_array(values, f"{name}/{suffix}"))
+            taken = 4
+    found = script.trunk(onnx.helper.make_model(onnx.helper.make_graph([], "vgg", [], [], held)))
+    assert set(found) == {key for key in random_state("deepspace") if key.startswith("features.")}
+    kernel, bias = (torch.from_numpy(onnx.numpy_helper.to_array(tensor).copy()) for tensor in held[:2])
+    pixels = torch.rand(1, 3, 9, 9)
+    keras = (255 * pixels - torch.tensor(script.KERAS_MEAN).view(3, 1, 1)).float().flip(1)
+    ours = Normalise(IMAGENET)(pixels.permute(0, 2, 3, 1))
+    first = (torch.from_numpy(found[f"features.0.{part}"]) for part in ("weight", "bias"))
+    torch.testing.assert_close(conv2d(ours, *first), conv2d(keras, kernel, bias), rtol=1e-4, atol=1e-2)
 
 
 def test_pretrained_weights_of_another_system_are_told(tmp_path):

@@ -19,6 +19,7 @@ from m2ost.training.loop import STATE, TrainingError, initialise
 from m2ost.training.run import train
 from m2ost.training.spots import project
 from m2ost.weights import CheckpointError
+from safetensors import safe_open
 
 from tests.support.data import shared_file
 from tests.support.machine import kept_ports
@@ -63,7 +64,10 @@ def test_one_seed_one_result(finished, tiny_config, tmp_path):
     assert not torch.equal(weights_of(other)["head.weight"], weights_of(finished / "checkpoint")["head.weight"])
 
 
-def test_a_run_killed_after_an_epoch_ends_as_if_it_had_not_been(finished, tiny_config, tmp_path):
+@pytest.mark.parametrize(("state_every_s", "goes_on_from"), [(0, 2), (1000, 1)])
+def test_a_run_killed_after_an_epoch_ends_as_if_it_had_not_been(
+    finished, tiny_config, tmp_path, state_every_s, goes_on_from
+):
     class Killed(BaseException):
         pass
 
@@ -72,7 +76,9 @@ def test_a_run_killed_after_an_epoch_ends_as_if_it_had_not_been(finished, tiny_c
             raise Killed
 
     with pytest.raises(Killed):
-        train(tiny_config, tmp_path, report=die)
+        train(tiny_config, tmp_path, report=die, state_every_s=state_every_s)
+    with safe_open(tmp_path / STATE, "pt") as state:
+        assert json.loads(state.metadata()["progress"])["epoch"] == goes_on_from
     assert not (tmp_path / "checkpoint").exists()
     assert_same_weights(train(tiny_config, tmp_path), finished / "checkpoint")
     columns = ("epoch", "train_loss", "validation_loss")

@@ -5,8 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from m2ost.card import ModelCard
-from m2ost.checkpoint import load, save
+from m2ost.checkpoint import load
 from m2ost.data.datasets import read_sections
 from m2ost.data.errors import DataError
 from m2ost.data.views import ViewCache
@@ -14,7 +13,6 @@ from m2ost.evaluation.subjects import open_subject
 from m2ost.systems.registry import build, find
 from m2ost.training.config import ConfigError, config_from
 from m2ost.training.run import train
-from m2ost.weights import CheckpointError
 from m2ost_contract import Manifest, SlideLevel
 
 from tests.support.releases import ENGINE
@@ -121,18 +119,10 @@ def test_training_goes_on_from_pretrained_weights(tiny_raw, tmp_path):
     assert card.provenance["training"]["config"]["pretrained"] == "imagenet.pth"
 
 
-@pytest.mark.parametrize("name", ["histogene", "hist2st"])
-def test_what_learns_from_whole_slides_says_that_it_cannot_yet(name, tiny_raw, tmp_path):
-    raw = {**tiny_raw, "model": {"name": name}}
-    with pytest.raises(CheckpointError, match=r"learns from whole slides, which `m2ost train` does not do yet"):
-        train(config_from(raw, "tiny"), tmp_path)
-    network = build(find(name).config(n_genes=4, **SIZES[name]))
-    save(tmp_path / "checkpoint", network, ModelCard(network.config, PANEL, trained=False))
-    (tmp_path / "release").mkdir()
-    Manifest(replace(ENGINE, slide_level=SlideLevel(16, 8, 40)), {}, {}, {}).write(tmp_path / "release")
-    for subject in ("checkpoint", "release"):
-        with pytest.raises(DataError, match="predicts a slide as a whole, from places on an array; score it with"):
-            open_subject(tmp_path / subject, ViewCache(tmp_path))
+def test_a_release_of_a_slide_level_system_is_judged_by_its_results(tmp_path):
+    Manifest(replace(ENGINE, slide_level=SlideLevel(16, 8, 40)), {}, {}, {}).write(tmp_path)
+    with pytest.raises(DataError, match="predicts a slide as a whole, from places on an array; score it with"):
+        open_subject(tmp_path, ViewCache(tmp_path))
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,1 @@
+"""Systems of the article, trained and judged by one hand."""
