@@ -67,16 +67,22 @@ build/browser: | .venv/.complete
 light: .venv/.complete build/browser
 	$(PYTEST) -n 4 --ignore tests/e2e -m 'not heavy'
 
-heavy: .venv/.complete
+# Heavy and end-to-end tests, all runs of them, export the same releases but once.
+heavy e2e: export M2OST_MADE_ONCE := $(CURDIR)/build/made-once
+.PHONY: made-once
+made-once:
+	rm -rf build/made-once && mkdir -p build/made-once
+
+heavy: .venv/.complete made-once
 	$(PYTEST) --ignore tests/e2e -m heavy
 
+# The server's environment has the same packages, but for NumPy 1: what has to do with arrays is tested there too. Its
+# decoder processes, and what they are given to read, all end-to-end tests are served by.
+SERVER_VIEWS := $(wildcard $(patsubst %,tests/%/test_*.py,contract preprocess serving istar/pipeline))
 server-views: .triton/.complete
-	.triton/bin/python -m pytest $(PYTEST_OPTIONS) tests/contract tests/preprocess tests/serving tests/istar/pipeline tests/compat/test_matrix.py
+	.triton/bin/python -m pytest $(PYTEST_OPTIONS) tests/compat/test_matrix.py $(shell grep -l '^import numpy' $(filter-out %/test_decoder.py %/test_cuda.py %/test_companions.py,$(SERVER_VIEWS)))
 
-# Both runs export the same releases but once.
-e2e: export M2OST_MADE_ONCE := $(CURDIR)/build/made-once
-e2e: .venv/.complete .triton/.complete
-	rm -rf $(M2OST_MADE_ONCE) && mkdir -p $(M2OST_MADE_ONCE)
+e2e: .venv/.complete .triton/.complete made-once
 	$(PYTEST) tests/e2e -m 'not alone'
 	.venv/bin/python -m pytest -q tests/e2e -m alone
 

@@ -2,21 +2,17 @@
 
 import json
 import shutil
-import subprocess
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import yaml
 from m2ost_contract import Manifest
 from m2ost_loadtests.gate.thresholds import SHIPPED
 
-from tests.support.command import error_of
+from tests.support.command import error_of, m2ost
 
 from .releases import reseal
 
-M2OST = Path(sys.executable).with_name("m2ost")
 SLIDE = "wsi/CMU-1-Small-Region.svs"
 LOADED = "engine = load_engine(release, choice, gpu, threads=CpuThreads.from_parameters(parameters))"
 SLOWER = """
@@ -32,9 +28,9 @@ SLOWER = """
 
 
 def gate(*arguments):
-    """Run the command; (exit status, output)."""
-    done = subprocess.run([M2OST, "bench", "gate", *map(str, arguments)], capture_output=True, text=True, timeout=600)
-    return done.returncode, done.stdout + done.stderr
+    """Exit status and words of the command."""
+    status, output, errors = m2ost("bench", "gate", *arguments)
+    return status, output + errors
 
 
 def some_of_the_shipped(file, *names):
