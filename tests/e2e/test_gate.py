@@ -2,7 +2,10 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import yaml
@@ -13,6 +16,7 @@ from tests.support.command import error_of, m2ost
 
 from .releases import reseal
 
+M2OST = Path(sys.executable).with_name("m2ost")
 SLIDE = "wsi/CMU-1-Small-Region.svs"
 LOADED = "engine = load_engine(release, choice, gpu, threads=CpuThreads.from_parameters(parameters))"
 SLOWER = """
@@ -54,11 +58,12 @@ def test_a_slow_down_of_a_third_is_caught(paper_release, svs, tmp_path):
 
     def judged(release, expected):
         """What the gate says: what else a shared machine does can turn one verdict, and the next is another's."""
+        command = [M2OST, "bench", "gate", release, svs, "--out", tmp_path / "out", *options]
         for _ in range(3):
-            status, output = gate(release, svs, "--out", tmp_path / "out", *options)
-            if status == expected:
-                return output
-        raise AssertionError(output)
+            done = subprocess.run([*map(str, command)], capture_output=True, text=True, timeout=600)
+            if done.returncode == expected:
+                return done.stdout + done.stderr
+        raise AssertionError(done.stdout + done.stderr)
 
     judged(paper_release, 0)
     output = judged(slow, 3)
