@@ -63,8 +63,8 @@ def http_log() -> list[dict]:
 def http_server(narrow_release, roots, http_log):
     """One that speaks HTTP too, and soon asks idle clients whether they are there. No test may harm it."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(command, "KEEPALIVE_MS", 2000)
-        patch.setattr(command, "KEEPALIVE_TIMEOUT_MS", 5000)
+        patch.setattr(command, "KEEPALIVE_MS", 1000)
+        patch.setattr(command, "KEEPALIVE_TIMEOUT_MS", 2500)
         options = ServerOptions(release=narrow_release, roots=roots, http=True)
         with TritonServer(options, on_log=http_log.append) as server:
             yield server
