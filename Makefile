@@ -10,7 +10,7 @@ DEMO := build/demo
 DEMO_SLIDE ?= $(DEMO)/CMU-1-Small-Region.svs
 M2OST := .venv/bin/m2ost
 
-# Two files of tests at a time, and four of those that need little memory, each with one thread of PyTorch: most wait for a server, or run on one core.
+# Two files of tests at a time, three of those that wait for a server, and four of those that need little memory, each with one thread of PyTorch.
 PYTEST_OPTIONS := -q -n 2 --dist loadfile
 test check: export OMP_NUM_THREADS := 1
 PYTEST := .venv/bin/python -m pytest $(PYTEST_OPTIONS)
@@ -68,17 +68,23 @@ build/browser: | .venv/.complete
 light: .venv/.complete build/browser
 	$(PYTEST) -n 4 --ignore tests/e2e --ignore tests/deploy -m 'not heavy'
 
-heavy: .venv/.complete
+# Heavy and end-to-end tests, all runs of them, export the same releases but once.
+heavy e2e: export M2OST_MADE_ONCE := $(CURDIR)/build/made-once
+.PHONY: made-once
+made-once:
+	rm -rf build/made-once && mkdir -p build/made-once
+
+heavy: .venv/.complete made-once
 	$(PYTEST) --ignore tests/e2e --ignore tests/deploy -m heavy
 
+# The server's environment has the same packages, but for NumPy 1: what has to do with arrays is tested there too. Its
+# decoder processes, and what they are given to read, all end-to-end tests are served by.
+SERVER_VIEWS := $(wildcard $(patsubst %,tests/%/test_*.py,contract preprocess serving istar/pipeline))
 server-views: .triton/.complete
-	.triton/bin/python -m pytest $(PYTEST_OPTIONS) tests/contract tests/preprocess tests/serving tests/istar/pipeline tests/compat/test_matrix.py
+	.triton/bin/python -m pytest $(PYTEST_OPTIONS) tests/compat/test_matrix.py $(shell grep -l '^import numpy' $(filter-out %/test_decoder.py %/test_cuda.py %/test_companions.py,$(SERVER_VIEWS)))
 
-# Both runs export the same releases but once.
-e2e: export M2OST_MADE_ONCE := $(CURDIR)/build/made-once
-e2e: .venv/.complete .triton/.complete
-	rm -rf $(M2OST_MADE_ONCE) && mkdir -p $(M2OST_MADE_ONCE)
-	$(PYTEST) tests/e2e -m 'not alone'
+e2e: .venv/.complete .triton/.complete made-once
+	$(PYTEST) -n 3 tests/e2e -m 'not alone'
 	.venv/bin/python -m pytest -q tests/e2e -m alone
 
 build/deploy/base.tar: deploy/install-test-tools.sh constraints/deploy.txt

@@ -6,15 +6,13 @@ import numpy as np
 import onnx
 import pytest
 from m2ost.checkpoint import initialise, save
-from m2ost.config import M2OSTConfig
 from m2ost_bench.engines.cpu_engines import EngineProcess, Subject
 from m2ost_bench.engines.speed import EngineSpeedOptions, measure, to_markdown
 from m2ost_export.onnx_files import with_attention
-from m2ost_export.release import build_release
 from m2ost_loadtests.errors import LoadTestError
 
-GENES = tuple("abcdef")
-NARROW = M2OSTConfig(n_genes=6, depth=1, dim=12, heads=1, head_dim=12, ffn_dim=8, channel_dim=8)
+from tests.e2e.releases import NARROW
+
 ENGINES = (
     "onnxruntime-cpu",
     "onnxruntime attention",
@@ -26,12 +24,8 @@ ENGINES = (
 
 
 @pytest.fixture(scope="module")
-def made(heavy, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("engines")
-    model, card = initialise(NARROW, GENES, seed=0)
-    gated = {"instructions": "avx512_bf16", "measured": []}
-    build_release(model, save(folder / "checkpoint", model, card), folder / "release", gated=gated)
-    return folder
+def made(heavy, narrow_release):
+    return narrow_release.parent
 
 
 def options(made, slide, **changes):
@@ -71,7 +65,7 @@ def test_an_engine_that_cannot_run_is_said_and_none_takes_its_place(made, tmp_pa
 
 
 def test_a_release_of_another_checkpoint_and_an_engine_that_is_none(made, svs, tmp_path):
-    model, card = initialise(NARROW, GENES, seed=1)
+    model, card = initialise(NARROW, tuple("abcdef"), seed=1)
     save(tmp_path / "other", model, card)
     with pytest.raises(LoadTestError, match=r"not a float32 release of .*other; run: m2ost export"):
         measure(options(made, svs, checkpoint=tmp_path / "other"), lambda words: None)

@@ -2,37 +2,36 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 
 import numpy as np
 import pytest
 from m2ost.checkpoint import initialise, save
-from m2ost.config import M2OSTConfig
 from m2ost_bench.gpu_check.__main__ import main
 from m2ost_bench.gpu_check.device import Device, Pace, time_on, times_as_fast
 from m2ost_bench.gpu_check.engines import build_with
 from m2ost_bench.gpu_check.inputs import PITCHES_PX, FreshSlide, grids_on, load_network, spots_on
 from m2ost_bench.gpu_check.networks import Networks, compare
 from m2ost_bench.gpu_check.parts import Outcome, Skip, run_part
-from m2ost_export.release import build_release
 from m2ost_loadtests.rounds import Rounds
 
 from scripts.crop_slide import main as crop_slide
+from tests.e2e.releases import NARROW
 from tests.support.data import REPOSITORY
 
-NARROW = M2OSTConfig(n_genes=6, depth=1, dim=12, heads=1, head_dim=12, ffn_dim=8, channel_dim=8)
 BRIEF = ["--spots", "6", "--batch-rows", "3", "--run-spots", "9", "--rounds", "1", "--at-least-s", "0"]
 
 
 @pytest.fixture(scope="module")
-def narrow(heavy, tmp_path_factory):
+def narrow(heavy, narrow_release, tmp_path_factory):
     """Checkpoints of two narrow networks, and a release of the first."""
     folder = tmp_path_factory.mktemp("narrow")
-    for seed in (1, 0):
-        model, card = initialise(NARROW, tuple(f"gene_{i}" for i in range(6)), seed=seed)
-        card = save(folder / f"checkpoint{seed}", model, card)
-    build_release(model, card, folder / "release")
+    shutil.copytree(narrow_release.parent / "checkpoint", folder / "checkpoint0")
+    (folder / "release").symlink_to(narrow_release)
+    model, card = initialise(NARROW, tuple(f"gene_{i}" for i in range(6)), seed=1)
+    save(folder / "checkpoint1", model, card)
     return folder
 
 

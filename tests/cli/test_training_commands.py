@@ -1,22 +1,11 @@
 """Splits, panels and runs from the command line."""
 
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import yaml
 from m2ost.checkpoint import load
 
 from tests.model.sections import GENES, write_section
-from tests.support.command import error_of
-
-M2OST = Path(sys.executable).with_name("m2ost")
-
-
-def m2ost(*arguments):
-    done = subprocess.run([M2OST, *map(str, arguments)], capture_output=True, text=True, timeout=120)
-    return done.returncode, done.stdout, done.stderr
+from tests.support.command import error_of, m2ost
 
 
 @pytest.fixture(scope="module")

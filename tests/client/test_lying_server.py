@@ -19,7 +19,7 @@ from tests.support.releases import ENGINE
 
 pytestmark = pytest.mark.usefixtures("heavy")
 
-DEADLINE_S, RETRY_FOR_S = 1.0, 1.0
+DEADLINE_S, RETRY_FOR_S = 0.5, 0.5
 PATIENCE_S = 60.0
 """Far beyond what the deadlines here come to, however often a request is sent again."""
 

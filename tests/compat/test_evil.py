@@ -118,7 +118,7 @@ def test_a_ceiling_that_is_none_is_refused(given):
 
 
 def test_a_process_that_has_grown_is_replaced_between_jobs_without_a_failed_row(folder, svs):
-    images = [evil.png(folder / f"{i}.png", 5000) for i in range(9)]
+    images = [evil.png(folder / f"{i}.png", 5000) for i in range(8)]
     centers, scales = np.array([[800, 900], [1500, 2000]], np.int32), np.ones(2, np.float32)
     with Decoder(threads=0, environment={ENV_DECODER_MEMORY_MIB: "0"}) as decoder:
         expected = [np.empty((2, *decoder.geometry.shape), np.uint8) for _ in decoder.geometry.names]
@@ -144,8 +144,7 @@ def test_nobody_is_replaced_without_a_ceiling_or_a_figure():
 
 
 def test_no_reader_gives_wrong_pixels_where_memory_runs_out(svs, pyramid, dicom, section, tmp_path):
-    places = [(svs, "cucim"), (svs, "openslide"), (pyramid, "cucim"), (pyramid, "openslide"), (dicom, "openslide")]
-    places += [(section, "image")]
+    places = [(svs, "cucim"), (pyramid, "openslide"), (dicom, "openslide"), (section, "image")]
     small = evil.png(tmp_path / "small.png", 8)
     arguments = []
     for number, (path, reader) in enumerate(places):

@@ -1,14 +1,11 @@
-"""Real releases, and real tritonservers that serve them."""
+"""Real tritonservers."""
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from m2ost.shipped import CHECKPOINT, shipped_checkpoint
-from m2ost_cli.serving_commands import shipped_release
 from m2ost_client import Credentials, ServerOptions, TritonServer
 from m2ost_client.archive import SlideRow
 from m2ost_client.server import command
@@ -20,32 +17,19 @@ from tests.support.certificates import FOR_CLIENTS, FOR_SERVERS, Authority
 from tests.support.once import made_once
 
 from . import archives
-from .releases import NARROW, make_release
+from .releases import HISTOGENE, STNET, make_release
 
 
 @pytest.fixture(scope="session")
-def shipped_cache(tmp_path_factory) -> Path:
-    """A user's cache as the first `m2ost predict` leaves it: with the release of the shipped checkpoint."""
-
-    def export(folder):
-        with pytest.MonkeyPatch.context() as patch, shipped_checkpoint() as checkpoint:
-            patch.setenv("XDG_CACHE_HOME", str(folder))
-            shutil.copytree(checkpoint, shipped_release().parent / "checkpoint")
-
-    return made_once(tmp_path_factory, "shipped", export)
+def stnet_release(tmp_path_factory) -> Path:
+    """Of a network of one view, with its symmetries in the graph, under a name of its own."""
+    options = {"test_time": "dihedral8", "name": "second_stnet"}
+    return made_once(tmp_path_factory, "stnet", lambda folder: make_release(folder, STNET, **options)) / "release"
 
 
 @pytest.fixture(scope="session")
-def paper_release(shipped_cache) -> Path:
-    """A release of the paper's size: that of the shipped checkpoint, which lies beside it."""
-    (checkpoint,) = shipped_cache.glob("*/checkpoint")
-    (release,) = checkpoint.parent.glob(f"{CHECKPOINT}-*")
-    return release
-
-
-@pytest.fixture(scope="session")
-def narrow_release(tmp_path_factory) -> Path:
-    return made_once(tmp_path_factory, "narrow", lambda folder: make_release(folder, NARROW)) / "release"
+def histogene_release(tmp_path_factory) -> Path:
+    return made_once(tmp_path_factory, "histogene", lambda folder: make_release(folder, HISTOGENE)) / "release"
 
 
 @pytest.fixture(scope="session")
@@ -81,8 +65,8 @@ def http_log() -> list[dict]:
 def http_server(narrow_release, roots, http_log):
     """One that speaks HTTP too, and soon asks idle clients whether they are there. No test may harm it."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(command, "KEEPALIVE_MS", 2000)
-        patch.setattr(command, "KEEPALIVE_TIMEOUT_MS", 5000)
+        patch.setattr(command, "KEEPALIVE_MS", 1000)
+        patch.setattr(command, "KEEPALIVE_TIMEOUT_MS", 2500)
         options = ServerOptions(release=narrow_release, roots=roots, http=True)
         with TritonServer(options, on_log=http_log.append) as server:
             yield server

@@ -11,6 +11,9 @@ from m2ost.architecture import Architecture
 from m2ost.checkpoint import initialise, load, save
 from m2ost.config import M2OSTConfig
 from m2ost.symmetries import with_test_time
+from m2ost.systems.hist2st import Hist2StConfig
+from m2ost.systems.histogene import HisToGeneConfig
+from m2ost.systems.stnet import StNetConfig
 from m2ost_contract import Manifest, as_centers, sha256_file
 from m2ost_export.release import build_release
 from m2ost_preprocess.readers import open_slide
@@ -18,6 +21,11 @@ from m2ost_preprocess.tiling.views import cut_views
 
 NARROW = M2OSTConfig(n_genes=6, depth=1, dim=12, heads=1, head_dim=12, ffn_dim=8, channel_dim=8)
 """A depth-1, narrow network: the whole serving path at a fraction of the arithmetic."""
+
+STNET = StNetConfig(n_genes=6, layers=(2, 2), growth=8, stem=8)
+_SLIDE_LEVEL = {"n_genes": 6, "image_px": 56, "heads": 2, "depth": 1, "most_spots": 300}
+HIST2ST = Hist2StConfig(**_SLIDE_LEVEL, channels=4, mixers=1, graph_layers=2)
+HISTOGENE = HisToGeneConfig(**_SLIDE_LEVEL, dim=32, hidden=16)
 
 
 def make_release(folder: Path, config: Architecture, seed: int = 0, test_time: str = "none", **options) -> Path:

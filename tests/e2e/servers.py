@@ -115,11 +115,12 @@ class Held:
     """Holds up every process that reads slides for a model, also those that are yet to come, until it is released."""
 
     def __init__(self, server, model: str = MODEL_TILER) -> None:
-        self._over, self._stopped = threading.Event(), []
+        self._over, self._held, self._stopped = threading.Event(), threading.Event(), []
         self._holding = threading.Thread(target=self._hold, args=(server, model))
 
     def __enter__(self):
         self._holding.start()
+        self._held.wait()
         return self
 
     def __exit__(self, *exc):
@@ -134,8 +135,12 @@ class Held:
                 self._stopped.pop().resume()
 
     def _hold(self, server, model):
-        while not self._over.wait(0.02):
-            for decoder in tiler_decoders(server, model):
-                if decoder not in self._stopped:
-                    decoder.suspend()
-                    self._stopped.append(decoder)
+        try:
+            while not self._over.wait(0.02):
+                for decoder in tiler_decoders(server, model):
+                    if decoder not in self._stopped:
+                        decoder.suspend()
+                        self._stopped.append(decoder)
+                self._held.set()
+        finally:
+            self._held.set()

@@ -19,7 +19,7 @@ from m2ost_client.server.host import SHM
 from m2ost_preprocess.slides.spots import read_spots
 from PIL import Image
 
-from tests.support.command import error_of
+from tests.support.command import error_of, m2ost
 
 from .releases import by_pytorch
 from .servers import heed_ctrl_c, still_running
@@ -27,14 +27,22 @@ from .servers import heed_ctrl_c, still_running
 M2OST = Path(sys.executable).with_name("m2ost")
 
 
-def m2ost(*arguments, **options):
-    """Run the command; (exit status, stdout, stderr)."""
-    done = subprocess.run([M2OST, *map(str, arguments)], capture_output=True, text=True, timeout=300, **options)
+SLIDE = "wsi/CMU-1-Small-Region.svs"
+
+
+def predict(slide, release, out, *arguments):
+    return m2ost("predict", slide, "--release", release, "--out", out, *arguments)
+
+
+def predict_apart(slide, release, out, *arguments, **options):
+    """The same as a process of its own, as a person starts it."""
+    command = [M2OST, "predict", slide, "--release", release, "--out", out, *arguments]
+    done = subprocess.run([*map(str, command)], capture_output=True, text=True, timeout=300, **options)
     return done.returncode, done.stdout, done.stderr
 
 
-def predict(slide, release, out, *arguments, **options):
-    return m2ost("predict", slide, "--release", release, "--out", out, *arguments, **options)
+def predict_on(server, slide, out, *arguments):
+    return m2ost("predict", slide, "--server", server.address, "--out", out, *arguments)
 
 
 def leftovers(folder):
@@ -43,7 +51,7 @@ def leftovers(folder):
 
 def test_a_real_slide_becomes_a_map(narrow_release, svs, tmp_path):
     arguments = ("--pitch-um", 100, "--map", "untrained_003", "--geojson", "--spatialdata", "--report")
-    status, output, errors = predict(svs, narrow_release, tmp_path, *arguments)
+    status, output, errors = predict_apart(svs, narrow_release, tmp_path, *arguments)
     assert status == 0, errors
     assert "UNTRAINED" in output
     assert "0.499 µm/px (aperio.MPP)" in output
@@ -68,40 +76,40 @@ def test_a_real_slide_becomes_a_map(narrow_release, svs, tmp_path):
     np.testing.assert_array_equal(np.array(measured, np.float32), adata.X[:, 3])
 
 
-def test_real_spots_of_a_section_by_their_names(narrow_release, section, selection, tmp_path):
-    status, output, errors = predict(section, narrow_release, tmp_path, "--spots", selection)
+def test_real_spots_of_a_section_by_their_names(narrow_server, selection, tmp_path):
+    status, output, errors = predict_on(narrow_server, "her2st/C2.jpg", tmp_path, "--spots", selection)
     assert status == 0, errors
     assert "µm/px unknown" in output
     adata = anndata.read_h5ad(tmp_path / "C2.h5ad")
     assert list(adata.obs_names) == list(read_spots(selection).names)
 
 
-def test_views_at_a_requested_resolution_are_recorded(narrow_release, svs, tmp_path):
-    assert predict(svs, narrow_release, tmp_path, "--pitch-um", 300, "--view-mpp", 0.688)[0] == 0
+def test_views_at_a_requested_resolution_are_recorded(narrow_server, tmp_path):
+    assert predict_on(narrow_server, SLIDE, tmp_path, "--pitch-um", 300, "--view-mpp", 0.688)[0] == 0
     views = json.loads((tmp_path / "CMU-1-Small-Region.json").read_text())["views"]
     assert views["native_pixels"] is False
     assert views["mpp"] == pytest.approx(0.688)
     assert views["level0_px_per_view_px"] == pytest.approx(0.688 / 0.499)
-    status, _, errors = predict(svs, narrow_release, tmp_path, "--view-mpp", "model")
+    status, _, errors = predict_on(narrow_server, SLIDE, tmp_path, "--view-mpp", "model")
     assert status == 1
     assert "--view-mpp" in errors
 
 
 def test_a_server_elsewhere_by_slide_name_and_by_pixels(narrow_server, svs, tmp_path):
     arguments = ("--server", narrow_server.address, "--pitch-um", 200, "--out")
-    assert m2ost("predict", "wsi/CMU-1-Small-Region.svs", *arguments, tmp_path / "id")[0] == 0
+    assert m2ost("predict", SLIDE, *arguments, tmp_path / "id")[0] == 0
     assert m2ost("predict", svs, "--send-pixels", *arguments, tmp_path / "pixels")[0] == 0
     by_id, by_pixels = (anndata.read_h5ad(tmp_path / n / "CMU-1-Small-Region.h5ad") for n in ("id", "pixels"))
     np.testing.assert_allclose(by_pixels.X, by_id.X, rtol=0, atol=1e-5)
     assert by_pixels.uns["m2ost"]["pixels_sent_by_client"]
 
 
-def test_zero_tissue_is_a_recorded_success(narrow_release, tmp_path):
-    blank = tmp_path / "blank.png"
+def test_zero_tissue_is_a_recorded_success(narrow_server, text_svs, tmp_path):
+    blank = text_svs.parent / "blank.png"
     glass = Image.new("RGB", (1500, 1200), (243, 242, 243))
     glass.paste((20, 130, 60), (200, 200, 400, 1000))  # a stroke of green ink
     glass.save(blank)
-    status, output, errors = predict(blank, narrow_release, tmp_path / "out", "--mpp", 0.5)
+    status, output, errors = predict_on(narrow_server, "text/blank.png", tmp_path / "out", "--mpp", 0.5)
     assert status == 0, errors
     assert "0 spots: nothing was scored, for no tissue was found on the slide" in output
     assert "has not the colours of haematoxylin and eosin and is left out" in output
@@ -113,7 +121,7 @@ def test_a_full_disk_under_the_servers_log_costs_the_log_alone(narrow_release, t
     blank = tmp_path / "blank.png"
     Image.new("RGB", (1500, 1200), (243, 242, 243)).save(blank)
     arguments = ("--mpp", 0.5, "--server-log", "/dev/full")
-    status, _, errors = predict(blank, narrow_release, tmp_path / "out", *arguments)
+    status, _, errors = predict_apart(blank, narrow_release, tmp_path / "out", *arguments)
     assert status == 0, errors
     assert "the server's log is cut off here" in errors
     assert leftovers(tmp_path / "out") == ["blank.h5ad", "blank.json"]
@@ -168,7 +176,7 @@ def test_folders_of_any_name_and_a_proxy_that_is_none(narrow_release, svs, tmp_p
     environment |= {"TMPDIR": str(home), "HOME": str(home)}
     environment |= dict.fromkeys(("http_proxy", "HTTP_PROXY", "grpc_proxy"), "http://127.0.0.1:9")
     arguments = ("--pitch-um", 300, "--server-log", tmp_path / "log", "--trace", tmp_path / "trace.json")
-    status, output, errors = predict(slide, release, odd / "out", *arguments, env=environment)
+    status, output, errors = predict_apart(slide, release, odd / "out", *arguments, env=environment)
     assert status == 0, errors
     assert "Präparat 7.h5ad" in output
     adata = anndata.read_h5ad(odd / "out" / "Präparat 7.h5ad")
@@ -184,12 +192,13 @@ def test_folders_of_any_name_and_a_proxy_that_is_none(narrow_release, svs, tmp_p
     assert "the result of another slide of that name" in errors
 
 
-def test_a_linked_slide_keeps_the_name_it_was_given_by(narrow_release, svs, tmp_path):
+def test_a_linked_slide_keeps_the_name_it_was_given_by(narrow_release, svs, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     store, slide = tmp_path / "store" / "MD5E-7f.svs", tmp_path / "sample1.svs"
     store.parent.mkdir()
     store.write_bytes(svs.read_bytes())
     slide.symlink_to(store)
-    status, _, errors = predict("sample1.svs", narrow_release, "out", "--pitch-um", 300, cwd=tmp_path)
+    status, _, errors = predict("sample1.svs", narrow_release, "out", "--pitch-um", 300)
     assert status == 0, errors
     assert leftovers(tmp_path / "out") == [f"sample1.{e}" for e in ("h5ad", "json", "pca.png")]
     recorded = json.loads((tmp_path / "out" / "sample1.json").read_text())
@@ -197,10 +206,10 @@ def test_a_linked_slide_keeps_the_name_it_was_given_by(narrow_release, svs, tmp_
     assert anndata.read_h5ad(tmp_path / "out" / "sample1.h5ad").uns["m2ost"]["served_as"] == "slides/MD5E-7f.svs"
 
 
-def test_spots_outside_the_slide_have_no_value_and_the_exit_status_tells(narrow_release, svs, tmp_path):
+def test_spots_outside_the_slide_have_no_value_and_the_exit_status_tells(narrow_server, tmp_path):
     spots = tmp_path / "spots.csv"
     spots.write_text("name,x,y\nin,800,900\nleft,-5,900\nbelow,800,99999\n")
-    status, output, _ = predict(svs, narrow_release, tmp_path / "out", "--spots", spots)
+    status, output, _ = predict_on(narrow_server, SLIDE, tmp_path / "out", "--spots", spots)
     assert status == 3
     assert "2 spots without a value: OUTSIDE_SLIDE" in output
     adata = anndata.read_h5ad(tmp_path / "out" / "CMU-1-Small-Region.h5ad")
@@ -259,14 +268,14 @@ def test_a_full_disk(narrow_server, tmp_path):
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
 
-    arguments = ("wsi/CMU-1-Small-Region.svs", "--server", narrow_server.address, "--out", tmp_path, "--pitch-um", 300)
-    status, _, errors = m2ost("predict", *arguments, preexec_fn=small_files)
-    assert status == 1
-    assert "cannot be written" in errors
+    command = [M2OST, "predict", SLIDE, "--server", narrow_server.address, "--out", tmp_path, "--pitch-um", "300"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, preexec_fn=small_files)
+    assert done.returncode == 1
+    assert "cannot be written" in done.stderr
     assert leftovers(tmp_path) == []
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_cancelling_leaves_no_half_written_file_and_no_server(narrow_release, svs, tmp_path, number):
     out, log = tmp_path / "out", tmp_path / "server.log"
     command = [M2OST, "predict", svs, "--release", narrow_release, "--out", out, "--server-log", log]
@@ -281,7 +290,7 @@ def test_cancelling_leaves_no_half_written_file_and_no_server(narrow_release, sv
     assert len(family) >= 8, "a guard, tritonserver, four models, two decoders"
     process.send_signal(number)
     _, errors = process.communicate(timeout=60)
-    assert process.returncode == (-9 if number == signal.SIGKILL else 130)
+    assert process.returncode == 130
     assert "Traceback" not in errors
     psutil.wait_procs(family, timeout=20)
     assert not still_running(family)

@@ -3,34 +3,28 @@
 import json
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import psutil
 import pytest
 from m2ost_bench.istar.systems import M2OSTSystem, Runtime
-from m2ost_istar.export import build_istar
 from m2ost_istar.geometry import VARIANTS, plan
-from m2ost_istar.networks.istar import build
 from m2ost_preprocess.readers import open_slide
 from m2ost_preprocess.slides.tissue import MASK_PX, tissue_mask
 
 from tests.istar.former import as_formerly
-from tests.istar.narrow import NARROW
+from tests.istar.narrow import NARROW, exported
 from tests.support.command import error_of
 from tests.support.data import REPOSITORY
 
 DENSE_RECORD = REPOSITORY / "benchmarks" / "dense-intel-xeon-2-cores.json"
-SIZES = replace(NARROW, patch_depth=1)
 
 
 @pytest.fixture(scope="module")
 def former(tmp_path_factory):
     """iStar as it was exported formerly, which is served all the same."""
-    folder = tmp_path_factory.mktemp("export")
-    build_istar(build(SIZES), tuple(f"g{i}" for i in range(SIZES.n_genes)), folder / "istar")
-    return as_formerly(folder / "istar", folder / "former")
+    return as_formerly(exported(tmp_path_factory), tmp_path_factory.mktemp("former") / "istar")
 
 
 def command(slide, release, baseline, out, *options):
@@ -49,7 +43,7 @@ def test_the_report_counts_the_work_of_every_system(svs, narrow_release, former,
     assert report["speedups"].keys() == {name for name in names if name.startswith("istar")}
     reader = open_slide(svs)
     mask = tissue_mask(reader.thumbnail(MASK_PX))
-    work = plan(reader.size, reader.resolution.mpp, VARIANTS["tissue"], mask, sizes=SIZES)
+    work = plan(reader.size, reader.resolution.mpp, VARIANTS["tissue"], mask, sizes=NARROW)
     for timing in report["timings"]["istar tissue"]:
         patches = next(stage for stage in timing["stages"] if stage["stage"] == "patch")
         assert (patches["sampled"], patches["total"]) == (min(timing["batch_rows"], work.forwards), work.forwards)

@@ -21,9 +21,10 @@ from m2ost_preprocess.slides.rectangle import Rectangle
 from PIL import Image
 from typer.testing import CliRunner
 
+from tests.support.command import m2ost
+
 from .releases import by_pytorch
 from .servers import metrics_of
-from .test_command_line import m2ost
 
 SLIDE = "wsi/CMU-1-Small-Region.svs"
 REGION = Rectangle(300, 350, 900, 800)

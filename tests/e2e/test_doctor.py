@@ -2,10 +2,7 @@
 
 import json
 import shutil
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import pytest
 from m2ost_client import ServerOptions, ServerStartError, TritonServer
@@ -13,15 +10,11 @@ from m2ost_client.server.doctor.collect import host_facts
 from m2ost_client.server.doctor.profile import read_profile
 from m2ost_client.server.host import SHM
 
+from tests.support.command import m2ost
+
 from .servers import by_server
 
-M2OST = Path(sys.executable).with_name("m2ost")
 PORTS = ("--grpc-port", "0", "--http-port", "0", "--metrics-port", "0")
-
-
-def m2ost(*arguments):
-    done = subprocess.run([M2OST, *map(str, arguments), *PORTS], capture_output=True, text=True, timeout=120)
-    return done.returncode, done.stdout, done.stderr
 
 
 @pytest.fixture
@@ -32,7 +25,7 @@ def no_gpu():
 
 def test_a_release_that_is_served_here_fits(narrow_release, narrow_server, svs):
     assert narrow_server.pid
-    status, output, errors = m2ost("doctor", narrow_release, "--slides", svs.parent, "--json")
+    status, output, errors = m2ost("doctor", narrow_release, *PORTS, "--slides", svs.parent, "--json")
     assert status == 0, output + errors
     report = json.loads(output)
     assert report["fits"]
@@ -50,15 +43,15 @@ def test_the_largest_batches_fit_the_shared_memory_that_is_asked_for(narrow_serv
 
 @pytest.mark.usefixtures("no_gpu")
 def test_a_gpu_profile_without_a_gpu_is_refused_in_the_same_words(narrow_release, svs):
-    status, output, _ = m2ost("doctor", narrow_release, "--profile", "python-gpu")
+    status, output, _ = m2ost("doctor", narrow_release, *PORTS, "--profile", "python-gpu")
     assert status == 1
     (line,) = [line for line in output.splitlines() if line.startswith("error    gpu:")]
     assert "needs a GPU and this machine has none" in line
     began = time.monotonic()
-    status, _, errors = m2ost("serve", narrow_release, "--slides", svs.parent, "--profile", "python-gpu")
+    status, _, errors = m2ost("serve", narrow_release, *PORTS, "--slides", svs.parent, "--profile", "python-gpu")
     assert (status, line in errors) == (1, True)
     assert time.monotonic() - began < 60, "it was refused, not waited for"
-    status, _, errors = m2ost("serve", narrow_release, "--slides", svs.parent, "--profile", "tensorrt")
+    status, _, errors = m2ost("serve", narrow_release, *PORTS, "--slides", svs.parent, "--profile", "tensorrt")
     assert (status, "needs the backend tensorrt; this tritonserver has: python" in errors) == (1, True)
 
 
@@ -75,10 +68,10 @@ def test_a_truncated_graph_is_refused_before_anything_starts(narrow_release, svs
     shutil.copytree(narrow_release, release)
     onnx = release / "m2ost" / "1" / "model.onnx"
     onnx.write_bytes(onnx.read_bytes()[:-100])
-    status, output, _ = m2ost("doctor", release)
+    status, output, _ = m2ost("doctor", release, *PORTS)
     assert (status, f"{onnx}: truncated, changed or swapped" in output) == (1, True)
     log = tmp_path / "server.log"
     arguments = ("predict", svs, "--release", release, "--out", tmp_path / "out", "--server-log", log)
-    done = subprocess.run([M2OST, *map(str, arguments)], capture_output=True, text=True, timeout=120)
-    assert (done.returncode, "truncated, changed or swapped" in done.stderr) == (1, True)
+    status, _, errors = m2ost(*arguments)
+    assert (status, "truncated, changed or swapped" in errors) == (1, True)
     assert log.read_text() == "", "no server was started"

@@ -1,4 +1,4 @@
-"""Requests that are none cost nobody but their senders anything, and what a server keeps is nobody else's to read."""
+"""Requests that are none cost nobody but their senders anything."""
 
 import asyncio
 import threading
@@ -8,7 +8,6 @@ import urllib.request
 import grpc
 import numpy as np
 from m2ost_client import SpotStream, StreamOptions
-from m2ost_client.server.host import SHM
 from tritonclient.grpc import service_pb2
 
 from tests.support.machine import wait_for
@@ -82,12 +81,6 @@ def test_an_id_that_is_no_text_costs_the_requests_beside_it_nothing(http_server)
             sender.join()
     assert {code for code, _ in refused} == {400}
     assert all(b"cannot be read" in words for _, words in refused)
-
-
-def test_shared_memory_is_readable_by_its_owner_alone(narrow_server):
-    regions = list(SHM.glob(f"{narrow_server.shm_prefix}*"))
-    assert regions
-    assert {oct(region.stat().st_mode & 0o777) for region in regions} == {"0o600"}
 
 
 def spots_message(rows: int, shift: int = 0) -> bytes:

@@ -35,7 +35,7 @@ def test_all_users_are_in_flight_at_once(narrow_server):
     # A call that blocked the process would leave one request in the server at a time, and nothing to join.
     load = Load(spots=1, deadline_s=30)
     url = narrow_server.metrics_url
-    report = run_closed_load(narrow_server.address, [SLIDE], users=24, seconds=4, load=load, metrics_url=url)
+    report = run_closed_load(narrow_server.address, [SLIDE], users=24, seconds=2, load=load, metrics_url=url)
     assert report.all["failed"] == report.all["unanswered_at_the_end"] == 0
     assert report.models["m2ost_slide"]["request_s"] / report.elapsed_s > 12
     assert report.models["m2ost"]["requests_per_execution"] > 2
@@ -44,7 +44,7 @@ def test_all_users_are_in_flight_at_once(narrow_server):
 
 
 def test_two_workers_two_slides_and_two_classes_of_traffic(narrow_server, tmp_path):
-    arguments = ("--slide", SLIDE, "--slide", OTHER, "-u", 6, "-r", 100, "-t", "4s", "--processes", 2, "--spots", 2)
+    arguments = ("--slide", SLIDE, "--slide", OTHER, "-u", 6, "-r", 100, "-t", "3s", "--processes", 2, "--spots", 2)
     arguments += ("--archive-share", 0.5, "--archive-spots", 8, "--stop-timeout", 30)
     arguments += ("--metrics-url", narrow_server.metrics_url)
     arguments += ("--csv", tmp_path / "load", "--html", tmp_path / "load.html")
@@ -134,7 +134,7 @@ def test_a_priority_is_sent_where_the_served_queue_has_levels(narrow_release, ro
     reseal(release)
     with TritonServer(ServerOptions(release=release, roots=roots)) as server:
         load = Load(spots=1, archive_share=0.5, archive_spots=4)
-        report = run_closed_load(server.address, [SLIDE], users=2, seconds=2, load=load)
+        report = run_closed_load(server.address, [SLIDE], users=2, seconds=1, load=load)
     assert report.priority == {"m2ost_slide": 2}
     assert "no priority was sent" not in report.to_text()
     assert report.all["failed"] == 0
@@ -142,7 +142,7 @@ def test_a_priority_is_sent_where_the_served_queue_has_levels(narrow_release, ro
 
 
 def test_requests_that_an_open_load_could_not_send_are_failures(narrow_server, tmp_path):
-    arguments = ("--slide", SLIDE, "--spots", 64, "-u", 1, "-t", "4s", "--arrival-rate", 100, "--max-in-flight", 2)
+    arguments = ("--slide", SLIDE, "--spots", 64, "-u", 1, "-t", "2s", "--arrival-rate", 100, "--max-in-flight", 2)
     status, output = locust(narrow_server.address, *arguments, "--csv", tmp_path / "load")
     assert status == 1, output
     report = LoadReport.read(tmp_path / "load_spots.json")

@@ -6,69 +6,62 @@ import shutil
 import anndata
 import numpy as np
 import pytest
-from m2ost_contract import BODY_FILE, TAIL_FILE, EngineError, Manifest
-from m2ost_serving.engine.mixed import bf16_instructions
+from m2ost_client import InputError, ServerOptions, TritonServer
+from m2ost_client.archive import Settings, SlideRow
+from m2ost_contract import BODY_FILE, TAIL_FILE, Manifest
 
+from tests.support.command import m2ost
 from tests.support.machine import need_bf16
-from tests.support.once import made_once
 
-from .releases import NARROW, by_pytorch, make_release
-from .test_command_line import m2ost, predict
+from .archives import rescore
+from .releases import by_pytorch
+from .test_command_line import predict, predict_apart
 
+SLIDE = "wsi/CMU-1-Small-Region.svs"
 PROFILE = ("--profile", "cpu-bf16")
 
 
-@pytest.fixture(scope="module")
-def mixed_release(tmp_path_factory):
-    """A narrow release of which the manifest says that it passed the gate, as it would run here if it can."""
-    try:
-        instructions = bf16_instructions()
-    except EngineError:
-        instructions = "avx512_bf16"
-    gated = {"instructions": instructions, "measured": []}
-    return made_once(tmp_path_factory, "mixed", lambda folder: make_release(folder, NARROW, gated=gated)) / "release"
-
-
-def test_a_slide_scored_in_bfloat16_says_so_and_an_archive_does_not_go_on_with_it(mixed_release, svs, tmp_path):
-    instructions, release, log = need_bf16(), mixed_release, tmp_path / "log"
-    status, _, errors = predict(svs, release, tmp_path, *PROFILE, "--pitch-um", 200, "--server-log", log)
-    assert status == 0, errors
+def test_a_slide_scored_in_bfloat16_says_so_and_an_archive_does_not_go_on_with_it(
+    narrow_release, narrow_server, roots, svs, tmp_path
+):
+    instructions, log = need_bf16(), []
+    engine = f"openvino-cpu-bf16 {instructions}"
+    options = ServerOptions(release=narrow_release, roots=roots, profile="cpu-bf16")
+    with TritonServer(options, on_log=log.append) as server:
+        arguments = ("--server", server.address, "--pitch-um", 200, "--out", tmp_path)
+        status, _, errors = m2ost("predict", SLIDE, *arguments)
+        assert status == 0, errors
+        slides, out = [SlideRow("only", SLIDE)], tmp_path / "archive"
+        assert rescore(slides, out, [narrow_server], settings=Settings(pitch_um=400.0)).complete
+        with pytest.raises(InputError, match=rf"\(engine was onnxruntime-cpu, is {engine}\)"):
+            rescore(slides, out, [server], settings=Settings(pitch_um=400.0))
+        assert rescore(slides, out, [server], settings=Settings(pitch_um=400.0), rescore_changed=True).complete
     adata = anndata.read_h5ad(tmp_path / "CMU-1-Small-Region.h5ad")
-    expected = by_pytorch(release, svs, adata.obsm["spatial"])
+    expected = by_pytorch(narrow_release, svs, adata.obsm["spatial"])
     apart = np.abs(adata.X - expected).max()
     assert 0 < apart < 0.02, "neither float32 nor another network"
-    (loaded,) = (json.loads(line) for line in log.read_text().splitlines() if "engine_loaded" in line)
+    (loaded,) = [record for record in log if record.get("event") == "engine_loaded"]
     assert loaded["engine"] == "openvino-cpu-bf16"
     assert f"body bfloat16 by {instructions}, tail float32" in loaded["runs_on"]
     record = json.loads((tmp_path / "CMU-1-Small-Region.json").read_text())
-    assert record["engine"] == adata.uns["m2ost"]["engine"] == f"openvino-cpu-bf16 {instructions}"
-
-    archive = ("rescore", svs, "--release", release, "--pitch-um", 400, "--out", tmp_path / "archive")
-    status, _, errors = m2ost(*archive)
-    assert status == 0, errors
-    status, _, errors = m2ost(*archive, *PROFILE)
-    assert status == 1
-    assert f"(engine was onnxruntime-cpu, is openvino-cpu-bf16 {instructions})" in errors
-    status, _, errors = m2ost(*archive, *PROFILE, "--rescore-changed")
-    assert status == 0, errors
-    (result,) = (tmp_path / "archive" / "results").glob("*.json")
-    assert json.loads(result.read_text())["engine"] == record["engine"]
+    assert record["engine"] == adata.uns["m2ost"]["engine"] == engine
+    assert json.loads((out / "results" / "only.json").read_text())["engine"] == engine
 
 
-def test_a_processor_without_bfloat16_is_refused_before_a_server_starts(mixed_release, svs, tmp_path, monkeypatch):
+def test_a_processor_without_bfloat16_is_refused_before_a_server_starts(narrow_release, svs, tmp_path, monkeypatch):
     monkeypatch.setenv("OV_CPU_MAX_ISA", "AVX2")
-    status, _, errors = predict(svs, mixed_release, tmp_path, *PROFILE)
+    status, _, errors = predict_apart(svs, narrow_release, tmp_path, *PROFILE)
     assert status == 1
     assert "cannot be served here with profile 'cpu-bf16'" in errors
     assert "does not compute in bfloat16 on this machine" in errors
-    status, _, errors = predict(svs, mixed_release, tmp_path, "--profile", "auto", "--pitch-um", 400)
+    status, _, errors = predict_apart(svs, narrow_release, tmp_path, "--profile", "auto", "--pitch-um", 400)
     assert status == 0, errors
     assert "--profile auto: cpu-openvino\n  cpu-bf16: OpenVINO" in errors
 
 
-def test_a_release_of_before_is_to_be_exported_anew(mixed_release, svs, tmp_path):
+def test_a_release_of_before_is_to_be_exported_anew(narrow_release, svs, tmp_path):
     before = tmp_path / "release"
-    shutil.copytree(mixed_release, before)
+    shutil.copytree(narrow_release, before)
     manifest = Manifest.read(before)
     for name in (BODY_FILE, TAIL_FILE):
         del manifest.files[name]

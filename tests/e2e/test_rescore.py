@@ -90,10 +90,10 @@ def test_values_do_not_depend_on_how_spots_are_joined_or_sent(undisturbed, slide
             np.testing.assert_array_equal(adata_of(tmp_path / other, name).X, adata_of(undisturbed, name).X)
 
 
-def test_kill_9_at_twenty_random_moments(undisturbed, slides, server, tmp_path):
+def test_kill_9_at_eight_random_moments(undisturbed, slides, server, tmp_path):
     out, moments = tmp_path / "out", random.Random(7)
     kills = 0
-    while kills < 20:
+    while kills < 8:
         process = rescore_apart(slides[1], out, server, spots_in_flight=64)
         process.join(moments.uniform(0, 0.6))
         if process.exitcode is None:

@@ -12,28 +12,23 @@ from m2ost_contract import Manifest, ServedNameError
 from m2ost_loadtests.runners import grid_of_spots
 from m2ost_preprocess.readers import open_slide
 
-from tests.support.command import error_of
-from tests.support.systems import small
+from tests.support.command import error_of, m2ost
 
 from .releases import by_pytorch, make_release
 from .servers import by_server, metrics_of
-from .test_command_line import m2ost
 
 SLIDE = "wsi/CMU-1-Small-Region.svs"
-STNET = StNetConfig(n_genes=4, layers=(1, 1), growth=4, stem=8)
+FIRST_STNET = StNetConfig(n_genes=4, layers=(1, 1), growth=4, stem=8)
 
 
 @pytest.fixture(scope="module")
-def releases(narrow_release, tmp_path_factory):
-    """An M2OST, two networks of one view of 224 px, and a slide-level one of 14 px."""
-    folder = tmp_path_factory.mktemp("several")
-    stnet = make_release(folder / "stnet", STNET)
-    other = make_release(folder / "other", STNET, seed=1, name="second_stnet")
+def releases(narrow_release, stnet_release, histogene_release, tmp_path_factory):
+    """An M2OST, two networks of one view of 224 px, and a slide-level one of 56 px."""
     return {
         "m2ost": narrow_release,
-        "stnet": stnet,
-        "second_stnet": other,
-        "histogene": make_release(folder / "histogene", small("histogene")),
+        "stnet": make_release(tmp_path_factory.mktemp("several"), FIRST_STNET),
+        "second_stnet": stnet_release,
+        "histogene": histogene_release,
     }
 
 
@@ -46,7 +41,7 @@ def server(releases, roots):
 
 @pytest.fixture(scope="module")
 def centers(svs):
-    return np.random.default_rng(2).integers((0, 0), open_slide(svs).size, (40, 2))
+    return np.random.default_rng(2).integers((0, 0), open_slide(svs).size, (12, 2))
 
 
 @pytest.mark.parametrize("name", ["m2ost", "stnet", "second_stnet"])
@@ -78,7 +73,7 @@ def test_two_releases_of_one_name_are_refused(releases, tmp_path):
 
 
 def test_those_with_the_same_views_share_a_tiler_and_the_slide_is_decoded_and_cut_once(server, svs):
-    spots = np.random.default_rng(9).integers((300, 300), (1900, 2600), (96, 2))
+    spots = np.random.default_rng(9).integers((300, 300), (1900, 2600), (40, 2))
     counted = ("spots", "kept_spots", "decoded_px")
 
     def counts():

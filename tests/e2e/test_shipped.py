@@ -4,6 +4,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import anndata
+import numpy as np
 import pytest
 from m2ost.checkpoint import load
 from m2ost.data.datasets import read_sections
@@ -14,11 +16,15 @@ from m2ost.shipped import shipped_checkpoint
 
 from tests.support.data import shared_file
 
-NAME = "B4"
-"""A section of a patient whom training has not seen."""
+from .releases import by_pytorch
+
+NAME = "C5"
+"""A section that training has not seen."""
 
 
-def test_a_served_section_scores_as_the_card_says(shipped_cache, tmp_path):
+def test_a_served_section_is_what_the_network_computes_and_scores_as_the_card_says(
+    shipped_cache, paper_release, tmp_path
+):
     root = shared_file("her2st")
     with shipped_checkpoint() as folder:
         card = load(folder)[1]
@@ -29,6 +35,10 @@ def test_a_served_section_scores_as_the_card_says(shipped_cache, tmp_path):
     environment = {"PATH": "/usr/bin:/bin", "XDG_CACHE_HOME": str(shipped_cache)}
     done = subprocess.run(command, env=environment, text=True, check=True, capture_output=True)
     assert "exporting" not in done.stderr, "it takes the release that lies in the cache"
+    adata = anndata.read_h5ad(tmp_path / f"{NAME}.h5ad")[::8]
+    expected = by_pytorch(paper_release, root / "images" / f"{NAME}.jpg", adata.obsm["spatial"])
+    np.testing.assert_allclose(adata.X, expected, rtol=0, atol=1e-4)
+    assert expected.std(axis=0).min() > 1e-2, "a map without contrast would pass by luck"
     subject = open_subject(tmp_path / f"{NAME}.h5ad", ViewCache(tmp_path / "views"))
     assert subject.facts.genes == card.genes
     ((_, _, report),) = evaluate(subject, read_sections(root, [NAME]), [NAME], [], rounds=1)

@@ -11,8 +11,6 @@ import pytest
 import torch
 import tritonclient.grpc as triton
 from m2ost.checkpoint import load
-from m2ost.systems.hist2st import Hist2StConfig
-from m2ost.systems.histogene import HisToGeneConfig
 from m2ost_client import ServerOptions, SpotStream, TritonServer
 from m2ost_client.archive import Settings, SlideRow
 from m2ost_client.errors import InputError, RequestRejected
@@ -24,19 +22,16 @@ from m2ost_preprocess.slides.spots import read_spots
 from m2ost_preprocess.tiling.views import cut_views
 from tritonclient.utils import InferenceServerException
 
+from tests.support.command import m2ost
 from tests.support.machine import wait_for
 from tests.support.once import made_once
 
 from . import archives
-from .releases import make_release
+from .releases import HIST2ST, make_release
 from .servers import Held, metrics_of
-from .test_command_line import m2ost
 from .test_loads import locust
 
 SLIDE, SECTION = "wsi/CMU-1-Small-Region.svs", "her2st/C2.jpg"
-SIZES = {"n_genes": 6, "image_px": 56, "heads": 2, "depth": 1, "most_spots": 300}
-HIST2ST = Hist2StConfig(**SIZES, channels=4, mixers=1, graph_layers=2)
-HISTOGENE = HisToGeneConfig(**SIZES, dim=32, hidden=16)
 
 
 @pytest.fixture(scope="module")
@@ -274,8 +269,8 @@ def test_an_archive_is_scored_slide_by_slide_and_one_without_places_is_named(
         archives.rescore(rows[:1], tmp_path / "sent", [server], settings=Settings(), send_pixels=True)
 
 
-def test_the_command_scores_a_slide_with_histogene(section, selection, tmp_path):
-    release, out = make_release(tmp_path / "histogene", HISTOGENE), tmp_path / "out"
+def test_the_command_scores_a_slide_with_histogene(histogene_release, section, selection, tmp_path):
+    release, out = histogene_release, tmp_path / "out"
     arguments = ("--release", release, "--out", out, "--spots", selection)
     status, output, errors = m2ost("predict", section, *arguments)
     assert status == 0, errors
@@ -295,10 +290,11 @@ def test_the_command_scores_a_slide_with_histogene(section, selection, tmp_path)
         (("--dense", "64px"), "this release predicts a slide as a whole"),
     ],
 )
-def test_the_command_says_what_a_slide_level_release_lacks(server, arguments, words, tmp_path):
+def test_the_command_says_what_a_slide_level_release_lacks(server, arguments, words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "bare.csv").write_text("pixel_x,pixel_y\n900,900\n1200,1300\n")
     where = ("--server", server.address, "--out", "out")
-    status, _, errors = m2ost("predict", SLIDE, *where, *arguments, cwd=tmp_path)
+    status, _, errors = m2ost("predict", SLIDE, *where, *arguments)
     assert status == 1, errors
     assert words in " ".join(errors.split())
     assert not list((tmp_path / "out").glob("*.h5ad"))

@@ -6,26 +6,24 @@ import json
 import numpy as np
 import pytest
 import zarr
-from m2ost.systems.stnet import StNetConfig
 from m2ost_client import ServerOptions, SpotStream, StreamOptions, TritonServer
 from m2ost_contract import RowStatus
 from m2ost_preprocess.decoder import Decoder
 
-from .releases import by_pytorch, make_release
+from tests.support.command import m2ost
+
+from .releases import by_pytorch
 from .servers import by_server
-from .test_command_line import m2ost
-
-NARROW = StNetConfig(n_genes=6, layers=(2, 2), growth=8, stem=8)
 
 
-@pytest.fixture(scope="module")
-def release(tmp_path_factory):
-    return make_release(tmp_path_factory.mktemp("stnet"), NARROW, test_time="dihedral8")
+@pytest.fixture
+def release(stnet_release):
+    return stnet_release
 
 
 @pytest.fixture(scope="module")
-def server(release, roots):
-    with TritonServer(ServerOptions(release=release, roots=roots)) as running:
+def server(stnet_release, roots):
+    with TritonServer(ServerOptions(release=stnet_release, roots=roots)) as running:
         yield running
 
 

@@ -10,16 +10,11 @@ from m2ost.checkpoint import save
 from m2ost_cli.release_commands import export
 from m2ost_contract import M2OSTError, Manifest
 
+from tests.support.command import m2ost
+
 from .networks import small_network
 
 WITHOUT_TORCH = "import sys; sys.modules['torch'] = None; from m2ost_cli.main import main; main()"
-
-
-def m2ost(*arguments, script="from m2ost_cli.main import main; main()"):
-    command = [sys.executable, "-c", script, *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert "Traceback" not in done.stderr, done.stderr
-    return done.returncode, done.stdout, done.stderr
 
 
 @pytest.fixture(scope="module")
@@ -49,11 +44,11 @@ def test_fp16_judged_on_a_slide_with_an_engine(small_checkpoint, svs, tmp_path):
 def test_an_engine_is_built_without_torch(small_release, tmp_path):
     options = ("--engine", "tensorrt-rtx", "--compute-capability", "12.0", "--opt-rows", "16")
     command = ("build-engine", small_release, *options, "--out", tmp_path / "release")
-    status, output, errors = m2ost(*command, script=WITHOUT_TORCH)
-    assert status == 0, errors
+    done = subprocess.run([sys.executable, "-c", WITHOUT_TORCH, *map(str, command)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
     (plan,) = Manifest.read(tmp_path / "release").engines
     assert (plan.compute_capability, plan.rows) == ("12.0", (1, 16, 256))
-    assert plan.file in output
+    assert plan.file in done.stdout
     assert json.loads((tmp_path / "release" / "manifest.json").read_text())["engines"][0]["precision"] == "fp16"
 
 

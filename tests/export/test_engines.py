@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from m2ost_contract import Manifest, ReleaseError, changed_files, sha256_file
+from m2ost_contract import Manifest, ReleaseError, changed_files, plan_for, sha256_file
 from m2ost_export.engine_release import add_engines, cached_engines
 from m2ost_export.engines import EngineOptions, plans
 from m2ost_export.engines.builder import build_engine, check_network_precision, check_weights_bytes
@@ -131,6 +131,8 @@ def test_engines_are_added_by_making_a_release_out_of_a_release(small_release, t
     assert [plan.compute_capability for plan in second.engines] == ["8.9", "8.6"]
     assert second.engines[0] == first.engines[0]
     assert second.engines[1].rows == (1, 64, 256)
+    assert second.engines[0].sha256 != second.engines[1].sha256
+    assert plan_for(second.engines, RTX, "8.6") == second.engines[1]
     identities = {m.engine.release_sha256 for m in (source, first, second)}
     assert len(identities) == 3, "a release with other engines is another release"
     assert replace(second.engine, release_sha256="") == replace(source.engine, release_sha256="")

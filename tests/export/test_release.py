@@ -7,11 +7,20 @@ import onnx
 import onnxruntime as ort
 import pytest
 import torch
-from m2ost.checkpoint import save
-from m2ost_contract import MAX_ROWS, EngineInfo, Manifest, ViewGeometry, sha256_file
+from m2ost.checkpoint import load, save
+from m2ost_contract import (
+    BODY_FILE,
+    MAX_ROWS,
+    ONNX_FILE,
+    TAIL_FILE,
+    EngineInfo,
+    Manifest,
+    ViewGeometry,
+    sha256_file,
+)
 from m2ost_export import release as release_module
 from m2ost_export.errors import ExportError
-from m2ost_export.graph import export_onnx, measure_parity
+from m2ost_export.graph import measure_parity
 from m2ost_export.probes import probe_views
 from m2ost_export.release import build_release
 from m2ost_serving.repository import parse_config
@@ -21,12 +30,10 @@ from tests.support.data import REPOSITORY
 
 from .networks import small_network
 
-SIZES = [
-    {},
-    {"levels": (0, 2), "image_px": 96},
-    {"without": ("dpe", "itmm", "ctmm")},
-    {"depth": 2, "n_levels": 1, "dim": 24, "head_dim": 8},
-]
+OTHER_SIZES = {
+    "of other sizes": {"levels": (0, 2), "image_px": 96, "depth": 2, "dim": 24, "head_dim": 8},
+    "without modules": {"without": ("dpe", "itmm", "ctmm")},
+}
 
 
 def checkpoint(folder, **sizes):
@@ -34,10 +41,12 @@ def checkpoint(folder, **sizes):
     return model, save(folder, model, card)
 
 
-@pytest.fixture(params=SIZES, ids=str, scope="module")
-def release(request, heavy, tmp_path_factory):
+@pytest.fixture(params=["with body and tail", *OTHER_SIZES], scope="module")
+def release(request, split_release, tmp_path_factory):
+    if request.param == "with body and tail":
+        return *load(split_release.parent / "checkpoint"), split_release
     tmp_path = tmp_path_factory.mktemp("release")
-    model, card = checkpoint(tmp_path / "checkpoint", **request.param)
+    model, card = checkpoint(tmp_path / "checkpoint", **OTHER_SIZES[request.param])
     build_release(model, card, tmp_path / "release")
     return model, card, tmp_path / "release"
 
@@ -106,7 +115,8 @@ def test_the_manifest_accounts_for_every_file(release):
     files = {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()} - {"manifest.json"}
     assert set(manifest.files) == files
     assert all(sha256_file(folder / name) == digest for name, digest in manifest.files.items())
-    assert {path.name for path in folder.rglob("*.onnx")} == {"model.onnx"}
+    graphs = {ONNX_FILE, BODY_FILE, TAIL_FILE} if "split" in manifest.parity else {ONNX_FILE}
+    assert {str(path.relative_to(folder)) for path in folder.rglob("*.onnx")} == graphs
     assert all((model / "1").is_dir() for model in folder.iterdir() if model.is_dir())
 
 
@@ -123,12 +133,11 @@ def test_the_identity_follows_the_weights_and_what_they_are_said_to_predict_and_
     assert len(set(identities)) == 3
 
 
-@pytest.mark.usefixtures("heavy")
-def test_a_graph_that_differs_is_refused_and_nothing_is_left(tmp_path, monkeypatch):
-    model, card = checkpoint(tmp_path / "checkpoint", n_levels=1)
+def test_a_graph_that_differs_is_refused_and_nothing_is_left(split_release, tmp_path, monkeypatch):
+    model, card = checkpoint(tmp_path / "checkpoint")
 
     def damaged(network, path):
-        graph = export_onnx(network, path)
+        graph = onnx.load(split_release / ONNX_FILE)
         for tensor in graph.graph.initializer:
             if tensor.name.endswith("head.bias"):
                 tensor.raw_data = (onnx.numpy_helper.to_array(tensor) + np.float32(2e-4)).tobytes()
@@ -165,11 +174,8 @@ def test_probe_views_span_the_range():
         assert view[0].std() > 30
 
 
-@pytest.mark.usefixtures("heavy")
-def test_parity_compares_at_the_batches_asked_for(tmp_path):
-    model, _ = checkpoint(tmp_path / "checkpoint", n_levels=1)
-    export_onnx(model, tmp_path / "m.onnx")
-    parity = measure_parity(model, tmp_path / "m.onnx", batches=(2, 5))
+def test_parity_compares_at_the_batches_asked_for(split_release):
+    parity = measure_parity(small_network()[0], split_release / ONNX_FILE, batches=(2, 5))
     assert set(parity.max_abs_diff) == {2, 5}
     assert parity.passed
 

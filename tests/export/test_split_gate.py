@@ -8,22 +8,20 @@ import sys
 
 import numpy as np
 import pytest
-import torch
 from m2ost.checkpoint import load, save
 from m2ost.data.datasets import read_sections
 from m2ost.data.views import ViewCache
 from m2ost.metrics import pearson
 from m2ost.shipped import shipped_checkpoint
-from m2ost_contract import BODY_FILE, OPENVINO_CPU_BF16, TAIL_FILE, EngineError, Release
+from m2ost_contract import BODY_FILE, ONNX_FILE, OPENVINO_CPU_BF16, TAIL_FILE, EngineError, Release
 from m2ost_export.errors import ExportError
-from m2ost_export.fused import FusedM2OST
-from m2ost_export.gate import MIN_R_GENE, Agreement, predict_all
+from m2ost_export.gate import MIN_R_GENE, Agreement, agreement, predict_all
 from m2ost_export.probes import probe_views, slide_views
 from m2ost_export.release import build_release
-from m2ost_export.split import export_split
 from m2ost_export.split_gate import MEASURED_FILE, SplitGate, measure_split_gate, measured_gate
 from m2ost_serving.engine import CpuThreads, load_engine
 from m2ost_serving.engine.mixed import MixedOpenVinoEngine, bf16_gain, bf16_instructions
+from m2ost_serving.engine.onnx import cpu_session
 
 from tests.support.data import shared_file
 from tests.support.machine import need_bf16
@@ -127,12 +125,9 @@ def test_body_in_bfloat16_and_tail_in_float32_whatever_the_batch(split_release, 
     assert bf16_gain() > 0
 
 
-@pytest.mark.usefixtures("heavy")
-def test_body_and_tail_of_another_network_miss_the_gate(tmp_path):
+def test_body_and_tail_of_another_network_miss_the_gate(split_release):
     need_bf16()
-    model, other = small_network(0)[0], small_network(1)[0]
-    paths = tmp_path / "body.onnx", tmp_path / "tail.onnx"
-    export_split(FusedM2OST(other).eval(), *paths)
+    model, paths = small_network(1)[0], (split_release / BODY_FILE, split_release / TAIL_FILE)
     gate = measure_split_gate(model, *paths, [f"g{i}" for i in range(6)], [("made", probe_views(SMALL.views, 8, 0))])
     assert not gate.passed
     assert gate.agreements[0].min_r_gene < 0.9
@@ -151,43 +146,35 @@ def test_what_was_measured_of_the_shipped_checkpoint_is_kept_with_it():
 
 
 @pytest.fixture(scope="module")
-def shipped_pair(heavy, tmp_path_factory):
-    """The shipped network, and the engine that serves it in bfloat16."""
+def shipped(heavy, paper_release):
+    """The shipped network, its card, and its release."""
     need_bf16()
-    with shipped_checkpoint() as checkpoint:
-        model, card = load(checkpoint)
-    folder = tmp_path_factory.mktemp("shipped")
-    export_split(FusedM2OST(model).eval(), folder / "body.onnx", folder / "tail.onnx")
-    return model, card, folder
+    return *load(paper_release.parent / "checkpoint"), Release.open(paper_release)
 
 
-@pytest.mark.parametrize(
-    ("slide", "spots"),
-    [("wsi/CMU-1-Small-Region.svs", None), ("her2st/images/B4.jpg", "her2st/spots/B4_selection.tsv")],
-)
-def test_the_gate_of_the_shipped_checkpoint_on_slides_of_two_laboratories(shipped_pair, slide, spots):
-    model, card, folder = shipped_pair
-    path = shared_file(slide)
-    views = slide_views(path, model.config.views, spots=shared_file(spots) if spots else None, most=32)
-    gate = measure_split_gate(model, folder / "body.onnx", folder / "tail.onnx", card.genes, [(path.name, views)])
+def test_the_gate_of_the_shipped_checkpoint_on_a_slide_of_another_laboratory(shipped, svs):
+    model, card, release = shipped
+    views = slide_views(svs, model.config.views, most=32)
+    gate = measure_split_gate(model, *release.split, card.genes, [(svs.name, views)])
     assert gate.passed, gate.in_words()
 
 
-def test_agreement_with_measured_counts_hardly_moves(shipped_pair, tmp_path):
-    model, card, folder = shipped_pair
+def test_on_a_section_its_gate_passes_and_agreement_with_measured_counts_hardly_moves(shipped, tmp_path):
+    model, card, release = shipped
     shared_file("her2st/counts/C5.tsv.gz")
     (section,) = read_sections(shared_file("her2st"), names=["C5"])
     section = section.expressed(card.genes, card.target)
     views = ViewCache(tmp_path).views(section, model.config.views)
-    engine = MixedOpenVinoEngine(folder / "body.onnx", folder / "tail.onnx", model.config.views)
-    names = model.config.views.names
-    parts = [slice(first, first + 32) for first in range(0, len(section), 32)]
-    batches = [{n: np.ascontiguousarray(views[rows, i]) for i, n in enumerate(names)} for rows in parts]
+    spots = np.arange(0, len(section), 2)
+    parts = [spots[first : first + 32] for first in range(0, len(spots), 32)]
+    batches = [{name: views[rows, i] for i, name in enumerate(model.config.views.names)} for rows in parts]
+    engine = MixedOpenVinoEngine(*release.split, model.config.views)
     found = np.concatenate([engine.run(batch) for batch in batches])
-    fused = FusedM2OST(model).eval()  # the network in half the time
-    with torch.inference_mode():
-        expected = np.concatenate([fused(*map(torch.from_numpy, batch.values())).numpy() for batch in batches])
-    truth = section.targets(card.genes, card.target)
+    plain = cpu_session(release.folder / ONNX_FILE)  # the network in a third of the time
+    expected = np.concatenate([plain.run(None, batch)[0] for batch in batches])
+    gate = SplitGate((agreement("bfloat16", section.name, expected, found, card.genes),), engine.instructions)
+    assert gate.passed, gate.in_words()
+    truth = section.targets(card.genes, card.target)[spots]
     change = pearson(truth, found, 0) - pearson(truth, expected, 0)
     assert np.isfinite(change).sum() > 200
     assert np.nanmax(np.abs(change)) <= MOST_R_CHANGE

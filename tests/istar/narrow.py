@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import pytest
 import torch
+from m2ost_istar.export import build_istar
+from m2ost_istar.networks.istar import build
 from m2ost_istar.sizes import Sizes
+
+from tests.support.once import made_once
 
 NARROW = Sizes(
     n_genes=6,
@@ -17,6 +24,14 @@ NARROW = Sizes(
     head_layers=2,
     members=3,
 )
+
+
+GENES = tuple("abcdef")
+
+
+def exported(factory: pytest.TempPathFactory) -> Path:
+    """They, with random weights, as a folder that Triton loads."""
+    return made_once(factory, "istar", lambda folder: build_istar(build(NARROW), GENES, folder / "istar")) / "istar"
 
 
 class TorchNetworks:

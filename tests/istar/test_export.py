@@ -1,6 +1,7 @@
 """An exported folder: complete or absent, honest about its weights, and read whenever it was written."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -18,9 +19,7 @@ from m2ost_serving.repository import parse_config
 from tests.support.releases import ENGINE
 
 from .former import as_formerly
-from .narrow import NARROW, TorchNetworks
-
-GENES = tuple("abcdef")
+from .narrow import GENES, NARROW, TorchNetworks, exported
 
 
 @pytest.fixture(scope="module")
@@ -29,10 +28,8 @@ def model():
 
 
 @pytest.fixture(scope="module")
-def folder(heavy, model, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("export") / "istar"
-    build_istar(model, GENES, folder)
-    return folder
+def folder(heavy, tmp_path_factory):
+    return exported(tmp_path_factory)
 
 
 def test_the_graphs_are_the_networks_at_any_size(model, folder):
@@ -94,8 +91,12 @@ def test_a_folder_that_was_exported_formerly_says_the_same(folder, tmp_path):
     assert IStarInfo.from_parameters(parameters) == manifest.info
 
 
-@pytest.mark.usefixtures("heavy")
-def test_weights_of_hipt_are_named_in_the_manifest(tmp_path):
+def test_weights_of_hipt_are_named_in_the_manifest(folder, tmp_path, monkeypatch):
+    def as_exported(network, _, path):
+        shutil.copyfile(folder / f"istar_{network}" / "1" / "model.onnx", path)
+        return Parity(1e-4, {1: 0.0})
+
+    monkeypatch.setattr(export, "_export", as_exported)
     other = build(NARROW, seed=5)
     torch.save(other.vit256.state_dict(), tmp_path / "a.pth")
     torch.save(other.vit4k.state_dict(), tmp_path / "b.pth")

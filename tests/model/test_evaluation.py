@@ -1,10 +1,7 @@
 """Judging: what sees no image stands beside what does, whatever is judged."""
 
 import json
-import subprocess
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import anndata
 import numpy as np
@@ -31,6 +28,8 @@ from m2ost.training.config import config_from
 from m2ost.training.run import train
 from m2ost_export.release import build_release
 from scipy import sparse
+
+from tests.support.command import m2ost
 
 PANEL = ("RED", "BLUE", "BOTH", "HOUSE")
 TARGET, TOTAL = "log1p_cpm_panel", "log1p_cpm_total"
@@ -199,15 +198,15 @@ def test_what_was_trained_on_is_not_judged_on(checkpoint, sections, cache):
 
 
 def test_the_command_writes_table_and_figures(checkpoint, tiny_data, tmp_path):
-    command = [str(Path(sys.executable).with_name("m2ost")), "evaluate", str(checkpoint), "--data", str(tiny_data)]
-    command += ["--out", str(tmp_path / "out"), "--map", "RED", "--cache", str(tiny_data / "cache")]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    command = ("evaluate", checkpoint, "--data", tiny_data, "--out", tmp_path / "out")
+    status, output, errors = m2ost(*command, "--map", "RED", "--cache", tiny_data / "cache")
+    assert status == 0, errors
     found = json.loads((tmp_path / "out" / "evaluation.json").read_text())
     assert found["trained_on"] == ["A1", "A2"]
     assert [s["section"] for s in found["sections"]] == ["B1", "B2"]
     assert set(found["sections"][0]["controls"]) == {TRAINING_MEAN, PATIENT_MEAN, SHUFFLED}
     table = (tmp_path / "out" / "evaluation.md").read_text()
-    assert table.strip() == done.stdout.strip()
+    assert table.strip() == output.strip()
     assert f"{found['sections'][1]['scores']['r_gene_mean']:.3f}" in table
     drawn = {path.name for path in (tmp_path / "out").glob("*.png")}
     assert drawn == {f"{s}_{kind}.png" for s in ("B1", "B2") for kind in ("components", "RED")}
