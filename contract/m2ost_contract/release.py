@@ -297,9 +297,7 @@ def changed_files(folder: Path, files: Mapping[str, str]) -> list[str]:
             problems.append(f"{name}: truncated, changed or swapped: sha256 is {found}, the manifest says {expected}")
     for version in version_folders(files):
         if not (folder / version).is_dir():
-            problems.append(
-                f"{version}: no such folder, which some copies lose where it is empty: make it anew"
-            )
+            problems.append(f"{version}: no such folder, which some copies lose where it is empty: make it anew")
     return problems
 
 
