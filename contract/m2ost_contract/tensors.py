@@ -82,7 +82,8 @@ ENV_SLIDE_ROOTS = "M2OST_SLIDE_ROOTS"
 """Environment variable of the server: JSON object, root name → folder."""
 
 ENV_TILE_CACHE_MIB = "M2OST_TILE_CACHE_MIB"
-"""Environment variable of the server: most MiB of decoded tiles that the tiler keeps; 512 where it is not set."""
+"""Environment variable of the server: most MiB of decoded tiles that the tiler keeps; where it is not
+set 512, or an eighth of the memory that the server may have."""
 
 ENV_VIEW_CACHE_MIB = "M2OST_VIEW_CACHE_MIB"
 """Environment variable of whoever decodes slides: most MiB of views that are kept after they were cut; 0 where it is

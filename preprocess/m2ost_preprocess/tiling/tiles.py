@@ -19,12 +19,16 @@ import numpy as np
 from m2ost_contract import ENV_TILE_CACHE_MIB
 
 from .. import progress
+from ..control_groups import memory_bytes
 from ..errors import UnreadableSlide
 from ..readers.base import Pixels, SlideReader
 from .threads import Helpers
 
 DEFAULT_CACHE_MIB = 512
 """A third more than the order of ``m2ost_preprocess.tiling.views.spatial_order`` keeps in use."""
+
+MOST_OF_MEMORY = 1 / 8
+"""Share of the memory that this process may have, of which tiles take no more where nobody says how much."""
 
 
 @dataclass
@@ -77,9 +81,12 @@ class TileCache:
     def from_environment(cls) -> TileCache:
         """A cache of the size that the environment variable ``M2OST_TILE_CACHE_MIB`` gives.
 
+        Without it, ``DEFAULT_CACHE_MIB``, or an eighth of the memory that a control group allows where that is less.
+
         Raises ``ValueError`` where that is not a whole number from 0 on.
         """
-        given = os.environ.get(ENV_TILE_CACHE_MIB, str(DEFAULT_CACHE_MIB))
+        usual = min(DEFAULT_CACHE_MIB, int(memory_bytes() * MOST_OF_MEMORY) >> 20)
+        given = os.environ.get(ENV_TILE_CACHE_MIB, str(usual))
         if not given.isdecimal():
             raise ValueError(f"{ENV_TILE_CACHE_MIB} must be a whole number of MiB, not {given!r}")
         return cls(int(given) << 20)
