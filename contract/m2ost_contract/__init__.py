@@ -92,6 +92,7 @@ from .tensors import (
     RowStatus,
     as_centers,
     number_of_rows,
+    shm_mib,
     spans,
 )
 
@@ -185,6 +186,7 @@ __all__ = [
     "plan_for",
     "put",
     "sha256_file",
+    "shm_mib",
     "spans",
     "supports_version",
     "sync",

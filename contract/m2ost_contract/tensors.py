@@ -112,6 +112,14 @@ ENV_DECODER_TRACE = "M2OST_DECODER_TRACE"
 """Environment variable of the server: file that decoders note in when they read and cut."""
 
 
+def shm_mib(view_bytes: int) -> int:
+    """MiB of /dev/shm that are certain to hold a request with so many bytes of views, in steps of 64.
+
+    They lie there twice, in the regions of the tiler and of the engine, and the regions have holes.
+    """
+    return -(-3 * view_bytes // (64 << 20)) * 64
+
+
 class RowStatus(IntEnum):
     """Why a row has no value (tensor STATUS, INT32)."""
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from m2ost_preprocess.errors import PreprocessError, SlideChanged, SlideNotFound
 
 from . import replies
 from .queueing import Cancelled, QueueFull, TooLate
+from .shared_memory import NoSharedMemory, SharedMemory
 
 
 def check_environment() -> None:
@@ -116,9 +118,25 @@ def triton_error(pb_utils: Any, error: Exception) -> Any:
         (SlideNotFound, codes.NOT_FOUND),
         (PreprocessError, codes.INVALID_ARG),
         (PositionsError, codes.INVALID_ARG),
+        (NoSharedMemory, codes.INVALID_ARG),
     )
     code = next((code for kind, code in kinds if isinstance(error, kind)), codes.INTERNAL)
     return codes(_sendable(str(error)), code)
+
+
+@lru_cache(maxsize=1)
+def shared_memory() -> SharedMemory | None:
+    """The region of this model's process in /dev/shm; None outside Triton, or where Triton no longer tells of it."""
+    try:
+        region = importlib.import_module("c_python_backend_utils").shared_memory
+        region.free_memory()
+    except (ImportError, AttributeError):
+        return None
+    return SharedMemory(region.free_memory)
+
+
+LARGE_BYTES = 1 << 16
+"""An answer of fewer bytes finds room wherever a server works at all."""
 
 
 class Reply(replies.Reply):
@@ -135,11 +153,28 @@ class Reply(replies.Reply):
         return bool(self._sender.is_cancelled())
 
     def _send(self, answer: Any) -> None:
+        final = self._pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
         if isinstance(answer, Exception):
-            response = self._pb_utils.InferenceResponse(error=triton_error(self._pb_utils, answer))
-        else:
-            response = self._pb_utils.InferenceResponse(answer)
-        self._sender.send(response, flags=self._pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+            self._sender.send(self._pb_utils.InferenceResponse(error=triton_error(self._pb_utils, answer)), flags=final)
+            return
+        response = self._pb_utils.InferenceResponse(answer)
+        sizes = [tensor.as_numpy().nbytes for tensor in answer if tensor.is_cpu()]
+        if sum(sizes) < LARGE_BYTES:
+            self._sender.send(response, flags=final)
+            return
+        memory = shared_memory()
+        try:
+            if memory is not None:
+                memory.check_now(sizes)
+        except NoSharedMemory as error:
+            self._warn(str(error))
+            self._send(error)
+            return
+        # The last word apart: were it said with the answer, the way back would be closed for one that finds no room.
+        try:
+            self._sender.send(response, flags=0)
+        finally:
+            self._sender.send(flags=final)
 
 
 class Metrics:

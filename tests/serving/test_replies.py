@@ -1,20 +1,23 @@
 """A request is answered once, whichever threads answer it, and nobody asks for it afterwards."""
 
+import os
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from types import SimpleNamespace
 
 import pytest
 from m2ost_preprocess.errors import SlideNotFound
 from m2ost_serving import replies, triton
+from m2ost_serving.shared_memory import SharedMemory
 
 
 class Sender:
     """Triton's sender: once a request is answered, it cannot be asked or answered any more."""
 
     def __init__(self):
-        self.sent, self.freed = [], False
+        self.sent, self.freed, self.full = [], False, False
         self.asking, self.go_on = threading.Event(), threading.Event()
         self.go_on.set()
 
@@ -24,10 +27,25 @@ class Sender:
         assert not self.freed, "reads freed memory"
         return False
 
-    def send(self, response, flags):
+    def send(self, response=None, flags=0):
         assert not self.freed, "Response sender has been closed"
+        self.freed = flags == 1
+        if response is not None and self.full:
+            raise MemoryError("no room")
         self.sent.append(response)
-        self.freed = True
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """One of the backend's, of so many bytes."""
+
+    nbytes: int
+
+    def is_cpu(self):
+        return True
+
+    def as_numpy(self):
+        return self
 
 
 class Errors:
@@ -67,9 +85,9 @@ def reply(pb_utils, sender):
 
 def test_of_many_threads_one_answers(reply, sender):
     with ThreadPoolExecutor(8) as pool:
-        given = list(pool.map(lambda n: reply.answer(lambda: [n]), range(64)))
+        given = list(pool.map(lambda n: reply.answer(lambda: [Tensor(n)]), range(64)))
     assert given.count(True) == len(sender.sent) == 1
-    assert sender.sent == [[given.index(True)]]
+    assert sender.sent == [[Tensor(given.index(True))]]
     assert reply.answered
     assert not reply.is_cancelled()
 
@@ -99,6 +117,23 @@ def test_an_answer_that_cannot_be_sent_is_told_in_the_log(reply, sender, pb_util
     assert not reply.error(ValueError("again"))
     (line,) = pb_utils.log
     assert "an answer was lost" in line
+
+
+def test_a_large_answer_that_finds_no_room_ends_its_request_all_the_same(reply, sender, pb_utils):
+    sender.full = True
+    assert reply.answer(lambda: [Tensor(triton.LARGE_BYTES)])
+    assert (sender.sent, sender.freed) == ([None], True)
+    assert "no room" in pb_utils.log[0]
+
+
+def test_an_answer_that_would_find_no_room_is_an_error_in_words(reply, sender, pb_utils, monkeypatch, tmp_path):
+    left = os.statvfs(tmp_path)
+    room = SharedMemory(lambda: 5000, tmp_path)
+    monkeypatch.setattr(triton, "shared_memory", lambda: room)
+    assert reply.answer(lambda: [Tensor(2 * left.f_blocks * left.f_frsize)])
+    ((words, code),) = sender.sent
+    assert "MiB finds no room in" in words
+    assert (code, pb_utils.log) == (Errors.INVALID_ARG, [f'{{"event": "reply", "error": "{words}"}}'])
 
 
 def test_who_cannot_be_asked_has_not_gone(pb_utils):

@@ -5,6 +5,7 @@ on a GPU stay there, and go on by DLPack.
 """
 
 import json
+import math
 import time
 from functools import partial
 
@@ -54,6 +55,8 @@ class TritonPythonModel:
             tell_waiting=metrics.gauge(contract.WAITING_METRIC, "requests that wait for the tiler"),
         )
         self._names = info.views.names
+        # On a GPU they do not pass through /dev/shm.
+        self._view_bytes = [math.prod(info.views.shape)] * info.views.n_views if gpu is None else []
 
     def execute(self, requests):
         for request in requests:
@@ -74,6 +77,9 @@ class TritonPythonModel:
         if any(tensor is None for tensor in tensors):
             raise UnsupportedRequest("SLIDE, CENTER and SCALE belong together; one is missing")
         slides, centers, scales = tensors
+        memory = triton.shared_memory()
+        if memory is not None:
+            memory.check_rows(len(slides), self._view_bytes)
         return TilingRequest(
             reply,
             [triton.text(name) for name in slides.reshape(-1)],
