@@ -58,6 +58,9 @@ ENGINE_WAITING_METRIC = "m2ost_engine_waiting_rows"
 """Metrics of the server: requests that wait for the tiler, and rows that wait for an engine in the Python backend.
 Triton's own count of pending requests has none of them, as tiler and engine take each request as it comes."""
 
+PROBE_SLIDE = "m2ost-probe"
+"""What a supervisor's probe asks for. No slide name can be this, and whoever is asked answers at once."""
+
 ENGINE_RUNS_METRIC = "m2ost_engine_session_runs_total"
 """Metric of the server: runs of an engine in the Python backend."""
 
@@ -77,6 +80,9 @@ the engine, whose views take 28 MiB."""
 WAITING_ROWS_PARAMETER, WAITING_ROWS = "waiting_rows", 1024
 """Parameter of the config of an engine in the Python backend, and its default: rows that may wait for it. Their views
 take 441 KiB each at 224 px."""
+
+ENV_RESTARTS = "M2OST_RESTARTS"
+"""Environment variable of the server: how often its supervisor has replaced it so far; 0 where it is not set."""
 
 ENV_SLIDE_ROOTS = "M2OST_SLIDE_ROOTS"
 """Environment variable of the server: JSON object, root name → folder."""

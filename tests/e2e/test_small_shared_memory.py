@@ -46,7 +46,7 @@ print(f"stopped in {time.monotonic() - began:.1f} s")
 
 def test_requests_that_cannot_fit_are_refused_with_the_number_that_helps(narrow_release, svs):
     *said, full, pixels, larger, restarts, stopped = in_namespaces(SCRIPT, narrow_release, svs)
-    tiler = r"INVALID_ARGUMENT: in ensemble 'm2ost_slide', the views of 256 spots take 110 MiB of /dev/shm, and "
+    tiler = r"INVALID_ARGUMENT: in ensemble 'm2ost_slide', the views of 256 spots take 110 MiB of /dev/shm, where "
     assert said[0].startswith(tiler)
     assert "send at most " in said[0]
     assert said[0].endswith("for a container --shm-size 384m")

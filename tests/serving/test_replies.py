@@ -10,14 +10,15 @@ from types import SimpleNamespace
 import pytest
 from m2ost_preprocess.errors import SlideNotFound
 from m2ost_serving import replies, triton
-from m2ost_serving.shared_memory import SharedMemory
+from m2ost_serving.metrics import Refusals
+from m2ost_serving.shared_memory import NoSharedMemory, SharedMemory
 
 
 class Sender:
     """Triton's sender: once a request is answered, it cannot be asked or answered any more."""
 
     def __init__(self):
-        self.sent, self.freed, self.full = [], False, False
+        self.sent, self.freed = [], False
         self.asking, self.go_on = threading.Event(), threading.Event()
         self.go_on.set()
 
@@ -27,12 +28,10 @@ class Sender:
         assert not self.freed, "reads freed memory"
         return False
 
-    def send(self, response=None, flags=0):
+    def send(self, response, flags):
         assert not self.freed, "Response sender has been closed"
-        self.freed = flags == 1
-        if response is not None and self.full:
-            raise MemoryError("no room")
         self.sent.append(response)
+        self.freed = True
 
 
 @dataclass(frozen=True)
@@ -59,7 +58,7 @@ class Errors:
 def pb_utils():
     log = []
     family = SimpleNamespace(Metric=lambda labels: metric)
-    metric = SimpleNamespace(set=lambda value: 1 / 0, increment=lambda value: 1 / 0)
+    metric = SimpleNamespace(set=lambda value: None, increment=lambda value: None)
     made = SimpleNamespace(
         log=log,
         metric=metric,
@@ -80,7 +79,8 @@ def sender():
 
 @pytest.fixture
 def reply(pb_utils, sender):
-    return triton.Reply(pb_utils, SimpleNamespace(get_response_sender=lambda: sender))
+    request = SimpleNamespace(get_response_sender=lambda: sender)
+    return triton.Reply(pb_utils, request, Refusals(triton.metrics(pb_utils, "m2ost")))
 
 
 def test_of_many_threads_one_answers(reply, sender):
@@ -119,13 +119,6 @@ def test_an_answer_that_cannot_be_sent_is_told_in_the_log(reply, sender, pb_util
     assert "an answer was lost" in line
 
 
-def test_a_large_answer_that_finds_no_room_ends_its_request_all_the_same(reply, sender, pb_utils):
-    sender.full = True
-    assert reply.answer(lambda: [Tensor(triton.LARGE_BYTES)])
-    assert (sender.sent, sender.freed) == ([None], True)
-    assert "no room" in pb_utils.log[0]
-
-
 def test_an_answer_that_would_find_no_room_is_an_error_in_words(reply, sender, pb_utils, monkeypatch, tmp_path):
     left = os.statvfs(tmp_path)
     room = SharedMemory(lambda: 5000, tmp_path)
@@ -133,6 +126,19 @@ def test_an_answer_that_would_find_no_room_is_an_error_in_words(reply, sender, p
     assert reply.answer(lambda: [Tensor(2 * left.f_blocks * left.f_frsize)])
     ((words, code),) = sender.sent
     assert "MiB finds no room in" in words
+    with room.room([1 << 20, 3 << 20]):
+        pass
+    room.check_rows(4, [1 << 20])
+    monkeypatch.setattr(os, "statvfs", lambda folder: SimpleNamespace(f_bavail=3, f_frsize=1 << 20))
+    room.check_rows(4, [1 << 20])
+    with pytest.raises(NoSharedMemory, match=r"views of 5 spots take 5 MiB .* 3 MiB are left; send at most 4 spots"):
+        room.check_rows(5, [1 << 20])
+    for free_bytes, sizes in ((4 << 20, [4 << 20]), (0, [1 << 20]), (0, [1, 1, 1])):
+        room._free_bytes = lambda free_bytes=free_bytes: free_bytes
+        with room.room(sizes):
+            pass
+    with pytest.raises(NoSharedMemory), room.room([3 << 20]):
+        raise AssertionError
     assert (code, pb_utils.log) == (Errors.INVALID_ARG, [f'{{"event": "reply", "error": "{words}"}}'])
 
 
@@ -151,7 +157,8 @@ def test_who_cannot_be_asked_has_not_gone(pb_utils):
 
 @pytest.mark.parametrize("kind", ["counter", "gauge"])
 def test_a_metric_that_cannot_be_told_costs_nothing(pb_utils, kind):
-    tell = getattr(triton.Metrics(pb_utils, "m2ost"), kind)("m2ost_rows", "rows")
+    pb_utils.metric.set = pb_utils.metric.increment = lambda value: 1 / 0
+    tell = getattr(triton.metrics(pb_utils, "m2ost"), kind)("m2ost_rows", "rows")
     tell(1)
     assert "ZeroDivisionError" in pb_utils.log[0]
 
@@ -165,7 +172,7 @@ def test_a_counter_is_told_by_one_thread_at_a_time(pb_utils):
         inside.release()
 
     pb_utils.metric.increment = increment
-    tell = triton.Metrics(pb_utils, "m2ost").counter("m2ost_rows", "rows")
+    tell = triton.metrics(pb_utils, "m2ost").counter("m2ost_rows", "rows")
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(tell, range(100)))
     assert pb_utils.log == []

@@ -235,6 +235,7 @@ class TritonServer:
             ports=self.ports,
             shm_prefix=shm_prefix,
             runtime=runtime,
+            restarts=self.restarts,
         )
 
     def _supervise(self) -> None:

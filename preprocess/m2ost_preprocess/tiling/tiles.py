@@ -43,6 +43,8 @@ class TilingCounts:
         Spots whose views had been cut for another network, and were kept.
     regions : int
         Regions put together out of tiles.
+    needed_px : int
+        Pixels of the slide in the coarsest windows of these spots, each spot's for itself.
     decoded_tiles, decoded_px : int
         Compressed tiles that were decoded, and their pixels inside the slide. A plain image is one tile.
     cached_tiles : int
@@ -54,6 +56,7 @@ class TilingCounts:
     spots: int = 0
     kept_spots: int = 0
     regions: int = 0
+    needed_px: int = 0
     decoded_tiles: int = 0
     decoded_px: int = 0
     cached_tiles: int = 0
@@ -129,6 +132,11 @@ class CachedReader(SlideReader):
         self.name, self.path, self.size = reader.name, reader.path, reader.size
         self._counts = TilingCounts()
         self._is_new = True
+
+    @property
+    def cache_bytes(self) -> int:
+        """Bytes of all tiles that its cache keeps, also of other slides."""
+        return self._cache.nbytes
 
     def take_counts(self) -> TilingCounts:
         """What was counted since the last call: tiles decoded and found, and bytes moved."""
