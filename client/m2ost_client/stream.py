@@ -27,7 +27,7 @@ from m2ost_preprocess.tiling.views import spatial_order
 from .answers import Expression, Statuses, read_expression, read_scored, read_slide_info
 from .connection import FULL_FOR_S, Connection, Window, slide_deadline_s
 from .credentials import Credentials
-from .errors import InputError
+from .errors import InputError, RequestRejected
 from .requests import info_inputs, spot_inputs, view_inputs, whole_slide_inputs
 from .timeline import Timeline
 
@@ -396,7 +396,7 @@ class SpotStream:
         """
         self.check_level()
         inputs = view_inputs(self.info.views.names, views)
-        answer = await self._connection.infer(self.info.names.patches, inputs)
+        answer = await self._infer(self.info.names.patches, inputs, len(views[0]))
         return read_expression(answer, len(views[0]), self.info)
 
     async def _score_positions(
@@ -404,8 +404,23 @@ class SpotStream:
     ) -> tuple[Expression, Statuses]:
         inputs = spot_inputs(slide, positions, scale)
         parameters = {contract.PYRAMID_PARAMETER: True} if pyramid else {}
-        answer = await self._connection.infer(self.info.names.slide, inputs, parameters=parameters)
+        answer = await self._infer(self.info.names.slide, inputs, len(positions), parameters)
         return read_scored(answer, len(positions), self.info)
+
+    async def _infer(self, model: str, inputs: list[Any], rows: int, parameters: dict[str, Any] | None = None) -> Any:
+        """Ask for rows; where Triton itself finds no room for their views, it says nothing of them."""
+        try:
+            return await self._connection.infer(model, inputs, parameters=parameters or {})
+        except RequestRejected as error:
+            if "shared memory pool" not in str(error):
+                raise
+            size = rows * self.info.views.n_views * math.prod(self.info.views.shape)
+            raise RequestRejected(
+                f"the views of {rows} spots, {size / (1 << 20):.0f} MiB, find no room in the server's /dev/shm: send "
+                "fewer spots a request (--batch-rows), or give it more, for a container "
+                f"--shm-size {contract.shm_mib(size)}m; Triton: {error}",
+                error.status,
+            ) from error
 
     def _order(self, positions: Positions, scale: float) -> Rows:
         views = self.info.views

@@ -58,6 +58,9 @@ ENGINE_WAITING_METRIC = "m2ost_engine_waiting_rows"
 """Metrics of the server: requests that wait for the tiler, and rows that wait for an engine in the Python backend.
 Triton's own count of pending requests has none of them, as tiler and engine take each request as it comes."""
 
+PROBE_SLIDE = "m2ost-probe"
+"""What a supervisor's probe asks for. No slide name can be this, and whoever is asked answers at once."""
+
 ENGINE_RUNS_METRIC = "m2ost_engine_session_runs_total"
 """Metric of the server: runs of an engine in the Python backend."""
 
@@ -78,11 +81,15 @@ WAITING_ROWS_PARAMETER, WAITING_ROWS = "waiting_rows", 1024
 """Parameter of the config of an engine in the Python backend, and its default: rows that may wait for it. Their views
 take 441 KiB each at 224 px."""
 
+ENV_RESTARTS = "M2OST_RESTARTS"
+"""Environment variable of the server: how often its supervisor has replaced it so far; 0 where it is not set."""
+
 ENV_SLIDE_ROOTS = "M2OST_SLIDE_ROOTS"
 """Environment variable of the server: JSON object, root name → folder."""
 
 ENV_TILE_CACHE_MIB = "M2OST_TILE_CACHE_MIB"
-"""Environment variable of the server: most MiB of decoded tiles that the tiler keeps; 512 where it is not set."""
+"""Environment variable of the server: most MiB of decoded tiles that the tiler keeps; where it is not
+set 512, or an eighth of the memory that the server may have."""
 
 ENV_VIEW_CACHE_MIB = "M2OST_VIEW_CACHE_MIB"
 """Environment variable of whoever decodes slides: most MiB of views that are kept after they were cut; 0 where it is
@@ -109,6 +116,14 @@ is not set."""
 
 ENV_DECODER_TRACE = "M2OST_DECODER_TRACE"
 """Environment variable of the server: file that decoders note in when they read and cut."""
+
+
+def shm_mib(view_bytes: int) -> int:
+    """MiB of /dev/shm that are certain to hold a request with so many bytes of views, in steps of 64.
+
+    They lie there twice, in the regions of the tiler and of the engine, and the regions have holes.
+    """
+    return -(-3 * view_bytes // (64 << 20)) * 64
 
 
 class RowStatus(IntEnum):

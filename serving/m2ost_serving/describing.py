@@ -133,12 +133,23 @@ class Describing:
     decoder : callable
         Makes the decoder of a lane, given whether it does background work. By default one that cuts nothing, and keeps
         no tiles to read along.
+    tell_waiting : callable
+        See :class:`m2ost_serving.lanes.Lanes`.
     """
 
-    def __init__(self, roots: SlideRoots, decoder: Callable[[bool], Decoder] = _decoder) -> None:
+    def __init__(
+        self,
+        roots: SlideRoots,
+        decoder: Callable[[bool], Decoder] = _decoder,
+        *,
+        tell_waiting: Callable[[int], None] = lambda tasks: None,
+    ) -> None:
         self._roots, self._stalls = roots, Stalls()
         self._lanes: Lanes[Description] = Lanes(
-            lambda background, number: _Describer(decoder(background), self._stalls), rows=1, most_waiting=MOST_WAITING
+            lambda background, number: _Describer(decoder(background), self._stalls),
+            rows=1,
+            most_waiting=MOST_WAITING,
+            tell_waiting=tell_waiting,
         )
 
     def locate(self, name: str) -> RootedSlide:

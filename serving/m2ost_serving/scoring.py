@@ -113,7 +113,8 @@ class Scoring:
     batch_rows, waiting_rows : int
         See ``BATCH_ROWS`` and ``WAITING_ROWS``.
     tell_run, tell_waiting : callable
-        Called after every run of the engine; told how many rows wait whenever that has changed. Neither may raise.
+        Told of every run of the engine how many rows it had, and how long it took in seconds; told how many rows wait
+        whenever that has changed. Neither may raise.
     """
 
     def __init__(
@@ -122,7 +123,7 @@ class Scoring:
         *,
         batch_rows: int = BATCH_ROWS,
         waiting_rows: int = contract.WAITING_ROWS,
-        tell_run: Callable[[], None] = lambda: None,
+        tell_run: Callable[[int, float], None] = lambda rows, busy_s: None,
         tell_waiting: Callable[[int], None] = lambda rows: None,
     ) -> None:
         self._engine, self._batch_rows = engine, max(1, batch_rows // engine.runs)
@@ -226,10 +227,12 @@ class Scoring:
                     spans.append((request, part.span))
         names = taken[0].request.views
         join = self._engine.device.join
-        expression = self._engine.run(
-            {name: join([request.views[name][span] for request, span in spans]) for name in names}
-        )
-        self._tell_run()
+        batch = {name: join([request.views[name][span] for request, span in spans]) for name in names}
+        began = time.monotonic()
+        try:
+            expression = self._engine.run(batch)
+        finally:
+            self._tell_run(sum(part.rows for part in taken), time.monotonic() - began)
         start = 0
         for request, span in spans:
             stop = start + span.stop - span.start

@@ -47,6 +47,10 @@ class Tiler(Protocol):
 
     geometry: ViewGeometry
 
+    @property
+    def kept_bytes(self) -> int:
+        """Bytes of decoded tiles and of views that are kept for later spots."""
+
     def buffers(self, rows: int) -> list[Any]:
         """Black views of that many spots: an array of uint8 a view, each shape (rows, size_px, size_px, 3)."""
 
@@ -87,6 +91,11 @@ class PillowTiler:
         self.geometry = geometry
         self._decoder = Decoder(geometry, threads=threads, environment=environment)
         self._decoder.start()
+
+    @property
+    def kept_bytes(self) -> int:
+        """See :class:`Tiler`."""
+        return self._decoder.kept_bytes
 
     def buffers(self, rows: int) -> list[Any]:
         """See :class:`Tiler`."""
@@ -156,6 +165,11 @@ class ArrayTiler:
         self._decoder.start()
         with device.current():
             self._unpin = device.pin(self._decoder.shared_memory)
+
+    @property
+    def kept_bytes(self) -> int:
+        """See :class:`Tiler`."""
+        return self._decoder.kept_bytes
 
     def buffers(self, rows: int) -> list[Any]:
         """See :class:`Tiler`."""

@@ -102,6 +102,7 @@ class TilingRequest:
     open_parts: int = 0
     answered: bool = False
     sent: Callable[[int, bool], None] = lambda rows, background: None
+    failed: Callable[[Exception], None] = lambda error: None
 
     @property
     def away(self) -> bool:
@@ -163,6 +164,9 @@ class TilingRequest:
             self.answered = True
         if error is None and all(name in self.errors for name in self.names):
             error = self.errors[self.names[0]]
+        for of_a_slide in self.errors.values():
+            if of_a_slide is not error:
+                self.failed(of_a_slide)
         if error is not None:
             self.reply.error(error)
             return
@@ -277,7 +281,7 @@ class _Cutter:
     def __init__(
         self,
         tiler: Tiler,
-        count: Callable[[TilingCounts], None],
+        count: Callable[[TilingCounts, Tiler], None],
         stalls: Stalls,
         tickets: _Tickets,
     ) -> None:
@@ -319,7 +323,7 @@ class _Cutter:
         except Exception as error:
             self._stalls.note(slide, error)
             failure = answered(slide.name, error)
-        self._count(counts)
+        self._count(counts, self._tiler)
         for part, span in zip(parts, spans, strict=True):
             if len(parts) > 1:
                 part.request.out = [array[span] for array in out]
@@ -338,6 +342,7 @@ class _Cutter:
     def close(self) -> None:
         """End the tiler."""
         self._tiler.close()
+        self._count(TilingCounts(), self._tiler)
 
 
 class Tiling:
@@ -350,13 +355,15 @@ class Tiling:
     tiler : callable
         Makes the tiler of a lane; see :class:`m2ost_serving.lanes.Lanes`.
     count : callable
-        Told what cutting took.
+        Told what cutting took, and which tiler did it; and once that has been closed.
     joined_rows : int
         Rows of one slide that are cut together.
     room, tell_waiting : callable
         See :class:`m2ost_serving.lanes.Lanes`.
     sent : callable
         Told how many rows with views are about to go on to the engine, and whether they are background work.
+    failed : callable
+        Told every error about a slide but that by which its request is answered.
     """
 
     def __init__(
@@ -364,13 +371,15 @@ class Tiling:
         roots: SlideRoots,
         tiler: Callable[[bool, int], Tiler],
         *,
-        count: Callable[[TilingCounts], None],
+        count: Callable[[TilingCounts, Tiler], None],
         joined_rows: int = JOINED_ROWS,
         room: Callable[[], Room] = lambda: (True, True),
         sent: Callable[[int, bool], None] = lambda rows, background: None,
+        failed: Callable[[Exception], None] = lambda error: None,
         tell_waiting: Callable[[int], None] = lambda tasks: None,
     ) -> None:
-        self._roots, self._stalls, self._tickets, self._sent = roots, Stalls(), _Tickets(), sent
+        self._roots, self._stalls, self._tickets = roots, Stalls(), _Tickets()
+        self._sent, self._failed = sent, failed
         self._lanes: Lanes[Part] = Lanes(
             lambda *place: _Cutter(tiler(*place), count, self._stalls, self._tickets),
             rows=joined_rows,
@@ -388,7 +397,7 @@ class Tiling:
             If as many wait as may.
         """
         request.statuses = np.full(len(request.names), RowStatus.SLIDE_UNAVAILABLE, np.int32)
-        request.sent = self._sent
+        request.sent, request.failed = self._sent, self._failed
         parts, rows_of = [], dict[str, list[int]]()
         # Not by NumPy, for which a name that ends with \0 equals none, not even itself.
         for row, name in enumerate(request.names):

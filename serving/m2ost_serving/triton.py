@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import json
-import threading
-from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,8 @@ import numpy as np
 from m2ost_contract import (
     BACKGROUND_PARAMETER,
     FINGERPRINT_PARAMETER,
+    PROBE_SENDER,
+    PROBE_SLIDE,
     PYRAMID_PARAMETER,
     RELEASE_PARAMETER,
     EngineInfo,
@@ -23,7 +25,9 @@ from m2ost_contract import (
 from m2ost_preprocess.errors import PreprocessError, SlideChanged, SlideNotFound, SlideTimeout, UnsupportedRequest
 
 from . import replies
+from .metrics import Metrics, Refusals
 from .queueing import Cancelled, QueueFull, TooLate
+from .shared_memory import NoSharedMemory, SharedMemory
 
 
 def check_environment() -> None:
@@ -116,75 +120,60 @@ def triton_error(pb_utils: Any, error: Exception) -> Any:
         (SlideNotFound, codes.NOT_FOUND),
         (PreprocessError, codes.INVALID_ARG),
         (PositionsError, codes.INVALID_ARG),
+        (NoSharedMemory, codes.INVALID_ARG),
     )
     code = next((code for kind, code in kinds if isinstance(error, kind)), codes.INTERNAL)
     return codes(_sendable(str(error)), code)
 
 
+@lru_cache(maxsize=1)
+def shared_memory() -> SharedMemory | None:
+    """The region of this model's process in /dev/shm; None outside Triton, or where Triton no longer tells of it."""
+    try:
+        region = importlib.import_module("c_python_backend_utils").shared_memory
+        region.free_memory()
+    except (ImportError, AttributeError):
+        return None
+    return SharedMemory(region.free_memory)
+
+
+LARGE_BYTES = 1 << 16
+"""An answer of fewer bytes finds room wherever a server works at all."""
+
+
 class Reply(replies.Reply):
     """The way back to the client of a request of the Python backend's.
 
-    An answer is a list of ``pb_utils.Tensor``, or an exception.
+    An answer is a list of ``pb_utils.Tensor``, or an exception, which ``refusals`` count.
     """
 
-    def __init__(self, pb_utils: Any, request: Any) -> None:
+    def __init__(self, pb_utils: Any, request: Any, refusals: Refusals) -> None:
         super().__init__(lambda words: pb_utils.Logger.log_error(log_line("reply", error=words)))
-        self._pb_utils, self._sender = pb_utils, request.get_response_sender()
+        self._pb_utils, self._sender, self._refusals = pb_utils, request.get_response_sender(), refusals
 
     def _has_gone(self) -> bool:
         return bool(self._sender.is_cancelled())
 
     def _send(self, answer: Any) -> None:
+        final = self._pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
         if isinstance(answer, Exception):
-            response = self._pb_utils.InferenceResponse(error=triton_error(self._pb_utils, answer))
-        else:
-            response = self._pb_utils.InferenceResponse(answer)
-        self._sender.send(response, flags=self._pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
-
-
-class Metrics:
-    """A model's own metrics. One that cannot be told is logged, and costs no request.
-
-    Parameters
-    ----------
-    pb_utils : module
-        Of the Python backend's.
-    model : str
-        Label ``model`` of every metric.
-    """
-
-    def __init__(self, pb_utils: Any, model: str) -> None:
-        self._pb_utils, self._model = pb_utils, model
-        # The backend's metrics are not thread-safe, and are gone with their families.
-        self._lock, self._families = threading.Lock(), list[Any]()
-
-    def counter(self, name: str, description: str) -> Callable[[float], None]:
-        """A counter: called with what is to be added."""
-        return self.counters(name, description, ({},))[0]
-
-    def counters(
-        self, name: str, description: str, labels: Sequence[Mapping[str, str]]
-    ) -> list[Callable[[float], None]]:
-        """Counters of one name, each with further labels."""
-        family = self._family(name, description, self._pb_utils.MetricFamily.COUNTER)
-        metrics = [family.Metric(labels={"model": self._model, **more}) for more in labels]
-        return [partial(self._tell, metric.increment) for metric in metrics]
-
-    def gauge(self, name: str, description: str) -> Callable[[float], None]:
-        """A gauge: called with its value."""
-        family = self._family(name, description, self._pb_utils.MetricFamily.GAUGE)
-        return partial(self._tell, family.Metric(labels={"model": self._model}).set)
-
-    def _family(self, name: str, description: str, kind: Any) -> Any:
-        self._families.append(self._pb_utils.MetricFamily(name=name, description=description, kind=kind))
-        return self._families[-1]
-
-    def _tell(self, tell: Callable[[float], None], value: float) -> None:
+            self._refusals.request(answer)
+            self._sender.send(self._pb_utils.InferenceResponse(error=triton_error(self._pb_utils, answer)), flags=final)
+            return
+        response = self._pb_utils.InferenceResponse(answer)
+        sizes = [tensor.as_numpy().nbytes for tensor in answer if tensor.is_cpu()]
+        memory = shared_memory() if sum(sizes) >= LARGE_BYTES else None
         try:
-            with self._lock:
-                tell(value)
-        except Exception as error:
-            self._pb_utils.Logger.log_error(log_line("metric", error=repr(error)))
+            with nullcontext() if memory is None else memory.room(sizes):
+                self._sender.send(response, flags=final)
+        except NoSharedMemory as error:
+            self._warn(str(error))
+            self._send(error)
+
+
+def metrics(pb_utils: Any, model: str) -> Metrics:
+    """The metrics of a model; one that cannot be told is logged."""
+    return Metrics(pb_utils, model, lambda words: pb_utils.Logger.log_error(log_line("metric", error=words)))
 
 
 ANSWER_S = 5.0
@@ -281,6 +270,14 @@ def request_id(request: Any) -> str:
         return str(request.request_id())
     except ValueError:
         return ""
+
+
+def is_probe(asked: Asked, slide: str) -> bool:
+    """Whether a request is a supervisor's, and asks for nothing but a sign of life.
+
+    It is answered as one is whose rows have no value, so that no probe counts as a request that failed.
+    """
+    return asked.sender == PROBE_SENDER and slide == PROBE_SLIDE
 
 
 def check_release(asked: Asked, *served: str) -> None:

@@ -15,8 +15,7 @@ from typing import Any
 
 import grpc
 import numpy as np
-from m2ost_client.server.probe import PROBE_SLIDE
-from m2ost_contract import EngineInfo
+from m2ost_contract import PROBE_SLIDE, EngineInfo
 from m2ost_preprocess.errors import SlideNotFound
 from tritonclient.grpc import model_config_pb2, service_pb2_grpc
 from tritonclient.grpc import service_pb2 as pb

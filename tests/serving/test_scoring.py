@@ -54,7 +54,7 @@ def make():
         engine = Mean(runs)
         found = SimpleNamespace(engine=engine, waiting=[], runs=[])
         found.scoring = Scoring(
-            engine, tell_run=lambda: found.runs.append(1), tell_waiting=found.waiting.append, **options
+            engine, tell_run=lambda rows, busy_s: found.runs.append(rows), tell_waiting=found.waiting.append, **options
         )
         made.append(found)
         return found

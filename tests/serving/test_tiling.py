@@ -91,7 +91,7 @@ def service(svs, pyramid, tmp_path):
         tilers.append(Gated(lane))
         return tilers[-1]
 
-    tiling = Tiling(SlideRoots({"wsi": folder}), tiler, count=counted.append)
+    tiling = Tiling(SlideRoots({"wsi": folder}), tiler, count=lambda counts, tiler: counted.append(counts))
     tiling.tilers, tiling.counted = tilers, counted
     yield tiling
     for tiler in tilers:

@@ -55,14 +55,25 @@ def need_bf16() -> str:
         pytest.skip(f"the gate of bfloat16 needs a processor that computes in it: {error}")
 
 
-def in_namespaces(script: str, *arguments: object, **variables: str) -> list[str]:
-    """Lines that a Python script prints with a /dev/shm of its own, which no server of this machine uses."""
-    for command in (["unshare", "--mount"], ["unshare", "--user", "--map-root-user", "--mount"]):
+ALL_HERE = (
+    "ip link set lo up && ip route add local default dev lo && ip -6 route add local default dev lo"
+    " && echo nameserver 192.0.2.53 > /dev/shm/resolv.conf && mount --bind /dev/shm/resolv.conf /etc/resolv.conf"
+)
+"""Makes every address one of this machine, where nothing listens, and that of names' server one that is nobody's."""
+
+
+def in_namespaces(script: str, *arguments: object, network: bool = False, **variables: str) -> list[str]:
+    """Lines that a Python script prints with a /dev/shm of its own, which no server of this machine uses.
+
+    With ``network`` it has a network of its own too: see ``ALL_HERE``.
+    """
+    kinds = ["--mount", *(["--net"] if network else [])]
+    for command in (["unshare", *kinds], ["unshare", "--user", "--map-root-user", *kinds]):
         if subprocess.run([*command, "true"], capture_output=True).returncode == 0:
             break
     else:
-        pytest.skip("this user may make no namespaces: unshare --mount is refused, with --user too")
-    shell = 'mount -t tmpfs -o size=64m tmpfs /dev/shm && exec "$@"'
+        pytest.skip(f"this user may make no namespaces: unshare {' '.join(kinds)} is refused, with --user too")
+    shell = f'mount -t tmpfs -o size=64m tmpfs /dev/shm && {ALL_HERE if network else "true"} && exec "$@"'
     command += ["sh", "-c", shell, "sh", sys.executable, "-c", script, *map(str, arguments)]
     path = os.pathsep.join([str(REPOSITORY), os.environ.get("PYTHONPATH", "")])
     environment = {**os.environ, "PYTHONPATH": path, **variables}

@@ -8,7 +8,7 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from m2ost_contract import ENV_DECODER_TRACE, METRICS_URL_ENV, MODEL_ENGINE, NO_TELEMETRY
+from m2ost_contract import ENV_DECODER_TRACE, ENV_RESTARTS, METRICS_URL_ENV, MODEL_ENGINE, NO_TELEMETRY
 from m2ost_preprocess.slides import SlideRoots
 from m2ost_serving.repository import template_profiles
 
@@ -137,6 +137,7 @@ def build_command(
     shm_prefix: str,
     runtime: Path,
     client_roots: Path | None = None,
+    restarts: int = 0,
 ) -> Command:
     """The command that serves a release.
 
@@ -153,6 +154,8 @@ def build_command(
         Folder for what is laid out for this server; its path is plain.
     client_roots : Path, optional
         Certificates of whoever signs those of clients; without them clients need show none.
+    restarts : int
+        How often the server was replaced so far, for its metrics.
     """
     repositories = [folder.resolve() for folder in (options.release, *options.beside)]
     # The HTTP server takes an IPv6 address for such by this prefix, and else binds another one without a word.
@@ -217,6 +220,8 @@ def build_command(
         environment["NVIDIA_TF32_OVERRIDE"] = "0"  # ONNX Runtime's TensorRT provider can be told in no other way
         # A folder of this server's own: the home of a container's user may not be one that it can write to.
         environment["CUPY_CACHE_DIR"] = os.environ.get("CUPY_CACHE_DIR", str(runtime / "cupy"))
+    if restarts:
+        environment[ENV_RESTARTS] = str(restarts)
     if options.trace is not None:
         environment[ENV_DECODER_TRACE] = str(decoder_trace(options.trace))
     return Command(arguments, environment)

@@ -23,9 +23,6 @@ from ..requests import info_inputs, sequence_inputs, spot_inputs, tensor, view_i
 from .served_models import may_take_long
 
 PROBE_TIMEOUT_S = 5.0
-PROBE_SLIDE = "m2ost-probe"
-"""No slide name can be this: the tiler refuses it at once, in words that prove that it is alive."""
-
 _EXECUTIONS = re.compile(r'^nv_inference_exec_count\{[^}]*\bmodel="([^"]*)"[^}]*\} ([0-9.e+]+)$', re.MULTILINE)
 
 _RUNS = re.compile(rf'^{contract.ENGINE_RUNS_METRIC}\{{[^}}]*\bmodel="([^"]*)"[^}}]*\}} ([0-9.e+]+)$', re.MULTILINE)
@@ -77,13 +74,14 @@ def probe(
     beside: Mapping[str, Any] | None = None,
     *,
     access: ChannelAccess | None = None,
-    request_id: str = "",
+    request_id: str = f"{contract.PROBE_SENDER}-0",
     at_work: Collection[str] = (),
 ) -> Health:
     """Score one black spot, guard one row, and ask whoever takes a slide's name for one that cannot exist.
 
-    All are asked at once, so that one that hangs hides none of the others. A model that is served beside is asked for
-    zeros and for the same slide, as its config wants them.
+    All are asked at once, so that one that hangs hides none of the others. A release's models know the slide and answer
+    without an error. A model that is served beside is asked for zeros and for the same slide, as its config wants them,
+    and may refuse it: that it names it proves that it is alive.
 
     Parameters
     ----------
@@ -96,7 +94,8 @@ def probe(
     access : ChannelAccess, optional
         What the channel is opened with.
     request_id : str
-        Of all its requests, by which their sender knows them in the server's log.
+        Of all its requests: begins with ``PROBE_SENDER`` and a hyphen. By the rest their sender knows them in the
+        server's log.
     at_work : collection of str
         Models that are known to work. The engines among them are not asked, for that costs them a row.
     """
@@ -112,46 +111,47 @@ def probe(
         address, creds=access.channel, channel_args=[*channel_options(address), *access.options]
     ) as client:
         access.admit(client)
-        for model, (asked, inputs) in requests.items():
+        for model, (asked, inputs, outputs) in requests.items():
             client.async_infer(
                 asked,
                 inputs,
                 partial(_hand_in, answers, model),
+                outputs=[triton.InferRequestedOutput(name) for name in outputs] or None,
                 request_id=request_id,
                 client_timeout=PROBE_TIMEOUT_S,
             )
         words = dict(answers.get() for _ in requests)
     dead = tuple(model for model in requests if is_dead_stub(words[model]))
-    silent = tuple(m for m in requests if words[m] and PROBE_SLIDE not in words[m] and m not in dead)
+    silent = tuple(m for m in requests if words[m] and contract.PROBE_SLIDE not in words[m] and m not in dead)
     overdue = tuple(model for model in silent if model not in beside or not may_take_long(beside[model]))
     return Health(silent, dead, "; ".join(dict.fromkeys(words[model] for model in silent)), overdue)
 
 
-Requests = dict[str, tuple[str, list[Any]]]
-"""The model whose process answers → the model that is asked, as an ensemble has no process of its own; its inputs."""
+Requests = dict[str, tuple[str, list[Any], tuple[str, ...]]]
+"""The model whose process answers → the model that is asked, which is the engine's ensemble for the engine; its inputs;
+the outputs that are wanted, where not all are."""
 
 
 def _engine_requests(engine: EngineInfo) -> Requests:
     black = view_inputs(engine.views.names, [np.zeros((1, *engine.views.shape), np.uint8)] * engine.views.n_views)
     origin = np.zeros((1, 2), np.int32)
-    row, (gives, values) = spot_inputs(PROBE_SLIDE, origin, 1.0), engine.gives
+    row, (gives, values) = spot_inputs(contract.PROBE_SLIDE, origin, 1.0), engine.gives
     value = [
         tensor(gives, np.zeros((1, values), np.float32)),
         tensor(contract.STATUS, np.ones((1, 1), np.int32)),  # no row that was scored: the guard counts those
     ]
     names = engine.names
-    asked = {
-        names.engine: (names.patches, black),
-        names.guard: (names.guard, value),
-        names.tiler: (names.slide, row),
-        contract.MODEL_INFO: (contract.MODEL_INFO, info_inputs(PROBE_SLIDE)),
+    asked: Requests = {
+        names.engine: (names.patches, black, ()),
+        names.guard: (names.guard, value, ()),
+        names.tiler: (names.tiler, row, (contract.STATUS,)),
+        contract.MODEL_INFO: (contract.MODEL_INFO, info_inputs(contract.PROBE_SLIDE), ()),
     }
     if engine.slide_level is not None:
         features = np.zeros((1, engine.slide_level.features), np.float32)
         asked |= {
-            names.tiler: (names.spots, row),
-            names.slide: (names.slide, whole_slide_inputs(PROBE_SLIDE, origin, origin, 1.0)),
-            names.sequence: (names.sequence, sequence_inputs(features, origin)),
+            names.slide: (names.slide, whole_slide_inputs(contract.PROBE_SLIDE, origin, origin, 1.0), ()),
+            names.sequence: (names.sequence, sequence_inputs(features, origin), ()),
         }
     return asked
 
@@ -159,7 +159,7 @@ def _engine_requests(engine: EngineInfo) -> Requests:
 def _requests_of_zeros(configs: Mapping[str, Any]) -> Requests:
     """One row of zeros for every input that must be given; for a slide's name, that of one that cannot exist."""
     return {
-        model: (model, [_zeros(wanted, config.max_batch_size) for wanted in config.input if not wanted.optional])
+        model: (model, [_zeros(wanted, config.max_batch_size) for wanted in config.input if not wanted.optional], ())
         for model, config in configs.items()
     }
 
@@ -167,7 +167,7 @@ def _requests_of_zeros(configs: Mapping[str, Any]) -> Requests:
 def _zeros(wanted: Any, max_batch_size: int) -> Any:
     shape = [*([1] if max_batch_size else []), *(max(1, dim) for dim in wanted.dims)]
     kind = model_config_pb2.DataType.Name(wanted.data_type).removeprefix("TYPE_").replace("STRING", "BYTES")
-    text = PROBE_SLIDE if wanted.name == contract.SLIDE else ""
+    text = contract.PROBE_SLIDE if wanted.name == contract.SLIDE else ""
     zeros = np.full(shape, text, object) if kind == "BYTES" else np.zeros(shape, triton_to_np_dtype(kind))
     value = triton.InferInput(wanted.name, shape, kind)
     value.set_data_from_numpy(zeros)

@@ -237,6 +237,7 @@ class TritonServer:
             shm_prefix=shm_prefix,
             runtime=runtime,
             client_roots=client_roots,
+            restarts=self.restarts,
         )
 
     def _supervise(self) -> None:

@@ -18,6 +18,7 @@ from m2ost_contract import (
 )
 from m2ost_serving import scoring, triton
 from m2ost_serving.engine import CpuThreads, load_engine
+from m2ost_serving.metrics import Refusals
 
 
 class TritonPythonModel:
@@ -33,18 +34,32 @@ class TritonPythonModel:
         engine = load_engine(release, choice, gpu, threads=CpuThreads.from_parameters(parameters))
         pb_utils.Logger.log_info(triton.log_line("engine_loaded", engine=choice, runs_on=engine.description))
         self._views, self._gives = release.engine.views.names, release.engine.gives[0]
-        metrics, rows = triton.Metrics(pb_utils, args["model_name"]), partial(number_of_rows, parameters)
+        metrics, rows = triton.metrics(pb_utils, args["model_name"]), partial(number_of_rows, parameters)
+        self._refusals = Refusals(metrics)
+        told = (
+            (ENGINE_RUNS_METRIC, "runs of the engine"),
+            ("m2ost_engine_rows_total", "rows that the engine was run on"),
+            ("m2ost_engine_busy_seconds_total", "seconds that runs of the engine took, of each run for itself"),
+        )
+        self._run, self._rows, self._busy_s = (metrics.counter(*metric) for metric in told)
+        self._runs_at_once = metrics.sum("m2ost_engine_runs_at_once", "runs of the engine that there may be at a time")
+        self._runs_at_once(engine.runs)
         self._scoring = scoring.Scoring(
             engine,
             batch_rows=rows(scoring.BATCH_ROWS_PARAMETER, scoring.BATCH_ROWS),
             waiting_rows=rows(WAITING_ROWS_PARAMETER, WAITING_ROWS),
-            tell_run=partial(metrics.counter(ENGINE_RUNS_METRIC, "runs of the engine"), 1),
+            tell_run=self._tell_run,
             tell_waiting=metrics.gauge(ENGINE_WAITING_METRIC, "rows that wait for the engine"),
         )
 
+    def _tell_run(self, rows, busy_s):
+        self._run(1)
+        self._rows(rows)
+        self._busy_s(busy_s)
+
     def execute(self, requests):
         for request in requests:
-            reply = _Reply(pb_utils, request, self._gives)
+            reply = _Reply(request, self._refusals, self._gives)
             try:
                 asked = triton.read_request(request)
                 views = {name: pb_utils.get_input_tensor_by_name(request, name) for name in self._views}
@@ -60,8 +75,8 @@ class TritonPythonModel:
 class _Reply(triton.Reply):
     """The way back to a request's client."""
 
-    def __init__(self, module, request, gives):
-        super().__init__(module, request)
+    def __init__(self, request, refusals, gives):
+        super().__init__(pb_utils, request, refusals)
         self._gives = gives
 
     def expression(self, expression):

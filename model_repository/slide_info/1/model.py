@@ -4,6 +4,7 @@ With the request parameter ``fingerprint``, INFO holds that alone and the rest i
 """
 
 import json
+import os
 
 import m2ost_contract as contract
 import numpy as np
@@ -11,6 +12,7 @@ import triton_python_backend_utils as pb_utils
 from m2ost_preprocess.slides import SlideRoots
 from m2ost_serving import triton
 from m2ost_serving.describing import BUDGET_S, Describing, Description
+from m2ost_serving.metrics import Refusals
 
 
 class TritonPythonModel:
@@ -18,17 +20,30 @@ class TritonPythonModel:
 
     def initialize(self, args):
         triton.check_environment()
-        self._describing = Describing(SlideRoots.from_environment())
+        metrics = triton.metrics(pb_utils, args["model_name"])
+        self._refusals = Refusals(metrics)
+        self._describing = Describing(
+            SlideRoots.from_environment(),
+            tell_waiting=metrics.gauge("m2ost_info_waiting_requests", "requests that wait for slide_info"),
+        )
+        # The supervisor's own count: every server has this model, and the number changes as one is started alone.
+        of_server = triton.metrics(pb_utils, "")
+        restarts = of_server.counter("m2ost_server_restarts_total", "times that the server was replaced so far")
+        restarts(int(os.environ.get(contract.ENV_RESTARTS, "0")))
+        self._kept = metrics, of_server
 
     def execute(self, requests):
         for request in requests:
-            reply = _Reply(request)
+            reply = _Reply(request, self._refusals)
             try:
                 slide = triton.text(
                     pb_utils.get_input_tensor_by_name(request, contract.SLIDE).as_numpy().reshape(-1)[0]
                 )
                 reply.slide = slide[: contract.MAX_SHOWN_NAME]
                 asked = triton.read_request(request)
+                if triton.is_probe(asked, slide):
+                    reply.answer(lambda: _tensors({}))
+                    continue
                 self._describing.put(
                     Description(
                         reply,
@@ -53,8 +68,8 @@ class _Reply(triton.Reply):
 
     slide = ""
 
-    def __init__(self, request):
-        super().__init__(pb_utils, request)
+    def __init__(self, request, refusals):
+        super().__init__(pb_utils, request, refusals)
         self._id = triton.request_id(request)
 
     def found(self, found):

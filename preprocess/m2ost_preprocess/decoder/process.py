@@ -72,6 +72,11 @@ class Decoder:
     environment : mapping of str to str, optional
         Variables of the child's environment, in place of this process's: settings of the tile cache and the trace.
 
+    Attributes
+    ----------
+    kept_bytes : int
+        Bytes of decoded tiles and of views that the child kept after the last job that it answered.
+
     Raises
     ------
     ValueError
@@ -94,6 +99,7 @@ class Decoder:
         self._cutting = Limits(timeout_s, stall_s)
         self._describing = Limits(describe_timeout_s, stall_s)
         self._lock = threading.Lock()
+        self.kept_bytes = 0
         self._jobs = Jobs(
             buffer_bytes(self.geometry, MAX_ROWS),
             reader=reader,
@@ -228,6 +234,7 @@ class Decoder:
             # The next job overwrites the buffer.
             for target, source in zip(out, view_arrays(self._jobs.buffer, self.geometry, len(centers)), strict=True):
                 target[rows] = source
+        self.kept_bytes = answer.kept_bytes
         if counts is not None:
             counts += answer.counts
         return answer.statuses
@@ -278,6 +285,7 @@ class Decoder:
         job = ReadRegions(slide=slide, centers=centers, scales=scales, geometry=self.geometry, decode=decode, gpu=gpu)
         with self._lock:
             answer = self._jobs.read_regions(job, receiver, limits or self._cutting)
+        self.kept_bytes = answer.kept_bytes
         if counts is not None:
             counts += answer.counts
         return answer.statuses, answer.decoding
@@ -318,6 +326,7 @@ class Decoder:
         """End the child and free the buffer, after the jobs under way; later ones raise ``RuntimeError``."""
         with self._lock:
             self._jobs.close()
+            self.kept_bytes = 0
 
     def _ask(self, job: Job, limits: Limits | None = None) -> Any:
         """The answer to a job that leaves nothing in the buffer."""

@@ -61,10 +61,11 @@ class CutViews(Job):
 
 @dataclass(frozen=True)
 class ViewsCut:
-    """A ``RowStatus`` a row, shape (n,), and what was read for them."""
+    """A ``RowStatus`` a row, shape (n,), what was read for them, and bytes of tiles and views that are kept now."""
 
     statuses: np.ndarray[Any, np.dtype[np.int32]]
     counts: TilingCounts
+    kept_bytes: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,11 +156,15 @@ class Decoding:
 
 @dataclass(frozen=True)
 class RegionsRead:
-    """A ``RowStatus`` a row, what was read for them, and where tiles were decoded: None where none was needed."""
+    """A ``RowStatus`` a row, what was read for them, where tiles were decoded, and bytes of tiles that are kept now.
+
+    ``decoding`` is None where no tile was needed.
+    """
 
     statuses: np.ndarray[Any, np.dtype[np.int32]]
     counts: TilingCounts
     decoding: Decoding | None
+    kept_bytes: int
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -72,7 +72,7 @@ class RegionStreams:
             # Else the next job's first message would be an acknowledgement of this one.
             self._wait_until(0)
         counts += reader.take_counts()  # of tiles; regions and spots were counted above
-        return RegionsRead(statuses, counts, decoding)
+        return RegionsRead(statuses, counts, decoding, reader.cache_bytes)
 
     def _decoding(self, reader: CachedReader, region: Region, job: ReadRegions) -> Decoding:
         # Tried on a slide's first region alone; what came out holds for all of its jobs.

@@ -225,7 +225,7 @@ def cut(
         for array, views in zip(out, own, strict=True):
             array[missing] = views
     counts += reader.take_counts()
-    return ViewsCut(statuses, counts)
+    return ViewsCut(statuses, counts, reader.cache_bytes + kept.nbytes)
 
 
 def read_rectangle(slides: OpenSlides, job: ReadRectangle, buffer: mmap.mmap) -> None:

@@ -32,6 +32,11 @@ class KeptViews:
             raise ValueError(f"{ENV_VIEW_CACHE_MIB} must be a whole number of MiB, not {given!r}")
         return cls(int(given) << 20)
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the views that are kept."""
+        return self._nbytes
+
     def fill(self, how: Hashable, centers: Centers, scales: Scales, out: Sequence[Pixels]) -> Rows:
         """Copy what is kept into ``out``, each shape (n, size_px, size_px, 3); the rows of it that are missing.
 

@@ -5,12 +5,12 @@ Decoders, Pillow's resizes and NumPy's copies let go of the interpreter.
 
 from __future__ import annotations
 
-import os
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 
+from ..control_groups import cpus
 from .spans import Spans
 
 MOST_THREADS = 8
@@ -115,5 +115,5 @@ def _raise_first(futures: list[Future[None]]) -> None:
 
 
 def default_threads() -> int:
-    """One for each core of this process's CPU set, eight at most."""
-    return min(len(os.sched_getaffinity(0)), MOST_THREADS)
+    """One for each CPU that this process may keep busy, eight at most."""
+    return min(cpus(), MOST_THREADS)

@@ -19,12 +19,16 @@ import numpy as np
 from m2ost_contract import ENV_TILE_CACHE_MIB
 
 from .. import progress
+from ..control_groups import memory_bytes
 from ..errors import UnreadableSlide
 from ..readers.base import Pixels, SlideReader
 from .threads import Helpers
 
 DEFAULT_CACHE_MIB = 512
 """A third more than the order of ``m2ost_preprocess.tiling.views.spatial_order`` keeps in use."""
+
+MOST_OF_MEMORY = 1 / 8
+"""Share of the memory that this process may have, of which tiles take no more where nobody says how much."""
 
 
 @dataclass
@@ -39,6 +43,8 @@ class TilingCounts:
         Spots whose views had been cut for another network, and were kept.
     regions : int
         Regions put together out of tiles.
+    needed_px : int
+        Pixels of the slide in the coarsest windows of these spots, each spot's for itself.
     decoded_tiles, decoded_px : int
         Compressed tiles that were decoded, and their pixels inside the slide. A plain image is one tile.
     cached_tiles : int
@@ -50,6 +56,7 @@ class TilingCounts:
     spots: int = 0
     kept_spots: int = 0
     regions: int = 0
+    needed_px: int = 0
     decoded_tiles: int = 0
     decoded_px: int = 0
     cached_tiles: int = 0
@@ -77,9 +84,12 @@ class TileCache:
     def from_environment(cls) -> TileCache:
         """A cache of the size that the environment variable ``M2OST_TILE_CACHE_MIB`` gives.
 
+        Without it, ``DEFAULT_CACHE_MIB``, or an eighth of the memory that a control group allows where that is less.
+
         Raises ``ValueError`` where that is not a whole number from 0 on.
         """
-        given = os.environ.get(ENV_TILE_CACHE_MIB, str(DEFAULT_CACHE_MIB))
+        usual = min(DEFAULT_CACHE_MIB, int(memory_bytes() * MOST_OF_MEMORY) >> 20)
+        given = os.environ.get(ENV_TILE_CACHE_MIB, str(usual))
         if not given.isdecimal():
             raise ValueError(f"{ENV_TILE_CACHE_MIB} must be a whole number of MiB, not {given!r}")
         return cls(int(given) << 20)
@@ -122,6 +132,11 @@ class CachedReader(SlideReader):
         self.name, self.path, self.size = reader.name, reader.path, reader.size
         self._counts = TilingCounts()
         self._is_new = True
+
+    @property
+    def cache_bytes(self) -> int:
+        """Bytes of all tiles that its cache keeps, also of other slides."""
+        return self._cache.nbytes
 
     def take_counts(self) -> TilingCounts:
         """What was counted since the last call: tiles decoded and found, and bytes moved."""

@@ -130,6 +130,7 @@ def for_each_region(
             continue
         counts.regions += 1
         counts.spots += len(rows)
+        counts.needed_px += _inside_px(region.windows, reader.size)
     return statuses
 
 
@@ -247,6 +248,13 @@ def _region_around(rows: Any, centers: Centers, scales: Scales, geometry: ViewGe
     left, top = windows[:, :2].min(axis=0).tolist()
     right, bottom = (windows[:, :2] + windows[:, 2:]).max(axis=0).tolist()
     return Region(rows, left, top, right - left, bottom - top, windows)
+
+
+def _inside_px(windows: Any, size: tuple[int, int]) -> int:
+    """Pixels of windows, left, top and side, shape (k, 3), that lie in a slide of that size."""
+    corners = windows[:, :2]
+    sides = np.minimum(corners + windows[:, 2:], size) - np.maximum(corners, 0)
+    return int(np.prod(sides.clip(0), axis=1).sum())
 
 
 def _groups(centers: Centers, scales: Scales, rows: Any) -> Iterator[Any]:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
 from m2ost_contract import RUNS_PARAMETER, SPINNING_PARAMETER, THREADS_PARAMETER, EngineError, ViewGeometry
+from m2ost_preprocess.control_groups import cpus
 
 from ..devices import Device
 
@@ -26,14 +26,14 @@ class CpuThreads:
     Parameters
     ----------
     count : int
-        How many; by default one for each core of this process's CPU set.
+        How many; by default one for each CPU that this process may keep busy.
     spinning : bool
         Whether they spin while they wait, where the runtime can be told (ONNX Runtime).
     runs : int
         Batches that are run at a time, each on its share of the threads: there is no more of them than threads.
     """
 
-    count: int = field(default_factory=lambda: len(os.sched_getaffinity(0)))
+    count: int = field(default_factory=cpus)
     spinning: bool = False
     runs: int = 1
 

@@ -14,7 +14,7 @@ from m2ost_client.errors import ServerStartError
 from m2ost_client.server.command import ServerOptions
 from m2ost_client.server.doctor import Level, check_start, errors, examine
 from m2ost_client.server.doctor import checks as doctor
-from m2ost_client.server.doctor.collect import CannotAsk, available_memory, host_facts, read_nvidia_smi, server_facts
+from m2ost_client.server.doctor.collect import CannotAsk, host_facts, read_nvidia_smi, server_facts
 from m2ost_client.server.doctor.examine import check_folders, check_ports
 from m2ost_client.server.doctor.facts import Gpu, HostFacts, ServerFacts
 from m2ost_client.server.doctor.profile import read_profile
@@ -473,7 +473,7 @@ def test_what_this_machine_has():
     host = host_facts(ask_driver=False)
     room = os.statvfs(SHM)
     assert 0 < host.shm_bytes <= room.f_blocks * room.f_frsize
-    assert 1 << 20 < available_memory() < os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    assert 1 << 20 < host.memory_bytes < os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     assert (host.driver, host.gpus, host.gpu_error) == ("", (), "")
 
 

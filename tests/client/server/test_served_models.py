@@ -10,9 +10,9 @@ from m2ost_client import ServerOptions
 from m2ost_client.errors import ServerStartError
 from m2ost_client.server.doctor import check_start
 from m2ost_client.server.installation import Installation
-from m2ost_client.server.probe import PROBE_SLIDE, probe
+from m2ost_client.server.probe import probe
 from m2ost_client.server.served_models import OWN_MODELS, models_beside
-from m2ost_contract import Manifest, ModelNames, Release
+from m2ost_contract import PROBE_SLIDE, Manifest, ModelNames, Release
 from m2ost_serving.repository import write_repository
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
@@ -74,13 +74,13 @@ def test_what_stands_beside_is_every_model_with_a_process_of_the_folders_beside(
 def test_an_engine_that_works_is_not_asked_for_a_row(beside):
     _, requests = probed(beside, at_work=("m2ost", "slide_tiler", "other_network"))
     assert "m2ost_patches" not in requests
-    assert {"m2ost_slide", "row_guard", "slide_info", "other_network"} <= requests.keys()
+    assert {"slide_tiler", "row_guard", "slide_info", "other_network"} <= requests.keys()
 
 
 def test_of_several_releases_each_engine_guard_and_tiler_is_asked(beside):
     names = ModelNames("m2ost", "slide_tiler", "m2ost_guard"), ModelNames("vit", "slide_tiler_2", "vit_guard")
     _, requests = probed({}, engines=[replace(ENGINE, names=own) for own in names], at_work=("vit",))
-    asked = {"m2ost_patches", "m2ost_slide", "m2ost_guard", "vit_slide", "vit_guard", "slide_info"}
+    asked = {"m2ost_patches", "slide_tiler", "m2ost_guard", "slide_tiler_2", "vit_guard", "slide_info"}
     assert requests.keys() == asked
 
 
@@ -89,7 +89,7 @@ def test_every_model_is_asked_for_one_row_of_zeros_and_a_slide_that_cannot_exist
     assert health.ready
     assert beside.keys() <= requests.keys()
     own = {name for name in requests if name not in beside}
-    assert own == {"m2ost_patches", "row_guard", "m2ost_slide", "slide_info"}
+    assert own == {"m2ost_patches", "row_guard", "slide_tiler", "slide_info"}
 
     def inputs(model):
         request = requests[model]
@@ -111,10 +111,10 @@ def test_every_model_is_asked_for_one_row_of_zeros_and_a_slide_that_cannot_exist
 
 
 def test_a_refusal_that_names_the_slide_is_life_and_a_dead_stub_is_death(beside):
-    health, _ = probed(beside, other_slides=UNKNOWN, m2ost_slide=UNKNOWN, other_long=DEAD, other_hurried="busy")
+    health, _ = probed(beside, other_slides=UNKNOWN, slide_tiler=UNKNOWN, other_long=DEAD, other_hurried="busy")
     assert (health.dead, health.silent, health.words) == (("other_long",), ("other_hurried",), "busy")
     assert not health.ready
-    assert probed(beside, m2ost_slide=DEAD)[0].dead == ("slide_tiler",), "an ensemble has no process"
+    assert probed(beside, m2ost_patches=DEAD)[0].dead == ("m2ost",), "an ensemble has no process"
 
 
 def test_a_model_that_may_take_long_is_never_overdue(beside):

@@ -270,7 +270,8 @@ def check_limits(host: HostFacts) -> list[Finding]:
     if host.open_files is not None and OPEN_FILES <= host.open_files < USUAL_OPEN_FILES:
         message = f"a server may open {host.open_files:,} files, one for every connection: idle ones may shut all out"
         findings.append(warning("limits", message, "ulimit -Hn 65536; docker run --ulimit nofile=65536"))
-    return findings or [ok("limits", ", ".join(f"{name} {allowed or 'any'}" for name, allowed, *_ in limits))]
+    told = [f"CPUs {host.cpus}", *(f"{name} {allowed or 'any'}" for name, allowed, *_ in limits)]
+    return findings or [ok("limits", ", ".join(told))]
 
 
 def check_memory(profile: Profile, host: HostFacts) -> list[Finding]:

@@ -10,6 +10,8 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+from m2ost_preprocess.control_groups import available_memory_bytes, cpus, tasks_left
+
 from ..host import SHM, of_all_processes
 from ..installation import AS_A_MODEL, Installation
 from .facts import Gpu, HostFacts, ServerFacts
@@ -42,10 +44,11 @@ def host_facts(*, ask_driver: bool) -> HostFacts:
     shm = os.statvfs(SHM)
     facts: dict[str, Any] = {
         "shm_bytes": shm.f_bavail * shm.f_frsize,
-        "memory_bytes": available_memory(),
+        "memory_bytes": available_memory_bytes(),
         "visible_devices": os.environ.get("CUDA_VISIBLE_DEVICES"),
         "open_files": _limit(resource.RLIMIT_NOFILE, hard=True),
         "threads_left": threads_left(),
+        "cpus": cpus(),
         "address_space_bytes": _limit(resource.RLIMIT_AS),
     }
     if not ask_driver:
@@ -77,31 +80,15 @@ def _mib(text: str) -> int:
     return int(text) << 20 if text.isdigit() else 0
 
 
-def available_memory() -> int:
-    """Main memory that is available, in bytes: of the machine, or what this process's control group leaves of it."""
-    lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-    kib = next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable:"))
-    group = Path("/sys/fs/cgroup")
-    try:
-        limit = (group / "memory.max").read_text(encoding="ascii").strip()
-        used = int((group / "memory.current").read_text(encoding="ascii"))
-    except (OSError, ValueError):
-        return kib << 10
-    return kib << 10 if limit == "max" else min(kib << 10, max(0, int(limit) - used))
-
-
 def threads_left() -> int | None:
     """Threads that this user or its control group may start beside those that run; None without a limit."""
     left = []
     limit = _limit(resource.RLIMIT_NPROC)
     if limit is not None and os.getuid() != 0:  # root's are not counted
         left.append(limit - _threads_of(os.getuid()))
-    group = Path("/sys/fs/cgroup")
-    try:
-        most = (group / "pids.max").read_text(encoding="ascii").strip()
-        left.append(int(most) - int((group / "pids.current").read_text(encoding="ascii")))
-    except (OSError, ValueError):  # no such group, or "max"
-        pass
+    most = tasks_left()
+    if most is not None:
+        left.append(most)
     return max(0, min(left)) if left else None
 
 

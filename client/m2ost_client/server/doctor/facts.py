@@ -45,6 +45,8 @@ class HostFacts:
     open_files, threads_left, address_space_bytes : int or None
         What a process that is started here may open, what this user or container may start beside what runs, and what
         a process may map; None where there is no limit.
+    cpus : int
+        How many CPUs its processes can keep busy.
     """
 
     shm_bytes: int
@@ -56,6 +58,7 @@ class HostFacts:
     open_files: int | None = None
     threads_left: int | None = None
     address_space_bytes: int | None = None
+    cpus: int = 1
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ import triton_python_backend_utils as pb_utils
 from m2ost_serving import triton
 from m2ost_serving.engine import CpuThreads
 from m2ost_serving.engine.sequence import SequenceEngine
+from m2ost_serving.metrics import Refusals
 from m2ost_serving.queueing import Cancelled
 
 
@@ -20,11 +21,12 @@ class TritonPythonModel:
         threads = CpuThreads.from_parameters(triton.parameters(args["model_config"]))
         self._engine = SequenceEngine(release, threads)
         self._large = ThreadPoolExecutor(1, "slide")
+        self._refusals = Refusals(triton.metrics(pb_utils, args["model_name"]))
         pb_utils.Logger.log_info(triton.log_line("sequence_loaded", runs_on=self._engine.description))
 
     def execute(self, requests):
         for request in requests:
-            reply = triton.Reply(pb_utils, request)
+            reply = triton.Reply(pb_utils, request, self._refusals)
             try:
                 names = (contract.FEATURES, contract.POSITION)
                 given = [pb_utils.get_input_tensor_by_name(request, name).as_numpy() for name in names]

@@ -8,6 +8,7 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 from m2ost_preprocess.slides import SlideRoots
 from m2ost_serving import triton, whole_slides
+from m2ost_serving.metrics import Refusals
 
 
 class TritonPythonModel:
@@ -17,7 +18,8 @@ class TritonPythonModel:
         triton.check_environment()
         settings = triton.parameters(args["model_config"])
         info = contract.EngineInfo.from_parameters(settings)
-        self._release = info.release_sha256
+        self._release, self._genes = info.release_sha256, len(info.genes)
+        self._refusals = Refusals(triton.metrics(pb_utils, args["model_name"]))
         rows = partial(contract.number_of_rows, settings)
         self._slides = whole_slides.WholeSlides(
             SlideRoots.from_environment(),
@@ -30,7 +32,7 @@ class TritonPythonModel:
 
     def execute(self, requests):
         for request in requests:
-            reply = _Reply(pb_utils, request)
+            reply = _Reply(request, self._refusals)
             try:
                 names = (contract.SLIDE, contract.CENTER, contract.POSITION, contract.SCALE)
                 slide, centers, positions, scale = (
@@ -38,6 +40,9 @@ class TritonPythonModel:
                 )
                 reply.slide = triton.text(slide.reshape(-1)[0])
                 asked = triton.read_request(request)
+                if triton.is_probe(asked, reply.slide):
+                    reply.probed(len(centers), self._genes)
+                    continue
                 triton.check_release(asked, self._release)
                 self._slides.put(
                     whole_slides.WholeSlide(reply, reply.slide, centers, positions, float(scale.reshape(-1)[0]), asked)
@@ -86,22 +91,28 @@ def _ask(model, inputs, wanted, asked, request_id, timeout_s):
     return [np.array(output.as_numpy()) for output in outputs]  # copies: the response's memory goes with it
 
 
+def _tensors(expression, statuses):
+    return [
+        pb_utils.Tensor(contract.EXPRESSION, expression),
+        pb_utils.Tensor(contract.STATUS, statuses.reshape(-1, 1)),
+    ]
+
+
 class _Reply(triton.Reply):
     """The way back to a request's client."""
 
     slide = ""
 
-    def __init__(self, module, request):
-        super().__init__(module, request)
+    def __init__(self, request, refusals):
+        super().__init__(pb_utils, request, refusals)
         self._id, self._began = triton.request_id(request), time.monotonic()
 
+    def probed(self, rows, genes):
+        statuses = np.full(rows, contract.RowStatus.SLIDE_UNAVAILABLE, np.int32)
+        return self.answer(lambda: _tensors(np.full((rows, genes), np.nan, np.float32), statuses))
+
     def scored(self, expression, statuses, facts):
-        given = self.answer(
-            lambda: [
-                pb_utils.Tensor(contract.EXPRESSION, expression),
-                pb_utils.Tensor(contract.STATUS, statuses.reshape(-1, 1)),
-            ]
-        )
+        given = self.answer(lambda: _tensors(expression, statuses))
         if given:
             bad = facts["rows_without_value"]
             self._log("slide_scored", pb_utils.Logger.log_warn if bad else pb_utils.Logger.log_info, **facts)
