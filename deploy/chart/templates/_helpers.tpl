@@ -94,7 +94,13 @@ timeoutSeconds: 5
   {{- end }}
 {{- end }}
 
-{{/* Requests that wait or run in all pods of a pool: a gauge, which falls as soon as the load is gone. */}}
-{{- define "m2ost.pending" -}}
-sum(nv_inference_pending_request_count{model=~"slide_tiler|m2ost",namespace="{{ .namespace }}",pod=~"{{ .release }}-{{ .pool }}-.*"})
+{{/* Which series are of a pool's pods. */}}
+{{- define "m2ost.pods" -}}
+namespace="{{ .root.Release.Namespace }}",pod=~"{{ .root.Release.Name }}-{{ .pool.name }}-.*"
+{{- end }}
+
+{{/* How many replicas' engines are at work, in percent of one: 150 where three are half used. */}}
+{{- define "m2ost.usedEngines" -}}
+{{- $pods := include "m2ost.pods" . -}}
+100 * sum(rate(m2ost_engine_busy_seconds_total{ {{- $pods -}} }[1m])) / avg(m2ost_engine_runs_at_once{ {{- $pods -}} })
 {{- end }}
