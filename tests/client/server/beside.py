@@ -34,7 +34,7 @@ MODELS = {
 def folder_beside(folder, models=MODELS):
     """Write one; its networks have the profile ``onnxruntime`` too."""
     for name, config in models.items():
-        (folder / name).mkdir(parents=True)
+        (folder / name / "1").mkdir(parents=True)
         (folder / name / "config.pbtxt").write_text(config)
         if "network" in name:
             (folder / name / "configs").mkdir()
