@@ -3,13 +3,13 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-if ! hash buildah mmdebstrap podman prometheus prometheus-alertmanager runc 2>/dev/null; then
+if ! hash buildah iptables mmdebstrap podman prometheus prometheus-alertmanager runc 2>/dev/null; then
   # Else a package would start its own service, on a port that is somebody's.
   policy=/usr/sbin/policy-rc.d
   [ -e "$policy" ] || { trap 'rm -f "$policy"' EXIT; printf '#!/bin/sh\nexit 101\n' > "$policy"; chmod 755 "$policy"; }
   apt-get update -qq
   DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends \
-    buildah catatonit mmdebstrap podman prometheus prometheus-alertmanager runc
+    aardvark-dns buildah catatonit iptables mmdebstrap netavark podman prometheus prometheus-alertmanager runc
 fi
 
 tools=build/deploy/tools

@@ -21,8 +21,11 @@ SETTINGS = """[containers]
 default_ulimits = ["nofile=20000:20000", "nproc=20000:20000"]
 [engine]
 runtime = "runc"
+[network]
+network_backend = "netavark"
 """
-"""For machines on which a container may not raise its limits, and with cgroups that crun does not know."""
+"""For machines on which a container may not raise its limits, and with cgroups that crun does not know; with names for
+the containers of a network."""
 
 
 def need_containers() -> None:
@@ -64,17 +67,24 @@ def _run(program: str | Path, *arguments: object, **options) -> str:
 
 def build(target: str, tag: str) -> str:
     """Build an image of deploy/Containerfile on Debian; what has not changed is taken from the last time."""
-    if BASE not in podman("images", "--format", "{{.Repository}}:{{.Tag}}").split():
-        podman("import", BUILT / "base.tar", BASE)
+    import_base()
     # How this machine's pip reaches an index: certificates, settings, local folders of wheels.
     mounted = [p for p in ("/etc/ssl/certs", "/etc/pip.conf") if Path(p).exists()]
-    _run(
-        "buildah",
-        *("bud", "--isolation", "chroot", "--layers", "--format", "docker", "--target", target, "--tag", tag),
-        *(word for path in mounted for word in ("--volume", f"{path}:{path}:ro")),
-        *("--build-arg", f"BASE={BASE}", "--file", REPOSITORY / "deploy" / "Containerfile", REPOSITORY),
-    )
+    volumes = [word for path in mounted for word in ("--volume", f"{path}:{path}:ro")]
+    build_image(REPOSITORY / "deploy" / "Containerfile", REPOSITORY, tag, "--target", target, *volumes)
     return tag
+
+
+def import_base() -> None:
+    """Make the base of Debian's an image."""
+    if BASE not in podman("images", "--format", "{{.Repository}}:{{.Tag}}").split():
+        podman("import", BUILT / "base.tar", BASE)
+
+
+def build_image(file: Path, context: Path, tag: str, *options: object) -> None:
+    """Build an image on the base."""
+    command = ("bud", "--isolation", "chroot", "--layers", "--format", "docker", "--build-arg", f"BASE={BASE}")
+    _run("buildah", *command, *options, "--tag", tag, "--file", file, context)
 
 
 def said(name: str) -> str:
