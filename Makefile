@@ -15,7 +15,7 @@ PYTEST_OPTIONS := -q -n 2 --dist loadfile
 test check: export OMP_NUM_THREADS := 1
 PYTEST := .venv/bin/python -m pytest $(PYTEST_OPTIONS)
 
-.PHONY: help demo test check lint light heavy server-views e2e image-test deploy-test formats fuzz attack metrics-test bench bench-tiler gate soak gpu-check gpu-carry clean
+.PHONY: help demo test check lint light heavy server-views e2e image-test deploy-test formats fuzz attack metrics-test dashboards bench bench-tiler gate soak gpu-check gpu-carry clean
 help:
 	@echo "make demo   a real slide in, an expression map out, through an embedded Triton"
 	@echo "make check  lint, types, imports, and every test that trains, exports and serves nothing: under three minutes"
@@ -24,6 +24,7 @@ help:
 	@echo "make formats   write the README's table of formats anew; make fuzz   damage 1,200 files by chance"
 	@echo "make attack 10,000 hostile requests, overload, faults and evil slides, on a served release"
 	@echo "make metrics-test   what a real Prometheus learns of a server under 0 to 64 clients; needs deploy/install-test-tools.sh"
+	@echo "make dashboards   Grafana's dashboard, as build/deploy/m2ost.json"
 	@echo "make bench  served against bare inference and the authors' way, and M2OST against iStar, interleaved"
 	@echo "make bench-tiler   cutting spots out of a slide: ours against OpenSlide, cuCIM, tiatoolbox where installed"
 	@echo "make gate   the gate against getting slower, on the release that ships"
@@ -153,6 +154,12 @@ attack: .venv/.complete .triton/.complete $(DEMO_SLIDE) build/narrow
 # Needs what deploy/install-test-tools.sh installs.
 metrics-test: .venv/.complete .triton/.complete $(DEMO_SLIDE) build/release
 	.venv/bin/python -m tests.scrape --release build/release --slide $(DEMO_SLIDE)
+
+dashboards:
+	@test -n "$(PYTHON)" || { echo "error: no python3.11, 3.12 or 3.13 found; set PYTHON=" >&2; exit 1; }
+	test -x build/deploy/tools/bin/python || $(PYTHON) -m venv build/deploy/tools
+	build/deploy/tools/bin/python -m pip install --quiet --disable-pip-version-check -c constraints/deploy.txt grafana-foundation-sdk
+	build/deploy/tools/bin/python deploy/dashboards/build.py build/deploy/m2ost.json
 
 soak: .venv/.complete .triton/.complete $(DEMO_SLIDE) build/narrow
 	$(M2OST) bench soak build/narrow/release $(DEMO_SLIDE) --spots 100000 --out build/bench

@@ -71,9 +71,13 @@ SCHEMAS: dict[str, dict[str, Any]] = {
         "monitoring.coreos.com/v1",
         "PodMonitor",
         _strict(
-            {"selector": _SELECTOR, "podMetricsEndpoints": {"type": "array", "items": _ENDPOINT, "minItems": 1}},
-            "attachMetadata bodySizeLimit convertClassicHistogramsToNHCB fallbackScrapeProtocol jobLabel "
-            "keepDroppedTargets labelLimit labelNameLengthLimit labelValueLengthLimit namespaceSelector "
+            {
+                "jobLabel": STRING,
+                "selector": _SELECTOR,
+                "podMetricsEndpoints": {"type": "array", "items": _ENDPOINT, "minItems": 1},
+            },
+            "attachMetadata bodySizeLimit convertClassicHistogramsToNHCB fallbackScrapeProtocol keepDroppedTargets "
+            "labelLimit labelNameLengthLimit labelValueLengthLimit namespaceSelector "
             "nativeHistogramBucketLimit nativeHistogramMinBucketFactor podTargetLabels sampleLimit scrapeClass "
             "scrapeClassicHistograms scrapeProtocols selectorMechanism targetLimit",
             ("selector", "podMetricsEndpoints"),

@@ -62,8 +62,9 @@ def test_each_file_of_values_gives_valid_resources_of_old_and_new_clusters(value
 
 def test_the_checks_see_what_is_wrong(tmp_path):
     resources = {resource["kind"]: resource for resource in template("gpu")}
-    for kind, level, field in (("ScaledObject", "spec", "minReplicaCounts"), ("PodMonitor", "spec", "selectors")):
-        resources[kind][level][field] = 1
+    planted = (("ScaledObject", "minReplicaCounts"), ("PodMonitor", "selectors"), ("PrometheusRule", "groupes"))
+    for kind, field in planted:
+        resources[kind]["spec"][field] = 1
         with pytest.raises(jsonschema.ValidationError, match=field):
             jsonschema.validate(resources[kind], SCHEMAS[kind])
     resources["Deployment"]["spec"]["template"]["spec"]["containers"][0]["readinesProbe"] = {}
@@ -71,6 +72,11 @@ def test_the_checks_see_what_is_wrong(tmp_path):
     path.write_text(yaml.safe_dump(resources["Deployment"]))
     with pytest.raises(AssertionError, match="readinesProbe"):
         tool("kubernetes-validate", "--strict", "--quiet", path)
+
+
+def test_its_alerts_are_those_that_promtool_tests():
+    (resource,) = (resource for resource in template("gpu") if resource["kind"] == "PrometheusRule")
+    assert resource["spec"] == yaml.safe_load((CHART / "rules" / "m2ost.yaml").read_text())
 
 
 @pytest.mark.parametrize("values", FILES)

@@ -7,26 +7,21 @@ does not tell the truth.
 from __future__ import annotations
 
 import argparse
-import json
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from urllib.parse import quote
 
 from m2ost_client import ServerOptions, TritonServer
 from m2ost_loadtests.load.closed_load import run_closed_load
 from m2ost_loadtests.load.workload import Load
-from m2ost_preprocess.network import read_url
 from m2ost_preprocess.slides import SlideRoots
 
-from tests.support.machine import kept_ports, wait_for
+from tests.support.machine import wait_for
+from tests.support.prometheus import Prometheus, prometheus
 
 CLIENTS = (0, 1, 4, 16, 64)
 SPOTS = 4
@@ -55,52 +50,9 @@ COLUMNS = {
 }
 
 
-class Prometheus:
-    """One that scrapes a server every second."""
-
-    def __init__(self, url: str) -> None:
-        self._url = url
-
-    def ask(self, query: str, window_s: float = 1.0) -> float:
-        """The one value of a query now; NaN where it has none."""
-        words = query.replace("WINDOW", f"{window_s:.0f}s")
-        answer = json.loads(read_url(f"{self._url}/api/v1/query?query={quote(words)}", 10))
-        found = answer["data"]["result"]
-        return float(found[0]["value"][1]) if found else float("nan")
-
-    def row(self, window_s: float) -> dict[str, float]:
-        """Every column over the time that has just gone by."""
-        return {name: self.ask(query, window_s) for name, query in COLUMNS.items()}
-
-
-@contextmanager
-def prometheus(metrics_url: str, folder: Path) -> Iterator[Prometheus]:
-    """Prometheus, with a scrape of that page every second."""
-    target = metrics_url.removeprefix("http://").removesuffix("/metrics")
-    config = {
-        "global": {"scrape_interval": "1s", "scrape_timeout": "1s"},
-        "scrape_configs": [{"job_name": "m2ost", "static_configs": [{"targets": [target]}]}],
-    }
-    (folder / "prometheus.yml").write_text(json.dumps(config))  # JSON is YAML
-    with kept_ports(1) as (port,):
-        command = ["prometheus", f"--config.file={folder / 'prometheus.yml'}", f"--storage.tsdb.path={folder / 'data'}"]
-        process = subprocess.Popen(
-            [*command, f"--web.listen-address=127.0.0.1:{port}", "--log.level=warn"], stdout=subprocess.DEVNULL
-        )
-        try:
-            found = Prometheus(f"http://127.0.0.1:{port}")
-
-            def scraped() -> bool:
-                try:
-                    return found.ask("up") == 1
-                except OSError:
-                    return False
-
-            wait_for(scraped, "a scrape of the server")
-            yield found
-        finally:
-            process.terminate()
-            process.wait(30)
+def row_of(found: Prometheus, window_s: float) -> dict[str, float]:
+    """Every column over the time that has just gone by."""
+    return {name: found.ask(query, window_s) for name, query in COLUMNS.items()}
 
 
 def table(rows: list[tuple[str, dict[str, float]]]) -> list[str]:
@@ -132,7 +84,7 @@ def measure(server: TritonServer, found: Prometheus, slide: str, seconds: float)
                 running = background.submit(run_closed_load, server.address, [slide], **options)
                 wait_for(partial(scores_more_than, scored), "the first answers", SETTLE_S)
                 time.sleep(0.8 * seconds)
-                row = found.row(0.8 * seconds)  # while they still ask
+                row = row_of(found, 0.8 * seconds)  # while they still ask
                 load = running.result()
             rows.append((str(clients), row))
             check(load.all["failed"] == 0, f"{clients} clients: {load.all['failed']} requests failed")
@@ -149,7 +101,7 @@ def measure(server: TritonServer, found: Prometheus, slide: str, seconds: float)
         else:
             time.sleep(seconds)
             name, window_s = "0", seconds
-        row = found.row(window_s)
+        row = row_of(found, window_s)
         rows.append((name, row))
         check(row["error ratio"] == 0, f"{name} clients: the error ratio is {row['error ratio']:.3f}")
         check(row["saturation"] < AT_REST, f"{name} clients: the saturation is {row['saturation']:.2f}")

@@ -30,8 +30,12 @@ the containers of a network."""
 
 def need_containers() -> None:
     """Skip the test where images cannot be built; in CI it fails."""
-    missing = [name for name in ("podman", "buildah") if not shutil.which(name)]
-    missing += [] if (BUILT / "base.tar").exists() else [str(BUILT / "base.tar")]
+    need_programs("podman", "buildah", BUILT / "base.tar")
+
+
+def need_programs(*programs: str | Path) -> None:
+    """Skip the test where one of these programs or files is absent; in CI it fails."""
+    missing = [str(it) for it in programs if not (it.exists() if isinstance(it, Path) else shutil.which(it))]
     if missing:
         reason = f"absent: {', '.join(missing)} (deploy/install-test-tools.sh brings them)"
         if os.environ.get("CI") == "true":
