@@ -38,7 +38,7 @@ def test_all_users_are_in_flight_at_once(narrow_server):
     report = run_closed_load(narrow_server.address, [SLIDE], users=24, seconds=2, load=load, metrics_url=url)
     assert report.all["failed"] == report.all["unanswered_at_the_end"] == 0
     assert report.models["m2ost_slide"]["request_s"] / report.elapsed_s > 12
-    assert report.models["m2ost"]["requests_per_execution"] > 2
+    assert report.models["m2ost"]["requests_per_execution"] > 1
     assert report.models["m2ost_slide"]["rows"] == report.all["spots"]
     assert report.priority == {"m2ost_slide": 0}
 
