@@ -282,7 +282,7 @@ def test_cancelling_leaves_no_half_written_file_and_no_server(narrow_release, sv
     command += ["--pitch-um", "15", "--batch-rows", "8"]  # for half a minute of scoring
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     process = subprocess.Popen(command, text=True, preexec_fn=heed_ctrl_c, **pipes)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 120
     while not scored_requests(log) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert scored_requests(log) > 0, "scoring is under way"
