@@ -135,7 +135,9 @@ def rescore(
         settings = Settings(pitch_um=pitch_um, view_mpp=view_mpp if view_mpp in (None, "model") else float(view_mpp))
     except ValueError as error:
         raise UserError(str(error)) from error
-    slides = read_slides(manifest, names_on_server=bool(server) and not send_pixels, follow_links=follow_links)
+    patience = Patience(timeout_s=storage_timeout_s)
+    names_on_server = bool(server) and not send_pixels
+    slides = read_slides(manifest, names_on_server=names_on_server, follow_links=follow_links, patience=patience)
     if slides.unused:
         print(f"{manifest}: nothing reads the columns {', '.join(slides.unused)}", file=sys.stderr)
     exports = Exports(geojson=geojson, spatialdata=spatialdata, report=report)
@@ -150,7 +152,7 @@ def rescore(
         rescore_changed=rescore_changed,
         cache=cache,
         cache_bytes=int(cache_gib * (1 << 30)),
-        patience=Patience(timeout_s=storage_timeout_s),
+        patience=patience,
     )
     serve = partial(embedded, release=release, checkpoint=checkpoint, log=server_log, profile=profile)
     servers = Servers(

@@ -37,7 +37,7 @@ def is_url(location: str) -> bool:
     return _URL.match(location) is not None
 
 
-def sort_out_urls(pattern: str) -> Found:
+def sort_out_urls(pattern: str, patience: Patience = PATIENCE) -> Found:
     """The slides among the URLs that a pattern matches.
 
     Raises
@@ -64,7 +64,7 @@ def sort_out_urls(pattern: str) -> Found:
                 found.left_out.append(LeftOut(url, FOLDER_WITHOUT_SLIDES, problem=True))
         elif suffix in SEVERAL_FILES and (suffix != DICOM_SUFFIX or dicom[match.rpartition("/")[0]] > 1):
             found.left_out.append(LeftOut(url, SLIDE_OF_SEVERAL_FILES, problem=True))
-        elif suffix in SLIDE_SUFFIXES or _is_slide(filesystem, match):
+        elif suffix in SLIDE_SUFFIXES or _is_slide(filesystem, match, patience):
             folder, separator, name = url.rpartition("/")
             found.slides.append((url, f"{folder}{separator}{without_ending(name)}"))
         else:
@@ -72,7 +72,7 @@ def sort_out_urls(pattern: str) -> Found:
     return found
 
 
-def _is_slide(filesystem: Any, path: str) -> bool:
+def _is_slide(filesystem: Any, path: str, patience: Patience) -> bool:
     """Whether it is a slide by content; one that cannot be looked at is an error once it is to be scored."""
 
     def head() -> bytes:
@@ -80,7 +80,7 @@ def _is_slide(filesystem: Any, path: str) -> bool:
             return bytes(stream.read(HEAD_BYTES))
 
     try:
-        return is_slide(PATIENCE.once(head))
+        return is_slide(patience.once(head))
     except Exception:  # every backend has its own kinds
         return True
 
