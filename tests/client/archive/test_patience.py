@@ -23,6 +23,7 @@ class Behaviour:
     data: bytes = DATA
     size_bytes: int = len(DATA)
     etag: str | None = "one"
+    listed_etag: str | None = None
     seekable: bool = True
     at: dict[int, list] = field(default_factory=dict)
     opened: int = 0
@@ -38,7 +39,11 @@ class Faulty(fsspec.AbstractFileSystem):
 
     def info(self, path, **options):
         self._meet(-1)
-        return {"name": path, "size": self.behaviour.size_bytes, "type": "file", "etag": self.behaviour.etag}
+        etag = self.behaviour.listed_etag or self.behaviour.etag
+        return {"name": path, "size": self.behaviour.size_bytes, "type": "file", "etag": etag}
+
+    def invalidate_cache(self, path=None):
+        self.behaviour.listed_etag = None
 
     def _open(self, path, mode="rb", **options):
         self.behaviour.opened += 1
@@ -180,6 +185,14 @@ def test_a_version_that_is_not_the_one_meant_is_not_fetched(behaviour, tmp_path)
     with pytest.raises(StorageError, match="became another file"):
         download("faulty://a.svs", tmp_path / "a.svs", version=version, patience=HURRIED)
     assert behaviour.opened == 0
+
+
+def test_a_listing_of_before_is_not_believed_where_a_file_is_fetched(behaviour, tmp_path):
+    behaviour.listed_etag = "of the listing"
+    listed = source_version("faulty://a.svs")
+    with pytest.raises(StorageError, match="became another file"):
+        download("faulty://a.svs", tmp_path / "a.svs", version=listed, patience=HURRIED)
+    assert source_version("faulty://a.svs", fresh=True) != listed
 
 
 def test_a_copy_that_cannot_be_written_is_not_the_storages_fault(behaviour, tmp_path):
