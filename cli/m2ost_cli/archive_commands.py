@@ -14,7 +14,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .common import Reader, TlsCa, TlsCert, TlsKey, TokenFile, UserError, client_credentials, needs, use_reader
+from .common import (
+    Reader,
+    StorageTimeout,
+    TlsCa,
+    TlsCert,
+    TlsKey,
+    TokenFile,
+    UserError,
+    client_credentials,
+    needs,
+    use_reader,
+)
 from .serving_commands import MODEL_NEEDS_SERVER, SERVER_IS_THERE, embedded
 
 if TYPE_CHECKING:
@@ -94,6 +105,7 @@ def rescore(
         typer.Option(help="Folder for copies of remote slides; runs may share it; by default OUT/cache."),
     ] = None,
     cache_gib: Annotated[float, typer.Option(help="Most GiB of this run's copies at a time.")] = 32.0,
+    storage_timeout_s: StorageTimeout = 60.0,
     server_log: Annotated[Path | None, typer.Option(help="Write the embedded server's JSON log here.")] = None,
 ) -> None:
     """Score an archive of slides; the same command goes on where an earlier run ended, whatever ended it.
@@ -101,7 +113,7 @@ def rescore(
     Ctrl-C once finishes what is under way and keeps it; twice stops at once.
     """
     with needs("client"):
-        from m2ost_client.archive import RescoreOptions, Servers, Settings, read_slides
+        from m2ost_client.archive import Patience, RescoreOptions, Servers, Settings, read_slides
         from m2ost_client.archive import rescore as score
         from m2ost_client.exports import Exports
         from m2ost_client.server.doctor import AUTO
@@ -123,7 +135,9 @@ def rescore(
         settings = Settings(pitch_um=pitch_um, view_mpp=view_mpp if view_mpp in (None, "model") else float(view_mpp))
     except ValueError as error:
         raise UserError(str(error)) from error
-    slides = read_slides(manifest, names_on_server=bool(server) and not send_pixels, follow_links=follow_links)
+    patience = Patience(timeout_s=storage_timeout_s)
+    names_on_server = bool(server) and not send_pixels
+    slides = read_slides(manifest, names_on_server=names_on_server, follow_links=follow_links, patience=patience)
     if slides.unused:
         print(f"{manifest}: nothing reads the columns {', '.join(slides.unused)}", file=sys.stderr)
     exports = Exports(geojson=geojson, spatialdata=spatialdata, report=report)
@@ -138,6 +152,7 @@ def rescore(
         rescore_changed=rescore_changed,
         cache=cache,
         cache_bytes=int(cache_gib * (1 << 30)),
+        patience=patience,
     )
     serve = partial(embedded, release=release, checkpoint=checkpoint, log=server_log, profile=profile)
     servers = Servers(

@@ -73,6 +73,14 @@ TokenFile = Annotated[
     typer.Option("--token-file", help="File with the server's token as its only line. Or M2OST_TOKEN_FILE."),
 ]
 
+StorageTimeout = Annotated[
+    float,
+    typer.Option(
+        min=0.1,
+        help="Longest wait for one answer, or one block of a file, of a storage, in seconds; then it tries again.",
+    ),
+]
+
 
 def client_credentials(
     ca: Path | None, certificate: Path | None, key: Path | None, token_file: Path | None, *, elsewhere: bool

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .common import UserError, cache_folder, needs, read_genes
+from .common import StorageTimeout, UserError, cache_folder, needs, read_genes
 
 if TYPE_CHECKING:
     from m2ost.card import ModelCard
@@ -232,11 +232,13 @@ def fetch(
     source: Annotated[str, typer.Argument(metavar="URL", help="A release elsewhere: s3://bucket/release, gs://… …")],
     out: Out,
     sha256: Annotated[str, typer.Option(help="Of its manifest.json, which has those of all other files.")],
+    storage_timeout_s: StorageTimeout = 60.0,
 ) -> None:
     """Copy a release from object storage, and refuse it unless every file is what it was exported as."""
     with needs("client"):
+        from m2ost_client.archive.patience import Patience
         from m2ost_client.archive.releases import fetch_release
-    release = fetch_release(source, out, sha256)
+    release = fetch_release(source, out, sha256, patience=Patience(timeout_s=storage_timeout_s))
     print(f"{out}: release {release.engine.release_sha256[:12]}, {len(release.manifest.files)} files as exported")
 
 

@@ -13,6 +13,7 @@ return.
 from .access import Access, OnServer, Sent, Shared, roots_of
 from .endpoint import EndpointOptions
 from .options import ArchiveReport, Progress, RescoreOptions, Servers
+from .patience import Patience
 from .plan import Settings
 from .pool import Pool
 from .ray_runner import Cluster, OnRay, SentByWorkers, connected
@@ -34,6 +35,7 @@ __all__ = [
     "LeftOut",
     "OnRay",
     "OnServer",
+    "Patience",
     "Pool",
     "Progress",
     "Rescore",

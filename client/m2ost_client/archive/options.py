@@ -9,6 +9,7 @@ from typing import Any
 from ..credentials import Credentials
 from ..exports import Exports
 from .endpoint import EndpointOptions
+from .patience import Patience
 from .plan import Settings
 
 
@@ -36,6 +37,8 @@ class RescoreOptions:
         Folder that remote slides are staged in; runs may share it.
     cache_bytes : int
         Most bytes of them, of this run.
+    patience : Patience
+        With the storages that remote slides come from.
     """
 
     out: Path
@@ -47,6 +50,7 @@ class RescoreOptions:
     rescore_changed: bool = False
     cache: Path | None = None
     cache_bytes: int = 32 << 30
+    patience: Patience = field(default_factory=Patience)
 
     @property
     def staging_folder(self) -> Path:

@@ -6,10 +6,11 @@ from pathlib import Path
 
 from m2ost_contract import Manifest, Release, ReleaseError, complete_folder, sha256_file, version_folders
 
+from .patience import PATIENCE, Patience
 from .storage import download
 
 
-def fetch_release(url: str, destination: Path, sha256: str) -> Release:
+def fetch_release(url: str, destination: Path, sha256: str, *, patience: Patience = PATIENCE) -> Release:
     """Copy a release; under its final name it is whole, and the one that was asked for.
 
     Parameters
@@ -20,6 +21,8 @@ def fetch_release(url: str, destination: Path, sha256: str) -> Release:
         The folder to create. If it is that release already, nothing is copied.
     sha256 : str
         Of the release's ``manifest.json``, which has the sha256 of every other file.
+    patience : Patience
+        With the storage.
 
     Returns
     -------
@@ -32,7 +35,7 @@ def fetch_release(url: str, destination: Path, sha256: str) -> Release:
     ManifestError
         If its manifest is damaged.
     StorageError
-        If a file cannot be fetched.
+        If a file cannot be fetched, or becomes another meanwhile.
     FileExistsError
         If ``destination`` is no release.
     """
@@ -42,12 +45,12 @@ def fetch_release(url: str, destination: Path, sha256: str) -> Release:
     else:
         with complete_folder(destination) as scratch:
             manifest = scratch / Manifest.FILENAME
-            download(f"{url.rstrip('/')}/{manifest.name}", manifest)
+            download(f"{url.rstrip('/')}/{manifest.name}", manifest, patience=patience)
             _check_manifest(manifest, url, sha256)
             for name in Release.open(scratch).manifest.files:
                 if not (scratch / name).resolve().is_relative_to(scratch.resolve()):
                     raise ReleaseError(f"{url}: its manifest names {name!r}, a file outside of it; nothing was copied")
-                download(f"{url.rstrip('/')}/{name}", scratch / name)
+                download(f"{url.rstrip('/')}/{name}", scratch / name, patience=patience)
             for version in version_folders(Release.open(scratch).manifest.files):
                 (scratch / version).mkdir(exist_ok=True)  # storages have no empty folders
             Release.open(scratch).check()

@@ -100,7 +100,7 @@ class Rescore:
         self.pool, self._access = pool, access
         self.runner = runner or InProcess(pool, access.scorer, options.batch_rows)
         self._on_progress = on_progress or (lambda progress: None)
-        self._staging = Staging(options.staging_folder, options.cache_bytes)
+        self._staging = Staging(options.staging_folder, options.cache_bytes, options.patience)
         self._budget = Budget(options.spots_in_flight)
         self._position = {row.slide_id: n for n, row in enumerate(rows)}
         self._drained = False
@@ -316,7 +316,7 @@ class Rescore:
         now = record.facts["fingerprint"]
         try:
             if is_url(row.path):
-                version = await asyncio.to_thread(source_version, row.path)
+                version = await asyncio.to_thread(source_version, row.path, patience=self._options.patience)
                 if version.startswith(SIZE_ONLY) or version != record.facts["source_version"]:
                     async with self._located(row) as (path, _):
                         now = await self._access.fingerprint(path)

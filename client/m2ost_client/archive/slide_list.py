@@ -16,6 +16,7 @@ from typing import Any
 from m2ost_preprocess.home import NoHomeFolder, expanded
 
 from ..errors import InputError
+from .patience import PATIENCE, Patience
 from .scan import Found, LeftOut, search_folder, search_pattern, single
 from .storage import is_url, sort_out_urls
 
@@ -83,7 +84,9 @@ class SlideList:
     left_out: tuple[LeftOut, ...] = ()
 
 
-def read_slides(source: str, *, names_on_server: bool = False, follow_links: bool = False) -> SlideList:
+def read_slides(
+    source: str, *, names_on_server: bool = False, follow_links: bool = False, patience: Patience = PATIENCE
+) -> SlideList:
     """The slides that a manifest, a folder or a pattern names.
 
     Parameters
@@ -98,6 +101,8 @@ def read_slides(source: str, *, names_on_server: bool = False, follow_links: boo
         ``path`` of a manifest is a name under a server's roots (``root/relative/path``): it is taken as it is.
     follow_links : bool
         Search linked folders too; links to files are followed in any case.
+    patience : Patience
+        With a storage, of a file whose name does not tell whether it is a slide.
 
     Raises
     ------
@@ -124,7 +129,7 @@ def read_slides(source: str, *, names_on_server: bool = False, follow_links: boo
             "path=root/relative/path); a folder or pattern needs --send-pixels"
         )
     elif is_url(source):
-        found = _listed(sort_out_urls(source))
+        found = _listed(sort_out_urls(source, patience))
     elif path.is_dir():
         root = path.resolve()
         found = _listed(search_folder(root, follow_links=follow_links), root.as_posix())

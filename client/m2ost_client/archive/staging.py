@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import IO
 
 from ..errors import OutputError
+from .patience import PATIENCE, Patience
 from .storage import SIZE_ONLY, StorageError, download, size_bytes, source_version
 
 _RUN_PREFIX = "m2ost-run-"
@@ -35,6 +36,8 @@ class Staging:
         Where the runs' folders lie.
     limit_bytes : int
         Most bytes of this run's copies. A slide that is larger alone is refused; one that does not fit now waits.
+    patience : Patience
+        With the storages.
 
     Attributes
     ----------
@@ -42,10 +45,11 @@ class Staging:
         Most bytes of copies so far.
     """
 
-    def __init__(self, cache: Path, limit_bytes: int) -> None:
+    def __init__(self, cache: Path, limit_bytes: int, patience: Patience = PATIENCE) -> None:
         self.peak_bytes = 0
         self._cache = cache
         self._limit_bytes = limit_bytes
+        self._patience = patience
         self._folder = cache
         self._lock: IO[str] | None = None
         self._bytes: dict[Path, int] = {}
@@ -110,11 +114,11 @@ class Staging:
         Raises
         ------
         StorageError
-            If it cannot be fetched, or is larger than the cache.
+            If it cannot be fetched, becomes another file meanwhile, or is larger than the cache.
         OutputError
             If the copy cannot be written.
         """
-        version = await asyncio.to_thread(source_version, location)
+        version = await asyncio.to_thread(source_version, location, fresh=True, patience=self._patience)
         name = re.sub(r"[^\w.+ -]", "_", location.rsplit("/", 1)[-1].partition("?")[0]) or "slide"
         copy = self._folder / version[:32] / name
         changing = self._changing.setdefault(copy, asyncio.Lock())
@@ -122,7 +126,7 @@ class Staging:
         try:
             async with changing:
                 if copy not in self._bytes:
-                    await self._fetch(location, copy)
+                    await self._fetch(location, copy, version)
             yield copy, version
         finally:
             try:
@@ -134,8 +138,8 @@ class Staging:
                 if not self._users[copy]:
                     del self._users[copy], self._changing[copy]
 
-    async def _fetch(self, location: str, copy: Path) -> None:
-        size = await asyncio.to_thread(size_bytes, location)
+    async def _fetch(self, location: str, copy: Path, version: str) -> None:
+        size = await asyncio.to_thread(size_bytes, location, patience=self._patience)
         if size > self._limit_bytes:
             raise StorageError(
                 f"{location}: {size:,} bytes, and the cache holds {self._limit_bytes:,}; give a larger --cache-gib"
@@ -145,7 +149,7 @@ class Staging:
             self._bytes[copy] = size
             self.peak_bytes = max(self.peak_bytes, sum(self._bytes.values()))
         try:
-            await asyncio.to_thread(download, location, copy)
+            await asyncio.to_thread(download, location, copy, version=version, patience=self._patience)
         except BaseException:
             await self._remove(copy)
             raise

@@ -13,7 +13,7 @@ from pathlib import Path
 import fsspec
 import pytest
 from m2ost_client import InputError
-from m2ost_client.archive import read_slides
+from m2ost_client.archive import Patience, read_slides
 from m2ost_client.archive.staging import Staging
 from m2ost_client.archive.storage import SIZE_ONLY, StorageError, source_version
 
@@ -199,7 +199,7 @@ def test_a_copy_that_is_asked_for_while_it_goes_is_fetched_anew(tmp_path, monkey
 
 def test_what_cannot_be_fetched_is_named(served, tmp_path):
     _, url = served
-    staging = Staging(tmp_path / "cache", 1 << 20)
+    staging = Staging(tmp_path / "cache", 1 << 20, Patience(pauses_s=()))
     staging.open()
     for location, words in (
         (f"{url}/absent.svs", "absent.svs: cannot be fetched: FileNotFoundError"),
