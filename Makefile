@@ -153,7 +153,7 @@ attack: .venv/.complete .triton/.complete $(DEMO_SLIDE) build/narrow
 
 # Needs what deploy/install-test-tools.sh installs.
 metrics-test: .venv/.complete .triton/.complete $(DEMO_SLIDE) build/release
-	.venv/bin/python -m tests.scrape --release build/release --slide $(DEMO_SLIDE)
+	.venv/bin/python -m tests.scrape --release build/release --slide $(DEMO_SLIDE) --out build/metrics.json
 
 dashboards:
 	@test -n "$(PYTHON)" || { echo "error: no python3.11, 3.12 or 3.13 found; set PYTHON=" >&2; exit 1; }

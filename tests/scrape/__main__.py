@@ -7,6 +7,7 @@ does not tell the truth.
 from __future__ import annotations
 
 import argparse
+import json
 import shutil
 import sys
 import tempfile
@@ -18,6 +19,7 @@ from pathlib import Path
 from m2ost_client import ServerOptions, TritonServer
 from m2ost_loadtests.load.closed_load import run_closed_load
 from m2ost_loadtests.load.workload import Load
+from m2ost_loadtests.machine import describe_machine
 from m2ost_preprocess.slides import SlideRoots
 
 from tests.support.machine import wait_for
@@ -50,20 +52,24 @@ COLUMNS = {
 }
 
 
+Rows = list[tuple[str, dict[str, float]]]
+"""The number of clients, or what went before, and the columns."""
+
+
 def row_of(found: Prometheus, window_s: float) -> dict[str, float]:
     """Every column over the time that has just gone by."""
     return {name: found.ask(query, window_s) for name, query in COLUMNS.items()}
 
 
-def table(rows: list[tuple[str, dict[str, float]]]) -> list[str]:
+def table(rows: Rows) -> list[str]:
     """The rows for people."""
     lines = ["| clients | " + " | ".join(COLUMNS) + " |", "|---" * (len(COLUMNS) + 1) + "|"]
     return lines + [f"| {name} | " + " | ".join(f"{value:.3g}" for value in row.values()) + " |" for name, row in rows]
 
 
-def measure(server: TritonServer, found: Prometheus, slide: str, seconds: float) -> tuple[list[str], list[str]]:
-    """The table, and what is wrong."""
-    rows: list[tuple[str, dict[str, float]]] = []
+def measure(server: TritonServer, found: Prometheus, slide: str, seconds: float) -> tuple[Rows, list[str]]:
+    """The rows, and what is wrong."""
+    rows: Rows = []
     wrong: list[str] = []
 
     def check(right: bool, words: str) -> None:
@@ -106,7 +112,7 @@ def measure(server: TritonServer, found: Prometheus, slide: str, seconds: float)
         check(row["error ratio"] == 0, f"{name} clients: the error ratio is {row['error ratio']:.3f}")
         check(row["saturation"] < AT_REST, f"{name} clients: the saturation is {row['saturation']:.2f}")
         check(row["requests waiting"] == 0, f"{name} clients: {row['requests waiting']:.1f} requests wait")
-    return table(rows), wrong
+    return rows, wrong
 
 
 def main() -> None:
@@ -114,6 +120,7 @@ def main() -> None:
     parser.add_argument("--release", type=Path, required=True)
     parser.add_argument("--slide", type=Path, required=True)
     parser.add_argument("--seconds", type=float, default=30.0, help="length of each load")
+    parser.add_argument("--out", type=Path, help="a JSON file of the rows")
     given = parser.parse_args()
     if shutil.which("prometheus") is None:
         sys.exit("there is no prometheus here; deploy/install-test-tools.sh installs it")
@@ -123,8 +130,11 @@ def main() -> None:
         TritonServer(options) as server,
         prometheus(server.metrics_url, Path(folder)) as found,
     ):
-        lines, wrong = measure(server, found, f"wsi/{given.slide.name}", given.seconds)
-    sys.stdout.write("\n".join(lines) + "\n")
+        rows, wrong = measure(server, found, f"wsi/{given.slide.name}", given.seconds)
+    sys.stdout.write("\n".join(table(rows)) + "\n")
+    if given.out:
+        report = {"machine": describe_machine(), "spots_a_request": SPOTS, "seconds": given.seconds, "rows": dict(rows)}
+        given.out.write_text(json.dumps({**report, "wrong": wrong}, indent=2) + "\n")
     sys.exit("\n".join(wrong) or 0)
 
 
