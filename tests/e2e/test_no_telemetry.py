@@ -4,7 +4,7 @@ from tests.preprocess.test_telemetry import SWITCHES
 from tests.support.machine import in_namespaces
 
 SCRIPT = """
-import ipaddress, os, socket, subprocess, sys, threading
+import ipaddress, os, socket, subprocess, sys, threading, time
 from pathlib import Path
 
 release, slide, out = map(Path, sys.argv[1:])
@@ -33,19 +33,21 @@ running = [
 ]
 said = [process.communicate()[1][-500:] for process in running]
 print([(process.returncode, words) for process, words in zip(running, said) if process.returncode])
-print(sorted(destinations))
 print([path.name for path in out.rglob("*") if "icrosoft" in path.name])
 try:
     socket.getaddrinfo("example.org", 443)
 except OSError:
-    print(sorted(destinations))
+    pass
+until = time.monotonic() + 60
+while not destinations and time.monotonic() < until:
+    time.sleep(0.1)  # packets come in their order: with this one all before it are seen
+print(sorted(destinations))
 """
 
 
 def test_an_export_a_server_and_its_client_send_no_packet_beyond_this_machine(narrow_release, svs, tmp_path):
     script = f"SWITCHES = {SWITCHES}\n{SCRIPT}"
-    statuses, destinations, left, control = in_namespaces(script, narrow_release, svs, tmp_path, network=True)[-4:]
+    statuses, left, destinations = in_namespaces(script, narrow_release, svs, tmp_path, network=True)[-3:]
     assert statuses == "[]", "an export or a prediction failed"
-    assert destinations == "[]"
     assert left == "[]", "ONNX Runtime keeps a device id where it reports"
-    assert control == "['192.0.2.53']", "what is looked up is seen"
+    assert destinations == "['192.0.2.53']", "the one look-up that the test makes itself, and nothing else"
