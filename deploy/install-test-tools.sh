@@ -44,6 +44,6 @@ PYTHON
 # The base that stands in for NGC's image, which no registry gives us here: Debian with Python and a tini.
 base=build/deploy/base.tar
 [ -s "$base" ] || {
-  mmdebstrap --quiet --variant=minbase --include=ca-certificates,libpython3.11,python3,python3-venv,tini bookworm "$base.part"
-  mv "$base.part" "$base"
+  mmdebstrap --quiet --variant=minbase --include=ca-certificates,libpython3.11,python3,python3-venv,tini bookworm "${base%.tar}.part.tar"
+  mv "${base%.tar}.part.tar" "$base"
 }
