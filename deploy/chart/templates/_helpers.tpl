@@ -104,3 +104,24 @@ namespace="{{ .root.Release.Namespace }}",pod=~"{{ .root.Release.Name }}-{{ .poo
 {{- $pods := include "m2ost.pods" . -}}
 100 * sum(rate(m2ost_engine_busy_seconds_total{ {{- $pods -}} }[1m])) / avg(m2ost_engine_runs_at_once{ {{- $pods -}} })
 {{- end }}
+
+{{/* Where certificates and the token are found, in the server and in its clients. */}}
+{{- define "m2ost.credentialMounts" -}}
+{{- if .Values.tls.secret }}
+- {name: tls, mountPath: /tls, readOnly: true}
+{{- end }}
+{{- if .Values.token.secret }}
+- {name: token, mountPath: /token, readOnly: true}
+{{- end }}
+{{- end }}
+
+{{- define "m2ost.credentialVolumes" -}}
+{{- with .Values.tls.secret }}
+- name: tls
+  secret: {secretName: {{ . }}, defaultMode: 0440}
+{{- end }}
+{{- with .Values.token.secret }}
+- name: token
+  secret: {secretName: {{ . }}, defaultMode: 0440}
+{{- end }}
+{{- end }}
