@@ -187,6 +187,7 @@ def test_what_the_chart_writes_runs_fetches_its_release_and_predicts(
             settings += [f"{name}.repository={repository}", f"{name}.tag={version}"]
         resources = template("cpu", *(word for setting in settings for word in ("--set", setting)))
         (deployment,) = (r for r in resources if r["kind"] == "Deployment")
+        (container,) = deployment["spec"]["template"]["spec"]["containers"]
         (tmp_path / "kube").mkdir()
         kube = tmp_path / "kube.yaml"
         run_first(on_this_machine(deployment, tmp_path / "kube", svs.parent))
@@ -195,7 +196,7 @@ def test_what_the_chart_writes_runs_fetches_its_release_and_predicts(
             podman("play", "kube", "--network", "host", kube)
             (name,) = podman("ps", "--all", "--filter", "name=-server$", "--format", "{{.Names}}").split()
             try:
-                wait_for(lambda: podman_test(name), "the ready file", 180)
+                wait_for(lambda: healthy(name, container["readinessProbe"]), "a container that is ready", 180)
             except AssertionError as error:
                 raise AssertionError(said(name)[-3000:]) from error
             served = predict(tmp_path / "served", f"slides/{SLIDE}", "--server", "127.0.0.1:8001")
@@ -209,10 +210,10 @@ def test_what_the_chart_writes_runs_fetches_its_release_and_predicts(
     assert found["Config"]["User"] == "10001:10001"
 
 
-def podman_test(name: str) -> bool:
-    """Whether the command of the chart's probes finds the container healthy."""
+def healthy(name: str, probe: dict) -> bool:
+    """Whether a probe of the chart's finds the container healthy."""
     try:
-        podman("exec", name, "/bin/sh", "-c", 'test -n "$(find /tmp/m2ost-ready -mmin -1)"')
+        podman("exec", name, *probe["exec"]["command"])
     except AssertionError:
         return False
     return True
