@@ -15,13 +15,15 @@ PYTEST_OPTIONS := -q --dist loadfile --no-loadscope-reorder
 test check: export OMP_NUM_THREADS := 1
 PYTEST := .venv/bin/python -m pytest $(PYTEST_OPTIONS)
 
-.PHONY: help demo test check lint light server-views image-test deploy-test formats fuzz attack metrics-test dashboards bench bench-tiler gate soak gpu-check gpu-carry clean
+.PHONY: help demo test check lint light server-views image-test deploy-test docs docs-slow formats fuzz attack metrics-test dashboards bench bench-tiler gate soak gpu-check gpu-carry clean
 help:
 	@echo "make demo   a real slide in, an expression map out, through an embedded Triton"
 	@echo "make check  lint, types, imports, and every test that trains, exports and serves nothing: under three minutes"
 	@echo "make test   the same, then the other tests, those of the server's environment, and the end-to-end tests"
 	@echo "make deploy-test   the images, run as they are deployed; as root on Debian, with deploy/install-test-tools.sh"
-	@echo "make formats   write the README's table of formats anew; make fuzz   damage 1,200 files by chance"
+	@echo "make docs   the documentation as pages, into build/docs/site; an error where a link leads nowhere"
+	@echo "make docs-slow   the commands in the documentation that take minutes, run as they stand"
+	@echo "make formats   write the table of formats anew; make fuzz   damage 1,200 files by chance"
 	@echo "make attack 10,000 hostile requests, overload, faults and evil slides, on a served release"
 	@echo "make metrics-test   what a real Prometheus learns of a server under 0 to 64 clients; needs deploy/install-test-tools.sh"
 	@echo "make dashboards   Grafana's dashboard, as build/deploy/m2ost.json"
@@ -55,7 +57,7 @@ demo: .venv/.complete .triton/.complete $(DEMO_SLIDE)
 
 # Three workers, for a server's tests wait now and then.
 test: lint server-views .triton/.complete build/browser
-	$(PYTEST) -n 3 --ignore tests/deploy -m 'not alone'
+	$(PYTEST) -n 3 --ignore tests/deploy -m 'not alone and not docs_slow'
 	.venv/bin/python -m pytest -q tests/e2e -m alone
 
 check: lint light
@@ -71,7 +73,7 @@ build/browser: | .venv/.complete
 	.venv/bin/python scripts/fetch_browser.py $@
 
 light: .venv/.complete build/browser
-	$(PYTEST) -n 4 --ignore tests/e2e --ignore tests/deploy -m 'not heavy'
+	$(PYTEST) -n 4 --ignore tests/e2e --ignore tests/deploy -m 'not heavy and not docs_slow'
 
 # The server's environment has the same packages, but for NumPy 1: what has to do with arrays is tested there too. Its
 # decoder processes, and what they are given to read, all end-to-end tests are served by.
@@ -89,6 +91,18 @@ image-test: .venv/.complete .triton/.complete build/deploy/base.tar
 
 deploy-test: .venv/.complete .triton/.complete build/deploy/base.tar
 	.venv/bin/python -m pytest -q tests/deploy
+
+build/docs/env: constraints/docs.txt
+	@test -n "$(PYTHON)" || { echo "error: no python3.11, 3.12 or 3.13 found; set PYTHON=" >&2; exit 1; }
+	$(PYTHON) -m venv $@
+	$@/bin/python -m pip install --quiet --disable-pip-version-check -r constraints/docs.txt
+	@touch $@
+
+docs: build/docs/env
+	NO_MKDOCS_2_WARNING=1 $</bin/mkdocs build --quiet
+
+docs-slow: .venv/.complete .triton/.complete
+	.venv/bin/python -m pytest -q tests/docs -m docs_slow
 
 formats: .venv/.complete $(DEMO_SLIDE)
 	.venv/bin/python -m tests.compat.table $(DEMO_SLIDE)

@@ -1,4 +1,4 @@
-"""The README's table of formats, made from what the readers do with the matrix: ``make formats`` writes it."""
+"""The table of formats in `docs/slides.md`, from what the readers do with the matrix: ``make formats`` writes it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from m2ost_preprocess.errors import UnreadableSlide
 
 from tests.compat import cells
 
-README = Path(__file__).parents[2] / "README.md"
+PAGE = Path(__file__).parents[2] / "docs" / "slides.md"
 BEGIN, END = "<!-- formats: made by `make formats` -->\n", "<!-- end of formats -->\n"
 LETTERS = {"cucim": "C", "openslide": "O", "image": "P"}
 LIBRARIES = ("cucim-cu12", "openslide-bin", "pillow")
@@ -57,17 +57,17 @@ def make_table(slide: Path) -> str:
     return "\n".join(lines) + "\n"
 
 
-def table_of_readme() -> str:
-    """What the README has."""
-    text = README.read_text(encoding="utf-8")
+def table_of_page() -> str:
+    """What the page has."""
+    text = PAGE.read_text(encoding="utf-8")
     return text[text.index(BEGIN) + len(BEGIN) : text.index(END)]
 
 
 def main(slide: Path) -> None:
-    """Write the table into the README."""
-    text = README.read_text(encoding="utf-8")
+    """Write the table into the PAGE."""
+    text = PAGE.read_text(encoding="utf-8")
     before, after = text[: text.index(BEGIN)], text[text.index(END) :]
-    README.write_text(f"{before}{BEGIN}{make_table(slide)}{after}", encoding="utf-8")
+    PAGE.write_text(f"{before}{BEGIN}{make_table(slide)}{after}", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -61,5 +61,5 @@ def test_what_is_served_is_what_the_file_holds(group, picture, decoders, tmp_pat
     assert not wrong, "\n".join(wrong)
 
 
-def test_the_readmes_table_is_what_the_readers_do(svs):
-    assert table.table_of_readme() == table.make_table(svs), "run `make formats`"
+def test_the_table_of_formats_is_what_the_readers_do(svs):
+    assert table.table_of_page() == table.make_table(svs), "run `make formats`"

@@ -12,7 +12,7 @@ DEPTH = 2
 """Blocks of the transformer: what the first took must be given back for the second. All are alike."""
 
 MOST_GIB = 2.0
-"""As the README and the architecture say, of the whole process."""
+"""As `docs/systems.md` says, of the whole process."""
 
 SCORE = """
 import json, re, sys

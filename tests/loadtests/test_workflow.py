@@ -1,4 +1,4 @@
-"""The workflow that runs the gate names targets, options and files that exist."""
+"""The workflows name targets, options and files that exist."""
 
 import re
 import shlex
@@ -12,13 +12,17 @@ from typer.testing import CliRunner
 
 from tests.support.data import REPOSITORY
 
-WORKFLOW = yaml.safe_load((REPOSITORY / ".github" / "workflows" / "benchmark.yml").read_text())
+WORKFLOWS = {file.stem: yaml.safe_load(file.read_text()) for file in (REPOSITORY / ".github" / "workflows").iterdir()}
+WORKFLOW = WORKFLOWS["benchmark"]
 STEPS = {step.get("name", step.get("uses")): step for step in WORKFLOW["jobs"]["gate"]["steps"]}
 
 
-def test_its_targets_are_the_makefiles():
-    targets = [target for step in ("Set up", "Against iStar") for target in shlex.split(STEPS[step]["run"])[1:]]
+@pytest.mark.parametrize("workflow", WORKFLOWS)
+def test_targets_are_the_makefiles(workflow):
+    runs = [step.get("run", "") for job in WORKFLOWS[workflow]["jobs"].values() for step in job["steps"]]
+    targets = [target for run in runs if run.startswith("make ") for target in shlex.split(run)[1:]]
     database = subprocess.run(["make", "-pnq"], cwd=REPOSITORY, capture_output=True, text=True).stdout
+    assert targets
     assert all(re.search(rf"^{re.escape(target)}:", database, re.MULTILINE) for target in targets)
 
 
