@@ -23,6 +23,7 @@ from .credentials import Credentials
 from .errors import AccessRefused, BadAnswer, ReleaseChanged, RequestRejected, ServerUnavailable
 from .handshake import RESTRICTED, why_refused, wrong_token
 from .timeline import NoTimeline, Timeline
+from .tracing import Span, span
 
 FULL_FOR_S = 600.0
 """How long a client waits for a server that is full, in seconds, where none of its requests is answered."""
@@ -228,10 +229,11 @@ class Connection:
                 client_timeout=limit_s,
                 timeout=int(limit_s * 1e6),  # the server stops work that its client will not wait for
                 parameters=told,
+                headers=noted.headers,
             )
 
-        with self._timeline.span("requests", model):
-            return await self._retrying(send)
+        with self._timeline.span("requests", model), span(model, {"server.address": self.address}, asks=True) as noted:
+            return await self._retrying(send, noted)
 
     async def check_release(self) -> None:
         """Ask whether the release is still the one served when the connection was opened.
@@ -270,7 +272,7 @@ class Connection:
     async def _config(self, model: str) -> Any:
         return (await self._client.get_model_config(model, client_timeout=self._deadline_s)).config
 
-    async def _retrying(self, call: Callable[[], Awaitable[Any]]) -> Any:
+    async def _retrying(self, call: Callable[[], Awaitable[Any]], noted: Span | None = None) -> Any:
         """Call until it succeeds, is refused, or the server was away or full for too long."""
         failing_since, pause_s = None, 0.1
         away_since: float | None = None
@@ -309,6 +311,8 @@ class Connection:
                         ) from error
             self.retries += 1
             self._window.shrink()
+            if noted is not None:
+                noted.event("sent again", status=status, reason=message)
             await asyncio.sleep(pause_s * random.uniform(0.5, 1.5))
             pause_s = min(pause_s * 2, 5.0)
 
