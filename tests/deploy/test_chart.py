@@ -116,6 +116,7 @@ def test_checkov_finds_nothing_but_what_is_accepted(tmp_path):
         ("gpu", "release.sha256=", "release.sha256: give the sha256 of the release's manifest.json"),
         ("gpu", "release.sha256=abc", "does not match pattern"),
         ("archive", "archive.slides=", "archive.slides: name the table of slides"),
+        ("cpu", "tracing.otlp=collector:4318", "does not match pattern"),
         (None, "shmSize=1Gi", "release: give release.volume, or release.url with release.sha256"),
     ],
 )
@@ -123,6 +124,14 @@ def test_values_that_cannot_be_meant_are_refused_in_words(values, settings, word
     with pytest.raises(AssertionError) as refused:
         template(values, "--set", settings)
     assert words in str(refused.value)
+
+
+def test_servers_hand_traces_over_only_where_a_receiver_is_named():
+    receiver = "--trace-otlp=http://collector.monitoring:4318"
+    for settings, expected in ((), set()), (("--set", f"tracing.otlp={receiver.partition('=')[2]}"), {receiver}):
+        (server,) = (resource for resource in template("cpu", *settings) if resource["kind"] == "Deployment")
+        (container,) = server["spec"]["template"]["spec"]["containers"]
+        assert {word for word in container["args"] if "otlp" in word} == expected
 
 
 @contextmanager
