@@ -183,8 +183,8 @@ class Rescore:
             )
             if not options.rescore_changed and any(record.facts is not None for record in records):
                 raise InputError(
-                    f"{options.out}: this archive was scored otherwise ({changes}); give --rescore-changed to score it "
-                    "anew, or choose another --out"
+                    f"{options.out}: this archive was scored otherwise ({changes}); go back to that to go on, give "
+                    "--rescore-changed to score it anew, or choose another --out"
                 )
             rows = {row.slide_id: row for row in self._rows}
             for record in records:
