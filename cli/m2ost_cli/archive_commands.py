@@ -21,9 +21,11 @@ from .common import (
     TlsCert,
     TlsKey,
     TokenFile,
+    TraceOtlp,
     UserError,
     client_credentials,
     needs,
+    traced_command,
     use_reader,
 )
 from .serving_commands import MODEL_NEEDS_SERVER, SERVER_IS_THERE, embedded
@@ -93,6 +95,7 @@ def rescore(
     rescore_changed: Annotated[
         bool, typer.Option("--rescore-changed", help="Make anew what was made from other content, release or settings.")
     ] = False,
+    trace_otlp: TraceOtlp = None,
     reader: Reader = None,
     batch_rows: Annotated[int, typer.Option(help="Spots a request.")] = 32,
     window: Annotated[int, typer.Option(min=1, help="Most requests in flight at each server.")] = 2,
@@ -154,7 +157,9 @@ def rescore(
         cache_bytes=int(cache_gib * (1 << 30)),
         patience=patience,
     )
-    serve = partial(embedded, release=release, checkpoint=checkpoint, log=server_log, profile=profile)
+    serve = partial(
+        embedded, release=release, checkpoint=checkpoint, log=server_log, profile=profile, trace_otlp=trace_otlp
+    )
     servers = Servers(
         addresses=tuple(server or ()),
         window=window,
@@ -164,7 +169,8 @@ def rescore(
         model=model,
         credentials=credentials,
     )
-    with _progress(len(slides.rows)) as on_progress:
+    tracing = traced_command(trace_otlp, "m2ost rescore", {"m2ost.slides": manifest})
+    with _progress(len(slides.rows)) as on_progress, tracing:
         try:
             made = score(
                 slides,

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -73,6 +74,15 @@ TokenFile = Annotated[
     typer.Option("--token-file", help="File with the server's token as its only line. Or M2OST_TOKEN_FILE."),
 ]
 
+TraceOtlp = Annotated[
+    str | None,
+    typer.Option(
+        "--trace-otlp",
+        metavar="URL",
+        help="Hand OpenTelemetry traces to this receiver of OTLP over HTTP: http://HOST:4318.",
+    ),
+]
+
 StorageTimeout = Annotated[
     float,
     typer.Option(
@@ -102,6 +112,15 @@ def client_credentials(
     if given.given():
         raise UserError("--tls-ca, --tls-cert, --tls-key and --token-file are for a server elsewhere; give --server")
     return given  # the variables may be meant for other commands
+
+
+def traced_command(url: str | None, name: str, facts: dict[str, str]) -> AbstractContextManager[None]:
+    """A command's block, whose spans are handed to the receiver of ``--trace-otlp``; without one, nothing is noted."""
+    if url is None:
+        return nullcontext()
+    from m2ost_client.tracing import traced
+
+    return traced(url, name, facts, warn=lambda words: print(f"warning: {words}", file=sys.stderr))
 
 
 def cache_folder() -> Path:

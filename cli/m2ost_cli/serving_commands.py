@@ -26,10 +26,12 @@ from .common import (
     TlsCert,
     TlsKey,
     TokenFile,
+    TraceOtlp,
     UserError,
     cache_folder,
     client_credentials,
     needs,
+    traced_command,
     use_reader,
 )
 
@@ -103,6 +105,7 @@ def serve(
         str, typer.Option(help="Triton's --model-config-name: cpu, onnxruntime, tensorrt, python-gpu …")
     ] = "cpu",
     reader: Reader = None,
+    trace_otlp: TraceOtlp = None,
     ready_file: Annotated[
         Path | None, typer.Option(help="A file that is there, and not older than a minute, while the server is ready.")
     ] = None,
@@ -135,6 +138,7 @@ def serve(
         http=http,
         credentials=Credentials(ca=tls_ca, certificate=tls_cert, key=tls_key, token_file=token_file),
         profile=profile,
+        trace_otlp=trace_otlp,
         ready_file=ready_file,
         start_timeout_s=start_timeout_s,
     )
@@ -199,6 +203,7 @@ def predict(
     trace: Annotated[
         Path | None, typer.Option(help="Write a timeline of client and embedded server here, in Chrome's format.")
     ] = None,
+    trace_otlp: TraceOtlp = None,
     mpp: Annotated[float | None, typer.Option(help="µm/px of the slide, in place of what the file says.")] = None,
     view_mpp: Annotated[
         str | None,
@@ -269,6 +274,7 @@ def predict(
     else:
         check_writable(out)
     with ExitStack() as stack:
+        stack.enter_context(traced_command(trace_otlp, "m2ost predict", {"m2ost.slide": slide}))
         timeline, server_trace = stack.enter_context(_timeline(trace))
         name = slide
         if server is None:
@@ -279,7 +285,9 @@ def predict(
             with needs("client"):
                 import m2ost_client.tables  # noqa: F401
             roots = {EMBEDDED_ROOT: path.parent}
-            running = embedded(roots, release, checkpoint, server_log, profile=profile, trace=server_trace)
+            running = embedded(
+                roots, release, checkpoint, server_log, profile=profile, trace=server_trace, trace_otlp=trace_otlp
+            )
             server = stack.enter_context(running).address
         elif release or checkpoint or profile:
             raise UserError(SERVER_IS_THERE)
@@ -336,6 +344,7 @@ def embedded(
     *,
     profile: str | None = None,
     trace: Path | None = None,
+    trace_otlp: str | None = None,
 ) -> Iterator[TritonServer]:
     """A server for as long as the block runs, on these slide roots; by default it serves the shipped checkpoint."""
     from m2ost_client.server.command import DEFAULT_PROFILE, ServerOptions
@@ -367,6 +376,7 @@ def embedded(
             roots=SlideRoots(roots),
             profile=profile or DEFAULT_PROFILE,
             trace=trace,
+            trace_otlp=trace_otlp,
         )
         yield stack.enter_context(TritonServer(options, on_log=on_log))
 

@@ -20,9 +20,11 @@ from tritonclient.utils import InferenceServerException
 
 from .answers import is_dead_stub, read_engine, read_served
 from .credentials import Credentials
-from .errors import AccessRefused, BadAnswer, ReleaseChanged, RequestRejected, ServerUnavailable
+from .errors import AccessRefused, BadAnswer, ReleaseChanged, ReleasesMixed, RequestRejected, ServerUnavailable
 from .handshake import RESTRICTED, why_refused, wrong_token
+from .servers_behind import ASK_TIMEOUT_S, check_same
 from .timeline import NoTimeline, Timeline
+from .tracing import Span, span
 
 FULL_FOR_S = 600.0
 """How long a client waits for a server that is full, in seconds, where none of its requests is answered."""
@@ -56,6 +58,10 @@ def open_client(address: str, credentials: Credentials | None = None) -> Any:
 def slide_deadline_s(deadline_s: float, spots: int) -> float:
     """Deadline of a slide that is scored as a whole, in seconds: that of a request for each of those it would be."""
     return deadline_s * max(1, math.ceil(spots / contract.MAX_ROWS))
+
+
+async def _config(client: Any, model: str, timeout_s: float) -> Any:
+    return (await client.get_model_config(model, client_timeout=timeout_s)).config
 
 
 def _parameters(config: Any) -> dict[str, str]:
@@ -165,10 +171,13 @@ class Connection:
             If the server is away for ``retry_for_s``, or full for ``full_for_s``.
         RequestRejected
             If the server serves no release of this project, none of that name, or several and none is named.
+        ReleasesMixed
+            If servers behind the address serve different releases, or on different engines.
         """
         self._client = self._transport(self.address)
         try:
             self._info = await self._retrying(self._read_info)
+            await self._check_same(self._info)
         except BaseException:
             await self.close()
             raise
@@ -212,7 +221,7 @@ class Connection:
         ServerUnavailable
             If the server is away for ``retry_for_s``, or full for ``full_for_s``.
         ReleaseChanged
-            If the server comes back with another release.
+            If the server comes back with another release, or another server behind the address has one.
         """
         limit_s = deadline_s or self._deadline_s
         told = {contract.RELEASE_PARAMETER: self.info.release_sha256, **(parameters or {})}
@@ -228,10 +237,11 @@ class Connection:
                 client_timeout=limit_s,
                 timeout=int(limit_s * 1e6),  # the server stops work that its client will not wait for
                 parameters=told,
+                headers=noted.headers,
             )
 
-        with self._timeline.span("requests", model):
-            return await self._retrying(send)
+        with self._timeline.span("requests", model), span(model, {"server.address": self.address}, asks=True) as noted:
+            return await self._retrying(send, noted)
 
     async def check_release(self) -> None:
         """Ask whether the release is still the one served when the connection was opened.
@@ -246,6 +256,7 @@ class Connection:
     async def _compare_release(self) -> None:
         if self._info is None:
             return
+        await self._check_same(self._info)
         now = await self._read_info()
         if now.identity != self._info.identity:
             raise ReleaseChanged(
@@ -253,24 +264,31 @@ class Connection:
                 "run it again"
             )
 
+    async def _check_same(self, served: EngineInfo) -> None:
+        """Refuse an address behind which not all serve what is meant."""
+        await check_same(
+            self.address, served, self._credentials, lambda client: self._read_engine(client, served, ASK_TIMEOUT_S)
+        )
+
     async def _read_info(self) -> EngineInfo:
+        return await self._read_engine(self._client, self._info, self._deadline_s)
+
+    async def _read_engine(self, client: Any, known: EngineInfo | None, timeout_s: float) -> EngineInfo:
+        """What a server serves: under the names that are known, or the release that is meant."""
         try:
-            if self._info is None:
-                served = read_served(_parameters(await self._config(contract.MODEL_INFO)))
+            if known is None:
+                served = read_served(_parameters(await _config(client, contract.MODEL_INFO, timeout_s)))
                 engine = contract.choose(served, self._model)
             else:
-                engine = self._info.names.engine
-            config = await self._config(engine)
+                engine = known.names.engine
+            config = await _config(client, engine, timeout_s)
             return read_engine(_parameters(config), config.backend)
         except BadAnswer as error:
             raise RequestRejected(f"{self.address}: {error}", "FAILED_PRECONDITION") from error
         except ServedNameError as error:
             raise RequestRejected(f"{self.address}: {error}", "NOT_FOUND") from error
 
-    async def _config(self, model: str) -> Any:
-        return (await self._client.get_model_config(model, client_timeout=self._deadline_s)).config
-
-    async def _retrying(self, call: Callable[[], Awaitable[Any]]) -> Any:
+    async def _retrying(self, call: Callable[[], Awaitable[Any]], noted: Span | None = None) -> Any:
         """Call until it succeeds, is refused, or the server was away or full for too long."""
         failing_since, pause_s = None, 0.1
         away_since: float | None = None
@@ -287,6 +305,8 @@ class Connection:
                 if status not in _TRANSIENT and not is_dead_stub(message):
                     with suppress(InferenceServerException):
                         await self._compare_release()
+                    if self._info is not None and contract.OTHER_RELEASE in message:
+                        raise ReleasesMixed(self.address, message, self._info.in_words()) from error
                     raise RequestRejected(message, status) from error
                 if status == _AWAY:
                     await self._check_access(message, error)
@@ -309,6 +329,8 @@ class Connection:
                         ) from error
             self.retries += 1
             self._window.shrink()
+            if noted is not None:
+                noted.event("sent again", status=status, reason=message)
             await asyncio.sleep(pause_s * random.uniform(0.5, 1.5))
             pause_s = min(pause_s * 2, 5.0)
 

@@ -9,6 +9,7 @@
     ├── RequestRejected     the server refused a request; its words, with its status code
     ├── BadAnswer           the server answered what no answer to the request can be
     ├── ReleaseChanged      the server came back with another release in the middle of a slide
+    │   └── ReleasesMixed   servers of two releases, or of two engines, answer to one name
     ├── ServerStartError    an embedded server did not become ready
     └── OutputError         a result could not be written
 """
@@ -72,6 +73,31 @@ class BadAnswer(ClientError):
 
 class ReleaseChanged(ClientError):
     """The server serves another release than at the start of the slide."""
+
+
+class ReleasesMixed(ReleaseChanged):
+    """Servers of two releases, or of two engines, answer to one name: who asks it would mix them.
+
+    Parameters
+    ----------
+    address : str
+        The name.
+    what : str
+        Which server serves something else.
+    meant : str
+        What is meant, in words.
+    """
+
+    def __init__(self, address: str, what: str, meant: str) -> None:
+        super().__init__(
+            f"{address} stands for servers that do not serve the same; {meant} was meant: {what}; ask for servers of "
+            "one release by a name or an address of their own, or wait until all serve the same, and run the same "
+            "command again"
+        )
+        self._given = address, what, meant
+
+    def __reduce__(self) -> tuple[type[ReleasesMixed], tuple[str, str, str]]:
+        return type(self), self._given
 
 
 class ServerStartError(ClientError):

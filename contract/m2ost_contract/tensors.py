@@ -36,7 +36,10 @@ SCALE_MIN, SCALE_MAX = 1 / 16, 8.0
 """Accepted SCALE. At 8 the 896-px window of the coarsest view covers 7,168 level-0 pixels (147 MiB decoded)."""
 
 RELEASE_PARAMETER = "release"
-"""Request parameter: sha256 of the release that the client means; the tiler refuses any other."""
+"""Request parameter: sha256 of the release that the client means; tiler and engine refuse any other."""
+
+OTHER_RELEASE = "this server serves release"
+"""Words of that refusal."""
 
 PYRAMID_PARAMETER = "pyramid"
 """Request parameter: true lets the tiler cut coarse views from the slide's own lower levels where one fits."""

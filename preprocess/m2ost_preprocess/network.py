@@ -64,6 +64,11 @@ def is_list(address: str) -> bool:
     return address.startswith(_LISTED)
 
 
+def may_be_several(address: str) -> bool:
+    """Whether requests to an address may go to several servers: one that is listed, or looked up by its name."""
+    return is_list(address) or address.startswith(_LOOKED_UP)
+
+
 def servers_of(address: str) -> list[str]:
     """``host:port`` of all that an address of gRPC's names.
 
@@ -124,7 +129,7 @@ def channel_options(address: str) -> list[tuple[str, int | str]]:
     ]
     if all_here(address):
         options.append(("grpc.enable_http_proxy", 0))
-    if is_list(address) or address.startswith(_LOOKED_UP):
+    if may_be_several(address):
         options.append(("grpc.lb_policy_name", "round_robin"))
     return options
 

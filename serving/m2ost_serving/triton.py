@@ -14,6 +14,7 @@ import numpy as np
 from m2ost_contract import (
     BACKGROUND_PARAMETER,
     FINGERPRINT_PARAMETER,
+    OTHER_RELEASE,
     PROBE_SENDER,
     PROBE_SLIDE,
     PYRAMID_PARAMETER,
@@ -298,7 +299,7 @@ def check_release(asked: Asked, *served: str) -> None:
     """
     if asked.release is not None and asked.release not in served:
         meant = _bounded(asked.release)
-        raise UnsupportedRequest(f"this server serves release {', '.join(served)}, the request is for {meant}")
+        raise UnsupportedRequest(f"{OTHER_RELEASE} {', '.join(served)}, the request is for {meant}")
 
 
 def text(value: Any) -> str:

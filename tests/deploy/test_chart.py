@@ -38,10 +38,20 @@ def _tools():
     need_containers()
 
 
-def template(values: str | None, *arguments: str, version: str = VERSIONS[-1]) -> list[dict]:
+def template(values: str | None, *arguments: str, version: str = VERSIONS[-1], installation: str = "m2") -> list[dict]:
     """What the chart writes."""
     chosen = ("--values", VALUES / f"{values}.yaml") if values else ()
-    command = ("template", "m2", CHART, "--namespace", "spatial", "--kube-version", version, *chosen, *arguments)
+    command = (
+        "template",
+        installation,
+        CHART,
+        "--namespace",
+        "spatial",
+        "--kube-version",
+        version,
+        *chosen,
+        *arguments,
+    )
     return [resource for resource in yaml.safe_load_all(tool("helm", *command)) if resource]
 
 
@@ -116,6 +126,7 @@ def test_checkov_finds_nothing_but_what_is_accepted(tmp_path):
         ("gpu", "release.sha256=", "release.sha256: give the sha256 of the release's manifest.json"),
         ("gpu", "release.sha256=abc", "does not match pattern"),
         ("archive", "archive.slides=", "archive.slides: name the table of slides"),
+        ("cpu", "tracing.otlp=collector:4318", "does not match pattern"),
         (None, "shmSize=1Gi", "release: give release.volume, or release.url with release.sha256"),
     ],
 )
@@ -123,6 +134,14 @@ def test_values_that_cannot_be_meant_are_refused_in_words(values, settings, word
     with pytest.raises(AssertionError) as refused:
         template(values, "--set", settings)
     assert words in str(refused.value)
+
+
+def test_servers_hand_traces_over_only_where_a_receiver_is_named():
+    receiver = "--trace-otlp=http://collector.monitoring:4318"
+    for settings, expected in ((), set()), (("--set", f"tracing.otlp={receiver.partition('=')[2]}"), {receiver}):
+        (server,) = (resource for resource in template("cpu", *settings) if resource["kind"] == "Deployment")
+        (container,) = server["spec"]["template"]["spec"]["containers"]
+        assert {word for word in container["args"] if "otlp" in word} == expected
 
 
 @contextmanager
@@ -217,3 +236,21 @@ def healthy(name: str, probe: dict) -> bool:
     except AssertionError:
         return False
     return True
+
+
+def test_the_name_of_two_installations_stands_for_one_and_moves_to_the_other():
+    """As docs/upgrade.md writes it."""
+    blocks = (REPOSITORY / "docs" / "upgrade.md").read_text().split("```")
+    (manifest,) = (block.removeprefix("yaml\n") for block in blocks if block.startswith("yaml\n"))
+    (patch,) = (json.loads(block.split("'")[1]) for block in blocks if "kubectl" in block)
+    before = yaml.safe_load(manifest)["spec"]["selector"]
+    after = {**before, **patch["spec"]["selector"]}
+    pods = {}
+    for name in ("m2ost-1", "m2ost-2"):
+        (server,) = (resource for resource in template("cpu", installation=name) if resource["kind"] == "Deployment")
+        pods[name] = server["spec"]["template"]["metadata"]["labels"]
+
+    def stands_for(selector):
+        return [name for name, labels in pods.items() if selector.items() <= labels.items()]
+
+    assert (stands_for(before), stands_for(after)) == (["m2ost-1"], ["m2ost-2"])

@@ -145,7 +145,10 @@ def test_what_has_changed_is_refused_or_made_anew_and_never_mixed(slides, server
     rescore(rows, out, [server])
     before = results(out)
 
-    with pytest.raises(InputError, match=r"scored otherwise \(pitch_um was 100.0, is 90.0\); give --rescore-changed"):
+    with pytest.raises(
+        InputError,
+        match=r"was 100.0, is 90.0\); go back to that to go on, give --rescore-changed",
+    ):
         rescore(rows, out, [server], settings=Settings(pitch_um=90.0))
     assert results(out) == before
 

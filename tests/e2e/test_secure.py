@@ -1,5 +1,6 @@
 """TLS, certificates of clients and a token: every way to a real server, and two servers behind one name."""
 
+import asyncio
 import os
 import signal
 import subprocess
@@ -15,6 +16,8 @@ import psutil
 import pytest
 import tritonclient.grpc as triton
 from m2ost_client import AccessRefused, Ports, TritonServer
+from m2ost_client.errors import ReleasesMixed
+from m2ost_client.servers_behind import check_same
 from m2ost_loadtests.errors import TargetError
 from m2ost_loadtests.load.closed_load import run_closed_load
 from m2ost_loadtests.load.workload import Load
@@ -22,6 +25,7 @@ from m2ost_preprocess.network import channel_options
 from tritonclient.utils import InferenceServerException
 
 from tests.support.machine import in_namespaces, wait_for
+from tests.support.releases import ENGINE
 
 from .archives import rescore
 from .servers import by_server, metrics_of
@@ -128,6 +132,18 @@ def test_without_the_token_nothing_but_health_is_answered(secured):
         for ask in (client.get_server_metadata, lambda: client.get_model_config("m2ost"), client.get_log_settings):
             with pytest.raises(InferenceServerException, match="This protocol is restricted"):
                 ask()
+
+
+def test_each_server_behind_a_name_is_asked_by_the_certificate_of_the_name(secured):
+    """One that could not be asked would count as away."""
+
+    async def read(client):
+        await client.get_model_config("m2ost")
+        return ENGINE
+
+    meant, address = replace(ENGINE, release_sha256="d" * 64), f"dns:///127.0.0.2:{secured.server.ports.grpc}"
+    with pytest.raises(ReleasesMixed, match=r"127\.0\.0\.2:\d+ is one of them, and it serves release cccccccccccc"):
+        asyncio.run(check_same(address, meant, secured.known, read))
 
 
 BEHIND_ONE_NAME = """

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from m2ost.systems.stnet import StNetConfig
 from m2ost_bench.systems.speed import time_in_turn
-from m2ost_client import ServerOptions, TritonServer
+from m2ost_client import InputError, ServerOptions, TritonServer
+from m2ost_client.archive import SlideRow
 from m2ost_client.errors import RequestRejected
 from m2ost_contract import Manifest, ServedNameError
 from m2ost_loadtests.runners import grid_of_spots
@@ -14,6 +15,7 @@ from m2ost_preprocess.readers import open_slide
 
 from tests.support.command import error_of, m2ost
 
+from . import archives
 from .releases import by_pytorch, make_release
 from .servers import by_server, metrics_of
 
@@ -115,3 +117,16 @@ def test_the_command_scores_a_slide_and_an_archive_by_the_model_it_names(server,
     facts = json.loads((tmp_path / "all" / "results" / "only.json").read_text())
     assert facts["release_sha256"] == Manifest.read(releases["second_stnet"]).engine.release_sha256
     assert "--model is for a server of several releases" in error_of("predict", svs, "--out", tmp_path, "--model", "m")
+
+
+def test_an_archive_goes_on_under_the_old_name_beside_a_new_one_and_refuses_the_new(narrow_server, server, tmp_path):
+    rows, runs = [SlideRow(f"pitch{pitch}", SLIDE, pitch_um=float(pitch)) for pitch in (200, 100, 110)], []
+    begun = archives.rescore(
+        rows, tmp_path, [narrow_server], control=runs.append, on_progress=lambda done: done.slides and runs[0].drain()
+    )
+    assert begun.summary["left"]
+    with pytest.raises(InputError, match=r"release_sha256 was .*; go back to that to go on"):
+        archives.rescore(rows, tmp_path, [server], model="second_stnet")
+    assert archives.rescore(rows, tmp_path, [server], model="m2ost").complete
+    archives.rescore(rows, tmp_path / "undisturbed", [narrow_server])
+    assert archives.results(tmp_path) == archives.results(tmp_path / "undisturbed")

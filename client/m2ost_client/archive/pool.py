@@ -14,7 +14,7 @@ from typing import Any
 from m2ost_contract import EngineInfo
 
 from ..connection import slide_deadline_s
-from ..errors import ClientError, InputError, ReleaseChanged, RequestRejected, ServerUnavailable
+from ..errors import ClientError, InputError, ReleaseChanged, ReleasesMixed, RequestRejected, ServerUnavailable
 from .endpoint import Endpoint, EndpointOptions, is_late
 
 _WATCH_S = 0.2
@@ -88,6 +88,8 @@ class Pool:
             If none is healthy within ``retry_for_s``.
         InputError
             If two serve different releases, or on different engines.
+        ReleasesMixed
+            If servers behind one address do.
         AccessRefused
             If one and this client do not trust each other.
         RequestRejected
@@ -150,6 +152,8 @@ class Pool:
             If a server refuses it, or ``MOST_LATE`` times there is no answer to it within its deadline.
         ServerUnavailable
             If no server has been healthy for ``retry_for_s``, or none has answered anything.
+        ReleasesMixed
+            If servers of several releases answer to one address. It ends the run.
         Drained
             If the run takes up nothing new.
         """
@@ -214,6 +218,10 @@ class Pool:
 
     async def _again(self, endpoint: Endpoint, error: ServerUnavailable | ReleaseChanged, tries: _Tries) -> None:
         """Prepare to send a request again, unless that has been tried for long enough."""
+        if isinstance(error, ReleasesMixed):  # the next to be asked behind that name may be either
+            self._failure = error
+            self._settle_all(error)
+            raise error
         self.retries += 1
         tries.late += is_late(error)
         tries.failing_since = tries.failing_since or time.monotonic()

@@ -14,6 +14,7 @@ import socket
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import copy_context
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -24,6 +25,7 @@ from m2ost_preprocess.decoder import Decoder, SlideInfo
 from m2ost_preprocess.errors import SlideError
 
 from ..errors import AccessRefused, InputError, ReleaseChanged, ServerUnavailable
+from ..tracing import context_headers, joined
 from .access import Sent, existing
 from .options import Servers
 from .pool import Drained, Pool
@@ -82,7 +84,9 @@ def _check_credentials(servers: Servers) -> None:
 _seat = lru_cache(maxsize=1)(_Seat)
 
 
-def score_unit(servers: Servers, served: EngineInfo, unit: SpotRange, batch_rows: int) -> Scored:
+def score_unit(
+    servers: Servers, served: EngineInfo, unit: SpotRange, batch_rows: int, context: dict[str, str] | None = None
+) -> Scored:
     """Score one unit; the body of a task.
 
     Parameters
@@ -93,6 +97,8 @@ def score_unit(servers: Servers, served: EngineInfo, unit: SpotRange, batch_rows
     unit : SpotRange
     batch_rows : int
         Spots a request.
+    context : dict, optional
+        What requests carry so that servers' spans join the run's; a worker notes none itself.
 
     Raises
     ------
@@ -103,7 +109,9 @@ def score_unit(servers: Servers, served: EngineInfo, unit: SpotRange, batch_rows
     """
     try:
         seat = _seat(servers)
-        return seat.loop.run(_score_unit(seat, servers.window, served, unit, batch_rows))
+        with joined(context):
+            task = _score_unit(seat, servers.window, served, unit, batch_rows)
+            return seat.loop.run(task, context=copy_context())
     except (ServerUnavailable, ReleaseChanged):
         _seat.cache_clear()
         raise
@@ -234,7 +242,9 @@ class OnRay:
                 try:
                     if self._drained:
                         raise Drained
-                    scored: Scored = await self._task(self._score, unit.slide, self._pool.info, unit, self._batch_rows)
+                    scored: Scored = await self._task(
+                        self._score, unit.slide, self._pool.info, unit, self._batch_rows, context_headers()
+                    )
                 except Exception as error:
                     failures.append(error)
                     return

@@ -24,6 +24,7 @@ from ..errors import (
 )
 from ..files import INDEX
 from ..options import check_genes, check_sending
+from ..tracing import span
 from .access import Access
 from .budget import Budget, Share
 from .options import ArchiveReport, Progress, RescoreOptions
@@ -182,8 +183,8 @@ class Rescore:
             )
             if not options.rescore_changed and any(record.facts is not None for record in records):
                 raise InputError(
-                    f"{options.out}: this archive was scored otherwise ({changes}); give --rescore-changed to score it "
-                    "anew, or choose another --out"
+                    f"{options.out}: this archive was scored otherwise ({changes}); go back to that to go on, give "
+                    "--rescore-changed to score it anew, or choose another --out"
                 )
             rows = {row.slide_id: row for row in self._rows}
             for record in records:
@@ -221,7 +222,8 @@ class Rescore:
         """Bring one slide to its outcome; raises only what ends the run."""
         share = Share(self._budget)
         try:
-            await self._bring_home(row, share)
+            with span("slide", {"m2ost.slide_id": row.slide_id, "m2ost.slide": row.path}):
+                await self._bring_home(row, share)
         except Drained:
             self._state.put_back(row.slide_id)
             return

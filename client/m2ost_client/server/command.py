@@ -9,11 +9,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from m2ost_contract import ENV_DECODER_TRACE, ENV_RESTARTS, METRICS_URL_ENV, MODEL_ENGINE, NO_TELEMETRY
+from m2ost_preprocess.network import host_of, is_here
 from m2ost_preprocess.slides import SlideRoots
 from m2ost_serving.repository import template_profiles
 
 from ..credentials import Credentials
 from ..errors import ServerStartError
+from ..tracing import otlp_url
 from .host import Ports, host_port
 from .installation import Installation
 from .plain_paths import plain_path
@@ -40,6 +42,9 @@ HTTP_RISK = (
     "2.51; put a proxy before it that bounds the size and the depth of bodies and passes none on in chunks"
 )
 """Why a server speaks HTTP only where it is asked to."""
+
+TRACED_AS = "m2ost-server"
+"""What a receiver of traces calls a server."""
 
 MOST_GPUS = 16
 """Triton passes over the pools of GPUs that are not there."""
@@ -76,6 +81,9 @@ class ServerOptions:
     trace : Path, optional
         Where the server writes Triton's trace of every request as it ends; beside it, at :func:`decoder_trace`, its
         decoders write theirs.
+    trace_otlp : str, optional
+        Address of a receiver of OTLP over HTTP, which is told of every request that carries a W3C context: see
+        :func:`m2ost_client.tracing.otlp_url`. A server writes no ``trace`` beside it.
     ready_file : Path, optional
         A file that is there while the server is ready, and written anew with each look that finds nothing wrong, for
         the probes of containers: Triton itself says that it is ready when a model's process has died.
@@ -101,11 +109,21 @@ class ServerOptions:
     credentials: Credentials = field(default_factory=Credentials)
     profile: str = DEFAULT_PROFILE
     trace: Path | None = None
+    trace_otlp: str | None = None
     ready_file: Path | None = None
     start_timeout_s: float = 120.0
     probe_interval_s: float = 5.0
     hang_timeout_s: float = 360.0
     max_restarts: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.trace_otlp is None:
+            return
+        otlp_url(self.trace_otlp)
+        if self.trace is not None:
+            raise ServerStartError(
+                "a server hands its trace to a file or to a receiver, not to both; leave --trace or --trace-otlp out"
+            )
 
 
 @dataclass(frozen=True)
@@ -205,6 +223,8 @@ def build_command(
     if options.trace is not None:
         settings = (f"triton,file={options.trace}", "rate=1", "level=TIMESTAMPS", "count=-1")
         arguments += [f"--trace-config={setting}" for setting in settings]
+    if options.trace_otlp is not None:
+        arguments += [f"--trace-config={setting}" for setting in _to_receiver(otlp_url(options.trace_otlp))]
     backends = installation.backend_directory(runtime)
     if backends is not None:
         arguments.append(f"--backend-directory={backends}")
@@ -222,9 +242,19 @@ def build_command(
         environment["CUPY_CACHE_DIR"] = os.environ.get("CUPY_CACHE_DIR", str(runtime / "cupy"))
     if restarts:
         environment[ENV_RESTARTS] = str(restarts)
+    receiver = host_of(options.trace_otlp or "")
+    if receiver and is_here(receiver):  # a proxy elsewhere would ask itself
+        exceptions = os.environ.get("no_proxy") or os.environ.get("NO_PROXY")
+        environment["no_proxy"] = f"{exceptions},{receiver}" if exceptions else receiver
     if options.trace is not None:
         environment[ENV_DECODER_TRACE] = str(decoder_trace(options.trace))
     return Command(arguments, environment)
+
+
+def _to_receiver(url: str) -> tuple[str, ...]:
+    """Triton's settings that hand over the traces of requests which carry a context: those of probes do not."""
+    receiver = f"opentelemetry,url={url}", f"opentelemetry,resource=service.name={TRACED_AS}"
+    return "mode=opentelemetry", "rate=0", "level=TIMESTAMPS", *receiver
 
 
 def decoder_trace(trace: Path) -> Path:

@@ -358,7 +358,7 @@ class TritonServer:
         finally:
             self._tell(ready=False)
             self._process = None
-            process.end(grace_s, whole=self.options.trace is not None)
+            process.end(grace_s, whole=bool(self.options.trace or self.options.trace_otlp))
 
     def _tell(self, *, ready: bool) -> None:
         """Note whether the server is ready, in the file too that others look at."""

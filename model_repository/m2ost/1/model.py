@@ -33,6 +33,7 @@ class TritonPythonModel:
         choice, gpu = parameters.get(ENGINE_PARAMETER), int(args["model_instance_device_id"])
         engine = load_engine(release, choice, gpu, threads=CpuThreads.from_parameters(parameters))
         pb_utils.Logger.log_info(triton.log_line("engine_loaded", engine=choice, runs_on=engine.description))
+        self._release = release.engine.release_sha256
         self._views, self._gives = release.engine.views.names, release.engine.gives[0]
         metrics, rows = triton.metrics(pb_utils, args["model_name"]), partial(number_of_rows, parameters)
         self._refusals = Refusals(metrics)
@@ -62,6 +63,7 @@ class TritonPythonModel:
             reply = _Reply(request, self._refusals, self._gives)
             try:
                 asked = triton.read_request(request)
+                triton.check_release(asked, self._release)
                 views = {name: pb_utils.get_input_tensor_by_name(request, name) for name in self._views}
                 rows = views[self._views[0]].shape()[0]
                 self._scoring.put(reply, views, rows, background=asked.background, sender=asked.sender)
