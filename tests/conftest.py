@@ -17,7 +17,7 @@ def heavy():
 
 
 def pytest_collection_modifyitems(items):
-    """Mark what takes ``heavy``; files that take long come first, so that no worker begins one when the others are done."""
+    """Mark what takes ``heavy``; long files come first, so that no worker begins one when the others are done."""
     long = set()
     for item in items:
         if "heavy" in item.fixturenames:

@@ -40,7 +40,7 @@ def test_a_name_that_nobody_knows_stands_for_none():
 
 def test_one_that_refuses_the_release_while_another_serves_it_is_told_so():
     refusal = InferenceServerException(f"{OTHER_RELEASE} e, the request is for c", status="StatusCode.INVALID_ARGUMENT")
-    with pytest.raises(ReleasesMixed, match=r"host:1 stands for servers .*; release cccccccccccc was meant"):
+    with pytest.raises(ReleasesMixed, match=r"host:1 stands for servers .*; release cccccccccccc on python was meant"):
         ask(Script(refusal))
 
 
