@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from m2ost_contract import ENV_READER, READERS, M2OSTError
+from m2ost_contract import ENV_READER, READERS, M2OSTError, install_command
 from m2ost_preprocess.home import user_cache
 
 if TYPE_CHECKING:
@@ -26,9 +26,7 @@ def needs(extra: str) -> Iterator[None]:
     try:
         yield
     except ImportError as error:
-        raise UserError(
-            f"this command needs the extra '{extra}' ({error}): pip install 'm2ost-triton[{extra}]'"
-        ) from error
+        raise UserError(f"this command needs the extra '{extra}' ({error}): {install_command(extra)}") from error
 
 
 Reader = Annotated[

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from m2ost_contract import install_command
 from m2ost_preprocess.home import NoHomeFolder, expanded
 
 from ..errors import InputError
@@ -180,7 +181,7 @@ def _read_parquet(path: Path) -> tuple[Records, list[str]]:
 
         table = pq.read_table(path)
     except ImportError as error:
-        raise InputError(f"{path}: Parquet needs pyarrow ({error}): pip install 'm2ost-triton[client]'") from error
+        raise InputError(f"{path}: Parquet needs pyarrow ({error}): {install_command('client')}") from error
     except (OSError, pa.ArrowException) as error:
         raise InputError(f"{path}: cannot read the manifest: {error}") from error
     header = list(table.column_names)
