@@ -316,7 +316,7 @@ def test_a_checkpoint_of_the_authors_all_the_way(tmp_path):
     torch.save({f"module.{k}": model[v] for k, v in key_map(1).items()}, tmp_path / "authors.pth")
     (tmp_path / "panel.txt").write_text("A\nB\nC\n")
     (tmp_path / "short.txt").write_text("A\n")
-    convert = ("convert", tmp_path / "authors.pth", "--genes")
+    convert = ("convert", tmp_path / "authors.pth", "--panel")
     error = error_of(*convert, tmp_path / "short.txt", "--out", tmp_path / "checkpoint")
     assert "predicts 3 genes but the panel lists 1" in error
     assert leftovers(tmp_path / "checkpoint") == []
