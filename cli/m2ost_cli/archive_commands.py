@@ -6,6 +6,7 @@ import asyncio
 import json
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -28,6 +29,7 @@ from .common import (
     use_reader,
 )
 from .numeric import not_negative, positive
+from .progress import progress
 from .serving_commands import (
     MODEL_NEEDS_SERVER,
     SERVER_IS_THERE,
@@ -287,25 +289,16 @@ def _heed_signals(run: Rescore) -> Iterator[None]:
 
 @contextmanager
 def _progress(n_slides: int) -> Iterator[Callable[[Progress], None]]:
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
-    from rich.progress import Progress as Bar
+    began = time.monotonic()
+    with progress("slides", "slides") as update:
+        update(0, n_slides)
 
-    columns = (
-        TextColumn("slides"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[spots]:,} spots, {task.fields[rate]:.1f} spots/s"),
-    )
-    with Bar(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task("slides", total=n_slides, spots=0, rate=0.0)
+        def on_progress(found: Progress) -> None:
+            seconds = time.monotonic() - began
+            rate = found.spots / seconds if seconds else 0.0
+            update(found.slides, n_slides, f"{found.spots:,} spots, {rate:.1f} spots/s")
 
-        def update(progress: Progress) -> None:
-            seconds = bar.tasks[task].elapsed or 0.0
-            rate = progress.spots / seconds if seconds else 0.0
-            bar.update(task, completed=progress.slides, spots=progress.spots, rate=rate)
-
-        yield update
+        yield on_progress
 
 
 def _print_report(report: ArchiveReport, out: Path) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext, suppress
+from functools import wraps
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,6 +16,7 @@ from m2ost_contract import MAX_ROWS
 from . import panels
 from .common import TlsCa, TlsCert, TlsKey, TokenFile, UserError, cache_folder, client_credentials, needs, read_genes
 from .numeric import positive
+from .progress import working
 from .values import named_files, names, one_of, size_bytes
 
 bench = typer.Typer(no_args_is_help=True)
@@ -60,6 +63,21 @@ BatchRows = Annotated[int, typer.Option(min=1, max=MAX_ROWS, help="Spots in a re
 Window = Annotated[int | None, typer.Option(min=1, help="Requests in flight. By default as in `m2ost predict`.")]
 
 
+def _measurement(heading: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Make a function a command of ``bench`` that shows how far it is."""
+
+    def register(function: Callable[..., None]) -> Callable[..., None]:
+        @wraps(function)
+        def run(**given: Any) -> None:
+            with working(function.__name__.replace("_", "-"), "runs"):
+                function(**given)
+
+        bench.command(rich_help_panel=heading)(run)
+        return function
+
+    return register
+
+
 def _say(words: str) -> None:
     print(words, file=sys.stderr)
 
@@ -82,7 +100,7 @@ def _checkpoint(given: Path | None) -> AbstractContextManager[Path]:
     return nullcontext(given) if given else shipped_checkpoint()
 
 
-@bench.command(rich_help_panel=MAPS)
+@_measurement(MAPS)
 def istar(
     release: Release,
     slide: Slide,
@@ -191,7 +209,7 @@ def _random_istar() -> Path:
     return folder
 
 
-@bench.command(rich_help_panel=SPEED)
+@_measurement(SPEED)
 def gate(
     release: Release,
     slide: Slide,
@@ -316,7 +334,7 @@ def gate(
         raise typer.Exit(int(status))
 
 
-@bench.command(rich_help_panel=SPEED)
+@_measurement(SPEED)
 def served(
     release: Release,
     slide: Slide,
@@ -348,7 +366,7 @@ def _stream(batch_rows: int | None, window: int | None) -> Any:
     return StreamOptions(batch_rows=batch_rows or default.batch_rows, window=window or default.window)
 
 
-@bench.command(rich_help_panel=SPEED)
+@_measurement(SPEED)
 def soak(
     release: Release,
     slide: Slide,
@@ -366,7 +384,7 @@ def soak(
     _write(report, to_markdown(report), out, "soak")
 
 
-@bench.command(rich_help_panel=SPEED)
+@_measurement(SPEED)
 def engines(
     release: Annotated[Path, typer.Argument(help="Release folder, in float32.")],
     slide: Slide,
@@ -413,7 +431,7 @@ def engines(
     _write(report, to_markdown(report), out, "engines")
 
 
-@bench.command(rich_help_panel=SPEED)
+@_measurement(SPEED)
 def threads(release: Release, slide: Slide, out: Out, pitch_um: PitchUm = 50.0, rounds: Rounds = 5) -> None:
     """Compare ways to share the cores of this CPU between engine and tiler."""
     with needs("loadtest"):
@@ -422,7 +440,7 @@ def threads(release: Release, slide: Slide, out: Out, pitch_um: PitchUm = 50.0, 
     _write(report, to_markdown(report), out, "engine_threads")
 
 
-@bench.command(rich_help_panel=MAPS)
+@_measurement(MAPS)
 def dense(
     release: Release,
     slide: Slide,
@@ -475,7 +493,7 @@ def dense(
     _write(report, to_markdown(report), out, "dense")
 
 
-@bench.command(rich_help_panel=SPEED)
+@_measurement(SPEED)
 def tiler(
     release: Release,
     slide: Annotated[Path, typer.Argument(help="Slide file that is tiled and has µm/px, best with lower levels.")],
@@ -494,7 +512,7 @@ def tiler(
     _write(report, to_markdown(report), out, "tiler")
 
 
-@bench.command(rich_help_panel=ARCHIVES)
+@_measurement(ARCHIVES)
 def archive(
     release: Release,
     slide: Slide,
@@ -550,7 +568,7 @@ def archive(
     _write(report, to_markdown(report), out, "archive")
 
 
-@bench.command(rich_help_panel=ARCHIVES)
+@_measurement(ARCHIVES)
 def archive_soak(
     release: Release,
     slide: Slide,
@@ -569,7 +587,7 @@ def archive_soak(
     _write(report, to_markdown(report), out, "archive-soak")
 
 
-@bench.command(rich_help_panel=TRUTH)
+@_measurement(TRUTH)
 def no_image(
     data: Annotated[
         list[Path],
@@ -586,7 +604,7 @@ def no_image(
     _write(report, to_markdown(report), out, "no-image-her2")
 
 
-@bench.command(rich_help_panel=TRUTH)
+@_measurement(TRUTH)
 def domains(
     data: Annotated[Path, typer.Argument(help="Folder of HER2+ with its labels. Images are not needed.")],
     out: Out,
@@ -598,7 +616,7 @@ def domains(
     _write(report, to_markdown(report), out, "domains-her2")
 
 
-@bench.command(rich_help_panel=TRUTH)
+@_measurement(TRUTH)
 def systems(
     data: Annotated[Path, typer.Argument(help="Folder of a data set with images.")],
     out: Annotated[

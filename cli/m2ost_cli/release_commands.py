@@ -12,6 +12,7 @@ from m2ost_contract import MAX_ROWS, TENSORRT, TENSORRT_RTX
 
 from . import panels
 from .common import StorageTimeout, UserError, cache_folder, needs, read_genes
+from .progress import working
 from .values import capabilities, one_of
 
 if TYPE_CHECKING:
@@ -126,18 +127,19 @@ def export(
     reduced = precision != "fp32"
     if reduced and not given:
         print(f"no --gate-slide: {precision} is judged on made views, which resemble no tissue")
-    manifest = build_release(
-        model,
-        card,
-        out,
-        precision=precision,
-        spots=given[0] if reduced and given else None,
-        slides=() if reduced else given,
-        gated=measured_gate(checkpoint, card.sha256),
-        engines=options,
-        test_time=test_time,
-        name=name,
-    )
+    with working("exporting"):
+        manifest = build_release(
+            model,
+            card,
+            out,
+            precision=precision,
+            spots=given[0] if reduced and given else None,
+            slides=() if reduced else given,
+            gated=measured_gate(checkpoint, card.sha256),
+            engines=options,
+            test_time=test_time,
+            name=name,
+        )
     _print_release(out, manifest)
 
 
@@ -167,11 +169,14 @@ def build_engine(
         from m2ost_export.engine_release import add_engines, cached_engines
     options = _options(engine, wanted, opt_rows, timing_cache)
     if cache is not None and out is None:
-        print(cached_engines(release, cache, options))
+        with working("building engines"):
+            found = cached_engines(release, cache, options)
+        print(found)
         return
     if out is None or cache is not None:
         raise UserError("give --out NEW_RELEASE, or --cache FOLDER, and not both")
-    manifest = add_engines(release, out, options)
+    with working("building engines"):
+        manifest = add_engines(release, out, options)
     _print_release(out, manifest)
 
 
@@ -272,7 +277,8 @@ def export_istar(
         sizes = Sizes(n_genes=len(genes))
     except ValueError as error:
         raise UserError(str(error)) from error
-    manifest = build_istar(build(sizes, vit256=vit256, vit4k=vit4k, seed=seed), genes, out, variant=variant)
+    with working("exporting"):
+        manifest = build_istar(build(sizes, vit256=vit256, vit4k=vit4k, seed=seed), genes, out, variant=variant)
     worst = max(d for parity in manifest.parity.values() for d in parity["max_abs_diff"].values())
     weights = "HIPT's weights, UNTRAINED head" if manifest.info.pretrained else "RANDOM weights"
     print(

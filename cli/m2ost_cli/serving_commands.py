@@ -34,6 +34,7 @@ from .common import (
     use_reader,
 )
 from .numeric import not_negative, positive
+from .progress import progress, working
 from .values import one_of
 from .values import view_mpp as view_mpp_of
 
@@ -479,7 +480,7 @@ def predict(
             pyramid=pyramid,
             stream=stream,
         )
-        with _progress() as on_progress:
+        with progress("scoring", "spots") as on_progress:
             done: PredictReport | DenseReport
             if cells:
                 done = asyncio.run(predict_dense(server, options, cells, on_progress=on_progress, timeline=timeline))
@@ -536,7 +537,8 @@ def embedded(
             )
             model, card = load(checkpoint)
             gated = measured_gate(checkpoint, card.sha256)
-            build_release(model, card, release, gated=gated)
+            with working("exporting"):
+                build_release(model, card, release, gated=gated)
         if release is None:
             release = shipped_release()
         if profile == AUTO:
@@ -565,7 +567,7 @@ def shipped_release() -> Path:
         release = cache_folder() / f"{CHECKPOINT}-{card.sha256[:12]}-{template_sha256()[:12]}"
         if not release.exists():
             print(f"exporting the shipped checkpoint {CHECKPOINT} to {release}, once", file=sys.stderr)
-            with suppress(FileExistsError):  # another run was faster
+            with suppress(FileExistsError), working("exporting"):  # another run may be faster
                 build_release(model, card, release, gated=measured_gate(folder, card.sha256))
     return release
 
@@ -585,27 +587,6 @@ def _json_lines(stream: Any, least: str) -> Callable[[dict[str, Any]], None]:
             raise
 
     return write
-
-
-@contextmanager
-def _progress() -> Iterator[Callable[[int, int], None]]:
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]:.1f} spots/s"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task("scoring", total=None, rate=0.0)
-
-        def update(done: int, total: int) -> None:
-            bar.update(task, completed=done, total=total, rate=bar.tasks[task].speed or 0.0)
-
-        yield update
 
 
 def _summarise(report: PredictReport | DenseReport) -> None:

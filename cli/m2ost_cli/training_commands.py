@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from . import panels
 from .common import UserError, needs
+from .progress import progress
 from .values import one_of, triple
 from .values import view_mpp as view_mpp_of
 
@@ -116,7 +117,13 @@ def train(
         overrides += [f"split.{part}={names}" for part, names in read_split(split_file).to_dict().items()]
     raw = read_settings(config, overrides)
     chosen = config_from(with_recipe(raw, recipe) if recipe else raw, str(config))
-    with _progress(chosen.optim.epochs) as report:
+    with progress("training", "epochs") as update:
+
+        def report(row: Mapping[str, float]) -> None:
+            figures = f"loss {row['train_loss']:.3f}, r per gene {row['validation_r_gene_mean']:.3f}"
+            update(int(row["epoch"]), chosen.optim.epochs, figures)
+
+        update(0, chosen.optim.epochs)
         checkpoint = run(chosen, out, device=device, report=report)
     print(f"{checkpoint}: trained; `m2ost evaluate {checkpoint} --data {chosen.data.root}` says how well")
 
@@ -217,25 +224,3 @@ def ship(
     one_of("--layout", layout, ("auto", *LAYOUTS))
     for report in ship_checkpoint(checkpoint, read_sections(data, layout=layout), out, ViewCache(cache)):
         print(f"{out}: {report.section}, r per gene {report.scores['r_gene_mean']:.3f} over {report.spots} spots")
-
-
-class _progress:
-    """A progress bar over epochs, with the figures of the last."""
-
-    def __init__(self, epochs: int) -> None:
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        self._bar = Progress(*columns)
-        self._task = self._bar.add_task("training", total=epochs)
-
-    def __enter__(self) -> Any:
-        self._bar.start()
-        return self._report
-
-    def __exit__(self, *exc: object) -> None:
-        self._bar.stop()
-
-    def _report(self, row: Mapping[str, float]) -> None:
-        figures = f"loss {row['train_loss']:.3f}, r per gene {row['validation_r_gene_mean']:.3f}"
-        self._bar.update(self._task, completed=int(row["epoch"]), description=figures)
