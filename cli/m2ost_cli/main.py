@@ -16,7 +16,8 @@ from .archive_commands import rescore, status
 from .bench_commands import bench
 from .doctor_command import doctor
 from .domains_command import domains
-from .model_commands import convert, info, init
+from .info_command import info
+from .model_commands import convert, init
 from .release_commands import build_engine, export, export_istar, fetch
 from .report_command import report
 from .serving_commands import predict, serve

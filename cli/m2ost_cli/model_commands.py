@@ -1,4 +1,4 @@
-"""Commands on checkpoints: ``init``, ``convert``, ``info``."""
+"""Commands that make checkpoints: ``init`` and ``convert``."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from .values import one_of, triple
 
 if TYPE_CHECKING:
     from m2ost.architecture import Architecture
-    from m2ost.complexity import Complexity
     from m2ost.systems.system import System
 
 CHANNEL_ORDERS = ("RGB", "BGR")
@@ -206,40 +205,3 @@ def _view_mpp(system: System, config: Architecture, mpp: float | None, spot_um: 
     if mpp is not None or not isinstance(config, DeepSpaceConfig):
         raise UserError(f"--spot-um is DeepSpaCE's, and stands for --mpp; of {system.title} give --mpp alone")
     return view_mpp(spot_um, config.image_px)
-
-
-def info(
-    checkpoint: Annotated[Path | None, typer.Argument(help="A checkpoint; by default the paper's model.")] = None,
-) -> None:
-    """Print parameters and floating-point operations beside published figures."""
-    with needs("export"):
-        from m2ost.checkpoint import load
-        from m2ost.complexity import PAPER, count, joint_attention
-        from m2ost.config import M2OSTConfig
-        from m2ost.systems.registry import SYSTEMS
-    config = load(checkpoint)[1].architecture if checkpoint else M2OSTConfig()
-    print(f"{'':36}{'parameters':>12}{'GFLOP a spot':>14}")
-    if not isinstance(config, M2OSTConfig) or config.without:
-        for row in (count(config), count(M2OSTConfig())):
-            print(_row(row))
-        return
-    ours, joint = count(config), joint_attention(config)
-    others = [count(system.config()) for system in SYSTEMS.values() if system.config is not M2OSTConfig]
-    for row in (ours, joint, PAPER, *others):
-        print(_row(row))
-    more = 100 * (ours.flop / joint.flop - 1)
-    print(
-        f"\nDecoupling intra- from cross-level mixing costs {more:+.0f} % against joint attention: both look at the\n"
-        "same pairs of tokens, so it saves no attention; it projects every token twice, with weights for each level."
-    )
-
-
-def _row(row: Complexity) -> str:
-    parameters = f"{row.parameters:,}" if row.parameters else "–"
-    return f"{row.name:36}{parameters:>12}{row.flop / 1e9:>14.3f}  {row.note}"
-
-
-def register(app: typer.Typer) -> None:
-    """Add the commands to ``app``."""
-    for command in (init, convert, info):
-        app.command()(command)
