@@ -19,8 +19,8 @@ from m2ost_preprocess.slides.spots import Spots, grid, read_spots
 from m2ost_preprocess.tiling.views import Centers, spatial_order
 
 from ..errors import InputError
+from ..masks import read_mask
 from ..options import DEFAULT_PITCH_UM, view_scale
-from .masks import read_mask
 from .score import SpotRange
 from .slide_list import SlideRow
 
