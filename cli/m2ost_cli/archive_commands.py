@@ -36,6 +36,7 @@ from .serving_commands import (
     BatchRows,
     CheckpointToServe,
     GeoJson,
+    Pyramid,
     ReleaseToServe,
     ServerLog,
     SpatialData,
@@ -95,6 +96,7 @@ def rescore(
         ),
     ] = False,
     view_mpp: ViewMpp = None,
+    pyramid: Pyramid = False,
     reader: Reader = None,
     follow_links: Annotated[
         bool,
@@ -212,7 +214,7 @@ def rescore(
         raise UserError("an archive is scored on one engine, whatever machine goes on with it; name its --profile")
     credentials = client_credentials(tls_ca, tls_cert, tls_key, token_file, elsewhere=bool(server))
     use_reader(reader, reads_here=not server or send_pixels)
-    settings = Settings(pitch_um=pitch_um, view_mpp=view_mpp_of(view_mpp))
+    settings = Settings(pitch_um=pitch_um, view_mpp=view_mpp_of(view_mpp), pyramid=pyramid)
     patience = Patience(timeout_s=storage_timeout_s)
     names_on_server = bool(server) and not send_pixels
     slides = read_slides(manifest, names_on_server=names_on_server, follow_links=follow_links, patience=patience)

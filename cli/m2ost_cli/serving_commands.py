@@ -304,6 +304,13 @@ def predict(
             rich_help_panel=panels.SPOTS,
         ),
     ] = None,
+    mask: Annotated[
+        Path | None,
+        typer.Option(
+            help="Image over the whole slide, PNG or TIFF. The grid then covers what is not black in it.",
+            rich_help_panel=panels.SPOTS,
+        ),
+    ] = None,
     pitch_um: Annotated[
         float,
         typer.Option(
@@ -416,11 +423,13 @@ def predict(
     use_reader(reader, reads_here=server is None or send_pixels)
     if dense is None and (everywhere or gene or tolerance is not None):
         raise UserError("--everywhere, --gene and --tolerance are for a dense map; give --dense 16px")
-    if dense is not None and (spots or genes or send_pixels):
+    if dense is not None and (spots or mask or genes or send_pixels):
         raise UserError(
             "--dense sets its own positions, draws no maps and sends no pixels; "
-            "leave --spots, --map and --send-pixels out"
+            "leave --spots, --mask, --map and --send-pixels out"
         )
+    if spots is not None and mask is not None:
+        raise UserError("--mask is for a grid, and --spots sets its own positions; give one of them")
     cells: DenseOptions | None = None
     if dense is not None:
         with needs("client"):
@@ -470,6 +479,7 @@ def predict(
             out=out,
             source=slide,
             spots_file=spots,
+            mask=mask,
             pitch_um=pitch_um,
             region=area,
             mpp=mpp,

@@ -5,6 +5,7 @@ import functools
 import http.server
 import multiprocessing
 import os
+import re
 import shutil
 import threading
 from contextlib import ExitStack, suppress
@@ -205,7 +206,7 @@ def test_what_cannot_be_fetched_is_named(served, tmp_path):
     for location, words in (
         (f"{url}/absent.svs", "absent.svs: cannot be fetched: FileNotFoundError"),
         ("http://127.0.0.1:9/a.svs", "cannot be fetched"),
-        ("nowhere://a.svs", install_command("archive")),
+        ("nowhere://a.svs", re.escape(install_command("archive"))),
     ):
         with pytest.raises(InputError, match=words):
             stage(staging, location)
