@@ -63,8 +63,8 @@ def _papers_facts() -> tuple[dict[str, Any], Architecture]:
 
 
 def _cost(architecture: Architecture) -> dict[str, Any]:
-    from m2ost.complexity import count
-
+    with needs("export"):
+        from m2ost.complexity import count
     cost = count(architecture)
     return {"parameters": cost.parameters, "flop_per_spot": cost.flop}
 

@@ -234,7 +234,7 @@ def test_bad_slides_and_spots_are_errors_that_say_what_to_do(
         (("wsi/CMU-1-Small-Region.svs", *server, "--spots", bad_spots), "line 2"),
         (("wsi/CMU-1-Small-Region.svs", *server, "--spots", tmp_path / "absent.csv"), "cannot read"),
         (("wsi/CMU-1-Small-Region.svs", *server, "--map", "TP53"), "gene 'TP53' is not in the panel"),
-        (("wsi/CMU-1-Small-Region.svs", *server, "--view-mpp", 0), "--view-mpp must lie in 0.0311875 to 3.992"),
+        (("wsi/CMU-1-Small-Region.svs", *server, "--view-mpp", 100), "--view-mpp must lie in 0.0311875 to 3.992"),
         (("wsi/CMU-1-Small-Region.svs", *server, "--view-mpp", "nan"), "--view-mpp must lie in"),
         (("wsi/CMU-1-Small-Region.svs", *server, "--view-mpp", 1000), "--view-mpp must lie in"),
         (("wsi/CMU-1-Small-Region.svs", *server, "--batch-rows", 300), "batch_rows must be"),
