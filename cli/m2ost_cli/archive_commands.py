@@ -6,6 +6,7 @@ import asyncio
 import json
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from . import panels
 from .common import (
     Reader,
     StorageTimeout,
@@ -28,7 +30,22 @@ from .common import (
     traced_command,
     use_reader,
 )
-from .serving_commands import MODEL_NEEDS_SERVER, SERVER_IS_THERE, embedded
+from .numeric import not_negative, positive
+from .progress import progress
+from .serving_commands import (
+    MODEL_NEEDS_SERVER,
+    SERVER_IS_THERE,
+    BatchRows,
+    CheckpointToServe,
+    GeoJson,
+    Pyramid,
+    ReleaseToServe,
+    ServerLog,
+    SpatialData,
+    ViewMpp,
+    embedded,
+)
+from .values import view_mpp as view_mpp_of
 
 if TYPE_CHECKING:
     from m2ost_client.archive import ArchiveReport, Progress, Rescore
@@ -42,85 +59,152 @@ def rescore(
     manifest: Annotated[
         str,
         typer.Argument(
-            help="A .csv, .tsv or .parquet with slide_id and path; a folder; a slide; or a pattern, in quotes."
+            help="Table with slide_id and path (.csv, .tsv or .parquet); a folder; a slide; or a pattern in quotes."
         ),
     ],
-    out: Annotated[Path, typer.Option("--out", help="The archive's folder: results, state, table and summary.")],
+    out: Annotated[
+        Path,
+        typer.Option(
+            "--out",
+            "-o",
+            help="The archive's folder, for results, state, table and summary.",
+            rich_help_panel=panels.OUTPUT,
+        ),
+    ],
+    genes: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--map",
+            help="Draw a map of this gene, and the overview, for each slide; repeatable.",
+            rich_help_panel=panels.OUTPUT,
+        ),
+    ] = None,
+    geojson: GeoJson = False,
+    spatialdata: SpatialData = False,
+    report: Annotated[
+        bool,
+        typer.Option(
+            "--report",
+            help="Write a page in one file (.report.html) for each slide too, and an index.html.",
+            rich_help_panel=panels.OUTPUT,
+        ),
+    ] = False,
+    rescore_changed: Annotated[
+        bool,
+        typer.Option(
+            "--rescore-changed",
+            help="Score again what was scored from other content, another release or other settings.",
+            rich_help_panel=panels.OUTPUT,
+        ),
+    ] = False,
+    view_mpp: ViewMpp = None,
+    pyramid: Pyramid = False,
+    reader: Reader = None,
+    follow_links: Annotated[
+        bool,
+        typer.Option(
+            "--follow-links",
+            help="Search linked folders of a folder too. Linked files are found without it.",
+            rich_help_panel=panels.SLIDE,
+        ),
+    ] = False,
+    pitch_um: Annotated[
+        float,
+        typer.Option(
+            parser=positive,
+            metavar="UM",
+            help="Pitch of the grid in µm, for slides whose row of the table gives none.",
+            rich_help_panel=panels.SPOTS,
+        ),
+    ] = 100.0,
     server: Annotated[
         list[str] | None,
         typer.Option(
             "--server",
-            help="host:port of a server, or dns:///name:port; repeatable. Without it one runs for this archive.",
+            help="host:port of a running server, or dns:///name:port; repeatable. By default one runs here.",
+            rich_help_panel=panels.SERVER,
         ),
     ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="With --server: name of the release, if those servers have several.", rich_help_panel=panels.SERVER
+        ),
+    ] = None,
+    send_pixels: Annotated[
+        bool,
+        typer.Option(
+            "--send-pixels",
+            help="With --server: read the slides here and send their views.",
+            rich_help_panel=panels.SERVER,
+        ),
+    ] = False,
+    ray: Annotated[
+        str | None,
+        typer.Option(
+            "--ray",
+            help="With --server: score on the Ray cluster at this address. Its resource 'triton' limits the tasks.",
+            rich_help_panel=panels.SERVER,
+        ),
+    ] = None,
+    batch_rows: BatchRows = 32,
+    window: Annotated[
+        int, typer.Option(min=1, help="Most requests in flight at each server.", rich_help_panel=panels.SERVER)
+    ] = 2,
+    spots_in_flight: Annotated[
+        int,
+        typer.Option(
+            min=1, help="Work on so many slides at once that they have this many spots.", rich_help_panel=panels.SERVER
+        ),
+    ] = 4096,
+    retry_for_s: Annotated[
+        float,
+        typer.Option(
+            parser=not_negative,
+            metavar="SECONDS",
+            help="How long to wait while no server answers, in seconds.",
+            rich_help_panel=panels.SERVER,
+        ),
+    ] = 300.0,
     tls_ca: TlsCa = None,
     tls_cert: TlsCert = None,
     tls_key: TlsKey = None,
     token_file: TokenFile = None,
-    model: Annotated[
-        str | None, typer.Option(help="With --server: the release's name, where the servers have several.")
-    ] = None,
-    release: Annotated[
-        Path | None, typer.Option(help="Release for the embedded server; by default that of the shipped checkpoint.")
-    ] = None,
-    checkpoint: Annotated[Path | None, typer.Option(help="Checkpoint to export for the embedded server.")] = None,
-    profile: Annotated[str | None, typer.Option(help="The embedded server's profile; by default cpu.")] = None,
-    pitch_um: Annotated[
-        float, typer.Option(help="Pitch of the grid in µm, where a slide has none of its own.")
-    ] = 100.0,
-    view_mpp: Annotated[
+    release: ReleaseToServe = None,
+    checkpoint: CheckpointToServe = None,
+    profile: Annotated[
         str | None,
-        typer.Option(help="Cut views at this µm/px, or 'model'; by default at the slide's own pixels."),
+        typer.Option(help="Profile of the embedded server, by default cpu.", rich_help_panel=panels.ENGINE),
     ] = None,
-    genes: Annotated[
-        list[str] | None, typer.Option("--map", help="Draw the overview and a map of this gene; repeatable.")
-    ] = None,
-    geojson: Annotated[
-        bool, typer.Option("--geojson", help="Also a .geojson of each slide scored now, for QuPath.")
-    ] = False,
-    spatialdata: Annotated[bool, typer.Option("--spatialdata", help="Also a SpatialData folder (.zarr).")] = False,
-    report: Annotated[
-        bool, typer.Option("--report", help="Also a page in one file (.report.html), and an index.html over all.")
-    ] = False,
-    send_pixels: Annotated[
-        bool, typer.Option("--send-pixels", help="With --server: read the slides here and send their views.")
-    ] = False,
-    ray: Annotated[
-        str | None,
-        typer.Option("--ray", help="Score on the Ray cluster at this address, as many tasks as its 'triton' resource."),
-    ] = None,
-    follow_links: Annotated[
-        bool, typer.Option("--follow-links", help="Search linked folders of a folder too; linked files always count.")
-    ] = False,
-    rescore_changed: Annotated[
-        bool, typer.Option("--rescore-changed", help="Make anew what was made from other content, release or settings.")
-    ] = False,
+    server_log: ServerLog = None,
     trace_otlp: TraceOtlp = None,
-    reader: Reader = None,
-    batch_rows: Annotated[int, typer.Option(help="Spots a request.")] = 32,
-    window: Annotated[int, typer.Option(min=1, help="Most requests in flight at each server.")] = 2,
-    spots_in_flight: Annotated[
-        int, typer.Option(min=1, help="Slides are taken up until they have so many spots.")
-    ] = 4096,
-    retry_for_s: Annotated[float, typer.Option(help="How long to wait while no server is well, in seconds.")] = 300.0,
     cache: Annotated[
         Path | None,
-        typer.Option(help="Folder for copies of remote slides; runs may share it; by default OUT/cache."),
+        typer.Option(
+            help="Folder for copies of remote slides, which runs may share. By default OUT/cache.",
+            rich_help_panel=panels.STORAGE,
+        ),
     ] = None,
-    cache_gib: Annotated[float, typer.Option(help="Most GiB of this run's copies at a time.")] = 32.0,
+    cache_gib: Annotated[
+        float,
+        typer.Option(
+            parser=positive,
+            metavar="GIB",
+            help="Most GiB of copies that this run keeps at a time.",
+            rich_help_panel=panels.STORAGE,
+        ),
+    ] = 32.0,
     storage_timeout_s: StorageTimeout = 60.0,
-    server_log: Annotated[Path | None, typer.Option(help="Write the embedded server's JSON log here.")] = None,
 ) -> None:
-    """Score an archive of slides; the same command goes on where an earlier run ended, whatever ended it.
+    """Predict all slides of an archive. After any end, the same command goes on where the last run stopped.
 
-    Ctrl-C once finishes what is under way and keeps it; twice stops at once.
+    Ctrl-C once finishes the slides under way and keeps them; Ctrl-C twice stops at once.
     """
     with needs("client"):
         from m2ost_client.archive import Patience, RescoreOptions, Servers, Settings, read_slides
         from m2ost_client.archive import rescore as score
         from m2ost_client.exports import Exports
         from m2ost_client.server.doctor import AUTO
-        from m2ost_client.stream import StreamOptions
     if send_pixels and not server:
         raise UserError("--send-pixels is for a server elsewhere; give --server ADDRESS")
     if model and not server:
@@ -133,11 +217,7 @@ def rescore(
         raise UserError("an archive is scored on one engine, whatever machine goes on with it; name its --profile")
     credentials = client_credentials(tls_ca, tls_cert, tls_key, token_file, elsewhere=bool(server))
     use_reader(reader, reads_here=not server or send_pixels)
-    try:
-        StreamOptions(batch_rows=batch_rows)
-        settings = Settings(pitch_um=pitch_um, view_mpp=view_mpp if view_mpp in (None, "model") else float(view_mpp))
-    except ValueError as error:
-        raise UserError(str(error)) from error
+    settings = Settings(pitch_um=pitch_um, view_mpp=view_mpp_of(view_mpp), pyramid=pyramid)
     patience = Patience(timeout_s=storage_timeout_s)
     names_on_server = bool(server) and not send_pixels
     slides = read_slides(manifest, names_on_server=names_on_server, follow_links=follow_links, patience=patience)
@@ -217,25 +297,16 @@ def _heed_signals(run: Rescore) -> Iterator[None]:
 
 @contextmanager
 def _progress(n_slides: int) -> Iterator[Callable[[Progress], None]]:
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
-    from rich.progress import Progress as Bar
+    began = time.monotonic()
+    with progress("slides", "slides") as update:
+        update(0, n_slides)
 
-    columns = (
-        TextColumn("slides"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[spots]:,} spots, {task.fields[rate]:.1f} spots/s"),
-    )
-    with Bar(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task("slides", total=n_slides, spots=0, rate=0.0)
+        def on_progress(found: Progress) -> None:
+            seconds = time.monotonic() - began
+            rate = found.spots / seconds if seconds else 0.0
+            update(found.slides, n_slides, f"{found.spots:,} spots, {rate:.1f} spots/s")
 
-        def update(progress: Progress) -> None:
-            seconds = bar.tasks[task].elapsed or 0.0
-            rate = progress.spots / seconds if seconds else 0.0
-            bar.update(task, completed=progress.slides, spots=progress.spots, rate=rate)
-
-        yield update
+        yield on_progress
 
 
 def _print_report(report: ArchiveReport, out: Path) -> None:
@@ -280,10 +351,13 @@ def _print_left_out(files: list[dict[str, Any]], where: str) -> None:
 
 
 def status(
-    out: Annotated[Path, typer.Argument(help="An archive's folder.")],
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    out: Annotated[Path, typer.Argument(help="The archive's folder, as --out of `m2ost rescore`.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for a program.")] = False,
 ) -> None:
-    """How far an archive is: slides by state, spots, what failed and what was left out. Works beside a run."""
+    """Show how far an archive is: slides by state, spots, failures, and files left out.
+
+    It may be called while a run is under way.
+    """
     with needs("client"):
         from m2ost_client.archive import read_status
     found = read_status(out)
@@ -310,9 +384,3 @@ def status(
     if len(found.problems) > _SHOWN:
         print(f"  … {len(found.problems) - _SHOWN} more with --json")
     _print_left_out(found.left_out, "told with --json")
-
-
-def register(app: typer.Typer) -> None:
-    """Add the commands to ``app``."""
-    for command in (rescore, status):
-        app.command()(command)

@@ -3,31 +3,79 @@
 from __future__ import annotations
 
 import os
-import re
 import sys
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext, suppress
+from functools import wraps
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from m2ost_contract import MAX_ROWS
 
+from . import panels
 from .common import TlsCa, TlsCert, TlsKey, TokenFile, UserError, cache_folder, client_credentials, needs, read_genes
+from .numeric import positive
+from .progress import working
+from .values import named_files, names, one_of, size_bytes
 
-bench = typer.Typer(help="Measure a served release: ratios of one run.", no_args_is_help=True)
+bench = typer.Typer(no_args_is_help=True)
+
+SPEED = "Speed of what is served"
+MAPS = "Dense maps and iStar"
+ARCHIVES = "Archives"
+TRUTH = "Truth on data sets"
+MACHINE = "Machine"
 
 EXIT_UNFAIR = 3
-_SIZE = re.compile(r"([0-9]*\.?[0-9]+) *(MiB|GiB)")
 
-Release = Annotated[Path, typer.Argument(help="A release, as `m2ost export` writes it.")]
-Slide = Annotated[Path, typer.Argument(help="A slide file.")]
-Out = Annotated[Path, typer.Option("--out", help="Folder for what was found, as JSON and in words.")]
-Checkpoint = Annotated[
-    Path | None, typer.Option(help="What the release was exported from; by default the checkpoint that ships.")
+Release = Annotated[Path, typer.Argument(help="Release folder, as `m2ost export` writes it.")]
+Slide = Annotated[Path, typer.Argument(help="Slide file.")]
+Out = Annotated[
+    Path,
+    typer.Option("--out", "-o", help="Folder for the report, as JSON and as text.", rich_help_panel=panels.OUTPUT),
 ]
-Mpp = Annotated[float | None, typer.Option(help="µm/px of the slide, in place of what the file says.")]
-PitchUm = Annotated[float, typer.Option(help="Pitch of the grid of spots in µm.")]
-Rounds = Annotated[int, typer.Option(min=1, help="Rounds; in each, everything that is compared runs once.")]
-SpotFile = Annotated[Path | None, typer.Option(help="Spot file, as for predict; by default a grid.")]
+Checkpoint = Annotated[
+    Path | None,
+    typer.Option(help="Checkpoint that the release was exported from. By default the one that ships."),
+]
+Mpp = Annotated[
+    float | None,
+    typer.Option(
+        parser=positive,
+        metavar="UM",
+        help="µm/px of the slide, in place of what the file says.",
+        rich_help_panel=panels.SLIDE,
+    ),
+]
+PitchUm = Annotated[
+    float,
+    typer.Option(parser=positive, metavar="UM", help="Pitch of the grid of spots in µm.", rich_help_panel=panels.SPOTS),
+]
+Rounds = Annotated[int, typer.Option(min=1, help="Number of rounds. Each round runs everything that is compared once.")]
+SpotFile = Annotated[
+    Path | None,
+    typer.Option(
+        help="Spot file, in a form that `m2ost predict --spots` takes. By default a grid.", rich_help_panel=panels.SPOTS
+    ),
+]
+BatchRows = Annotated[int, typer.Option(min=1, max=MAX_ROWS, help="Spots in a request.")]
+Window = Annotated[int | None, typer.Option(min=1, help="Requests in flight. By default as in `m2ost predict`.")]
+
+
+def _measurement(heading: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Make a function a command of ``bench`` that shows how far it is."""
+
+    def register(function: Callable[..., None]) -> Callable[..., None]:
+        @wraps(function)
+        def run(**given: Any) -> None:
+            with working(function.__name__.replace("_", "-"), "runs"):
+                function(**given)
+
+        bench.command(rich_help_panel=heading)(run)
+        return function
+
+    return register
 
 
 def _say(words: str) -> None:
@@ -52,34 +100,61 @@ def _checkpoint(given: Path | None) -> AbstractContextManager[Path]:
     return nullcontext(given) if given else shipped_checkpoint()
 
 
-@bench.command()
+@_measurement(MAPS)
 def istar(
     release: Release,
     slide: Slide,
     out: Out,
     istar: Annotated[
-        Path | None, typer.Option(help="iStar, as `m2ost export-istar` writes it; by default with random weights.")
+        Path | None,
+        typer.Option(
+            help="iStar, as `m2ost export-istar` writes it. By default it has random weights.",
+            rich_help_panel=panels.COMPARED,
+        ),
     ] = None,
-    memory_cap: Annotated[str, typer.Option(help="Most memory of a system and its decoder, in MiB or GiB.")] = "2GiB",
+    memory_cap: Annotated[
+        str,
+        typer.Option(
+            metavar="SIZE",
+            help="Most memory of a system with its decoder, such as 512MiB or 4GiB.",
+            rich_help_panel=panels.COMPARED,
+        ),
+    ] = "2GiB",
     variant: Annotated[
-        list[str], typer.Option(help="stock, no_shift or tissue; may be repeated. By default all.")
+        list[str],
+        typer.Option(
+            help="Variant of iStar: stock, no_shift or tissue; repeatable. By default all.",
+            rich_help_panel=panels.COMPARED,
+        ),
     ] = [],
     spots: SpotFile = None,
     pitch_um: PitchUm = 100.0,
-    spot_diameter_um: Annotated[float, typer.Option(help="Diameter of a spot in µm.")] = 100.0,
+    spot_diameter_um: Annotated[
+        float,
+        typer.Option(parser=positive, metavar="UM", help="Diameter of a spot in µm.", rich_help_panel=panels.SPOTS),
+    ] = 100.0,
     mpp: Mpp = None,
     rounds: Rounds = 3,
     sample_batches: Annotated[
-        int, typer.Option(help="Mini-batches of iStar to run a round, scaled to the slide; 0 runs all.")
+        int,
+        typer.Option(
+            min=0, help="Mini-batches of iStar that a round runs; the time is scaled to the slide. 0 runs all of them."
+        ),
     ] = 1,
-    served: Annotated[bool, typer.Option(help="Also through one Triton.")] = True,
-    device: Annotated[str, typer.Option(help="cpu or cuda; on a GPU the cap is its allocator's.")] = "cpu",
+    served: Annotated[bool, typer.Option(help="Compare both as one Triton serves them, too.")] = True,
+    device: Annotated[str, typer.Option(help="cpu or cuda. On a GPU the cap holds for its allocator.")] = "cpu",
     refined: Annotated[
         Path | None,
-        typer.Option(help="Ratios of maps with a tolerance too, from what `m2ost bench dense` wrote (JSON)."),
+        typer.Option(
+            help="JSON that `m2ost bench dense` wrote. The report then has the ratios of maps with a tolerance too.",
+            rich_help_panel=panels.COMPARED,
+        ),
     ] = None,
 ) -> None:
-    """Compare M2OST with iStar on a slide, interleaved, under one memory cap; exit 3 if the comparison is not fair."""
+    """Compare M2OST with iStar on a slide, in turns, under one memory cap.
+
+    Exit status 3: the comparison is not fair.
+    """
     with needs("loadtest"), needs("export"):
         from m2ost.complexity import count
         from m2ost.systems.registry import from_dict
@@ -89,13 +164,17 @@ def istar(
         from m2ost_bench.istar.speedups import with_tolerances
         from m2ost_contract import Manifest
         from m2ost_istar.geometry import VARIANTS
+    for one in variant:
+        one_of("--variant", one, VARIANTS)
+    one_of("--device", device, ("cpu", "cuda"))
+    cap_bytes = size_bytes("--memory-cap", memory_cap)
     maps = read_maps(refined) if refined else None
     options = ComparisonOptions(
         slide=slide,
         release=release,
         istar=istar or _random_istar(),
         flop_per_spot=count(from_dict(Manifest.read(release).architecture)).flop,
-        memory_cap_bytes=_bytes(memory_cap),
+        memory_cap_bytes=cap_bytes,
         spots_file=spots,
         pitch_um=pitch_um,
         spot_diameter_um=spot_diameter_um,
@@ -114,13 +193,6 @@ def istar(
         raise typer.Exit(EXIT_UNFAIR)
 
 
-def _bytes(size: str) -> int:
-    found = _SIZE.fullmatch(size)
-    if found is None:
-        raise UserError(f"--memory-cap {size}: give a size such as 512MiB or 4GiB")
-    return int(float(found[1]) * (1 << (20 if found[2] == "MiB" else 30)))
-
-
 def _random_istar() -> Path:
     """iStar with random weights, exported into the user's cache the first time it is asked for."""
     from m2ost_istar.export import TEMPLATES, build_istar
@@ -137,43 +209,78 @@ def _random_istar() -> Path:
     return folder
 
 
-@bench.command()
+@_measurement(SPEED)
 def gate(
     release: Release,
     slide: Slide,
     out: Out,
     thresholds: Annotated[
-        Path | None, typer.Option(help="What to let pass (YAML); by default the limits that ship.")
+        Path | None,
+        typer.Option(
+            help="Thresholds (YAML). By default those that ship with this package.", rich_help_panel=panels.COMPARED
+        ),
     ] = None,
     server: Annotated[
-        str | None, typer.Option(help="host:port of a running server; without it one runs for this.")
+        str | None,
+        typer.Option(
+            help="host:port of a running server. By default one runs for this command.", rich_help_panel=panels.SERVER
+        ),
     ] = None,
     tls_ca: TlsCa = None,
     tls_cert: TlsCert = None,
     tls_key: TlsKey = None,
     token_file: TokenFile = None,
     served_as: Annotated[
-        str | None, typer.Option(help="With --server: the slide's name there, root/relative/path.")
+        str | None,
+        typer.Option(help="With --server: the slide's name there, root/relative/path.", rich_help_panel=panels.SERVER),
     ] = None,
-    metrics_url: Annotated[str, typer.Option(help="With --server: address of its metrics.")] = "",
+    metrics_url: Annotated[
+        str, typer.Option(help="With --server: URL of its metrics.", rich_help_panel=panels.SERVER)
+    ] = "",
     speedups: Annotated[
-        Path | None, typer.Option(help="Speed-ups over iStar, as `m2ost bench istar` writes them (JSON).")
+        Path | None,
+        typer.Option(
+            help="JSON that `m2ost bench istar` wrote, with the speed-ups over iStar.", rich_help_panel=panels.COMPARED
+        ),
     ] = None,
     baseline: Annotated[
-        Path | None, typer.Option(help="Compare absolute figures with this baseline, if it is of this machine.")
+        Path | None,
+        typer.Option(
+            help="Compare absolute figures with this baseline, if it was measured on this machine.",
+            rich_help_panel=panels.COMPARED,
+        ),
     ] = None,
     write_baseline: Annotated[
         Path | None,
-        typer.Option(help="Write this run's absolute figures here, unless it failed or missed a threshold."),
+        typer.Option(
+            help="Write this run's absolute figures to this file, unless it failed or missed a threshold.",
+            rich_help_panel=panels.OUTPUT,
+        ),
     ] = None,
     pitch_um: PitchUm = 100.0,
     mpp: Mpp = None,
     rounds: Rounds = 5,
-    users: Annotated[int, typer.Option(help="Users of the closed load.")] = 8,
-    spots: Annotated[int, typer.Option(help="Spots a request of the closed load.")] = 8,
-    load_s: Annotated[float, typer.Option(help="Length of the closed load in seconds.")] = 15.0,
+    users: Annotated[
+        int, typer.Option(min=1, help="Number of users of the closed load.", rich_help_panel=panels.LOAD)
+    ] = 8,
+    spots: Annotated[
+        int,
+        typer.Option(min=1, max=MAX_ROWS, help="Spots in a request of the closed load.", rich_help_panel=panels.LOAD),
+    ] = 8,
+    load_s: Annotated[
+        float,
+        typer.Option(
+            parser=positive,
+            metavar="SECONDS",
+            help="Length of the closed load in seconds.",
+            rich_help_panel=panels.LOAD,
+        ),
+    ] = 15.0,
 ) -> None:
-    """Exit 0 if a release is served as fast as the thresholds ask; 1 failures, 3 one missed, 4 no baseline."""
+    """Check that a release is served as fast as the thresholds ask, for CI.
+
+    Exit status: 0 it is; 1 requests failed; 3 a threshold was missed; 4 there is no baseline to compare with.
+    """
     with needs("loadtest"):
         from m2ost_loadtests.gate.measure import GateOptions, Target, measure, read_speedups
         from m2ost_loadtests.gate.report import write_results
@@ -227,7 +334,7 @@ def gate(
         raise typer.Exit(int(status))
 
 
-@bench.command()
+@_measurement(SPEED)
 def served(
     release: Release,
     slide: Slide,
@@ -235,11 +342,13 @@ def served(
     checkpoint: Checkpoint = None,
     pitch_um: PitchUm = 50.0,
     rounds: Rounds = 5,
-    batch_rows: Annotated[int | None, typer.Option(min=1, help="Spots a request; by default the client's.")] = None,
-    window: Annotated[int | None, typer.Option(min=1, help="Requests in flight; by default the client's.")] = None,
-    profile: Annotated[str, typer.Option(help="What is served, by an engine on the CPU.")] = "cpu",
+    batch_rows: BatchRows = 32,
+    window: Window = None,
+    profile: Annotated[
+        str, typer.Option(help="Profile that is served, one of an engine on the CPU.", rich_help_panel=panels.ENGINE)
+    ] = "cpu",
 ) -> None:
-    """Compare the served ensemble with a bare ONNX Runtime session and with the authors' way."""
+    """Compare the served release with a bare ONNX Runtime session and with the authors' code."""
     with needs("loadtest"), needs("export"):
         from m2ost_bench.served.served_vs_bare import measure, to_markdown
     stream = _stream(batch_rows, window)
@@ -257,37 +366,53 @@ def _stream(batch_rows: int | None, window: int | None) -> Any:
     return StreamOptions(batch_rows=batch_rows or default.batch_rows, window=window or default.window)
 
 
-@bench.command()
+@_measurement(SPEED)
 def soak(
     release: Release,
     slide: Slide,
     out: Out,
-    spots: Annotated[int, typer.Option(min=20, help="Spots to stream; they are drawn by chance.")] = 50_000,
-    window: Annotated[int | None, typer.Option(min=1, help="Requests in flight; by default the client's.")] = None,
+    spots: Annotated[int, typer.Option(min=20, help="Number of spots to stream. They are drawn by chance.")] = 50_000,
+    window: Window = None,
 ) -> None:
-    """Watch the memory of client and server while spots stream; use a narrow release of depth 1."""
+    """Watch the memory of client and server while many spots are scored.
+
+    Use a narrow release of depth 1, so that it takes minutes and not days.
+    """
     with needs("loadtest"):
         from m2ost_bench.served.soak import measure, to_markdown
     report = measure(release, slide, spots, stream=_stream(None, window))
     _write(report, to_markdown(report), out, "soak")
 
 
-@bench.command()
+@_measurement(SPEED)
 def engines(
-    release: Annotated[Path, typer.Argument(help="A release in float32.")],
+    release: Annotated[Path, typer.Argument(help="Release folder, in float32.")],
     slide: Slide,
     out: Out,
     checkpoint: Checkpoint = None,
     spots: SpotFile = None,
-    most_spots: Annotated[int, typer.Option(min=2, help="Most spots that truth is judged on.")] = 64,
+    most_spots: Annotated[int, typer.Option(min=2, help="Most spots that r per gene is measured on.")] = 64,
     threads: Annotated[
-        list[int], typer.Option(min=1, help="Threads; may be repeated. By default one, and all cores.")
+        list[int],
+        typer.Option(
+            min=1,
+            help="Number of threads; repeatable. By default one, and one for each core.",
+            rich_help_panel=panels.COMPARED,
+        ),
     ] = [],
-    batch: Annotated[list[int], typer.Option(min=1, help="Rows of a batch; may be repeated.")] = [1, 16, 32],
+    batch: Annotated[
+        list[int],
+        typer.Option(min=1, max=MAX_ROWS, help="Rows of a batch; repeatable.", rich_help_panel=panels.COMPARED),
+    ] = [1, 16, 32],
     rounds: Rounds = 7,
-    only: Annotated[list[str], typer.Option(help="Only these engines, beside the two compared with.")] = [],
+    only: Annotated[
+        list[str],
+        typer.Option(
+            help="Measure only this engine beside the two references; repeatable.", rich_help_panel=panels.COMPARED
+        ),
+    ] = [],
 ) -> None:
-    """Compare engines on this CPU: speed as ratios, interleaved, and r per gene on real spots."""
+    """Compare engines on this CPU, in turns: their speed as ratios, and r per gene on real spots."""
     with needs("loadtest"), needs("export"):
         from m2ost_bench.engines.speed import EngineSpeedOptions, measure, to_markdown
     with _checkpoint(checkpoint) as source:
@@ -306,29 +431,56 @@ def engines(
     _write(report, to_markdown(report), out, "engines")
 
 
-@bench.command()
+@_measurement(SPEED)
 def threads(release: Release, slide: Slide, out: Out, pitch_um: PitchUm = 50.0, rounds: Rounds = 5) -> None:
-    """Compare ways to share this CPU's cores between engine and tiler."""
+    """Compare ways to share the cores of this CPU between engine and tiler."""
     with needs("loadtest"):
         from m2ost_bench.engines.threads import measure, to_markdown
     report = measure(release, slide, pitch_um=pitch_um, rounds=rounds)
     _write(report, to_markdown(report), out, "engine_threads")
 
 
-@bench.command()
+@_measurement(MAPS)
 def dense(
     release: Release,
     slide: Slide,
     out: Out,
-    region: Annotated[str | None, typer.Option(help="X,Y,W,H in level-0 pixels; by default the whole slide.")] = None,
-    pitch: Annotated[str, typer.Option("--dense", help="Pitch of the map.")] = "16px",
-    tolerance: Annotated[list[str], typer.Option(help="As of predict; may be repeated.")] = ["0.25sd", "0.5sd", "1sd"],
-    batch_rows: Annotated[int, typer.Option(min=1, help="Positions a batch.")] = 32,
+    region: Annotated[
+        str | None,
+        typer.Option(
+            metavar="X,Y,W,H",
+            help="Map only this rectangle, in level-0 pixels. By default the whole slide.",
+            rich_help_panel=panels.DENSE,
+        ),
+    ] = None,
+    pitch: Annotated[
+        str,
+        typer.Option(
+            "--dense",
+            metavar="PITCH",
+            help="Pitch of the map in level-0 pixels, such as 16px.",
+            rich_help_panel=panels.DENSE,
+        ),
+    ] = "16px",
+    tolerance: Annotated[
+        list[str],
+        typer.Option(
+            metavar="SD",
+            help="Tolerance in standard deviations, such as 0.5sd; repeatable.",
+            rich_help_panel=panels.DENSE,
+        ),
+    ] = ["0.25sd", "0.5sd", "1sd"],
+    batch_rows: BatchRows = 32,
 ) -> None:
-    """Compare dense maps with a tolerance to the exact one: predictions counted, r per gene at every place."""
+    """Compare dense maps with a tolerance to the exact map: predictions, and r per gene."""
     with needs("loadtest"), needs("export"):
         from m2ost_bench.istar.refined_map import RefinedMapOptions, measure, to_markdown
         from m2ost_client.refinement import parse_tolerance
+        from m2ost_preprocess.slides.dense_grid import parse_pitch
+        from m2ost_preprocess.slides.rectangle import Rectangle
+    parse_pitch(pitch)
+    if region is not None:
+        Rectangle.parse(region)
     options = RefinedMapOptions(
         release=release,
         slide=slide,
@@ -341,16 +493,18 @@ def dense(
     _write(report, to_markdown(report), out, "dense")
 
 
-@bench.command()
+@_measurement(SPEED)
 def tiler(
     release: Release,
-    slide: Annotated[Path, typer.Argument(help="A tiled slide that carries µm/px, best with a pyramid.")],
+    slide: Annotated[Path, typer.Argument(help="Slide file that is tiled and has µm/px, best with lower levels.")],
     out: Out,
     pitch_um: PitchUm = 100.0,
     rounds: Rounds = 5,
-    drift_spots: Annotated[int, typer.Option(min=2, help="Most spots that lower levels are judged on.")] = 128,
+    drift_spots: Annotated[
+        int, typer.Option(min=2, help="Most spots that views from lower levels are compared on.")
+    ] = 128,
 ) -> None:
-    """Compare the tiler with other libraries, and the way from file to table with its slower half."""
+    """Compare the tiler with other libraries, and a whole prediction with its slower half."""
     with needs("loadtest"):
         from m2ost_bench.tiler.measure import measure
         from m2ost_bench.tiler.report import to_markdown
@@ -358,24 +512,43 @@ def tiler(
     _write(report, to_markdown(report), out, "tiler")
 
 
-@bench.command()
+@_measurement(ARCHIVES)
 def archive(
     release: Release,
     slide: Slide,
     out: Out,
-    copies: Annotated[int, typer.Option(min=1, help="Slides of the archive: copies of the slide.")] = 20,
+    copies: Annotated[
+        int, typer.Option(min=1, help="Number of slides in the archive. Each is a copy of the slide.")
+    ] = 20,
     pitch_um: PitchUm = 100.0,
-    batch_rows: Annotated[int, typer.Option(min=1, help="Spots a request.")] = 16,
+    batch_rows: BatchRows = 16,
     rounds: Rounds = 3,
-    slides: Annotated[int, typer.Option(min=1, help="Projection: slides.")] = 100_000,
-    spots_a_slide: Annotated[int, typer.Option(min=1, help="Projection: spots of each.")] = 10_000,
-    decoders: Annotated[int, typer.Option(min=1, help="Projection: decoder processes a server.")] = 1,
+    slides: Annotated[int, typer.Option(min=1, help="Number of slides.", rich_help_panel=panels.PROJECTION)] = 100_000,
+    spots_a_slide: Annotated[
+        int, typer.Option(min=1, help="Number of spots on each slide.", rich_help_panel=panels.PROJECTION)
+    ] = 10_000,
+    decoders: Annotated[
+        int,
+        typer.Option(min=1, help="Number of decoder processes of each server.", rich_help_panel=panels.PROJECTION),
+    ] = 1,
     gpu_spots_per_s: Annotated[
-        float | None, typer.Option(help="Projection: rate of the engine on a GPU; without it the CPU's.")
+        float | None,
+        typer.Option(
+            parser=positive,
+            metavar="RATE",
+            help="Spots/s of the engine on a GPU, as you measured it. By default the rate of this CPU.",
+            rich_help_panel=panels.PROJECTION,
+        ),
     ] = None,
-    gpu_source: Annotated[str | None, typer.Option(help="Where that rate comes from; goes with it.")] = None,
+    gpu_source: Annotated[
+        str | None,
+        typer.Option(
+            help="Where that rate comes from. It is required with --gpu-spots-per-s.",
+            rich_help_panel=panels.PROJECTION,
+        ),
+    ] = None,
 ) -> None:
-    """Measure what an archive costs beside its slides, and project what a large one takes."""
+    """Measure what an archive costs beyond its single slides, and project a large archive from it."""
     with needs("loadtest"):
         from m2ost_bench.archive.projection import Archive, Server
         from m2ost_bench.archive.speed import SpeedOptions, measure
@@ -395,27 +568,35 @@ def archive(
     _write(report, to_markdown(report), out, "archive")
 
 
-@bench.command()
+@_measurement(ARCHIVES)
 def archive_soak(
     release: Release,
     slide: Slide,
     out: Out,
-    slides: Annotated[int, typer.Option(min=100, help="Slides of the archive: squares of the slide.")] = 10_000,
+    slides: Annotated[
+        int, typer.Option(min=100, help="Number of slides in the archive. Each is a square cut out of the slide.")
+    ] = 10_000,
 ) -> None:
-    """Score very many very small slides and count: each once, memory flat; use a narrow release of depth 1."""
+    """Score thousands of tiny slides, check that each is scored once, and watch the memory.
+
+    Use a narrow release of depth 1, so that it takes minutes and not days.
+    """
     with needs("loadtest"):
         from m2ost_bench.archive.soak import measure, to_markdown
     report = measure(release, slide, slides)
     _write(report, to_markdown(report), out, "archive-soak")
 
 
-@bench.command()
+@_measurement(TRUTH)
 def no_image(
-    data: Annotated[list[Path], typer.Argument(help="Folders of HER2+; together all of its sections, images or none.")],
-    panel: Annotated[Path, typer.Option(help="The genes, one a line.")],
+    data: Annotated[
+        list[Path],
+        typer.Argument(help="Folders of HER2+ that together hold all of its sections. Images are not needed."),
+    ],
+    panel: Annotated[Path, typer.Option("--panel", help="Gene panel, one name a line.")],
     out: Out,
 ) -> None:
-    """What two constants score on the authors' split of HER2+: the article's measures beside r per gene."""
+    """Measure what two constant predictions score on the authors' split of HER2+."""
     with needs("loadtest"), needs("train"):
         from m2ost.data.her2 import read_without_images
         from m2ost_bench.no_image import measure, to_markdown
@@ -423,81 +604,133 @@ def no_image(
     _write(report, to_markdown(report), out, "no-image-her2")
 
 
-@bench.command()
+@_measurement(TRUTH)
 def domains(
-    data: Annotated[Path, typer.Argument(help="HER2+ with its labels; images are not needed.")],
+    data: Annotated[Path, typer.Argument(help="Folder of HER2+ with its labels. Images are not needed.")],
     out: Out,
 ) -> None:
-    """Compare the domains that each method finds with a pathologist's labels."""
+    """Compare the domains that each method finds with the labels of a pathologist."""
     with needs("loadtest"), needs("domains"):
         from m2ost_bench.domains import measure, to_markdown
     report = measure(data, _say)
     _write(report, to_markdown(report), out, "domains-her2")
 
 
-@bench.command()
+@_measurement(TRUTH)
 def systems(
-    data: Annotated[Path, typer.Argument(help="A data set with images.")],
-    out: Annotated[Path, typer.Option("--out", help="Folder of all trainings; the same command goes on in it.")],
+    data: Annotated[Path, typer.Argument(help="Folder of a data set with images.")],
+    out: Annotated[
+        Path,
+        typer.Option(
+            "--out",
+            "-o",
+            help="Folder of all trainings. After a kill, the same command goes on in it.",
+            rich_help_panel=panels.OUTPUT,
+        ),
+    ],
     section: Annotated[
-        list[str], typer.Option(help="Section that is left out once and else trained on; at least three.")
+        list[str],
+        typer.Option(
+            help="Section that one fold leaves out and the others train on; give at least three.",
+            rich_help_panel=panels.DATA,
+        ),
     ] = ["C2", "C3", "C4", "C5"],
     patient_section: Annotated[
-        list[str], typer.Option(help="Section of a patient that is never trained on; may be repeated.")
+        list[str],
+        typer.Option(help="Section of a patient that no fold trains on; repeatable.", rich_help_panel=panels.DATA),
     ] = ["B4"],
-    systems: Annotated[str, typer.Option(help="Names with commas; by default all.")] = "",
-    folds: Annotated[str, typer.Option(help="Sections with commas, to train only the folds they are judged in.")] = "",
-    recipe: Annotated[str, typer.Option(help="common, published (each its own), or a file.")] = "common",
-    epochs: Annotated[int | None, typer.Option(min=1, help="In place of the recipe's.")] = None,
-    pretrained: Annotated[list[str], typer.Option(help="SYSTEM=FILE of weights that it starts from.")] = [],
-    take: Annotated[
-        list[str], typer.Option(help="NAME=CHECKPOINT, a row beside: judged where it has not seen the section.")
-    ] = [],
-    genes: Annotated[
-        Path | None, typer.Option("--genes", help="The panel; by default that of the checkpoint that ships.")
-    ] = None,
+    folds: Annotated[
+        str,
+        typer.Option(
+            help="Train only the folds that leave these sections out, names with commas. By default all.",
+            rich_help_panel=panels.DATA,
+        ),
+    ] = "",
     counts: Annotated[
-        Path | None, typer.Option(help="Further sections of HER2+ without images, for the same-patient mean.")
+        Path | None,
+        typer.Option(
+            help="Folder of further sections of HER2+ without images, for the mean over the same patient.",
+            rich_help_panel=panels.DATA,
+        ),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of every training.")] = 0,
+    panel_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--panel",
+            help="Gene panel, one name a line. By default that of the checkpoint that ships.",
+            rich_help_panel=panels.DATA,
+        ),
+    ] = None,
+    systems: Annotated[
+        str,
+        typer.Option(help="Systems to train, names with commas. By default all.", rich_help_panel=panels.COMPARED),
+    ] = "",
     ablations: Annotated[
-        bool, typer.Option("--ablations", help="M2OST with some levels, and without modules, in place of systems.")
+        bool,
+        typer.Option(
+            "--ablations",
+            help="Compare M2OST with some of its levels, and without modules, in place of systems.",
+            rich_help_panel=panels.COMPARED,
+        ),
+    ] = False,
+    pretrained: Annotated[
+        list[str],
+        typer.Option(
+            metavar="SYSTEM=FILE",
+            help="Weights that a system starts from; repeatable.",
+            rich_help_panel=panels.COMPARED,
+        ),
+    ] = [],
+    take: Annotated[
+        list[str],
+        typer.Option(
+            metavar="NAME=CHECKPOINT",
+            help="Compare this checkpoint too, on sections that it was not trained on; repeatable.",
+            rich_help_panel=panels.COMPARED,
+        ),
+    ] = [],
+    recipe: Annotated[str, typer.Option(help="common, published (each system's own), or a file.")] = "common",
+    epochs: Annotated[int | None, typer.Option(min=1, help="Number of epochs, in place of the recipe's.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of every training.")] = 0,
+    report_only: Annotated[
+        bool, typer.Option("--report-only", help="Train nothing, and write the table of what is there.")
     ] = False,
     speed: Annotated[
         Path | None,
-        typer.Option(help="Train nothing: serve every system on this slide and time them in turn, for the table."),
+        typer.Option(help="Train nothing. Serve every system on this slide in turn, and add their speed to the table."),
     ] = None,
     pitch_um: PitchUm = 100.0,
     rounds: Rounds = 3,
-    report_only: Annotated[
-        bool, typer.Option("--report-only", help="Train nothing: the table of what is there.")
-    ] = False,
 ) -> None:
-    """Train every system on the same folds with one recipe, and judge all in one table; goes on after a kill."""
+    """Train every system on the same folds with one recipe, and compare all in one table."""
     with needs("loadtest"), needs("train"):
         from m2ost.checkpoint import load
+        from m2ost.training.recipes import read_recipe
+        from m2ost_bench.systems.contestants import PUBLISHED, all_systems
         from m2ost_bench.systems.contestants import ablations as all_ablations
-        from m2ost_bench.systems.contestants import all_systems
         from m2ost_bench.systems.measure import measure
         from m2ost_bench.systems.report import to_markdown
         from m2ost_bench.systems.taken import take as taken
         from m2ost_bench.systems.training import SystemsOptions, timed_say
     if ablations and (systems or pretrained):
         raise UserError("--ablations is of M2OST alone, from scratch; leave --systems and --pretrained out")
-    files = _files("--pretrained", pretrained)
+    if recipe != PUBLISHED:
+        read_recipe(recipe)
+    files = {name: Path(file) for name, file in named_files("--pretrained", pretrained).items()}
+    others = named_files("--take", take)
     with _checkpoint(None) as shipped:
-        panel = read_genes(genes, 0) if genes else load(shipped)[1].genes
+        panel = read_genes(panel_file, 0) if panel_file else load(shipped)[1].genes
     options = SystemsOptions(data=data, out=out, recipe=recipe, epochs=epochs, counts=counts, seed=seed)
-    contestants = all_ablations() if ablations else all_systems(_names(systems), files)
+    contestants = all_ablations() if ablations else all_systems(names(systems), files)
     if speed:
         _time_systems(options, contestants, panel, speed, pitch_um, rounds)
     report = measure(
-        [*contestants, *(taken(name, path) for name, path in _files("--take", take).items())],
+        [*contestants, *(taken(name, Path(path)) for name, path in others.items())],
         options,
         panel,
         inner=section,
         outer=patient_section,
-        only=_names(folds),
+        only=names(folds),
         train=not (report_only or speed),
         say=timed_say(_say),
     )
@@ -516,28 +749,16 @@ def _time_systems(options: Any, contestants: Any, panel: Any, slide: Path, pitch
     write_report(found, options.out, Path(SPEED).stem)
 
 
-def _files(option: str, given: list[str]) -> dict[str, Path]:
-    """``NAME=FILE`` of an option that may be repeated."""
-    pairs = [one.partition("=") for one in given]
-    for name, equals, file in pairs:
-        if not (name and equals and file):
-            raise UserError(f"{option} {name}{equals}{file}: must read NAME=FILE")
-    return {name: Path(file) for name, _, file in pairs}
-
-
-def _names(text: str) -> list[str]:
-    """Names with commas between them."""
-    return [name.strip() for name in text.split(",") if name.strip()]
-
-
-@bench.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True}, add_help_option=False)
+@bench.command(
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+    add_help_option=False,
+    rich_help_panel=MACHINE,
+)
 def gpu_check(context: typer.Context) -> None:
-    """Check a GPU machine: what is computed is right, then how fast; `m2ost bench gpu-check --help` for options."""
+    """Check on a GPU machine that results are right, and measure how fast it is.
+
+    `m2ost bench gpu-check --help` shows its options.
+    """
     with needs("export"):
         from m2ost_bench.gpu_check.__main__ import main
     raise typer.Exit(main(context.args))
-
-
-def register(app: typer.Typer) -> None:
-    """Add the commands to ``app``."""
-    app.add_typer(bench, name="bench")

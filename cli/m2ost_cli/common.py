@@ -10,8 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from m2ost_contract import ENV_READER, READERS, M2OSTError
+from m2ost_contract import ENV_READER, READERS, M2OSTError, install_command
 from m2ost_preprocess.home import user_cache
+
+from . import panels
+from .numeric import positive
 
 if TYPE_CHECKING:
     from m2ost_client.credentials import Credentials
@@ -27,9 +30,7 @@ def needs(extra: str) -> Iterator[None]:
     try:
         yield
     except ImportError as error:
-        raise UserError(
-            f"this command needs the extra '{extra}' ({error}): pip install 'm2ost-triton[{extra}]'"
-        ) from error
+        raise UserError(f"this command needs the extra '{extra}' ({error}): {install_command(extra)}") from error
 
 
 Reader = Annotated[
@@ -37,7 +38,8 @@ Reader = Annotated[
     typer.Option(
         "--reader",
         envvar=ENV_READER,
-        help="Who reads slides: cucim, openslide, image, or auto, the default: the first that gives a file's pixels.",
+        help="Reader of all slides: cucim, openslide, image or auto. By default auto chooses one for each slide.",
+        rich_help_panel=panels.SLIDE,
     ),
 ]
 
@@ -63,15 +65,33 @@ def use_reader(reader: str | None, *, reads_here: bool) -> None:
 
 TlsCa = Annotated[
     Path | None,
-    typer.Option("--tls-ca", help="PEM file: who signed the certificates that are trusted. Or M2OST_TLS_CA."),
+    typer.Option(
+        "--tls-ca",
+        help="PEM file with the certificates of the authorities that this client trusts. Or M2OST_TLS_CA.",
+        rich_help_panel=panels.TRUST,
+    ),
 ]
 TlsCert = Annotated[
-    Path | None, typer.Option("--tls-cert", help="PEM file: the certificate that is shown. Or M2OST_TLS_CERT.")
+    Path | None,
+    typer.Option(
+        "--tls-cert",
+        help="PEM file with the certificate that this client shows. Or M2OST_TLS_CERT.",
+        rich_help_panel=panels.TRUST,
+    ),
 ]
-TlsKey = Annotated[Path | None, typer.Option("--tls-key", help="PEM file: its key. Or M2OST_TLS_KEY.")]
+TlsKey = Annotated[
+    Path | None,
+    typer.Option(
+        "--tls-key", help="PEM file with the key of that certificate. Or M2OST_TLS_KEY.", rich_help_panel=panels.TRUST
+    ),
+]
 TokenFile = Annotated[
     Path | None,
-    typer.Option("--token-file", help="File with the server's token as its only line. Or M2OST_TOKEN_FILE."),
+    typer.Option(
+        "--token-file",
+        help="File whose only line is the server's token. Or M2OST_TOKEN_FILE.",
+        rich_help_panel=panels.TRUST,
+    ),
 ]
 
 TraceOtlp = Annotated[
@@ -80,14 +100,17 @@ TraceOtlp = Annotated[
         "--trace-otlp",
         metavar="URL",
         help="Hand OpenTelemetry traces to this receiver of OTLP over HTTP: http://HOST:4318.",
+        rich_help_panel=panels.OUTPUT,
     ),
 ]
 
 StorageTimeout = Annotated[
     float,
     typer.Option(
-        min=0.1,
-        help="Longest wait for one answer, or one block of a file, of a storage, in seconds; then it tries again.",
+        parser=positive,
+        metavar="SECONDS",
+        help="Longest wait for a storage's answer or for one block of a file, in seconds. Then the client asks again.",
+        rich_help_panel=panels.STORAGE,
     ),
 ]
 
@@ -129,7 +152,7 @@ def cache_folder() -> Path:
 
 
 def read_genes(panel: Path | None, outputs: int) -> tuple[str, ...]:
-    """The gene panel from a file; without one, ``outputs`` names that say that they are none."""
+    """The gene panel of ``--panel``; without one, ``outputs`` names that say that they are none."""
     with needs("export"):
         from m2ost.checkpoint import read_panel
     return read_panel(panel) if panel else tuple(f"untrained_{i:03d}" for i in range(outputs))

@@ -11,34 +11,50 @@ from typing import Annotated
 
 import typer
 
+from . import panels
 from .common import needs
-from .serving_commands import ClientsCa, ServerCert, ServerKey, ServerToken, split_roots
+from .serving_commands import (
+    ClientsCa,
+    GrpcPort,
+    Host,
+    HttpPort,
+    MetricsPort,
+    Profile,
+    ServerCert,
+    ServerKey,
+    ServerToken,
+    split_roots,
+)
 
 EXIT_DOES_NOT_FIT = 1
 
 
 def doctor(
-    release: Annotated[Path | None, typer.Argument(help="A release folder; without one, the machine alone.")] = None,
-    profile: Annotated[
-        str, typer.Option(help="Triton's --model-config-name: cpu, onnxruntime, tensorrt, python-gpu …")
-    ] = "cpu",
-    slides: Annotated[
-        list[str] | None, typer.Option("--slides", help="FOLDER or NAME=FOLDER to read slides from; repeatable.")
+    release: Annotated[
+        Path | None, typer.Argument(help="A release folder. Without one, only the machine is examined.")
     ] = None,
-    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    grpc_port: Annotated[int, typer.Option(min=0, max=65535, help="0: any free port.")] = 8001,
-    http: Annotated[bool, typer.Option("--http", help="For a server that speaks HTTP too.")] = False,
-    http_port: Annotated[int, typer.Option(min=0, max=65535, help="With --http. 0: any free port.")] = 8000,
-    metrics_port: Annotated[int, typer.Option(min=0, max=65535, help="0: any free port.")] = 8002,
+    profile: Profile = "cpu",
+    slides: Annotated[
+        list[str] | None,
+        typer.Option("--slides", help="Folder of slides, as FOLDER or NAME=FOLDER; repeatable."),
+    ] = None,
+    host: Host = "127.0.0.1",
+    grpc_port: GrpcPort = 8001,
+    http: Annotated[
+        bool,
+        typer.Option("--http", help="Examine for a server that speaks HTTP too.", rich_help_panel=panels.ADDRESSES),
+    ] = False,
+    http_port: HttpPort = 8000,
+    metrics_port: MetricsPort = 8002,
     tls_cert: ServerCert = None,
     tls_key: ServerKey = None,
     tls_ca: ClientsCa = None,
     token_file: ServerToken = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON, for a program.")] = False,
 ) -> None:
-    """Say, before anything is served, whether this machine fits a release, and what mends each thing that does not.
+    """Check whether this machine can serve a release; each problem comes with the command that mends it.
 
-    Exit status: 0 it fits; 1 it does not.
+    Exit status: 0 it can; 1 it cannot.
     """
     with needs("client"):
         from m2ost_client.credentials import Credentials
@@ -71,8 +87,3 @@ def doctor(
         print(f"\n{len(wrong)} errors: this machine does not fit" if wrong else "\nthis machine fits")
     if wrong:
         raise typer.Exit(EXIT_DOES_NOT_FIT)
-
-
-def register(app: typer.Typer) -> None:
-    """Add the command to ``app``."""
-    app.command()(doctor)

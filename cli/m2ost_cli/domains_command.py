@@ -10,30 +10,41 @@ from typing import Annotated
 import typer
 
 from .common import needs
+from .numeric import positive
 
 EXIT_LEFT_OUT = 3
 
 
 def domains(
     expression: Annotated[
-        Path, typer.Argument(help="An .h5ad of predict, an .h5ad of counts, or a table of counts (.tsv, .tsv.gz).")
+        Path,
+        typer.Argument(help="An .h5ad of `m2ost predict`, an .h5ad of counts, or a table of counts (.tsv, .tsv.gz)."),
     ],
-    k: Annotated[int, typer.Option("--k", help="How many domains.")],
-    out: Annotated[Path, typer.Option("--out", help="Folder for the table, the map and the record.")],
-    method: Annotated[str, typer.Option(help="gmm, kmeans, leiden; staig and mcgae need torch.")] = "gmm",
-    spots: Annotated[Path | None, typer.Option(help="Positions for a table of counts, as for predict.")] = None,
+    k: Annotated[int, typer.Option("--k", min=2, help="Number of domains to find.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the table, the map and the record.")],
+    method: Annotated[
+        str, typer.Option(help="gmm, kmeans, leiden, staig or mcgae. The last two need the extra train.")
+    ] = "gmm",
+    spots: Annotated[
+        Path | None,
+        typer.Option(help="File of positions for a table of counts, in a form that `m2ost predict --spots` takes."),
+    ] = None,
     labels: Annotated[
         Path | None,
         typer.Option(
-            help="Compare with a table of label and spot (or x, y), or obs['domain'] of an .h5ad: prints the ARI."
+            help="Print the adjusted Rand index with these labels: a table of label and spot (or x, y), or an .h5ad of "
+            "domains."
         ),
     ] = None,
-    mpp: Annotated[float | None, typer.Option(help="µm/px for the scale bar, in place of what the file says.")] = None,
-    seed: Annotated[int, typer.Option(help="One seed gives one result.")] = 0,
+    mpp: Annotated[
+        float | None,
+        typer.Option(parser=positive, metavar="UM", help="µm/px for the scale bar, in place of what the file says."),
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same result.")] = 0,
 ) -> None:
-    """Find the spatial domains of a section, measured or predicted; exit 3 if a spot was left out.
+    """Find the spatial domains of a section, from measured or predicted expression.
 
-    Leiden's resolution is searched at which it finds k.
+    For leiden, the command searches the resolution that gives k domains. Exit status 3: a spot was left out.
     """
     with needs("domains"):
         from m2ost_domains.expression import read_expression
@@ -59,8 +70,3 @@ def domains(
         print(f"{count} spot{'s' if count != 1 else ''} left out: {reason}", file=sys.stderr)
     if record["left_out"]:
         raise typer.Exit(EXIT_LEFT_OUT)
-
-
-def register(app: typer.Typer) -> None:
-    """Add the command to ``app``."""
-    app.command()(domains)

@@ -4,41 +4,50 @@ from __future__ import annotations
 
 import signal
 import sys
+from collections.abc import Callable
 from importlib.metadata import version
 from typing import Annotated
 
 import typer
 from m2ost_contract import M2OSTError
 
-from . import (
-    archive_commands,
-    bench_commands,
-    doctor_command,
-    domains_command,
-    model_commands,
-    release_commands,
-    report_command,
-    serving_commands,
-    training_commands,
-)
+from . import panels
+from .archive_commands import rescore, status
+from .bench_commands import bench
+from .doctor_command import doctor
+from .domains_command import domains
+from .info_command import info
+from .model_commands import convert, init
+from .release_commands import build_engine, export, export_istar, fetch
+from .report_command import report
+from .serving_commands import predict, serve
+from .training_commands import evaluate, panel, ship, split, train
 
 EXIT_ERROR = 1
 
+COMMANDS: dict[str, tuple[Callable[..., None], ...]] = {
+    panels.PREDICT: (predict, report, domains),
+    panels.SERVE: (serve, doctor),
+    panels.ARCHIVE: (rescore, status),
+    panels.RELEASE: (export, build_engine, fetch, export_istar),
+    panels.CHECKPOINT: (info, train, evaluate, split, panel, ship, convert, init),
+}
+"""Heading → commands, in the order in which `m2ost --help` shows them; `bench` follows, a group of its own."""
+
 app = typer.Typer(
-    help="M2OST on NVIDIA Triton: spatial gene expression from H&E whole-slide images.",
+    help="Predict spatial gene expression from H&E whole-slide images, with M2OST on NVIDIA Triton.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    add_completion=False,
 )
-model_commands.register(app)
-training_commands.register(app)
-release_commands.register(app)
-serving_commands.register(app)
-report_command.register(app)
-domains_command.register(app)
-archive_commands.register(app)
-doctor_command.register(app)
-bench_commands.register(app)
+for _heading, _commands in COMMANDS.items():
+    for _command in _commands:
+        app.command(rich_help_panel=_heading)(_command)
+app.add_typer(
+    bench,
+    name="bench",
+    help="Measure speed and truth; every comparison runs its sides in turns.",
+    rich_help_panel=panels.BENCH,
+)
 
 
 def _print_version(value: bool) -> None:
@@ -50,7 +59,7 @@ def _print_version(value: bool) -> None:
 @app.callback()
 def _root(
     show_version: Annotated[
-        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
     pass

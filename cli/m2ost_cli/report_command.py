@@ -16,22 +16,28 @@ _SHOWN = 8
 
 
 def report(
-    target: Annotated[Path, typer.Argument(help="An .h5ad of predict, or a folder of them.")],
+    target: Annotated[
+        Path, typer.Argument(help="An .h5ad that `m2ost predict` or `m2ost rescore` wrote, or a folder of them.")
+    ],
     genes: Annotated[
-        list[str] | None, typer.Option("--map", help="A gene that the pages offer in any case; repeatable.")
+        list[str] | None, typer.Option("--map", help="Draw a map of this gene on every page; repeatable.")
     ] = None,
     geojson: Annotated[
-        bool, typer.Option("--geojson", help="Also a .geojson for QuPath: genes of --map as measurements, or all.")
+        bool,
+        typer.Option("--geojson", help="Write a .geojson for QuPath too, with the genes of --map, or else with all."),
     ] = False,
-    spatialdata: Annotated[bool, typer.Option("--spatialdata", help="Also a SpatialData folder (.zarr).")] = False,
-    index_only: Annotated[bool, typer.Option("--index-only", help="Write no slide's page, only the index.")] = False,
+    spatialdata: Annotated[bool, typer.Option("--spatialdata", help="Write a SpatialData folder (.zarr) too.")] = False,
+    index_only: Annotated[
+        bool, typer.Option("--index-only", help="Write only the index, and no page of a slide.")
+    ] = False,
     failures: Annotated[
-        Path | None, typer.Option(help="CSV with the columns slide,reason: slides without a result, for the index.")
+        Path | None,
+        typer.Option(help="CSV file with the columns slide,reason. The index lists these slides as failed."),
     ] = None,
 ) -> None:
-    """Write a page for each result, and over a folder an index.html; exit 3 if a result could not be read.
+    """Write a page for each result, and an index.html for a folder of results.
 
-    All are single files that fetch nothing.
+    Each page is one file that fetches nothing. Exit status 3: a result could not be read.
     """
     with needs("client"):
         from m2ost_client.exports import Exports
@@ -50,8 +56,3 @@ def report(
         print(f"  {problem.slide}: {problem.reason}", file=sys.stderr)
     if made.problems:
         raise typer.Exit(EXIT_PROBLEMS)
-
-
-def register(app: typer.Typer) -> None:
-    """Add the command to ``app``."""
-    app.command()(report)

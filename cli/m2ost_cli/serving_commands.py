@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from m2ost_contract import RowStatus
+from m2ost_contract import MAX_ROWS, RowStatus
 from m2ost_preprocess.home import expanded
 from m2ost_preprocess.slides import SlideRoots
 from m2ost_preprocess.slides.dense_grid import parse_pitch
 from m2ost_preprocess.slides.rectangle import Rectangle
 
+from . import panels
 from .common import (
     Reader,
     TlsCa,
@@ -34,6 +35,10 @@ from .common import (
     traced_command,
     use_reader,
 )
+from .numeric import not_negative, positive
+from .progress import progress, working
+from .values import one_of
+from .values import view_mpp as view_mpp_of
 
 if TYPE_CHECKING:
     from m2ost_client.dense import DenseOptions, DenseReport
@@ -45,16 +50,112 @@ EXIT_SPOTS_WITHOUT_VALUE = 3
 EMBEDDED_ROOT = "slides"
 MODEL_NEEDS_SERVER = "--model is for a server of several releases; give --server ADDRESS"
 SERVER_IS_THERE = "--server serves a release in its own way; leave --release, --checkpoint and --profile out"
+Host = Annotated[
+    str, typer.Option("--host", help="Address that the server listens on.", rich_help_panel=panels.ADDRESSES)
+]
+GrpcPort = Annotated[
+    int,
+    typer.Option(
+        "--grpc-port", min=0, max=65535, help="Port of gRPC; 0 takes any free one.", rich_help_panel=panels.ADDRESSES
+    ),
+]
+HttpPort = Annotated[
+    int,
+    typer.Option(
+        "--http-port",
+        min=0,
+        max=65535,
+        help="Port of HTTP, with --http; 0 takes any free one.",
+        rich_help_panel=panels.ADDRESSES,
+    ),
+]
+MetricsPort = Annotated[
+    int,
+    typer.Option(
+        "--metrics-port",
+        min=0,
+        max=65535,
+        help="Port of the metrics; 0 takes any free one.",
+        rich_help_panel=panels.ADDRESSES,
+    ),
+]
+Profile = Annotated[
+    str,
+    typer.Option(
+        "--profile",
+        help="Engine and device, Triton's --model-config-name: cpu, cpu-openvino, tensorrt, python-gpu …",
+        rich_help_panel=panels.ENGINE,
+    ),
+]
 ServerCert = Annotated[
     Path | None,
-    typer.Option("--tls-cert", help="PEM file: the server's certificate; gRPC is then TLS and nothing else."),
+    typer.Option(
+        "--tls-cert",
+        help="PEM file with the server's certificate. With it gRPC speaks TLS only.",
+        rich_help_panel=panels.TRUST,
+    ),
 ]
-ServerKey = Annotated[Path | None, typer.Option("--tls-key", help="PEM file: the certificate's key.")]
+ServerKey = Annotated[
+    Path | None,
+    typer.Option("--tls-key", help="PEM file with the key of that certificate.", rich_help_panel=panels.TRUST),
+]
 ClientsCa = Annotated[
-    Path | None, typer.Option("--tls-ca", help="PEM file: clients must show a certificate that one of it signed.")
+    Path | None,
+    typer.Option(
+        "--tls-ca",
+        help="PEM file with authorities. Clients must show a certificate that one of them signed.",
+        rich_help_panel=panels.TRUST,
+    ),
 ]
 ServerToken = Annotated[
-    Path | None, typer.Option("--token-file", help="File whose only line is a token that clients must send.")
+    Path | None,
+    typer.Option(
+        "--token-file", help="File whose only line is a token that clients must send.", rich_help_panel=panels.TRUST
+    ),
+]
+GeoJson = Annotated[
+    bool,
+    typer.Option(
+        "--geojson",
+        help="Write a .geojson for QuPath too, with the genes of --map, or else with all.",
+        rich_help_panel=panels.OUTPUT,
+    ),
+]
+SpatialData = Annotated[
+    bool,
+    typer.Option("--spatialdata", help="Write a SpatialData folder (.zarr) too.", rich_help_panel=panels.OUTPUT),
+]
+ViewMpp = Annotated[
+    str | None,
+    typer.Option(
+        metavar="UM|model",
+        help="Cut views at this µm/px, or at that of the model's training. By default at the slide's own pixels.",
+        rich_help_panel=panels.SLIDE,
+    ),
+]
+Pyramid = Annotated[
+    bool,
+    typer.Option(
+        "--pyramid",
+        help="Cut coarse views from the slide's own lower levels. This is faster and gives other values.",
+        rich_help_panel=panels.SLIDE,
+    ),
+]
+BatchRows = Annotated[int, typer.Option(min=1, max=MAX_ROWS, help="Spots in a request.", rich_help_panel=panels.SERVER)]
+ReleaseToServe = Annotated[
+    Path | None,
+    typer.Option(
+        help="Release for the embedded server. By default that of the shipped checkpoint.",
+        rich_help_panel=panels.ENGINE,
+    ),
+]
+CheckpointToServe = Annotated[
+    Path | None,
+    typer.Option(help="Checkpoint to export for the embedded server.", rich_help_panel=panels.ENGINE),
+]
+ServerLog = Annotated[
+    Path | None,
+    typer.Option(help="Write the embedded server's JSON log to this file.", rich_help_panel=panels.ENGINE),
 ]
 _LEVELS = ("debug", "info", "warning", "error")
 
@@ -82,47 +183,60 @@ def parse_roots(specifications: list[str]) -> SlideRoots:
 
 def serve(
     releases: Annotated[
-        list[Path], typer.Argument(metavar="RELEASE", help="A release folder; several are served under their names.")
+        list[Path], typer.Argument(metavar="RELEASE", help="Release folder. Several are each served under its name.")
     ],
     slides: Annotated[
-        list[str], typer.Option("--slides", help="FOLDER or NAME=FOLDER to read slides from; repeatable.")
+        list[str], typer.Option("--slides", help="Folder of slides, as FOLDER or NAME=FOLDER; repeatable.")
     ],
     istar: Annotated[
-        Path | None, typer.Option(help="A folder of `m2ost export-istar`, served beside the release.")
+        Path | None, typer.Option(help="Folder that `m2ost export-istar` wrote, to serve beside the release.")
     ] = None,
-    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    grpc_port: Annotated[int, typer.Option(min=0, max=65535, help="0: any free port.")] = 8001,
+    host: Host = "127.0.0.1",
+    grpc_port: GrpcPort = 8001,
     http: Annotated[
-        bool, typer.Option("--http", help="Speak HTTP too; one HTTP request can end this tritonserver: needs a proxy.")
+        bool,
+        typer.Option(
+            "--http",
+            help="Speak HTTP too. One HTTP request can end this tritonserver, so put a proxy in front of it.",
+            rich_help_panel=panels.ADDRESSES,
+        ),
     ] = False,
-    http_port: Annotated[int, typer.Option(min=0, max=65535, help="With --http. 0: any free port.")] = 8000,
-    metrics_port: Annotated[int, typer.Option(min=0, max=65535, help="0: any free port.")] = 8002,
+    http_port: HttpPort = 8000,
+    metrics_port: MetricsPort = 8002,
     tls_cert: ServerCert = None,
     tls_key: ServerKey = None,
     tls_ca: ClientsCa = None,
     token_file: ServerToken = None,
-    profile: Annotated[
-        str, typer.Option(help="Triton's --model-config-name: cpu, onnxruntime, tensorrt, python-gpu …")
-    ] = "cpu",
+    profile: Profile = "cpu",
     reader: Reader = None,
     trace_otlp: TraceOtlp = None,
     ready_file: Annotated[
-        Path | None, typer.Option(help="A file that is there, and not older than a minute, while the server is ready.")
+        Path | None,
+        typer.Option(help="File for probes. While the server is ready it exists and is under a minute old."),
     ] = None,
     start_timeout_s: Annotated[
-        float, typer.Option(min=1, help="Longest time until ready; a profile that builds an engine needs minutes.")
+        float,
+        typer.Option(
+            parser=positive,
+            metavar="SECONDS",
+            help="Longest time until the server is ready. A profile that builds an engine needs minutes.",
+        ),
     ] = 120,
-    log_level: Annotated[str, typer.Option(help="Least level to print: debug, info, warning or error.")] = "info",
-    print_command: Annotated[bool, typer.Option("--print-command", help="Print the command and exit.")] = False,
+    log_level: Annotated[str, typer.Option(help="Lowest level to print: debug, info, warning or error.")] = "info",
+    print_command: Annotated[
+        bool, typer.Option("--print-command", help="Print the command that starts tritonserver, and exit.")
+    ] = False,
 ) -> None:
-    """Serve a release. Prints JSON log lines; Ctrl-C or SIGTERM stops it cleanly."""
+    """Serve one or several releases on NVIDIA Triton, and restart the server if it dies.
+
+    The log is one JSON object a line. Ctrl-C or SIGTERM stops the server cleanly.
+    """
     with needs("client"):
         from m2ost_client.credentials import Credentials
         from m2ost_client.server.command import HTTP_RISK, ServerOptions
         from m2ost_client.server.host import Ports
         from m2ost_client.server.supervisor import TritonServer
-    if log_level not in _LEVELS:
-        raise UserError(f"--log-level must be one of {', '.join(_LEVELS)}")
+    one_of("--log-level", log_level, _LEVELS)
     use_reader(reader, reads_here=True)
     if istar is not None:
         from m2ost_istar.manifest import IStarManifest
@@ -156,75 +270,150 @@ def serve(
 
 
 def predict(
-    slide: Annotated[str, typer.Argument(help="A slide file; with --server, its name there: root/relative/path.")],
-    out: Annotated[Path, typer.Option("--out", help="Folder for the results.")],
-    server: Annotated[
-        str | None,
-        typer.Option(help="host:port of a server, or dns:///name:port; without it one runs for this slide."),
+    slide: Annotated[str, typer.Argument(help="Slide file. With --server: its name there, root/relative/path.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the results.", rich_help_panel=panels.OUTPUT)],
+    genes: Annotated[
+        list[str] | None,
+        typer.Option("--map", help="Draw a map of this gene; repeatable.", rich_help_panel=panels.OUTPUT),
     ] = None,
-    tls_ca: TlsCa = None,
-    tls_cert: TlsCert = None,
-    tls_key: TlsKey = None,
-    token_file: TokenFile = None,
-    model: Annotated[
-        str | None, typer.Option(help="With --server: the release's name, where that server has several.")
+    geojson: GeoJson = False,
+    spatialdata: SpatialData = False,
+    report: Annotated[
+        bool,
+        typer.Option("--report", help="Write a page in one file (.report.html) too.", rich_help_panel=panels.OUTPUT),
+    ] = False,
+    trace: Annotated[
+        Path | None,
+        typer.Option(
+            help="Write a timeline of client and embedded server to this file, in Chrome's format.",
+            rich_help_panel=panels.OUTPUT,
+        ),
     ] = None,
-    release: Annotated[
-        Path | None, typer.Option(help="Release for the embedded server; by default that of the shipped checkpoint.")
+    trace_otlp: TraceOtlp = None,
+    mpp: Annotated[
+        float | None,
+        typer.Option(
+            parser=positive,
+            metavar="UM",
+            help="µm/px of the slide, in place of what the file says.",
+            rich_help_panel=panels.SLIDE,
+        ),
     ] = None,
-    checkpoint: Annotated[Path | None, typer.Option(help="Checkpoint to export for the embedded server.")] = None,
-    profile: Annotated[
-        str | None,
-        typer.Option(help="The embedded server's profile; by default cpu. auto: the fastest here."),
-    ] = None,
+    view_mpp: ViewMpp = None,
+    pyramid: Pyramid = False,
+    reader: Reader = None,
     spots: Annotated[
-        Path | None, typer.Option(help="Spot table, Visium tissue_positions or .h5ad; by default a grid.")
+        Path | None,
+        typer.Option(
+            help="Table of spots, Visium tissue_positions or .h5ad. By default a grid over the tissue is scored.",
+            rich_help_panel=panels.SPOTS,
+        ),
     ] = None,
-    pitch_um: Annotated[float, typer.Option(help="Pitch of the grid in µm.")] = 100.0,
-    dense: Annotated[
-        str | None, typer.Option(help="A map at every cell of a grid of so many level-0 pixels, to Zarr: 16px.")
+    mask: Annotated[
+        Path | None,
+        typer.Option(
+            help="Image over the whole slide, PNG or TIFF. The grid then covers what is not black in it.",
+            rich_help_panel=panels.SPOTS,
+        ),
     ] = None,
+    pitch_um: Annotated[
+        float,
+        typer.Option(
+            parser=positive,
+            metavar="UM",
+            help="Pitch of the grid in µm.",
+            rich_help_panel=panels.SPOTS,
+        ),
+    ] = 100.0,
     region: Annotated[
-        str | None, typer.Option(help="Score only spots in X,Y,W,H, in level-0 pixels; for any grid or spot file.")
+        str | None,
+        typer.Option(
+            metavar="X,Y,W,H",
+            help="Score only the spots in this rectangle, in level-0 pixels. It applies to a grid and to a file.",
+            rich_help_panel=panels.SPOTS,
+        ),
     ] = None,
-    everywhere: Annotated[bool, typer.Option("--everywhere", help="With --dense: off the tissue too.")] = False,
+    dense: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PITCH",
+            help="Predict every cell of a grid of this pitch in level-0 pixels, such as 16px, into a Zarr.",
+            rich_help_panel=panels.DENSE,
+        ),
+    ] = None,
+    everywhere: Annotated[
+        bool,
+        typer.Option(
+            "--everywhere", help="With --dense: predict cells off the tissue too.", rich_help_panel=panels.DENSE
+        ),
+    ] = False,
     gene: Annotated[
-        list[str] | None, typer.Option("--gene", help="With --dense: keep this gene; repeatable. By default all.")
+        list[str] | None,
+        typer.Option(
+            "--gene",
+            help="With --dense: keep only this gene; repeatable. By default all are kept.",
+            rich_help_panel=panels.DENSE,
+        ),
     ] = None,
     tolerance: Annotated[
         str | None,
         typer.Option(
-            help="With --dense: interpolate where that misses by less than so many standard deviations: 0.5sd."
+            metavar="SD",
+            help="With --dense: interpolate where that misses by less than so many standard deviations, such as 0.5sd.",
+            rich_help_panel=panels.DENSE,
         ),
     ] = None,
-    pyramid: Annotated[
-        bool, typer.Option("--pyramid", help="Cut coarse views from the slide's own lower levels: other values.")
-    ] = False,
-    trace: Annotated[
-        Path | None, typer.Option(help="Write a timeline of client and embedded server here, in Chrome's format.")
-    ] = None,
-    trace_otlp: TraceOtlp = None,
-    mpp: Annotated[float | None, typer.Option(help="µm/px of the slide, in place of what the file says.")] = None,
-    view_mpp: Annotated[
+    server: Annotated[
         str | None,
-        typer.Option(help="Cut views at this µm/px, or 'model'; by default at the slide's own pixels."),
+        typer.Option(
+            help="host:port of a running server, or dns:///name:port. By default one runs for this slide.",
+            rich_help_panel=panels.SERVER,
+        ),
     ] = None,
-    genes: Annotated[list[str] | None, typer.Option("--map", help="Draw a map of this gene; repeatable.")] = None,
-    geojson: Annotated[
-        bool, typer.Option("--geojson", help="Also a .geojson for QuPath: genes of --map as measurements, or all.")
-    ] = False,
-    spatialdata: Annotated[bool, typer.Option("--spatialdata", help="Also a SpatialData folder (.zarr).")] = False,
-    report: Annotated[bool, typer.Option("--report", help="Also a page in one file (.report.html).")] = False,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="With --server: name of the release, if that server has several.", rich_help_panel=panels.SERVER
+        ),
+    ] = None,
     send_pixels: Annotated[
-        bool, typer.Option("--send-pixels", help="With --server: read the slide here and send its views.")
+        bool,
+        typer.Option(
+            "--send-pixels",
+            help="With --server: read the slide here and send its views.",
+            rich_help_panel=panels.SERVER,
+        ),
     ] = False,
-    reader: Reader = None,
-    batch_rows: Annotated[int, typer.Option(help="Spots a request.")] = 32,
-    window: Annotated[int, typer.Option(help="Most requests in flight.")] = 4,
-    retry_for_s: Annotated[float, typer.Option(help="How long to wait for a server that is away, in seconds.")] = 60.0,
-    server_log: Annotated[Path | None, typer.Option(help="Write the embedded server's JSON log here.")] = None,
+    batch_rows: BatchRows = 32,
+    window: Annotated[int, typer.Option(min=1, help="Most requests in flight.", rich_help_panel=panels.SERVER)] = 4,
+    retry_for_s: Annotated[
+        float,
+        typer.Option(
+            parser=not_negative,
+            metavar="SECONDS",
+            help="How long to wait for a server that is away, in seconds.",
+            rich_help_panel=panels.SERVER,
+        ),
+    ] = 60.0,
+    tls_ca: TlsCa = None,
+    tls_cert: TlsCert = None,
+    tls_key: TlsKey = None,
+    token_file: TokenFile = None,
+    release: ReleaseToServe = None,
+    checkpoint: CheckpointToServe = None,
+    profile: Annotated[
+        str | None,
+        typer.Option(
+            help="Profile of the embedded server, by default cpu. auto takes the fastest that this machine can run.",
+            rich_help_panel=panels.ENGINE,
+        ),
+    ] = None,
+    server_log: ServerLog = None,
 ) -> None:
-    """Predict one slide: an .h5ad, maps and metadata, on request GeoJSON, SpatialData, a report; or a dense Zarr."""
+    """Predict the gene expression of one slide, at spots or as a dense map.
+
+    The results are an .h5ad, maps and the run's metadata; of a dense map a Zarr.
+    """
     with needs("client"):
         from m2ost_client.exports import Exports
         from m2ost_client.files import check_writable
@@ -239,11 +428,13 @@ def predict(
     use_reader(reader, reads_here=server is None or send_pixels)
     if dense is None and (everywhere or gene or tolerance is not None):
         raise UserError("--everywhere, --gene and --tolerance are for a dense map; give --dense 16px")
-    if dense is not None and (spots or genes or send_pixels):
+    if dense is not None and (spots or mask or genes or send_pixels):
         raise UserError(
             "--dense sets its own positions, draws no maps and sends no pixels; "
-            "leave --spots, --map and --send-pixels out"
+            "leave --spots, --mask, --map and --send-pixels out"
         )
+    if spots is not None and mask is not None:
+        raise UserError("--mask is for a grid, and --spots sets its own positions; give one of them")
     cells: DenseOptions | None = None
     if dense is not None:
         with needs("client"):
@@ -256,11 +447,11 @@ def predict(
             tolerance_sd=None if tolerance is None else parse_tolerance(tolerance),
         )
     area = Rectangle.parse(region) if region is not None else None
+    views_at = view_mpp_of(view_mpp)
     try:
         stream = StreamOptions(
             batch_rows=batch_rows, window=window, retry_for_s=retry_for_s, model=model, credentials=credentials
         )
-        views_at = view_mpp if view_mpp in (None, "model") else float(view_mpp)
     except ValueError as error:
         raise UserError(str(error)) from error
     try:
@@ -296,6 +487,7 @@ def predict(
             out=out,
             source=slide,
             spots_file=spots,
+            mask=mask,
             pitch_um=pitch_um,
             region=area,
             mpp=mpp,
@@ -306,7 +498,7 @@ def predict(
             pyramid=pyramid,
             stream=stream,
         )
-        with _progress() as on_progress:
+        with progress("scoring", "spots") as on_progress:
             done: PredictReport | DenseReport
             if cells:
                 done = asyncio.run(predict_dense(server, options, cells, on_progress=on_progress, timeline=timeline))
@@ -364,7 +556,8 @@ def embedded(
             )
             model, card = load(checkpoint)
             gated = measured_gate(checkpoint, card.sha256)
-            build_release(model, card, release, gated=gated)
+            with working("exporting"):
+                build_release(model, card, release, gated=gated)
         if release is None:
             release = shipped_release()
         if profile == AUTO:
@@ -394,7 +587,7 @@ def shipped_release() -> Path:
         release = cache_folder() / f"{CHECKPOINT}-{card.sha256[:12]}-{template_sha256()[:12]}"
         if not release.exists():
             print(f"exporting the shipped checkpoint {CHECKPOINT} to {release}, once", file=sys.stderr)
-            with suppress(FileExistsError):  # another run was faster
+            with suppress(FileExistsError), working("exporting"):  # another run may be faster
                 build_release(model, card, release, gated=measured_gate(folder, card.sha256))
     return release
 
@@ -414,27 +607,6 @@ def _json_lines(stream: Any, least: str) -> Callable[[dict[str, Any]], None]:
             raise
 
     return write
-
-
-@contextmanager
-def _progress() -> Iterator[Callable[[int, int], None]]:
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]:.1f} spots/s"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task("scoring", total=None, rate=0.0)
-
-        def update(done: int, total: int) -> None:
-            bar.update(task, completed=done, total=total, rate=bar.tasks[task].speed or 0.0)
-
-        yield update
 
 
 def _summarise(report: PredictReport | DenseReport) -> None:
@@ -476,9 +648,3 @@ def _why_none(facts: dict[str, Any]) -> str:
     if not tissue:
         return "nothing was scored, for no tissue was found on the slide"
     return f"nothing was scored, for no cell of the grid is at least half tissue ({100 * tissue:.2g} % of the slide is)"
-
-
-def register(app: typer.Typer) -> None:
-    """Add the commands to ``app``."""
-    for command in (serve, predict):
-        app.command()(command)

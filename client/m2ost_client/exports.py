@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from importlib.util import find_spec
 
+from m2ost_contract import install_command
+
 from .errors import InputError
 
 
@@ -35,7 +37,7 @@ class Exports:
             If an extra is missing.
         """
         if self.spatialdata and find_spec("spatialdata") is None:
-            raise InputError("SpatialData needs the extra 'spatialdata': pip install 'm2ost-triton[spatialdata]'")
+            raise InputError(f"SpatialData needs the extra 'spatialdata': {install_command('spatialdata')}")
 
     @property
     def any(self) -> bool:

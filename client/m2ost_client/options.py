@@ -30,6 +30,8 @@ class PredictOptions:
         The slide as the caller knows it, which is recorded and names the results; by default ``slide``.
     spots_file : Path, optional
         Spots to score; else a grid over the tissue.
+    mask : Path, optional
+        Image over the whole slide; the grid covers what is not black, in place of what is taken for tissue.
     pitch_um : float
         Pitch of that grid in µm.
     region : Rectangle, optional
@@ -53,6 +55,7 @@ class PredictOptions:
     out: Path
     source: str | None = None
     spots_file: Path | None = None
+    mask: Path | None = None
     pitch_um: float = DEFAULT_PITCH_UM
     region: Rectangle | None = None
     mpp: float | None = None

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 from m2ost_preprocess.decoder import Decoder, SlideInfo
-from m2ost_preprocess.slides.rectangle import Rectangle
 from m2ost_preprocess.slides.spot_places import check_places
 from m2ost_preprocess.slides.spots import Spots, read_spots
 
@@ -21,6 +20,7 @@ from .files import check_writable, metadata_path, read_metadata, write_result
 from .metadata import SpotsScored, level_metadata, run_metadata
 from .options import PredictOptions, check_genes, check_sending, view_scale
 from .results import SlideResult
+from .spot_choice import grid_on_mask, spots_within
 from .stream import SpotBatch, SpotStream
 from .timeline import NoTimeline, Timeline
 from .timing import stage
@@ -77,7 +77,8 @@ async def predict_slide(
     ------
     InputError
         If a gene is not in the panel, views cannot be cut as asked, an export needs what is not installed, the spot
-        file holds no spot, or the region none of those that there are. Told before anything is scored.
+        file holds no spot, the mask cannot be used or is given beside a spot file, or the region holds none of the
+        spots that there are. Told before anything is scored.
     OutputError
         If a result cannot be written. Checked before work begins; nothing half-written is left.
     SpotError
@@ -93,13 +94,15 @@ async def predict_slide(
     check_writable(options.out)
     name = result_name(options.source or options.slide)
     seconds: dict[str, float] = {}
+    if options.mask is not None and options.spots_file is not None:
+        raise InputError("a mask is for a grid, and a file of spots has its own positions; give one of them")
     spots = read_spots(options.spots_file) if options.spots_file else None
     async with SpotStream(address, options.stream, timeline=timeline) as stream:
         check_genes(options.genes, stream.info)
         check_sending(options.send_pixels, stream.info)
         local = Decoder(stream.info.views) if options.send_pixels else None
         try:
-            pitch_um = options.pitch_um if spots is None else None
+            pitch_um = options.pitch_um if spots is None and options.mask is None else None
             with timeline.span("stages", "describe"), stage(seconds, "describe_s"):
                 if local:
                     slide = await asyncio.to_thread(
@@ -109,7 +112,9 @@ async def predict_slide(
                     slide = await stream.slide_info(options.slide, pitch_um=pitch_um, mpp=options.mpp)
             scale = view_scale(options.view_mpp, slide, stream.info)
             check_same_slide(options.out, name, slide)
-            if spots is None:
+            if options.mask is not None:
+                spots = await asyncio.to_thread(grid_on_mask, options.mask, slide, options.pitch_um)
+            elif spots is None:
                 source = f"grid, pitch {options.pitch_um:g} µm"
                 spots = Spots(slide.centers, slide.names, slide.pitch_px, source)
             else:
@@ -117,7 +122,7 @@ async def predict_slide(
                     spots.centers, slide.size, lambda: slide.thumbnail, source=spots.source, columns=spots.columns
                 )
             if options.region:
-                spots = _within(spots, options.region.within(slide.size))
+                spots = spots_within(spots, options.region, slide.size)
             with timeline.span("stages", "score"), stage(seconds, "score_s"):
                 cutting: dict[str, Any] = {"scale": scale, "pyramid": options.pyramid}
                 if local:
@@ -150,17 +155,6 @@ async def predict_slide(
     with timeline.span("stages", "write"):
         files = await asyncio.to_thread(write_result, result, metadata, options.genes, options.out, exports)
     return PredictReport(result, metadata, files)
-
-
-def _within(spots: Spots, region: Rectangle) -> Spots:
-    found = spots.within(region)
-    if len(spots) and not len(found):
-        (left, top), (right, bottom) = spots.centers.min(axis=0), spots.centers.max(axis=0)
-        raise InputError(
-            f"region {region}: none of the {len(spots):,} spots ({spots.source}) lies in it; they lie in x {left:.0f} "
-            f"to {right:.0f}, y {top:.0f} to {bottom:.0f}; choose another region"
-        )
-    return found
 
 
 def result_name(slide: str) -> str:

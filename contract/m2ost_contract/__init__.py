@@ -26,6 +26,7 @@ from .engines import (
 from .errors import M2OSTError
 from .files import complete_file, complete_folder, put, sync, sync_names, write_complete
 from .geometry import ViewGeometry
+from .installed import install_command, requirement
 from .names import SERVED_PARAMETER, ModelNames, ServedNameError, check_distinct, check_name, choose
 from .release import (
     BODY_FILE,
@@ -189,9 +190,11 @@ __all__ = [
     "complete_file",
     "complete_folder",
     "graphs_of",
+    "install_command",
     "number_of_rows",
     "plan_for",
     "put",
+    "requirement",
     "sha256_file",
     "shm_mib",
     "spans",

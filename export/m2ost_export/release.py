@@ -26,6 +26,7 @@ from m2ost_contract import (
     complete_folder,
     sha256_file,
 )
+from m2ost_contract.progress import tell
 from m2ost_serving.engine.mixed import bf16_instructions
 
 from .assemble import assemble, engine_folder, tool_versions
@@ -46,6 +47,9 @@ from .stages import (
     measure_patch_parity,
     slide_level,
 )
+
+_STAGES = 3
+"""Of an export: the graph, its gate, and what is built and written."""
 
 
 def build_release(
@@ -121,7 +125,9 @@ def build_release(
     with complete_folder(destination) as scratch:
         engine_folder(scratch).mkdir(parents=True)
         onnx_path = scratch / ONNX_FILE
+        tell("the graph", 0, _STAGES)
         graph = export_onnx(form, onnx_path)
+        tell("its gate", 1, _STAGES)
         if precision == "fp32":
             parity = _check_parity(measure_parity(reference, onnx_path, views=comparable_views(reference)))
             if (slides or gated) and isinstance(model, M2OST) and isinstance(form, FusedM2OST):
@@ -129,6 +135,7 @@ def build_release(
         else:
             parity = _check_gate(reference, form, graph, card, spots)
         info = _describe(model, card, onnx_path, precision)
+        tell("engines" if engines else "the folder", 2, _STAGES)
         plans = build_plans(onnx_path, info, engines) if engines else ()
         return assemble(
             scratch,

@@ -12,6 +12,8 @@ from functools import partial
 from statistics import median
 from typing import Any, Generic, NamedTuple, TypedDict, TypeVar
 
+from m2ost_contract.progress import tell
+
 from .machine import describe_machine
 
 T = TypeVar("T")
@@ -104,10 +106,13 @@ def interleave(measures: Mapping[str, Callable[[], T]], rounds: int) -> Rounds[T
     """
     names = list(measures)
     found: dict[str, list[T]] = {name: [] for name in names}
+    runs = rounds * len(names)
     for index in range(rounds):
         first = index % len(names)
-        for name in (*names[first:], *names[:first]):
+        for place, name in enumerate((*names[first:], *names[:first])):
+            tell(name, index * len(names) + place, runs)
             found[name].append(measures[name]())
+    tell("done", runs, runs)
     return Rounds(found)
 
 

@@ -8,7 +8,7 @@ from types import ModuleType
 from typing import Any, Protocol
 
 import numpy as np
-from m2ost_contract import M2OSTError
+from m2ost_contract import M2OSTError, install_command
 from m2ost_preprocess.cuda import import_cupy, try_kernel
 from m2ost_preprocess.decoder.gpu import bytes_at
 from m2ost_preprocess.decoder.protocol import GpuSlots
@@ -158,7 +158,7 @@ class CudaDevice:
         except ImportError as error:
             raise DeviceUnavailable(
                 f"GPU {index} cannot be used: CuPy cannot be imported ({error}); "
-                "run: pip install 'm2ost-triton[server-gpu]', or serve with a profile for the CPU"
+                f"run: {install_command('server-gpu')}, or serve with a profile for the CPU"
             ) from error
         self.index, self.xp = index, cupy
         self.gpu: int | None = index

@@ -22,7 +22,7 @@ def test_the_release_comes_first_then_the_slide_then_options(name):
     assert arguments == ["release", "slide"]
     (out,) = [p for p in COMMANDS[name].params if p.name == "out"]
     assert out.required
-    assert out.opts == ["--out"]
+    assert out.opts == ["--out", "-o"]
 
 
 @pytest.mark.parametrize("options", [["--help"], ["--slide", "a.svs", "--out", "out", "--rounds", "0"]])

@@ -60,8 +60,7 @@ def test_what_is_wrong_is_said(root, tmp_path):
     config.write_text("data: {root: nowhere, panel: p.txt}\nsplit: {train: [A1], validation: [B1]}\n")
     for arguments, words in (
         (("split", "--data", tmp_path / "no", "--out", tmp_path / "s"), "no such folder"),
-        (("split", "--data", root, "--out", tmp_path / "s", "--shares", "1,2"), "three positive numbers"),
-        (("split", "--data", root, "--out", tmp_path / "s", "--by", "gene"), "by section or by patient"),
+        (("split", "--data", root, "--out", tmp_path / "s", "--shares", "1,-2,3"), "three numbers above 0"),
         (("panel", "--data", root, "--split", config, "--out", tmp_path / "p"), "no split"),
         (("train", config, "--out", tmp_path / "run", "--set", "optim.epoch=1"), "nearest known one is optim.epochs"),
         (("train", config, "--out", tmp_path / "run", "--recipe", "comon"), "the nearest is common"),

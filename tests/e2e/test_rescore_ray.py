@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -16,6 +17,7 @@ import psutil
 import pytest
 from m2ost_client import InputError, ReleaseChanged, ServerUnavailable
 from m2ost_client.archive import SlideRow, connected
+from m2ost_contract import install_command
 
 from tests.attack.liar import Liar, lies
 from tests.support.machine import kept_ports, wait_for
@@ -194,7 +196,7 @@ def test_a_cluster_that_cannot_be_used_is_told(monkeypatch):
         connected(f"127.0.0.1:{port}").__enter__()
     monkeypatch.setitem(sys.modules, "ray", None)
     with (
-        pytest.raises(InputError, match=r"needs the extra 'ray' .* pip install 'm2ost-triton\[ray\]'"),
+        pytest.raises(InputError, match=rf"needs the extra 'ray' .* {re.escape(install_command('ray'))}"),
         connected("auto"),
     ):
         pass

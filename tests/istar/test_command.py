@@ -28,7 +28,7 @@ def test_the_papers_networks_become_a_folder_that_says_it_is_random(tmp_path, mo
     monkeypatch.setattr("m2ost_istar.networks.istar.build", narrow)
     panel = tmp_path / "panel.txt"
     panel.write_text("DDX5\nB2M\n")
-    done = run("--out", tmp_path / "istar", "--genes", panel, "--variant", "no_shift")
+    done = run("--out", tmp_path / "istar", "--panel", panel, "--variant", "no_shift")
     assert done.exit_code == 0, done.output
     assert "RANDOM weights" in done.output
     info = IStarManifest.read(tmp_path / "istar").info

@@ -183,7 +183,7 @@ def test_what_cannot_be_judged_is_named(name, cache, tmp_path):
 
 
 def test_a_bare_onnx_file_needs_its_panel_and_its_target(cache, tmp_path):
-    with pytest.raises(DataError, match="--genes"):
+    with pytest.raises(DataError, match="--panel"):
         open_subject(tmp_path / "x.onnx", cache)
     with pytest.raises(DataError, match=r"x.onnx: does not say what its values are; give it with --target"):
         open_subject(tmp_path / "x.onnx", cache, PANEL)

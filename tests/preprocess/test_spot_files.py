@@ -1,11 +1,13 @@
 """Files of spots: what each form means, and that nothing is guessed."""
 
 import gzip
+import re
 import shutil
 import sys
 
 import numpy as np
 import pytest
+from m2ost_contract import install_command
 from m2ost_preprocess.errors import SpotError
 from m2ost_preprocess.slides.spots import read_spots
 
@@ -283,5 +285,5 @@ def test_the_content_tells_the_form_also_packed(tmp_path, make, name):
 def test_without_the_package_the_error_names_the_extra(tmp_path, monkeypatch, package, make):
     path = make(tmp_path / "spots")
     monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(SpotError, match=rf"{package}.*pip install 'm2ost-triton\[client\]'"):
+    with pytest.raises(SpotError, match=rf"{package}.*{re.escape(install_command('client'))}"):
         read_spots(path)

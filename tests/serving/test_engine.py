@@ -1,6 +1,7 @@
 """Engines: what runs is what was asked for, on the batch as it is; else an error that says why."""
 
 import os
+import re
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -15,6 +16,7 @@ from m2ost_contract import (
     Release,
     ReleaseError,
     ViewGeometry,
+    install_command,
     plan_for,
     sha256_file,
     supports_version,
@@ -118,7 +120,7 @@ def test_openvino_computes_in_float32_where_the_processor_has_bfloat16(release):
 
 def test_openvino_that_is_not_installed_is_an_error_and_never_another_engine(release, monkeypatch):
     monkeypatch.setitem(sys.modules, "openvino", None)
-    with pytest.raises(EngineError, match=r"no OpenVINO .*pip install 'm2ost-triton\[openvino\]'"):
+    with pytest.raises(EngineError, match=rf"no OpenVINO .*{re.escape(install_command('openvino'))}"):
         load_engine(release, "openvino-cpu")
 
 

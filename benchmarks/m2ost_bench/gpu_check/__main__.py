@@ -49,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--run-spots", type=int, help="most spots of a run from the slide's file on")
     parser.add_argument("--rounds", type=int, default=default.pace.rounds)
     parser.add_argument("--at-least-s", type=float, default=default.pace.at_least_s)
-    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--out", "-o", type=Path, required=True)
     given = parser.parse_args(arguments)
     if not (1 <= given.batch_rows <= MAX_ROWS and given.spots >= 2 and given.rounds >= 1):
         parser.error(f"--batch-rows must lie in 1 to {MAX_ROWS}, --spots be at least 2 and --rounds at least 1")

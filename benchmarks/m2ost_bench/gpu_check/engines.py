@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from m2ost_contract import ONNXRUNTIME_CPU, ONNXRUNTIME_CUDA, TENSORRT, TENSORRT_RTX, Release
+from m2ost_contract import ONNXRUNTIME_CPU, ONNXRUNTIME_CUDA, TENSORRT, TENSORRT_RTX, Release, install_command
 from m2ost_serving.engine import load_engine
 
 from .device import Device
@@ -58,7 +58,7 @@ def build_with(toolkit: str, release: Path, destination: Path, device: Device, o
     """
     if device.kind != "cuda":
         raise Skip(f"{toolkit} runs on GPUs only")
-    adding = need("m2ost_export.engine_release", install=f"pip install 'm2ost-triton[{toolkit}]'")
+    adding = need("m2ost_export.engine_release", install=install_command(toolkit))
     from m2ost_export.engines import EngineOptions, find_targets
     from m2ost_export.errors import EngineBuildError
 

@@ -11,7 +11,7 @@ from statistics import median
 from typing import Any
 
 import numpy as np
-from m2ost_contract import MODEL_ENGINE, Release
+from m2ost_contract import MODEL_ENGINE, Release, install_command
 from m2ost_loadtests.rounds import Rounds
 from m2ost_loadtests.triton_statistics import read_settled_metrics, server_figures
 from m2ost_preprocess.tiling.tiles import TilingCounts
@@ -103,7 +103,7 @@ def measure_served(outcome: Outcome, networks: Networks, release: Path, profile:
 
     ``rows_per_execution`` is the batch size that the engine saw: what to build a plan for, by ``--opt-rows``.
     """
-    need("tritonclient.grpc", install="pip install 'm2ost-triton[client]'")
+    need("tritonclient.grpc", install=install_command("client"))
     from m2ost_client import ServerOptions, SpotStream, TritonServer
     from m2ost_client.errors import ServerStartError
     from m2ost_client.server.doctor import check_start

@@ -112,6 +112,8 @@ def write_slide(
         pixels_sent_by_client=pixels_sent,
     )
     metadata |= level_metadata(result.engine, result.spots) | {"slide_id": plan.row.slide_id, "result_key": plan.key}
+    metadata |= {"region": plan.row.region} if plan.row.region else {}
+    metadata |= {"lower_levels": True} if plan.pyramid else {}
     further = {}
     if exports.any:
         from ..reports import writers  # what draws takes seconds to import

@@ -13,14 +13,15 @@ from typing import Any
 import numpy as np
 from m2ost_contract import ONNXRUNTIME_CPU, EngineInfo, as_centers
 from m2ost_preprocess.decoder import SlideInfo
+from m2ost_preprocess.slides.rectangle import Rectangle
 from m2ost_preprocess.slides.spot_array import Places
 from m2ost_preprocess.slides.spot_places import check_places
-from m2ost_preprocess.slides.spots import Spots, grid, read_spots
+from m2ost_preprocess.slides.spots import Spots, read_spots
 from m2ost_preprocess.tiling.views import Centers, spatial_order
 
 from ..errors import InputError
 from ..options import DEFAULT_PITCH_UM, view_scale
-from .masks import read_mask
+from ..spot_choice import grid_on_mask, spots_within
 from .score import SpotRange
 from .slide_list import SlideRow
 
@@ -42,10 +43,13 @@ class Settings:
         Pitch of grids in µm, where a slide has none of its own.
     view_mpp : float or "model", optional
         As in :class:`~m2ost_client.predict.PredictOptions`.
+    pyramid : bool
+        As in :class:`~m2ost_client.predict.PredictOptions`.
     """
 
     pitch_um: float = DEFAULT_PITCH_UM
     view_mpp: float | str | None = None
+    pyramid: bool = False
 
     def to_dict(self, engine: EngineInfo) -> dict[str, Any]:
         """With release and engine, as the state keeps them."""
@@ -69,6 +73,8 @@ class SlidePlan:
         sha256 over what the values depend on: content, release, engine, µm/px, and where the spots come from.
     places : ndarray of int32, shape (n, 2), or None
         x, y of the spots on the array, in their own order, where the slide is predicted as a whole.
+    pyramid : bool
+        Whether coarse views may be cut from the slide's lower levels.
     """
 
     row: SlideRow
@@ -78,6 +84,7 @@ class SlidePlan:
     scale: float
     key: str
     places: Places | None = None
+    pyramid: bool = False
 
     @property
     def centers(self) -> Centers:
@@ -96,7 +103,7 @@ class SlidePlan:
     def unit(self, name: str, first: int, end: int) -> SpotRange:
         """A range of the spots, for a scheduler to hand out."""
         places = None if self.places is None else self.places[self.order][first:end]
-        return SpotRange(name, first, self.centers[first:end], self.scale, places)
+        return SpotRange(name, first, self.centers[first:end], self.scale, places, self.pyramid)
 
 
 def result_key(row: SlideRow, fingerprint: str, settings: Settings, engine: EngineInfo) -> str:
@@ -116,6 +123,8 @@ def result_key(row: SlideRow, fingerprint: str, settings: Settings, engine: Engi
         "spots": _sha256(row.spots),
         "mask": _sha256(row.mask),
         **({} if engine.runs_on == ENGINE_OF_BEFORE else {"engine": engine.runs_on}),
+        **({} if row.region is None else {"region": str(Rectangle.parse(row.region))}),
+        **({"pyramid": True} if settings.pyramid else {}),
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
@@ -144,9 +153,11 @@ async def plan_slide(row: SlideRow, describe: Describe, settings: Settings, engi
     if row.spots is not None:
         spots = await asyncio.to_thread(_spots_of_file, Path(row.spots), slide)
     elif row.mask is not None:
-        spots = await asyncio.to_thread(_grid_on_mask, row, slide, pitch_um)
+        spots = await asyncio.to_thread(grid_on_mask, Path(row.mask), slide, pitch_um)
     else:
         spots = Spots(slide.centers, slide.names, slide.pitch_px, f"grid, pitch {pitch_um:g} µm")
+    if row.region is not None:
+        spots = spots_within(spots, Rectangle.parse(row.region), slide.size)
     centers = as_centers(spots.centers)
     key = await asyncio.to_thread(result_key, row, slide.fingerprint, settings, engine)
     widest_px = engine.views.window_px(engine.views.n_views - 1, scale)
@@ -155,28 +166,15 @@ async def plan_slide(row: SlideRow, describe: Describe, settings: Settings, engi
         places = spots.places()
         if len(spots):
             engine.slide_level.check(places, len(spots), whose=row.path)
-    return SlidePlan(row, slide, spots, spatial_order(centers, window_px=widest_px), scale, key, places)
+    return SlidePlan(
+        row, slide, spots, spatial_order(centers, window_px=widest_px), scale, key, places, settings.pyramid
+    )
 
 
 def _spots_of_file(path: Path, slide: SlideInfo) -> Spots:
     spots = read_spots(path)
     check_places(spots.centers, slide.size, lambda: slide.thumbnail, source=str(path), columns=spots.columns)
     return spots
-
-
-def _grid_on_mask(row: SlideRow, slide: SlideInfo, pitch_um: float) -> Spots:
-    if slide.mpp is None:
-        raise InputError(f"{row.path}: a grid in µm needs the slide's µm/px and it has none; give its mpp in the list")
-    assert row.mask is not None
-    mask = read_mask(Path(row.mask), slide.size)
-    spots = grid(slide.size, mask, pitch_um / slide.mpp)
-    if not len(spots):
-        raise InputError(
-            f"{row.mask}: of no cell of the grid, {pitch_um:g} µm wide, is at least half in the mask, so that no "
-            "spot is scored; choose a smaller pitch_um or a larger mask"
-        )
-    floored = as_centers(spots.centers).astype(np.float64)
-    return Spots(floored, spots.names, spots.pitch_px, f"grid on a mask, pitch {pitch_um:g} µm")
 
 
 def _sha256(file: str | None) -> str | None:

@@ -131,6 +131,7 @@ class Pool:
         spots: int,
         priority: int = 0,
         whole: bool = False,
+        parameters: Mapping[str, Any] | None = None,
     ) -> Any:
         """Score spots on whichever server has room, again and again while one is lost or full.
 
@@ -145,6 +146,8 @@ class Pool:
             Requests with the least go first.
         whole : bool
             Whether it is a slide that is scored as a whole, for which more time is allowed.
+        parameters : mapping, optional
+            Of the request.
 
         Raises
         ------
@@ -162,7 +165,9 @@ class Pool:
             async with self._place(spots, priority) as endpoint:
                 inputs = await make_inputs()
                 try:
-                    answer = await endpoint.connection.infer(model, inputs, deadline_s=deadline_s)
+                    answer = await endpoint.connection.infer(
+                        model, inputs, parameters=parameters, deadline_s=deadline_s
+                    )
                     endpoint.answered(spots)
                     self._answered = time.monotonic()
                     return answer

@@ -20,7 +20,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from m2ost_contract import EngineInfo
+from m2ost_contract import EngineInfo, install_command
 from m2ost_preprocess.decoder import Decoder, SlideInfo
 from m2ost_preprocess.errors import SlideError
 
@@ -168,7 +168,7 @@ def connected(address: str) -> Iterator[Cluster]:
     try:
         import ray
     except ImportError as error:
-        raise InputError(f"--ray needs the extra 'ray' ({error}): pip install 'm2ost-triton[ray]'") from error
+        raise InputError(f"--ray needs the extra 'ray' ({error}): {install_command('ray')}") from error
     try:
         _knock(address)
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)

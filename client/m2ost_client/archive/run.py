@@ -175,7 +175,7 @@ class Rescore:
         now = options.settings.to_dict(engine)
         before = state.setting("settings")
         if before is not None:
-            before = {"engine": ENGINE_OF_BEFORE, **before}
+            before = {"engine": ENGINE_OF_BEFORE, "pyramid": False, **before}
         if before not in (None, now):
             records = state.slides()
             changes = ", ".join(

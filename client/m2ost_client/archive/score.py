@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-from m2ost_contract import RowStatus
+from m2ost_contract import PYRAMID_PARAMETER, RowStatus
 from m2ost_preprocess.decoder import Decoder
 from m2ost_preprocess.slides.spot_array import Places
 from m2ost_preprocess.tiling.views import Centers
@@ -41,6 +41,8 @@ class SpotRange:
         Level-0 pixels per view pixel of the finest view.
     places : ndarray of int32, shape (n, 2), or None
         x, y on the array, of all spots of a slide that is predicted as a whole.
+    pyramid : bool
+        Whether coarse views may be cut from the slide's lower levels.
     """
 
     slide: str
@@ -48,6 +50,7 @@ class SpotRange:
     centers: Centers
     scale: float
     places: Places | None = None
+    pyramid: bool = False
 
     def requests(self, batch_rows: int) -> Iterator[SpotRange]:
         """The range cut into requests; one that is predicted as a whole is one."""
@@ -55,7 +58,7 @@ class SpotRange:
             yield self
             return
         for i in range(0, len(self.centers), batch_rows):
-            yield SpotRange(self.slide, self.first + i, self.centers[i : i + batch_rows], self.scale)
+            yield replace(self, first=self.first + i, centers=self.centers[i : i + batch_rows])
 
 
 class Scorer(Protocol):
@@ -81,7 +84,9 @@ class ByName:
         async def inputs() -> list[Any]:
             return spot_inputs(request.slide, centers, request.scale)
 
-        answer = await self._pool.infer(self._pool.info.names.slide, inputs, spots=n, priority=priority)
+        answer = await self._pool.infer(
+            self._pool.info.names.slide, inputs, spots=n, priority=priority, parameters=_parameters(request)
+        )
         expression, status = read_scored(answer, len(centers), self._pool.info)
         return Part(request.first, expression[:n], status[:n])
 
@@ -90,7 +95,9 @@ class ByName:
             return whole_slide_inputs(request.slide, request.centers, places, request.scale)
 
         n = len(request.centers)
-        answer = await self._pool.infer(self._pool.info.names.slide, inputs, spots=n, priority=priority, whole=True)
+        answer = await self._pool.infer(
+            self._pool.info.names.slide, inputs, spots=n, priority=priority, whole=True, parameters=_parameters(request)
+        )
         return Part(request.first, *read_scored(answer, n, self._pool.info))
 
 
@@ -111,7 +118,9 @@ class BySending:
             geometry, rows = self._pool.info.views, len(centers)
             views = [np.empty((rows, *geometry.shape), np.uint8) for _ in geometry.names]
             scales = np.full(rows, request.scale, np.float32)
-            found = await asyncio.to_thread(self._decoder.cut_views, Path(request.slide), centers, scales, views)
+            found = await asyncio.to_thread(
+                self._decoder.cut_views, Path(request.slide), centers, scales, views, pyramid=request.pyramid
+            )
             status[:] = found[:n]
             return view_inputs(geometry.names, views)
 
@@ -234,6 +243,10 @@ def missing(have: Iterable[Part], n_spots: int, range_spots: int) -> list[tuple[
     if at < n_spots:
         gaps.append((at, n_spots))
     return [(i, min(i + range_spots, end)) for first, end in gaps for i in range(first, end, range_spots)]
+
+
+def _parameters(request: SpotRange) -> dict[str, Any]:
+    return {PYRAMID_PARAMETER: True} if request.pyramid else {}
 
 
 def _at_least_two(centers: Centers) -> Centers:

@@ -13,14 +13,17 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from m2ost_contract import install_command
+from m2ost_preprocess.errors import SpotError
 from m2ost_preprocess.home import NoHomeFolder, expanded
+from m2ost_preprocess.slides.rectangle import Rectangle
 
 from ..errors import InputError
 from .patience import PATIENCE, Patience
 from .scan import Found, LeftOut, search_folder, search_pattern, single
 from .storage import is_url, sort_out_urls
 
-COLUMNS = ("slide_id", "path", "mpp", "spots", "mask", "pitch_um")
+COLUMNS = ("slide_id", "path", "mpp", "spots", "mask", "pitch_um", "region")
 """Columns that are used; a table may have others."""
 
 _REQUIRED = ("slide_id", "path")
@@ -51,6 +54,8 @@ class SlideRow:
         Image over the whole slide; the grid covers what is not black, in place of what is taken for tissue.
     pitch_um : float, optional
         Pitch of the grid in µm, in place of the archive's.
+    region : str, optional
+        ``X,Y,W,H`` in level-0 pixels: only spots in it are scored.
     """
 
     slide_id: str
@@ -59,6 +64,7 @@ class SlideRow:
     spots: str | None = None
     mask: str | None = None
     pitch_um: float | None = None
+    region: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """JSON form."""
@@ -93,10 +99,10 @@ def read_slides(
     ----------
     source : str
         A ``.csv``, ``.tsv`` or ``.parquet`` with the columns ``slide_id`` and ``path`` and, where wanted, ``mpp``,
-        ``spots``, ``mask`` and ``pitch_um``, paths relative to it; or a folder, searched to the bottom; or a pattern
-        (``slides/**/*.svs``, ``s3://bucket/*.svs``); or one slide. In a folder and a pattern a slide is called by its
-        path below the folder or the pattern's fixed part, without the ending, ``/`` as ``__``. A DICOM series is one
-        slide, called by its folder where it is the only one there, else by its first file.
+        ``spots``, ``mask``, ``pitch_um`` and ``region``, paths relative to it; or a folder, searched to the bottom;
+        or a pattern (``slides/**/*.svs``, ``s3://bucket/*.svs``); or one slide. In a folder and a pattern a slide is
+        called by its path below the folder or the pattern's fixed part, without the ending, ``/`` as ``__``. A DICOM
+        series is one slide, called by its folder where it is the only one there, else by its first file.
     names_on_server : bool
         ``path`` of a manifest is a name under a server's roots (``root/relative/path``): it is taken as it is.
     follow_links : bool
@@ -180,7 +186,7 @@ def _read_parquet(path: Path) -> tuple[Records, list[str]]:
 
         table = pq.read_table(path)
     except ImportError as error:
-        raise InputError(f"{path}: Parquet needs pyarrow ({error}): pip install 'm2ost-triton[client]'") from error
+        raise InputError(f"{path}: Parquet needs pyarrow ({error}): {install_command('client')}") from error
     except (OSError, pa.ArrowException) as error:
         raise InputError(f"{path}: cannot read the manifest: {error}") from error
     header = list(table.column_names)
@@ -212,6 +218,11 @@ def _row(path: Path, place: str, record: Mapping[str, Any], names_on_server: boo
         raise InputError(
             f"{path}, {place}, column 'spots': with a file of spots there is no grid; leave mask and pitch_um empty"
         )
+    if text["region"]:
+        try:
+            Rectangle.parse(text["region"])
+        except SpotError as error:
+            raise InputError(f"{path}, {place}, column 'region': {error}") from error
     files = {column: _beside(path, place, column, text[column]) for column in ("spots", "mask")}
     for column, file in files.items():
         if file is not None and not Path(file).is_file():
@@ -220,7 +231,7 @@ def _row(path: Path, place: str, record: Mapping[str, Any], names_on_server: boo
             )
     resolved = location if names_on_server else _beside(path, place, "path", location)
     assert resolved is not None
-    return SlideRow(slide_id, resolved, mpp, files["spots"], files["mask"], pitch_um)
+    return SlideRow(slide_id, resolved, mpp, files["spots"], files["mask"], pitch_um, text["region"])
 
 
 def _text(value: Any) -> str | None:

@@ -9,6 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
+from m2ost_contract import install_command
+
 from ..errors import InputError, OutputError
 from .content import DICOM_SUFFIX, HEAD_BYTES, SEVERAL_FILES, SLIDE_SUFFIXES, is_slide, suffix_of, without_ending
 from .patience import PATIENCE, Interrupted, Patience
@@ -130,13 +132,11 @@ def _filesystem(location: str) -> tuple[Any, str]:
     try:
         import fsspec
     except ImportError as error:
-        raise InputError(f"{location}: needs fsspec ({error}): pip install 'm2ost-triton[archive]'") from error
+        raise InputError(f"{location}: needs fsspec ({error}): {install_command('archive')}") from error
     try:
         filesystem, path = fsspec.core.url_to_fs(location)
     except (ImportError, ValueError) as error:
-        raise InputError(
-            f"{location}: {error}; pip install 'm2ost-triton[archive]' and the storage's own package"
-        ) from error
+        raise InputError(f"{location}: {error}; {install_command('archive')} and the storage's own package") from error
     return filesystem, str(path)
 
 

@@ -100,6 +100,21 @@ def read_facts(path: Path) -> tuple[dict[str, Any], Pixels]:
         raise _not_a_result(path, error) from error
 
 
+def read_genes(path: Path) -> tuple[str, ...]:
+    """The gene panel of a result, without its expression.
+
+    Raises
+    ------
+    InputError
+        If the file cannot be read or is not a result of `m2ost predict`.
+    """
+    try:
+        with h5py.File(path) as file:
+            return tuple(map(str, read_elem(file["var"]).index))
+    except (OSError, KeyError, ValueError, TypeError, AttributeError) as error:
+        raise _not_a_result(path, error) from error
+
+
 def _facts(uns: Any) -> tuple[dict[str, Any], Pixels]:
     (picture,) = uns["spatial"].values()
     return _plain(uns["m2ost"]), np.asarray(picture["images"]["hires"], np.uint8)

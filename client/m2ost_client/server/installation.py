@@ -13,12 +13,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from m2ost_contract import install_command, requirement
+
 from ..errors import ServerStartError
 
 ENV_SERVER = "M2OST_SERVER_ENV"
 """Environment variable that names the server environment; else ``.triton`` beside the client's or in the cwd."""
 
 MIN_GLIBC = (2, 35)
+PYTRITON = "nvidia-pytriton==0.7.0"
 
 _DEFAULT_BACKENDS = Path("/opt/tritonserver/backends")
 
@@ -110,8 +113,16 @@ def find_installation() -> Installation:
             return from_environment(folder)
     raise ServerStartError(
         "no tritonserver: none on PATH, no .triton environment beside this one, none here that only you can write to. "
-        "In a checkout run `make .triton`; elsewhere create one as the README shows and point "
-        f"{ENV_SERVER} at it, or give --server ADDRESS"
+        f"{how_to_create()}; {ENV_SERVER} names one that lies elsewhere, and --server ADDRESS asks a server elsewhere"
+    )
+
+
+def how_to_create() -> str:
+    """The commands that make an environment for the embedded server."""
+    pip = ".triton/bin/python -m pip install"
+    return (
+        "in a checkout run `make .triton`; elsewhere "
+        f"`python3.11 -m venv .triton && {pip} {requirement('server')} && {pip} --no-deps {PYTRITON}`"
     )
 
 
@@ -158,8 +169,8 @@ def from_environment(folder: Path) -> Installation:
     if facts.get("error"):
         raise ServerStartError(
             f"{folder}: a model's process cannot import m2ost_preprocess there ({facts['error']}): it sees no "
-            "PYTHONPATH, and no checkout below a folder with letters beyond ASCII in its name; install m2ost-triton "
-            "there, as the README's Install by role says"
+            "PYTHONPATH, and no checkout below a folder with letters beyond ASCII in its name; run "
+            f"{python} -m {install_command('server')}"
         )
     check_glibc(platform.libc_ver()[1])
     root = Path(facts["purelib"]) / "pytriton" / "tritonserver"
@@ -169,7 +180,7 @@ def from_environment(folder: Path) -> Installation:
         if not needed.is_file():
             raise ServerStartError(
                 f"{folder}: no {needed.name} for Python {facts['version']}; the embedded server needs Python 3.11 "
-                "or 3.12 and `pip install --no-deps nvidia-pytriton==0.7.0` there"
+                f"or 3.12 and `{python} -m pip install --no-deps {PYTRITON}`"
             )
     libpython = Path(facts["libdir"] or "") / str(facts["library"])
     if not facts["shared"] or not libpython.is_file():

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from m2ost_contract import MAX_ROWS, MODEL_ENGINE, EngineInfo, EnginePlan, sha256_file
+from m2ost_contract.progress import tell
 
 from ..errors import EngineBuildError
 from ..onnx_files import as_float32, describe, load_checked
@@ -110,7 +111,8 @@ def build_plans(onnx_path: Path, info: EngineInfo, options: EngineOptions) -> tu
     graph_bytes = sum(describe(load_checked(onnx_path, info.views))["weight_bytes"].values())
     plans: list[EnginePlan] = []
     twin: Twin | None = None
-    for capability in targets:
+    for index, capability in enumerate(targets):
+        tell(f"compute capability {capability}", index, len(targets))
         gpu = driver.gpu_with(capability)
         engine: Mapping[str, int] = {}
         twin_bytes = None

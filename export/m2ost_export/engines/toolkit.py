@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from m2ost_contract import TENSORRT, TENSORRT_RTX
+from m2ost_contract import TENSORRT, TENSORRT_RTX, install_command, requirement
 
 from ..errors import EngineBuildError
 from .gpu import Driver
@@ -16,11 +16,6 @@ from .gpu import Driver
 OLDEST_TENSORRT = (10, 13)
 
 _MODULES = {TENSORRT: "tensorrt", TENSORRT_RTX: "tensorrt_rtx_bindings"}
-_INSTALL = {
-    "tensorrt": "pip install --extra-index-url https://pypi.nvidia.com 'm2ost-triton[tensorrt]', with the version of "
-    "TensorRT that the server has (NGC's images: the same image, tensorrt==VERSION)",
-    "tensorrt-rtx": "pip install 'm2ost-triton[tensorrt-rtx]'",
-}
 
 
 @dataclass(frozen=True)
@@ -103,12 +98,21 @@ def load_toolkit(name: str) -> Toolkit:
     try:
         trt = importlib.import_module(_MODULES[name])
     except ImportError as error:
-        raise EngineBuildError(f"{name} is not installed here ({error}): {_INSTALL[name]}") from error
+        raise EngineBuildError(f"{name} is not installed here ({error}): {_how_to_install(name)}") from error
     version = tuple(int(part) for part in re.findall(r"\d+", str(trt.__version__))[:2])
     if name == "tensorrt" and version < OLDEST_TENSORRT:
         oldest = ".".join(map(str, OLDEST_TENSORRT))
-        raise EngineBuildError(f"TensorRT {trt.__version__} is too old, {oldest} is needed: {_INSTALL[name]}")
+        raise EngineBuildError(f"TensorRT {trt.__version__} is too old, {oldest} is needed: {_how_to_install(name)}")
     return Toolkit(name, trt)
+
+
+def _how_to_install(name: str) -> str:
+    if name != TENSORRT:
+        return install_command(name)
+    return (
+        f"pip install --extra-index-url https://pypi.nvidia.com {requirement(name)}, with the version of TensorRT that "
+        "the server has (NGC's images: the same image, tensorrt==VERSION)"
+    )
 
 
 def _as_numbers(capability: str) -> tuple[int, ...]:

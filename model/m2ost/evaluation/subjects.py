@@ -73,7 +73,7 @@ def open_subject(
         return OnnxSubject(release.onnx, facts, cache, _view_mpp(path, view_mpp, release.engine.mpp))
     if path.suffix == ".onnx":
         if genes is None:
-            raise DataError(f"{path}: an .onnx file has no gene names; give its panel with --genes")
+            raise DataError(f"{path}: an .onnx file has no gene names; give its panel with --panel")
         facts = Facts(name=path.name, genes=tuple(genes), target=_target(path, None, target))
         return OnnxSubject(path, facts, cache, _view_mpp(path, view_mpp, None))
     if path.suffix == ".h5ad":

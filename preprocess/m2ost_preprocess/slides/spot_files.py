@@ -30,6 +30,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from m2ost_contract import install_command
+
 from ..errors import SpotError
 from .spot_columns import LABELS, Positions, SpotTable, find_pair
 
@@ -152,7 +154,7 @@ def _parquet(path: Path, source: Path | io.BytesIO) -> SpotTable:
         import pyarrow as pa
         import pyarrow.parquet as pq
     except ImportError as error:
-        raise SpotError(f"{path}: Parquet needs pyarrow ({error}): pip install 'm2ost-triton[client]'") from error
+        raise SpotError(f"{path}: Parquet needs pyarrow ({error}): {install_command('client')}") from error
     try:
         with pq.ParquetFile(source) as file:
             table = file.read()

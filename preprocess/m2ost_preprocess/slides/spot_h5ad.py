@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from m2ost_contract import install_command
 
 from ..errors import SpotError
 from .spot_array import find_array, read_array
@@ -24,7 +25,7 @@ def h5ad_positions(path: Path, source: Path | io.BytesIO) -> Positions:
         import anndata  # noqa: F401
         import h5py  # noqa: F401
     except ImportError as error:
-        raise SpotError(f"{path}: .h5ad needs anndata ({error}): pip install 'm2ost-triton[client]'") from error
+        raise SpotError(f"{path}: .h5ad needs anndata ({error}): {install_command('client')}") from error
     try:
         obs, spatial = _elements(source)
     except Exception as error:  # of whatever kind a damaged element makes of it

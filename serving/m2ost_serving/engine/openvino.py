@@ -10,7 +10,7 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
-from m2ost_contract import MAX_ROWS, EngineError, ViewGeometry
+from m2ost_contract import MAX_ROWS, EngineError, ViewGeometry, install_command
 
 from ..devices import Device, HostDevice
 from .base import KEEP_MEMORY_ROWS, CpuThreads, Expression, check_batch
@@ -131,5 +131,5 @@ def import_openvino() -> Any:
     try:
         import openvino
     except ImportError as error:
-        raise EngineError(f"no OpenVINO ({error}); run: pip install 'm2ost-triton[openvino]'") from error
+        raise EngineError(f"no OpenVINO ({error}); run: {install_command('openvino')}") from error
     return openvino

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from m2ost_client import InputError
 from m2ost_client.archive import SlideRow
 from m2ost_client.archive.plan import ENGINE_OF_BEFORE, Settings, plan_slide, result_key
 from m2ost_preprocess.errors import SpotError
@@ -55,6 +56,27 @@ def test_pixels_of_a_smaller_image_are_refused_by_the_slides_own_overview(result
     path.write_text("x,y\n" + "".join(f"{x / 4},{y / 4}\n" for x, y in rows))
     with pytest.raises(SpotError, match="on it when multiplied by 4: these look like pixels of a smaller image"):
         plan(result, path)
+
+
+def test_a_region_leaves_the_spots_in_it_and_is_part_of_the_key(result, tmp_path):
+    path = tmp_path / "spots.csv"
+    path.write_text("name,x,y\na,400,300\nb,900,300\nc,1400,1200\n")
+
+    async def describe(pitch_um, mpp):
+        return result.slide
+
+    def made(region, **settings):
+        row = SlideRow("a", "a.svs", spots=str(path), region=region)
+        return asyncio.run(plan_slide(row, describe, Settings(**settings), result.engine))
+
+    whole, part = made(None), made("300,200,700,200")
+    assert whole.spots.names == ("a", "b", "c")
+    assert part.spots.names == ("a", "b")
+    assert "region 300,200,700,200" in part.spots.source
+    assert len({whole.key, part.key, made(None, pyramid=True).key}) == 3
+    assert made(None, pyramid=True).unit("a", 0, 2).pyramid
+    with pytest.raises(InputError, match="none of the 3 spots"):
+        made("0,0,10,10")
 
 
 def test_values_of_another_engine_are_other_values_and_those_of_before_are_still_the_defaults(result):

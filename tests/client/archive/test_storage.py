@@ -5,6 +5,7 @@ import functools
 import http.server
 import multiprocessing
 import os
+import re
 import shutil
 import threading
 from contextlib import ExitStack, suppress
@@ -16,6 +17,7 @@ from m2ost_client import InputError
 from m2ost_client.archive import Patience, read_slides
 from m2ost_client.archive.staging import Staging
 from m2ost_client.archive.storage import SIZE_ONLY, StorageError, source_version
+from m2ost_contract import install_command
 
 
 @pytest.fixture
@@ -204,7 +206,7 @@ def test_what_cannot_be_fetched_is_named(served, tmp_path):
     for location, words in (
         (f"{url}/absent.svs", "absent.svs: cannot be fetched: FileNotFoundError"),
         ("http://127.0.0.1:9/a.svs", "cannot be fetched"),
-        ("nowhere://a.svs", "pip install 'm2ost-triton"),
+        ("nowhere://a.svs", re.escape(install_command("archive"))),
     ):
         with pytest.raises(InputError, match=words):
             stage(staging, location)

@@ -21,7 +21,16 @@ from m2ost_client.server.doctor.profile import read_profile
 from m2ost_client.server.doctor.release import check_files, extra_files, files_served
 from m2ost_client.server.host import SHM, Ports
 from m2ost_client.server.installation import Installation
-from m2ost_contract import BODY_FILE, TAIL_FILE, Manifest, ManifestError, Release, ViewGeometry, sha256_file
+from m2ost_contract import (
+    BODY_FILE,
+    TAIL_FILE,
+    Manifest,
+    ManifestError,
+    Release,
+    ViewGeometry,
+    install_command,
+    sha256_file,
+)
 from m2ost_serving.repository import write_repository
 
 from tests.support.releases import ENGINE, engine_plan
@@ -263,7 +272,7 @@ def test_openvino_that_is_missing(served):
     without = {name: version for name, version in SERVER.packages.items() if name != "openvino"}
     words = only_error(doctor.check_openvino(served["cpu-openvino"], replace(SERVER, packages=without)))
     assert "/venv/bin/python has no openvino, which the profile 'cpu-openvino' runs on" in words
-    assert "pip install 'm2ost-triton[openvino]' 'numpy<2'; or serve with --profile cpu" in words
+    assert f"{install_command('openvino')} 'numpy<2'; or serve with --profile cpu" in words
     fits(doctor.check_openvino(served["cpu-openvino"], SERVER))
     assert doctor.check_openvino(served["cpu"], replace(SERVER, packages=without)) == []
 
@@ -272,7 +281,7 @@ def test_a_gpu_that_cupy_cannot_compile_for(served):
     server = replace(SERVER, kernel_error="RuntimeError: CuPy failed to load libnvrtc.so.12")
     words = only_error(doctor.check_gpu(served["python-gpu"], ROOM, server))
     assert "CuPy cannot compile for the GPU, which cuts the views: RuntimeError: CuPy failed to load" in words
-    assert "/venv/bin/python -m pip install 'm2ost-triton[cuda]'" in words
+    assert f"/venv/bin/python -m {install_command('cuda')}" in words
 
 
 def test_a_driver_that_tritons_python_backend_does_not_find(served):

@@ -1,4 +1,4 @@
-"""What the facts come to. Pure: no function here looks at the machine."""
+"""What the facts come to. No function here looks at the machine; remedies name where this package came from."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from m2ost_contract import (
     EngineError,
     Manifest,
     plan_for,
+    requirement,
     supports_version,
     why_no_bf16,
 )
@@ -70,7 +71,7 @@ def check_backends(profile: Profile, backends: Sequence[str]) -> list[Finding]:
         error(
             "backends",
             f"profile {profile.name!r} needs the backend {', '.join(missing)}; this tritonserver has: {found}",
-            "serve in NGC's image (see the README, Serving), or with --profile cpu or python-gpu",
+            "serve in NGC's image, or with --profile cpu or python-gpu",
         )
     ]
 
@@ -86,16 +87,16 @@ def check_environment(profile: Profile, server: ServerFacts, client_version: str
     ours = packages.get("m2ost-triton", "")
     if not ours:
         message = f"{server.python} has no m2ost-triton, which the models import"
-        findings.append(error("environment", message, f"{pip} install 'm2ost-triton[server]=={client_version}'"))
+        findings.append(error("environment", message, f"{pip} install {requirement('server')}"))
     elif ours != client_version:
         message = f"{server.python} has m2ost-triton {ours}, this command is of {client_version}"
-        findings.append(warning("environment", message, f"{pip} install 'm2ost-triton[server]=={client_version}'"))
+        findings.append(warning("environment", message, f"{pip} install {requirement('server')}"))
     if not any(name.startswith("openslide-python") for name in packages):
         message = f"{server.python} has no openslide-python, which reads slides"
-        findings.append(error("environment", message, f"{pip} install 'm2ost-triton[server]'"))
+        findings.append(error("environment", message, f"{pip} install {requirement('server')}"))
     if not any(name.startswith("cucim") for name in packages):
         message = f"{server.python} has no cuCIM; OpenSlide reads its slides"
-        findings.append(warning("environment", message, f"{pip} install 'm2ost-triton[server]'"))
+        findings.append(warning("environment", message, f"{pip} install {requirement('server')}"))
     if profile.uses_onnxruntime and not any(name.startswith("onnxruntime") for name in packages):
         message = f"{server.python} has no onnxruntime, which the profile {profile.name!r} runs on"
         findings.append(error("environment", message, _onnxruntime_remedy(profile, server)))
@@ -127,7 +128,7 @@ def check_openvino(profile: Profile, server: ServerFacts) -> list[Finding]:
         return []
     if "openvino" not in server.packages:
         message = f"{server.python} has no openvino, which the profile {profile.name!r} runs on"
-        remedy = f"{server.python} -m pip install 'm2ost-triton[openvino]' 'numpy<2'; or serve with --profile cpu"
+        remedy = f"{server.python} -m pip install {requirement('openvino')} 'numpy<2'; or serve with --profile cpu"
         return [error("openvino", message, remedy)]
     return [ok("openvino", server.packages["openvino"])]
 
@@ -152,7 +153,7 @@ def _onnxruntime_remedy(profile: Profile, server: ServerFacts) -> str:
     pip = f"{server.python} -m pip"
     if profile.engine.endswith("cuda"):
         return f"{pip} uninstall -y onnxruntime && {pip} install '{_ONNXRUNTIME_GPU}' 'numpy<2'"
-    return f"{pip} install 'm2ost-triton[server]'"
+    return f"{pip} install {requirement('server')}"
 
 
 def check_engine_choice(profile: Profile) -> list[Finding]:
@@ -187,7 +188,7 @@ def check_gpu(profile: Profile, host: HostFacts, server: ServerFacts) -> list[Fi
         findings.append(error("driver", message, "ln -s libcuda.so.1 libcuda.so where `ldconfig -p` has the first"))
     if server.kernel_error:
         message = f"CuPy cannot compile for the GPU, which cuts the views: {server.kernel_error}"
-        findings.append(error("cupy", message, f"{server.python} -m pip install 'm2ost-triton[cuda]'"))
+        findings.append(error("cupy", message, f"{server.python} -m pip install {requirement('cuda')}"))
     if server.gpus:
         findings += [ok("gpu", f"{g.name}, compute capability {g.compute_capability}") for g in server.gpus]
     elif host.visible_devices is not None and host.visible_devices.strip() in ("", "-1", "NoDevFiles"):

@@ -16,7 +16,7 @@ from ...credentials import Credentials
 from ...errors import InputError, ServerStartError
 from ..command import ServerOptions, check_profile
 from ..host import SHM, Ports, held_ports, numeric_host
-from ..installation import Installation, find_installation
+from ..installation import Installation, find_installation, how_to_create
 from ..plain_paths import temporary_parent
 from ..security import check_pair
 from ..served_models import read_hashes
@@ -94,7 +94,7 @@ def _check_server(profile: Profile | None, manifest: Manifest | None) -> list[Fi
     try:
         installation = find_installation()
     except ServerStartError as problem:
-        return [error("tritonserver", str(problem), "make .triton, or as the README's Install by role says")]
+        return [error("tritonserver", str(problem), how_to_create())]
     findings = [ok("tritonserver", f"{installation.executable}, glibc {platform.libc_ver()[1]}")]
     if profile is None:
         return findings
@@ -104,7 +104,7 @@ def _check_server(profile: Profile | None, manifest: Manifest | None) -> list[Fi
     try:
         server = server_facts(installation, probe=True, bf16=profile.uses_bf16)
     except CannotAsk as problem:
-        findings.append(error("environment", str(problem), "make .triton, or as the README's Install by role says"))
+        findings.append(error("environment", str(problem), how_to_create()))
         return findings + checks.check_memory(profile, host)
     findings += checks.check_environment(profile, server, version("m2ost-triton"))
     findings += _check_engine(profile, manifest, host, server)
@@ -185,7 +185,10 @@ def check_security(credentials: Credentials, *, host: str, http: bool) -> list[F
     try:
         certificate = check_pair(credentials)
     except InputError as problem:
-        return [*findings, error("security", str(problem), "as the README's Secure transport says")]
+        return [
+            *findings,
+            error("security", str(problem), "give --tls-cert and its --tls-key, as PEM files"),
+        ]
     if certificate is None:
         if host not in _LOOPBACK:
             message = f"the token travels in plain text to whoever asks on {host}"
@@ -244,7 +247,7 @@ def check_start(options: ServerOptions, releases: Sequence[Release], installatio
         try:
             server = server_facts(installation, probe=needs_gpu, bf16=bf16)
         except CannotAsk as problem:
-            findings.append(error("environment", str(problem), "as the README's Install by role says"))
+            findings.append(error("environment", str(problem), how_to_create()))
     for release, profile in zip(releases, profiles, strict=True):
         manifest = release.manifest
         findings += checks.check_identity(manifest, profile) + checks.check_engine_choice(profile)

@@ -10,8 +10,8 @@ import pandas as pd
 import pytest
 import tifffile
 from m2ost_client import InputError
+from m2ost_client import masks as module
 from m2ost_client.archive import Settings, SlideRow, read_slides
-from m2ost_client.archive import masks as module
 from m2ost_client.archive.plan import plan_slide, result_key
 from PIL import Image
 

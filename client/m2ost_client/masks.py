@@ -29,7 +29,7 @@ import numpy as np
 from m2ost_preprocess.slides.tissue import Mask
 from PIL import Image, ImageFile, PngImagePlugin, TiffImagePlugin
 
-from ..errors import InputError
+from .errors import InputError
 
 MAX_PIXELS = 1 << 28
 """Most pixels of a mask: laying a grid on so many takes 2 GiB."""
