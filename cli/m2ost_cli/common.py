@@ -94,10 +94,19 @@ TokenFile = Annotated[
     ),
 ]
 
+
+def _receiver(url: str) -> str:
+    """The address of a receiver of traces, looked at before anything is begun."""
+    from m2ost_client.tracing import otlp_url
+
+    return otlp_url(url)
+
+
 TraceOtlp = Annotated[
     str | None,
     typer.Option(
         "--trace-otlp",
+        parser=_receiver,
         metavar="URL",
         help="Hand OpenTelemetry traces to this receiver of OTLP over HTTP: http://HOST:4318.",
         rich_help_panel=panels.OUTPUT,

@@ -51,7 +51,12 @@ FREE = {
 }
 """Text of which nobody can say that it is wrong before the work has begun."""
 
+RECEIVER = "no address of a receiver of OTLP over HTTP"
+
 WRONG = {
+    ("predict", "--trace-otlp"): (("a.svs", "--trace-otlp", "collector:4318"), RECEIVER),
+    ("rescore", "--trace-otlp"): (("a.csv", "--trace-otlp", "collector:4318"), RECEIVER),
+    ("serve", "--trace-otlp"): (("r", "--slides", "s", "--trace-otlp", "collector:4318"), RECEIVER),
     ("predict", "--view-mpp"): (("a.svs", "--view-mpp", "fine"), "--view-mpp fine: give µm/px as a number"),
     ("predict", "--region"): (("a.svs", "--region", "all"), "write X,Y,W,H in whole level-0 pixels"),
     ("predict", "--dense"): (("a.svs", "--dense", "16"), "with the unit, such as 16px"),

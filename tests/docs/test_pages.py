@@ -22,6 +22,10 @@ def commands_of(text):
         yield shlex.split(found[0].replace("\\", "").replace("…", " "))[1:]
 
 
+def options_of(command):
+    return {name for option in command.params for name in (*option.opts, *option.secondary_opts)} | {"--help"}
+
+
 def unknown(words):
     """The word of a command line that the command line does not know, or None."""
     command = ROOT
@@ -29,9 +33,9 @@ def unknown(words):
         if words[0].startswith("-") or words[0] not in command.commands:
             break
         command, words = command.commands[words[0]], words[1:]
-    if hasattr(command, "commands") and words:
-        return None if words[0] in {"--help", "--version"} else words[0]
-    known = {name for parameter in command.params for name in (*parameter.opts, *parameter.secondary_opts)} | {"--help"}
+    known = options_of(command)
+    if hasattr(command, "commands") and words and words[0] not in known:
+        return words[0]
     return next((word for word in words if word.startswith("--") and word.split("=")[0] not in known), None)
 
 
