@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -97,6 +98,24 @@ def test_replicas_are_never_beside_what_scales(values):
     for resource in resources:
         if resource["kind"] == "Deployment":
             assert ("replicas" in resource["spec"]) != scaled
+
+
+def replicas_wanted(row: dict[str, float], scaled: dict) -> int:
+    """How many a ScaledObject asks for where these are the metrics of one server: by its triggers, in its limits."""
+    waiting, used = (float(trigger["metadata"]["threshold"]) for trigger in scaled["triggers"])
+    wanted = max(math.ceil(row["requests waiting"] / waiting), math.ceil(100 * row["saturation"] / used))
+    return min(max(wanted, scaled["minReplicaCount"]), scaled["maxReplicaCount"])
+
+
+def test_more_is_asked_for_under_load_and_no_more_once_it_has_gone():
+    """By the series that `make metrics-test` recorded, of the shipped release."""
+    (scaled, _) = (r["spec"] for r in template("gpu") if r["kind"] == "ScaledObject")
+    assert ["waiting" in t["metadata"]["query"] for t in scaled["triggers"]] == [True, False]
+    (record,) = (REPOSITORY / "benchmarks").glob("metrics-*.json")
+    wanted = {clients: replicas_wanted(row, scaled) for clients, row in json.loads(record.read_text())["rows"].items()}
+    assert wanted["0"] == wanted["after 1"] == wanted["after 16"] == wanted["after 64"] == 1
+    assert wanted["16"] > 1
+    assert wanted["64"] > 1
 
 
 def test_checkov_finds_nothing_but_what_is_accepted(tmp_path):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import shutil
 import sys
 import tempfile
@@ -133,7 +134,10 @@ def main() -> None:
         rows, wrong = measure(server, found, f"wsi/{given.slide.name}", given.seconds)
     sys.stdout.write("\n".join(table(rows)) + "\n")
     if given.out:
-        report = {"machine": describe_machine(), "spots_a_request": SPOTS, "seconds": given.seconds, "rows": dict(rows)}
+        kept = {
+            name: {k: None if math.isnan(v) else v for k, v in row.items()} for name, row in rows
+        }  # null: none asked
+        report = {"machine": describe_machine(), "spots_a_request": SPOTS, "seconds": given.seconds, "rows": kept}
         given.out.write_text(json.dumps({**report, "wrong": wrong}, indent=2) + "\n")
     sys.exit("\n".join(wrong) or 0)
 
