@@ -16,6 +16,7 @@ from importlib import metadata
 from typing import Any, Protocol
 from urllib.parse import urlsplit, urlunsplit
 
+from m2ost_contract import install_command
 from m2ost_preprocess.network import host_of, is_here
 
 from .errors import InputError
@@ -147,9 +148,7 @@ def traced(url: str, name: str, facts: Facts, *, warn: Callable[[str], None]) ->
     try:
         provider = _provider(endpoint)
     except ImportError as error:
-        raise InputError(
-            f"--trace-otlp needs the extra 'trace' ({error}): in a checkout of m2ost-triton, pip install '.[trace]'"
-        ) from error
+        raise InputError(f"--trace-otlp needs the extra 'trace' ({error}): {install_command('trace')}") from error
     with _complaints(endpoint, warn):
         try:
             with _set(_OpenTelemetry(provider.get_tracer("m2ost_client"))), span(name, facts):
