@@ -71,7 +71,7 @@ def text_svs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def shipped_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A user's cache as the first `m2ost predict` leaves it: with the release of the shipped checkpoint."""
     from m2ost.shipped import shipped_checkpoint
-    from m2ost_cli.serving_commands import shipped_release
+    from m2ost_cli.embedded import shipped_release
 
     def export(folder: Path) -> None:
         with pytest.MonkeyPatch.context() as patch, shipped_checkpoint() as checkpoint:

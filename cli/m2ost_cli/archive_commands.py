@@ -30,9 +30,10 @@ from .common import (
     traced_command,
     use_reader,
 )
+from .embedded import embedded
 from .numeric import not_negative, positive
 from .progress import progress
-from .serving_commands import (
+from .scoring_options import (
     MODEL_NEEDS_SERVER,
     SERVER_IS_THERE,
     BatchRows,
@@ -43,7 +44,6 @@ from .serving_commands import (
     ServerLog,
     SpatialData,
     ViewMpp,
-    embedded,
 )
 from .values import view_mpp as view_mpp_of
 

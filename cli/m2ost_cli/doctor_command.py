@@ -13,7 +13,8 @@ import typer
 
 from . import panels
 from .common import needs
-from .serving_commands import (
+from .serve_command import split_roots
+from .server_options import (
     ClientsCa,
     GrpcPort,
     Host,
@@ -23,7 +24,6 @@ from .serving_commands import (
     ServerCert,
     ServerKey,
     ServerToken,
-    split_roots,
 )
 
 EXIT_DOES_NOT_FIT = 1

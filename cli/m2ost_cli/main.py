@@ -18,9 +18,10 @@ from .doctor_command import doctor
 from .domains_command import domains
 from .info_command import info
 from .model_commands import convert, init
+from .predict_command import predict
 from .release_commands import build_engine, export, export_istar, fetch
 from .report_command import report
-from .serving_commands import predict, serve
+from .serve_command import serve
 from .training_commands import evaluate, panel, ship, split, train
 
 EXIT_ERROR = 1

@@ -1,22 +1,19 @@
-"""Commands on releases: ``serve`` and ``predict``."""
+"""`m2ost predict`."""
 
 from __future__ import annotations
 
 import asyncio
-import json
-import os
 import shlex
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from m2ost_contract import MAX_ROWS, RowStatus
+from m2ost_contract import RowStatus
 from m2ost_preprocess.home import expanded
-from m2ost_preprocess.slides import SlideRoots
 from m2ost_preprocess.slides.dense_grid import parse_pitch
 from m2ost_preprocess.slides.rectangle import Rectangle
 
@@ -29,244 +26,36 @@ from .common import (
     TokenFile,
     TraceOtlp,
     UserError,
-    cache_folder,
     client_credentials,
     needs,
     traced_command,
     use_reader,
 )
+from .embedded import embedded
 from .numeric import not_negative, positive
-from .progress import progress, working
-from .values import one_of
+from .progress import progress
+from .scoring_options import (
+    MODEL_NEEDS_SERVER,
+    SERVER_IS_THERE,
+    BatchRows,
+    CheckpointToServe,
+    GeoJson,
+    Pyramid,
+    ReleaseToServe,
+    ServerLog,
+    SpatialData,
+    ViewMpp,
+)
 from .values import view_mpp as view_mpp_of
 
 if TYPE_CHECKING:
     from m2ost_client.dense import DenseOptions, DenseReport
     from m2ost_client.predict import PredictReport
-    from m2ost_client.server.supervisor import TritonServer
     from m2ost_client.timeline import Timeline
+
 
 EXIT_SPOTS_WITHOUT_VALUE = 3
 EMBEDDED_ROOT = "slides"
-MODEL_NEEDS_SERVER = "--model is for a server of several releases; give --server ADDRESS"
-SERVER_IS_THERE = "--server serves a release in its own way; leave --release, --checkpoint and --profile out"
-Host = Annotated[
-    str, typer.Option("--host", help="Address that the server listens on.", rich_help_panel=panels.ADDRESSES)
-]
-GrpcPort = Annotated[
-    int,
-    typer.Option(
-        "--grpc-port", min=0, max=65535, help="Port of gRPC; 0 takes any free one.", rich_help_panel=panels.ADDRESSES
-    ),
-]
-HttpPort = Annotated[
-    int,
-    typer.Option(
-        "--http-port",
-        min=0,
-        max=65535,
-        help="Port of HTTP, with --http; 0 takes any free one.",
-        rich_help_panel=panels.ADDRESSES,
-    ),
-]
-MetricsPort = Annotated[
-    int,
-    typer.Option(
-        "--metrics-port",
-        min=0,
-        max=65535,
-        help="Port of the metrics; 0 takes any free one.",
-        rich_help_panel=panels.ADDRESSES,
-    ),
-]
-Profile = Annotated[
-    str,
-    typer.Option(
-        "--profile",
-        help="Engine and device, Triton's --model-config-name: cpu, cpu-openvino, tensorrt, python-gpu …",
-        rich_help_panel=panels.ENGINE,
-    ),
-]
-ServerCert = Annotated[
-    Path | None,
-    typer.Option(
-        "--tls-cert",
-        help="PEM file with the server's certificate. With it gRPC speaks TLS only.",
-        rich_help_panel=panels.TRUST,
-    ),
-]
-ServerKey = Annotated[
-    Path | None,
-    typer.Option("--tls-key", help="PEM file with the key of that certificate.", rich_help_panel=panels.TRUST),
-]
-ClientsCa = Annotated[
-    Path | None,
-    typer.Option(
-        "--tls-ca",
-        help="PEM file with authorities. Clients must show a certificate that one of them signed.",
-        rich_help_panel=panels.TRUST,
-    ),
-]
-ServerToken = Annotated[
-    Path | None,
-    typer.Option(
-        "--token-file", help="File whose only line is a token that clients must send.", rich_help_panel=panels.TRUST
-    ),
-]
-GeoJson = Annotated[
-    bool,
-    typer.Option(
-        "--geojson",
-        help="Write a .geojson for QuPath too, with the genes of --map, or else with all.",
-        rich_help_panel=panels.OUTPUT,
-    ),
-]
-SpatialData = Annotated[
-    bool,
-    typer.Option("--spatialdata", help="Write a SpatialData folder (.zarr) too.", rich_help_panel=panels.OUTPUT),
-]
-ViewMpp = Annotated[
-    str | None,
-    typer.Option(
-        metavar="UM|model",
-        help="Cut views at this µm/px, or at that of the model's training. By default at the slide's own pixels.",
-        rich_help_panel=panels.SLIDE,
-    ),
-]
-Pyramid = Annotated[
-    bool,
-    typer.Option(
-        "--pyramid",
-        help="Cut coarse views from the slide's own lower levels. This is faster and gives other values.",
-        rich_help_panel=panels.SLIDE,
-    ),
-]
-BatchRows = Annotated[int, typer.Option(min=1, max=MAX_ROWS, help="Spots in a request.", rich_help_panel=panels.SERVER)]
-ReleaseToServe = Annotated[
-    Path | None,
-    typer.Option(
-        help="Release for the embedded server. By default that of the shipped checkpoint.",
-        rich_help_panel=panels.ENGINE,
-    ),
-]
-CheckpointToServe = Annotated[
-    Path | None,
-    typer.Option(help="Checkpoint to export for the embedded server.", rich_help_panel=panels.ENGINE),
-]
-ServerLog = Annotated[
-    Path | None,
-    typer.Option(help="Write the embedded server's JSON log to this file.", rich_help_panel=panels.ENGINE),
-]
-_LEVELS = ("debug", "info", "warning", "error")
-
-
-def split_roots(specifications: list[str]) -> dict[str, Path]:
-    """``NAME=FOLDER`` or ``FOLDER`` (named after itself) → name and folder."""
-    roots: dict[str, Path] = {}
-    for specification in specifications:
-        name, separator, folder = specification.partition("=")
-        path = expanded(folder if separator else specification).resolve()
-        key = name if separator else path.name
-        if key in roots:
-            raise UserError(f"two slide roots are called {key!r}; name them: --slides NAME=FOLDER")
-        roots[key] = path
-    return roots
-
-
-def parse_roots(specifications: list[str]) -> SlideRoots:
-    """The slide roots of a server that is to start."""
-    try:
-        return SlideRoots(split_roots(specifications))
-    except ValueError as error:
-        raise UserError(str(error)) from error
-
-
-def serve(
-    releases: Annotated[
-        list[Path], typer.Argument(metavar="RELEASE", help="Release folder. Several are each served under its name.")
-    ],
-    slides: Annotated[
-        list[str], typer.Option("--slides", help="Folder of slides, as FOLDER or NAME=FOLDER; repeatable.")
-    ],
-    istar: Annotated[
-        Path | None, typer.Option(help="Folder that `m2ost export-istar` wrote, to serve beside the release.")
-    ] = None,
-    host: Host = "127.0.0.1",
-    grpc_port: GrpcPort = 8001,
-    http: Annotated[
-        bool,
-        typer.Option(
-            "--http",
-            help="Speak HTTP too. One HTTP request can end this tritonserver, so put a proxy in front of it.",
-            rich_help_panel=panels.ADDRESSES,
-        ),
-    ] = False,
-    http_port: HttpPort = 8000,
-    metrics_port: MetricsPort = 8002,
-    tls_cert: ServerCert = None,
-    tls_key: ServerKey = None,
-    tls_ca: ClientsCa = None,
-    token_file: ServerToken = None,
-    profile: Profile = "cpu",
-    reader: Reader = None,
-    trace_otlp: TraceOtlp = None,
-    ready_file: Annotated[
-        Path | None,
-        typer.Option(help="File for probes. While the server is ready it exists and is under a minute old."),
-    ] = None,
-    start_timeout_s: Annotated[
-        float,
-        typer.Option(
-            parser=positive,
-            metavar="SECONDS",
-            help="Longest time until the server is ready. A profile that builds an engine needs minutes.",
-        ),
-    ] = 120,
-    log_level: Annotated[str, typer.Option(help="Lowest level to print: debug, info, warning or error.")] = "info",
-    print_command: Annotated[
-        bool, typer.Option("--print-command", help="Print the command that starts tritonserver, and exit.")
-    ] = False,
-) -> None:
-    """Serve one or several releases on NVIDIA Triton, and restart the server if it dies.
-
-    The log is one JSON object a line. Ctrl-C or SIGTERM stops the server cleanly.
-    """
-    with needs("client"):
-        from m2ost_client.credentials import Credentials
-        from m2ost_client.server.command import HTTP_RISK, ServerOptions
-        from m2ost_client.server.host import Ports
-        from m2ost_client.server.supervisor import TritonServer
-    one_of("--log-level", log_level, _LEVELS)
-    use_reader(reader, reads_here=True)
-    if istar is not None:
-        from m2ost_istar.manifest import IStarManifest
-
-        IStarManifest.read(istar)  # its errors say what makes such a folder
-    options = ServerOptions(
-        release=releases[0],
-        others=tuple(releases[1:]),
-        roots=parse_roots(slides),
-        beside=(istar,) if istar else (),
-        host=host,
-        ports=Ports(grpc_port, http_port, metrics_port),
-        http=http,
-        credentials=Credentials(ca=tls_ca, certificate=tls_cert, key=tls_key, token_file=token_file),
-        profile=profile,
-        trace_otlp=trace_otlp,
-        ready_file=ready_file,
-        start_timeout_s=start_timeout_s,
-    )
-    if http:
-        print(f"warning: --http: {HTTP_RISK}", file=sys.stderr)
-    server = TritonServer(options, on_log=_json_lines(sys.stdout, log_level))
-    if print_command:
-        print(server.print_command())
-        return
-    try:
-        with server:
-            server.wait()
-    except KeyboardInterrupt:
-        return
 
 
 def predict(
@@ -525,88 +314,6 @@ def _timeline(path: Path | None) -> Iterator[tuple[Timeline | None, Path | None]
             timeline.add_server(server_trace)
         timeline.write(path)
         print(f"timeline: {path}; open it in ui.perfetto.dev", file=sys.stderr)
-
-
-@contextmanager
-def embedded(
-    roots: dict[str, Path],
-    release: Path | None,
-    checkpoint: Path | None,
-    log: Path | None,
-    *,
-    profile: str | None = None,
-    trace: Path | None = None,
-    trace_otlp: str | None = None,
-) -> Iterator[TritonServer]:
-    """A server for as long as the block runs, on these slide roots; by default it serves the shipped checkpoint."""
-    from m2ost_client.server.command import DEFAULT_PROFILE, ServerOptions
-    from m2ost_client.server.doctor import AUTO, fastest_profile
-    from m2ost_client.server.supervisor import TritonServer
-
-    with ExitStack() as stack:
-        if checkpoint is not None:
-            with needs("export"):
-                from m2ost.checkpoint import load
-                from m2ost_export.release import build_release
-                from m2ost_export.split_gate import measured_gate
-            release = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="m2ost-release-"))) / "release"
-            print(
-                f"exporting {checkpoint} for this run; `m2ost export` once and --release save this",
-                file=sys.stderr,
-            )
-            model, card = load(checkpoint)
-            gated = measured_gate(checkpoint, card.sha256)
-            with working("exporting"):
-                build_release(model, card, release, gated=gated)
-        if release is None:
-            release = shipped_release()
-        if profile == AUTO:
-            profile, reasons = fastest_profile(release)
-            print("\n  ".join([f"--profile auto: {profile}", *reasons]), file=sys.stderr)
-        on_log = _json_lines(stack.enter_context(log.open("w", encoding="utf-8")), "debug") if log else None
-        options = ServerOptions(
-            release=release,
-            roots=SlideRoots(roots),
-            profile=profile or DEFAULT_PROFILE,
-            trace=trace,
-            trace_otlp=trace_otlp,
-        )
-        yield stack.enter_context(TritonServer(options, on_log=on_log))
-
-
-def shipped_release() -> Path:
-    """The release of the shipped checkpoint, exported into the user's cache the first time it is asked for."""
-    with needs("export"):
-        from m2ost.checkpoint import load
-        from m2ost.shipped import CHECKPOINT, shipped_checkpoint
-        from m2ost_export.release import build_release
-        from m2ost_export.split_gate import measured_gate
-        from m2ost_serving.repository import template_sha256
-    with shipped_checkpoint() as folder:
-        model, card = load(folder)
-        release = cache_folder() / f"{CHECKPOINT}-{card.sha256[:12]}-{template_sha256()[:12]}"
-        if not release.exists():
-            print(f"exporting the shipped checkpoint {CHECKPOINT} to {release}, once", file=sys.stderr)
-            with suppress(FileExistsError), working("exporting"):  # another run may be faster
-                build_release(model, card, release, gated=measured_gate(folder, card.sha256))
-    return release
-
-
-def _json_lines(stream: Any, least: str) -> Callable[[dict[str, Any]], None]:
-    shown = _LEVELS[_LEVELS.index(least) :]
-
-    def write(record: dict[str, Any]) -> None:
-        if record["level"] not in shown:
-            return
-        try:
-            print(json.dumps(record, ensure_ascii=False), file=stream, flush=True)
-        except OSError:
-            # What is left in the stream's buffer would fail once more when it is closed.
-            with Path(os.devnull).open("w", encoding="utf-8") as nowhere:
-                os.dup2(nowhere.fileno(), stream.fileno())
-            raise
-
-    return write
 
 
 def _summarise(report: PredictReport | DenseReport) -> None:

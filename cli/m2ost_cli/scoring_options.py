@@ -1,0 +1,59 @@
+"""Options of commands that score slides, and what they say of some."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from m2ost_contract import MAX_ROWS
+
+from . import panels
+
+MODEL_NEEDS_SERVER = "--model is for a server of several releases; give --server ADDRESS"
+SERVER_IS_THERE = "--server serves a release in its own way; leave --release, --checkpoint and --profile out"
+
+GeoJson = Annotated[
+    bool,
+    typer.Option(
+        "--geojson",
+        help="Write a .geojson for QuPath too, with the genes of --map, or else with all.",
+        rich_help_panel=panels.OUTPUT,
+    ),
+]
+SpatialData = Annotated[
+    bool,
+    typer.Option("--spatialdata", help="Write a SpatialData folder (.zarr) too.", rich_help_panel=panels.OUTPUT),
+]
+ViewMpp = Annotated[
+    str | None,
+    typer.Option(
+        metavar="UM|model",
+        help="Cut views at this µm/px, or at that of the model's training. By default at the slide's own pixels.",
+        rich_help_panel=panels.SLIDE,
+    ),
+]
+Pyramid = Annotated[
+    bool,
+    typer.Option(
+        "--pyramid",
+        help="Cut coarse views from the slide's own lower levels. This is faster and gives other values.",
+        rich_help_panel=panels.SLIDE,
+    ),
+]
+BatchRows = Annotated[int, typer.Option(min=1, max=MAX_ROWS, help="Spots in a request.", rich_help_panel=panels.SERVER)]
+ReleaseToServe = Annotated[
+    Path | None,
+    typer.Option(
+        help="Release for the embedded server. By default that of the shipped checkpoint.",
+        rich_help_panel=panels.ENGINE,
+    ),
+]
+CheckpointToServe = Annotated[
+    Path | None,
+    typer.Option(help="Checkpoint to export for the embedded server.", rich_help_panel=panels.ENGINE),
+]
+ServerLog = Annotated[
+    Path | None,
+    typer.Option(help="Write the embedded server's JSON log to this file.", rich_help_panel=panels.ENGINE),
+]
