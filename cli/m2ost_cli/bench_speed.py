@@ -1,0 +1,282 @@
+"""Measurements of speed, ``m2ost bench …``."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from m2ost_contract import MAX_ROWS
+
+from . import panels
+from .bench_group import (
+    SPEED,
+    BatchRows,
+    Checkpoint,
+    Mpp,
+    Out,
+    PitchUm,
+    Release,
+    Rounds,
+    Slide,
+    SpotFile,
+    Window,
+    checkpoint_or_shipped,
+    measurement,
+    say,
+    write,
+)
+from .common import TlsCa, TlsCert, TlsKey, TokenFile, UserError, client_credentials, needs
+from .numeric import positive
+
+
+@measurement(SPEED)
+def gate(
+    release: Release,
+    slide: Slide,
+    out: Out,
+    thresholds: Annotated[
+        Path | None,
+        typer.Option(
+            help="Thresholds (YAML). By default those that ship with this package.", rich_help_panel=panels.COMPARED
+        ),
+    ] = None,
+    server: Annotated[
+        str | None,
+        typer.Option(
+            help="host:port of a running server. By default one runs for this command.", rich_help_panel=panels.SERVER
+        ),
+    ] = None,
+    tls_ca: TlsCa = None,
+    tls_cert: TlsCert = None,
+    tls_key: TlsKey = None,
+    token_file: TokenFile = None,
+    served_as: Annotated[
+        str | None,
+        typer.Option(help="With --server: the slide's name there, root/relative/path.", rich_help_panel=panels.SERVER),
+    ] = None,
+    metrics_url: Annotated[
+        str, typer.Option(help="With --server: URL of its metrics.", rich_help_panel=panels.SERVER)
+    ] = "",
+    speedups: Annotated[
+        Path | None,
+        typer.Option(
+            help="JSON that `m2ost bench istar` wrote, with the speed-ups over iStar.", rich_help_panel=panels.COMPARED
+        ),
+    ] = None,
+    baseline: Annotated[
+        Path | None,
+        typer.Option(
+            help="Compare absolute figures with this baseline, if it was measured on this machine.",
+            rich_help_panel=panels.COMPARED,
+        ),
+    ] = None,
+    write_baseline: Annotated[
+        Path | None,
+        typer.Option(
+            help="Write this run's absolute figures to this file, unless it failed or missed a threshold.",
+            rich_help_panel=panels.OUTPUT,
+        ),
+    ] = None,
+    pitch_um: PitchUm = 100.0,
+    mpp: Mpp = None,
+    rounds: Rounds = 5,
+    users: Annotated[
+        int, typer.Option(min=1, help="Number of users of the closed load.", rich_help_panel=panels.LOAD)
+    ] = 8,
+    spots: Annotated[
+        int,
+        typer.Option(min=1, max=MAX_ROWS, help="Spots in a request of the closed load.", rich_help_panel=panels.LOAD),
+    ] = 8,
+    load_s: Annotated[
+        float,
+        typer.Option(
+            parser=positive,
+            metavar="SECONDS",
+            help="Length of the closed load in seconds.",
+            rich_help_panel=panels.LOAD,
+        ),
+    ] = 15.0,
+) -> None:
+    """Check that a release is served as fast as the thresholds ask, for CI.
+
+    Exit status: 0 it is; 1 requests failed; 3 a threshold was missed; 4 there is no baseline to compare with.
+    """
+    with needs("loadtest"):
+        from m2ost_loadtests.gate.measure import GateOptions, Target, measure, read_speedups
+        from m2ost_loadtests.gate.report import write_results
+        from m2ost_loadtests.gate.thresholds import SHIPPED, read_thresholds
+        from m2ost_loadtests.gate.verdicts import Baseline, Status, judge, status_of
+    limits = read_thresholds(thresholds or SHIPPED)
+    if baseline is not None and limits.baseline_tolerance is None:
+        raise UserError(f"{thresholds}: --baseline needs `baseline_tolerance` in the thresholds file")
+    then = Baseline.read(baseline) if baseline else None
+    if (server is None) != (served_as is None):
+        raise UserError("--server and --served-as belong together: the address, and the slide's name there")
+    credentials = client_credentials(tls_ca, tls_cert, tls_key, token_file, elsewhere=server is not None)
+    target = None
+    if server and served_as:
+        target = Target(address=server, slide=served_as, metrics_url=metrics_url, credentials=credentials)
+    try:
+        options = GateOptions(
+            release=release,
+            slide=slide,
+            target=target,
+            pitch_um=pitch_um,
+            mpp=mpp,
+            rounds=rounds,
+            users=users,
+            spots=spots,
+            load_s=load_s,
+        )
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    found = measure(
+        options,
+        limits,
+        speedups=read_speedups(speedups) if speedups else None,
+        say=say,
+    )
+    verdicts = judge(found, limits, baseline=then, asked_for_baseline=baseline is not None)
+    status = status_of(verdicts)
+    for verdict in verdicts:
+        print(verdict)
+    for reason, count in found.failures.items():
+        print(f"  {count} failed: {reason}")
+    for file in write_results(found, verdicts, out):
+        print(f"  {file}")
+    if write_baseline is not None:
+        if status in (Status.PASSED, Status.NO_BASELINE):
+            Baseline.of(found).write(write_baseline)
+            print(f"  {write_baseline}")
+        else:
+            print(f"{write_baseline}: not written, for this run is none to hold others against", file=sys.stderr)
+    if status is not Status.PASSED:
+        raise typer.Exit(int(status))
+
+
+@measurement(SPEED)
+def served(
+    release: Release,
+    slide: Slide,
+    out: Out,
+    checkpoint: Checkpoint = None,
+    pitch_um: PitchUm = 50.0,
+    rounds: Rounds = 5,
+    batch_rows: BatchRows = 32,
+    window: Window = None,
+    profile: Annotated[
+        str, typer.Option(help="Profile that is served, one of an engine on the CPU.", rich_help_panel=panels.ENGINE)
+    ] = "cpu",
+) -> None:
+    """Compare the served release with a bare ONNX Runtime session and with the authors' code."""
+    with needs("loadtest"), needs("export"):
+        from m2ost_bench.served.served_vs_bare import measure, to_markdown
+    stream = _stream(batch_rows, window)
+    with checkpoint_or_shipped(checkpoint) as source:
+        report = measure(
+            release, slide, checkpoint=source, pitch_um=pitch_um, rounds=rounds, stream=stream, profile=profile
+        )
+    write(report, to_markdown(report), out, "served_vs_bare")
+
+
+def _stream(batch_rows: int | None, window: int | None) -> Any:
+    from m2ost_client.stream import StreamOptions
+
+    default = StreamOptions()
+    return StreamOptions(batch_rows=batch_rows or default.batch_rows, window=window or default.window)
+
+
+@measurement(SPEED)
+def soak(
+    release: Release,
+    slide: Slide,
+    out: Out,
+    spots: Annotated[int, typer.Option(min=20, help="Number of spots to stream. They are drawn by chance.")] = 50_000,
+    window: Window = None,
+) -> None:
+    """Watch the memory of client and server while many spots are scored.
+
+    Use a narrow release of depth 1, so that it takes minutes and not days.
+    """
+    with needs("loadtest"):
+        from m2ost_bench.served.soak import measure, to_markdown
+    report = measure(release, slide, spots, stream=_stream(None, window))
+    write(report, to_markdown(report), out, "soak")
+
+
+@measurement(SPEED)
+def engines(
+    release: Annotated[Path, typer.Argument(help="Release folder, in float32.")],
+    slide: Slide,
+    out: Out,
+    checkpoint: Checkpoint = None,
+    spots: SpotFile = None,
+    most_spots: Annotated[int, typer.Option(min=2, help="Most spots that r per gene is measured on.")] = 64,
+    threads: Annotated[
+        list[int],
+        typer.Option(
+            min=1,
+            help="Number of threads; repeatable. By default one, and one for each core.",
+            rich_help_panel=panels.COMPARED,
+        ),
+    ] = [],
+    batch: Annotated[
+        list[int],
+        typer.Option(min=1, max=MAX_ROWS, help="Rows of a batch; repeatable.", rich_help_panel=panels.COMPARED),
+    ] = [1, 16, 32],
+    rounds: Rounds = 7,
+    only: Annotated[
+        list[str],
+        typer.Option(
+            help="Measure only this engine beside the two references; repeatable.", rich_help_panel=panels.COMPARED
+        ),
+    ] = [],
+) -> None:
+    """Compare engines on this CPU, in turns: their speed as ratios, and r per gene on real spots."""
+    with needs("loadtest"), needs("export"):
+        from m2ost_bench.engines.speed import EngineSpeedOptions, measure, to_markdown
+    with checkpoint_or_shipped(checkpoint) as source:
+        options = EngineSpeedOptions(
+            release=release,
+            checkpoint=source,
+            slide=slide,
+            spots=spots,
+            threads=tuple(threads) or tuple(sorted({1, len(os.sched_getaffinity(0))})),
+            batches=tuple(batch),
+            rounds=rounds,
+            most_spots=most_spots,
+            only=tuple(only),
+        )
+        report = measure(options, say)
+    write(report, to_markdown(report), out, "engines")
+
+
+@measurement(SPEED)
+def threads(release: Release, slide: Slide, out: Out, pitch_um: PitchUm = 50.0, rounds: Rounds = 5) -> None:
+    """Compare ways to share the cores of this CPU between engine and tiler."""
+    with needs("loadtest"):
+        from m2ost_bench.engines.threads import measure, to_markdown
+    report = measure(release, slide, pitch_um=pitch_um, rounds=rounds)
+    write(report, to_markdown(report), out, "engine_threads")
+
+
+@measurement(SPEED)
+def tiler(
+    release: Release,
+    slide: Annotated[Path, typer.Argument(help="Slide file that is tiled and has µm/px, best with lower levels.")],
+    out: Out,
+    pitch_um: PitchUm = 100.0,
+    rounds: Rounds = 5,
+    drift_spots: Annotated[
+        int, typer.Option(min=2, help="Most spots that views from lower levels are compared on.")
+    ] = 128,
+) -> None:
+    """Compare the tiler with other libraries, and a whole prediction with its slower half."""
+    with needs("loadtest"):
+        from m2ost_bench.tiler.measure import measure
+        from m2ost_bench.tiler.report import to_markdown
+    report = measure(release, slide, pitch_um=pitch_um, drift_spots=drift_spots, rounds=rounds, tell=say)
+    write(report, to_markdown(report), out, "tiler")
