@@ -145,7 +145,7 @@ def test_a_slide_without_spots_has_all_exports_too(result, tmp_path):
 def test_without_spatialdata_the_extra_is_named_before_any_work(result, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "spatialdata", None)
     monkeypatch.setattr("m2ost_client.exports.find_spec", lambda name: None)
-    with pytest.raises(InputError, match=r"m2ost-triton\[spatialdata\]"):
+    with pytest.raises(InputError, match=r"pip install .*\[spatialdata\]"):
         report(tmp_path, ALL)
     assert not list(tmp_path.iterdir())
 

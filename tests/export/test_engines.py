@@ -107,7 +107,7 @@ def test_no_gpu_and_no_compute_capability(rtx):
 
 def test_a_toolkit_that_is_missing_old_or_unknown(monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorrt", None)
-    with pytest.raises(EngineBuildError, match=r"pypi\.nvidia\.com 'm2ost-triton\[tensorrt\]'"):
+    with pytest.raises(EngineBuildError, match=r"pypi\.nvidia\.com '.*\[tensorrt\]'"):
         load_toolkit("tensorrt")
     monkeypatch.setitem(sys.modules, "tensorrt", type("Old", (), {"__version__": "10.9.0.34"}))
     with pytest.raises(EngineBuildError, match=r"10\.9\.0\.34 is too old, 10\.13 is needed"):
