@@ -1,4 +1,4 @@
-"""Commands on archives of slides: ``rescore`` and ``status``."""
+"""Commands on archives of slides: ``rescore``, ``join`` and ``status``."""
 
 from __future__ import annotations
 
@@ -87,6 +87,14 @@ def rescore(
         str | None,
         typer.Option("--ray", help="Score on the Ray cluster at this address, as many tasks as its 'triton' resource."),
     ] = None,
+    shard: Annotated[
+        str | None,
+        typer.Option(
+            "--shard",
+            metavar="K/N",
+            help="Score one of N shares of the slides, the first is 0/N; works in a folder of its own in --out.",
+        ),
+    ] = None,
     follow_links: Annotated[
         bool, typer.Option("--follow-links", help="Search linked folders of a folder too; linked files always count.")
     ] = False,
@@ -110,10 +118,11 @@ def rescore(
 ) -> None:
     """Score an archive of slides; the same command goes on where an earlier run ended, whatever ended it.
 
-    Ctrl-C once finishes what is under way and keeps it; twice stops at once.
+    Ctrl-C once finishes what is under way and keeps it; twice stops at once. With --shard the run that ends last writes
+    table and summary of all shares.
     """
     with needs("client"):
-        from m2ost_client.archive import Patience, RescoreOptions, Servers, Settings, read_slides
+        from m2ost_client.archive import Patience, RescoreOptions, Servers, Settings, Shard, folder_of_run, read_slides
         from m2ost_client.archive import rescore as score
         from m2ost_client.exports import Exports
         from m2ost_client.server.doctor import AUTO
@@ -137,13 +146,16 @@ def rescore(
         raise UserError(str(error)) from error
     patience = Patience(timeout_s=storage_timeout_s)
     names_on_server = bool(server) and not send_pixels
+    share = Shard.parse(shard) if shard else None
     slides = read_slides(manifest, names_on_server=names_on_server, follow_links=follow_links, patience=patience)
     if slides.unused:
         print(f"{manifest}: nothing reads the columns {', '.join(slides.unused)}", file=sys.stderr)
+    if share:
+        slides = share.of_list(slides)
     exports = Exports(geojson=geojson, spatialdata=spatialdata, report=report)
     exports.check_installed()
     options = RescoreOptions(
-        out=out,
+        out=folder_of_run(share, out),
         settings=settings,
         genes=None if genes is None else tuple(genes),
         exports=exports,
@@ -176,9 +188,32 @@ def rescore(
             )
         except asyncio.CancelledError:
             raise KeyboardInterrupt from None
-    _print_report(made, out)
+    _print_report(made, options.out)
     if made.drained:
         raise typer.Exit(EXIT_INTERRUPTED)
+    if share:
+        _join_if_last(out)
+    if not made.complete:
+        raise typer.Exit(EXIT_INCOMPLETE)
+
+
+def _join_if_last(out: Path) -> None:
+    """Join the shards of an archive where none is left to score."""
+    from m2ost_client.archive import join_shards, unfinished
+
+    left = unfinished(out)
+    if left:
+        print(f"  {len(left)} of {left[0].of} shards are not at their end; the last to end joins all")
+    else:
+        _print_report(join_shards(out), out)
+
+
+def join(out: Annotated[Path, typer.Argument(help="The folder of an archive in shards.")]) -> None:
+    """Write table, summary and index of an archive in shards, as the shard that ends last does."""
+    with needs("client"):
+        from m2ost_client.archive import join_shards
+    made = join_shards(out)
+    _print_report(made, out)
     if not made.complete:
         raise typer.Exit(EXIT_INCOMPLETE)
 
@@ -233,11 +268,17 @@ def _progress(n_slides: int) -> Iterator[Callable[[Progress], None]]:
 
 
 def _print_report(report: ArchiveReport, out: Path) -> None:
-    summary, run = report.summary, report.summary["run"]
-    rate = f", {run['spots_per_s']:.1f} spots/s" if run["spots_per_s"] else ""
+    summary = report.summary
+    if "shards" in summary:
+        before, scored = "", f"{summary['spots']:,} spots in {len(summary['shards'])} shards"
+    else:
+        run = summary["run"]
+        rate = f", {run['spots_per_s']:.1f} spots/s" if run["spots_per_s"] else ""
+        before = f" ({summary['of_them_skipped']} before this run)"
+        scored = f"{run['spots']:,} spots in this run{rate}"
     print(
-        f"{summary['done']} of {summary['slides']} slides done ({summary['of_them_skipped']} before this run), "
-        f"{len(summary['failed'])} failed, {summary['left']} left; {run['spots']:,} spots in this run{rate}"
+        f"{summary['done']} of {summary['slides']} slides done{before}, {len(summary['failed'])} failed, "
+        f"{summary['left']} left; {scored}"
     )
     for failed in summary["failed"][:_SHOWN]:
         print(f"  {failed['slide_id']}: {failed['reason']}")
@@ -308,5 +349,5 @@ def status(
 
 def register(app: typer.Typer) -> None:
     """Add the commands to ``app``."""
-    for command in (rescore, status):
+    for command in (rescore, join, status):
         app.command()(command)
