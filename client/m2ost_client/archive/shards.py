@@ -208,5 +208,5 @@ def _joined(summaries: Sequence[dict[str, Any]]) -> dict[str, Any]:
     summed: dict[str, Any] = {name: sum(summary[name] for summary in summaries) for name in _ADDED_UP}
     rows = {name: [one for summary in summaries for one in summary[name]] for name in _IN_A_ROW}
     sources: Counter[str] = sum((Counter(summary["mpp_sources"]) for summary in summaries), Counter())
-    shards = [{**summary["shard"], "run": summary["run"]} for summary in summaries]
+    shards = [{**s["shard"], "slides": s["slides"], "run": s["run"]} for s in summaries]
     return {**summed, **rows, "left_out": summaries[0]["left_out"], "mpp_sources": dict(sources), "shards": shards}
