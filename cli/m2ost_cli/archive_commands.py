@@ -1,4 +1,4 @@
-"""Commands on archives of slides: ``rescore`` and ``status``."""
+"""Commands on archives of slides: ``rescore``, ``join`` and ``status``."""
 
 from __future__ import annotations
 
@@ -100,6 +100,15 @@ def rescore(
     view_mpp: ViewMpp = None,
     pyramid: Pyramid = False,
     reader: Reader = None,
+    shard: Annotated[
+        str | None,
+        typer.Option(
+            "--shard",
+            metavar="K/N",
+            help="Score one of N shares of the slides, in a folder of its own in --out. The first share is 0/N.",
+            rich_help_panel=panels.SLIDE,
+        ),
+    ] = None,
     follow_links: Annotated[
         bool,
         typer.Option(
@@ -198,10 +207,11 @@ def rescore(
 ) -> None:
     """Predict all slides of an archive. After any end, the same command goes on where the last run stopped.
 
-    Ctrl-C once finishes the slides under way and keeps them; Ctrl-C twice stops at once.
+    Ctrl-C once finishes the slides under way and keeps them; Ctrl-C twice stops at once. With --shard,
+    the run that ends last writes the table and the summary of all shares.
     """
     with needs("client"):
-        from m2ost_client.archive import Patience, RescoreOptions, Servers, Settings, read_slides
+        from m2ost_client.archive import Patience, RescoreOptions, Servers, Settings, Shard, folder_of_run, read_slides
         from m2ost_client.archive import rescore as score
         from m2ost_client.exports import Exports
         from m2ost_client.server.doctor import AUTO
@@ -220,13 +230,16 @@ def rescore(
     settings = Settings(pitch_um=pitch_um, view_mpp=view_mpp_of(view_mpp), pyramid=pyramid)
     patience = Patience(timeout_s=storage_timeout_s)
     names_on_server = bool(server) and not send_pixels
+    share = Shard.parse(shard) if shard else None
     slides = read_slides(manifest, names_on_server=names_on_server, follow_links=follow_links, patience=patience)
     if slides.unused:
         print(f"{manifest}: nothing reads the columns {', '.join(slides.unused)}", file=sys.stderr)
+    if share:
+        slides = share.of_list(slides)
     exports = Exports(geojson=geojson, spatialdata=spatialdata, report=report)
     exports.check_installed()
     options = RescoreOptions(
-        out=out,
+        out=folder_of_run(share, out),
         settings=settings,
         genes=None if genes is None else tuple(genes),
         exports=exports,
@@ -262,9 +275,32 @@ def rescore(
             )
         except asyncio.CancelledError:
             raise KeyboardInterrupt from None
-    _print_report(made, out)
+    _print_report(made, options.out)
     if made.drained:
         raise typer.Exit(EXIT_INTERRUPTED)
+    if share:
+        _join_if_last(out)
+    if not made.complete:
+        raise typer.Exit(EXIT_INCOMPLETE)
+
+
+def _join_if_last(out: Path) -> None:
+    """Join the shards of an archive where none is left to score."""
+    from m2ost_client.archive import join_shards, unfinished
+
+    left = unfinished(out)
+    if left:
+        print(f"  {len(left)} of {left[0].of} shards are not at their end; the last to end joins all")
+    else:
+        _print_report(join_shards(out), out)
+
+
+def join(out: Annotated[Path, typer.Argument(help="Folder of an archive in shards.")]) -> None:
+    """Write table, summary and index of an archive in shards, as the shard that ends last does."""
+    with needs("client"):
+        from m2ost_client.archive import join_shards
+    made = join_shards(out)
+    _print_report(made, out)
     if not made.complete:
         raise typer.Exit(EXIT_INCOMPLETE)
 
@@ -310,11 +346,17 @@ def _progress(n_slides: int) -> Iterator[Callable[[Progress], None]]:
 
 
 def _print_report(report: ArchiveReport, out: Path) -> None:
-    summary, run = report.summary, report.summary["run"]
-    rate = f", {run['spots_per_s']:.1f} spots/s" if run["spots_per_s"] else ""
+    summary = report.summary
+    if "shards" in summary:
+        before, scored = "", f"{summary['spots']:,} spots in {len(summary['shards'])} shards"
+    else:
+        run = summary["run"]
+        rate = f", {run['spots_per_s']:.1f} spots/s" if run["spots_per_s"] else ""
+        before = f" ({summary['of_them_skipped']} before this run)"
+        scored = f"{run['spots']:,} spots in this run{rate}"
     print(
-        f"{summary['done']} of {summary['slides']} slides done ({summary['of_them_skipped']} before this run), "
-        f"{len(summary['failed'])} failed, {summary['left']} left; {run['spots']:,} spots in this run{rate}"
+        f"{summary['done']} of {summary['slides']} slides done{before}, {len(summary['failed'])} failed, "
+        f"{summary['left']} left; {scored}"
     )
     for failed in summary["failed"][:_SHOWN]:
         print(f"  {failed['slide_id']}: {failed['reason']}")

@@ -12,7 +12,7 @@ import typer
 from m2ost_contract import M2OSTError
 
 from . import panels
-from .archive_commands import rescore, status
+from .archive_commands import join, rescore, status
 from .bench_commands import bench
 from .doctor_command import doctor
 from .domains_command import domains
@@ -29,7 +29,7 @@ EXIT_ERROR = 1
 COMMANDS: dict[str, tuple[Callable[..., None], ...]] = {
     panels.PREDICT: (predict, report, domains),
     panels.SERVE: (serve, doctor),
-    panels.ARCHIVE: (rescore, status),
+    panels.ARCHIVE: (rescore, join, status),
     panels.RELEASE: (export, build_engine, fetch, export_istar),
     panels.CHECKPOINT: (info, train, evaluate, split, panel, ship, convert, init),
 }

@@ -19,6 +19,7 @@ ADDRESS = "127.0.0.1:9"
         (("far.csv", "--ray", ADDRESS, "--server", ADDRESS, "--send-pixels"), "give --cache, a folder that every node"),
         (("here.csv", "--server", ADDRESS, "--release", "."), "serves a release in its own way"),
         (("here.csv", "--server", ADDRESS, "--profile", "cpu"), "serves a release in its own way"),
+        (("here.csv", "--shard", "2/2"), "--shard 2/2: of 2 shards the first is 0, the last 1"),
         ((".", "--server", ADDRESS), "named by a manifest"),
         (("far.csv", "--server", ADDRESS), "does not see copies that are made here; give --send-pixels"),
         (("here.csv", "--server", ADDRESS, "--retry-for-s", "0"), "no server has answered"),

@@ -62,6 +62,7 @@ WRONG = {
     ("predict", "--dense"): (("a.svs", "--dense", "16"), "with the unit, such as 16px"),
     ("predict", "--tolerance"): (("a.svs", "--dense", "16px", "--tolerance", "half"), "such as 0.5sd"),
     ("predict", "--reader"): (("a.svs", "--reader", "magic"), "--reader must be one of auto, cucim"),
+    ("rescore", "--shard"): (("a.csv", "--shard", "half"), "must read K/N, such as 0/4"),
     ("rescore", "--view-mpp"): (("a.csv", "--view-mpp", "-1"), "--view-mpp -1: give µm/px as a number"),
     ("rescore", "--reader"): (("a.csv", "--reader", "magic"), "--reader must be one of"),
     ("serve", "--slides"): (("release", "--slides", "a=1", "--slides", "a=2"), "two slide roots are called 'a'"),

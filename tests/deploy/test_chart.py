@@ -12,8 +12,11 @@ from pathlib import Path
 
 import jsonschema
 import numpy as np
+import pandas as pd
 import pytest
 import yaml
+from anndata import read_h5ad
+from m2ost_client.archive import Shard
 
 from tests.support.containers import BUILT, inspect, need_containers, podman, said, tool
 from tests.support.data import REPOSITORY
@@ -58,7 +61,7 @@ def template(values: str | None, *arguments: str, version: str = VERSIONS[-1], i
 
 @pytest.mark.parametrize("values", FILES)
 def test_each_file_of_values_gives_valid_resources_of_old_and_new_clusters(values, tmp_path):
-    assert len(FILES) >= 4
+    assert len(FILES) >= 5
     tool("helm", "lint", "--strict", CHART, "--values", VALUES / f"{values}.yaml")
     for version in VERSIONS:
         resources = template(values, version=version)
@@ -146,6 +149,8 @@ def test_checkov_finds_nothing_but_what_is_accepted(tmp_path):
         ("gpu", "release.sha256=abc", "does not match pattern"),
         ("archive", "archive.slides=", "archive.slides: name the table of slides"),
         ("cpu", "tracing.otlp=collector:4318", "does not match pattern"),
+        ("archive", "archive.shards=2", "additional properties 'shards' not allowed"),
+        ("archive", "archive.completions=0", "minimum: got 0, want 1"),
         (None, "shmSize=1Gi", "release: give release.volume, or release.url with release.sha256"),
     ],
 )
@@ -161,6 +166,32 @@ def test_servers_hand_traces_over_only_where_a_receiver_is_named():
         (server,) = (resource for resource in template("cpu", *settings) if resource["kind"] == "Deployment")
         (container,) = server["spec"]["template"]["spec"]["containers"]
         assert {word for word in container["args"] if "otlp" in word} == expected
+
+
+@pytest.mark.parametrize("version", ["1.25", "1.28", "1.29", "1.37"])
+@pytest.mark.parametrize("shards", [1, 5])
+def test_an_archive_is_shared_out_over_the_pods_of_its_job(shards, version):
+    resources = template("archive", "--set", f"archive.completions={shards}", version=version)
+    (job,) = (resource for resource in resources if resource["kind"] == "Job")
+    spec, each_for_itself = job["spec"], version in ("1.29", "1.37")
+    (rescore,) = spec["template"]["spec"]["containers"]
+    told = [one.removeprefix("--shard=") for one in rescore["args"] if one.startswith("--shard=")]
+    policies = [rule["action"] for rule in spec.get("podFailurePolicy", {"rules": []})["rules"]]
+    if shards == 1:
+        assert told == []
+        assert "completionMode" not in spec
+        assert policies == ([] if version == "1.25" else ["FailJob", "Ignore"])
+        return
+    assert (spec["completionMode"], spec["completions"], spec["parallelism"]) == ("Indexed", 5, 4)
+    assert [Shard.parse(told[0].replace("$(JOB_COMPLETION_INDEX)", str(index))) for index in range(5)] == [
+        Shard(index, 5) for index in range(5)
+    ]
+    if each_for_itself:
+        assert (spec["backoffLimitPerIndex"], policies) == (6, ["FailIndex", "Ignore"])
+        assert "backoffLimit" not in spec
+    else:  # a share that fails ends no other before all tries are spent
+        assert spec["backoffLimit"] == 30
+        assert "FailJob" not in policies
 
 
 @contextmanager
@@ -209,7 +240,23 @@ def run_first(deployment: dict) -> None:
         )
 
 
-def test_what_the_chart_writes_runs_fetches_its_release_and_predicts(
+def run_archive(job: dict, results: Path) -> None:
+    """Run the pods of an Indexed Job one after the other, as the cluster would, on the server of this machine."""
+    results.mkdir()
+    results.chmod(0o1777)
+    (results / "slides.csv").write_text("".join(f"{line}\n" for line in ("slide_id,path", *SHARED_OUT)))
+    (rescore,) = job["spec"]["template"]["spec"]["containers"]
+    for index in range(job["spec"]["completions"]):
+        arguments = [one.replace("$(JOB_COMPLETION_INDEX)", str(index)) for one in rescore["args"]]
+        strict = ("--network", "host", "--add-host", "m2:127.0.0.1", "--user", "10001:10001", "--read-only")
+        volumes = ("--tmpfs", "/tmp", "--volume", f"{results}:/results")
+        podman("run", "--rm", *strict, "--cap-drop", "all", *volumes, rescore["image"], *arguments)
+
+
+SHARED_OUT = tuple(f"{name},slides/{SLIDE}" for name in ("one", "two", "three"))
+
+
+def test_what_the_chart_writes_runs_fetches_its_release_predicts_and_scores_an_archive_in_shards(
     server_image, client_image, release, svs, tmp_path
 ):
     """By podman, in place of a cluster."""
@@ -220,11 +267,14 @@ def test_what_the_chart_writes_runs_fetches_its_release_and_predicts(
         settings = ["release.path=", "release.volume=null", f"release.url={url}/{release.name}"]
         settings += [f"release.sha256={sha256_file(release / 'manifest.json')}", "pools[0].replicas=1"]
         settings += ["image.pullPolicy=Never", "clientImage.pullPolicy=Never"]
+        settings += ["archive.enabled=true", "archive.slides=slides.csv", "archive.completions=2"]
+        settings += ["archive.arguments={--pitch-um=100,--view-mpp=0.5}"]
         for name, tag in (("image", server_image), ("clientImage", client_image)):
             repository, _, version = tag.rpartition(":")
             settings += [f"{name}.repository={repository}", f"{name}.tag={version}"]
         resources = template("cpu", *(word for setting in settings for word in ("--set", setting)))
         (deployment,) = (r for r in resources if r["kind"] == "Deployment")
+        (job,) = (r for r in resources if r["kind"] == "Job")
         (container,) = deployment["spec"]["template"]["spec"]["containers"]
         (tmp_path / "kube").mkdir()
         kube = tmp_path / "kube.yaml"
@@ -239,10 +289,16 @@ def test_what_the_chart_writes_runs_fetches_its_release_and_predicts(
                 raise AssertionError(said(name)[-3000:]) from error
             served = predict(tmp_path / "served", f"slides/{SLIDE}", "--server", "127.0.0.1:8001")
             found = inspect("container", name)
+            run_archive(job, tmp_path / "results")
         finally:
             with suppress(AssertionError):
                 podman("play", "kube", "--down", kube)
     np.testing.assert_array_equal(served, native)
+    archive = tmp_path / "results" / "archive"
+    summary = json.loads((archive / "summary.json").read_text())
+    assert (summary["done"], summary["failed"], [shard["slides"] for shard in summary["shards"]]) == (3, [], [2, 1])
+    for result in pd.read_parquet(archive / "archive.parquet").result:
+        np.testing.assert_array_equal(read_h5ad(archive / result).X, native)
     assert found["HostConfig"]["ReadonlyRootfs"]
     assert found["EffectiveCaps"] in ([], None)
     assert found["Config"]["User"] == "10001:10001"

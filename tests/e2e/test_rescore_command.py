@@ -181,3 +181,27 @@ def test_ctrl_c_once_drains_and_twice_stops_and_the_same_command_ends_it(archive
     assert status == 0, errors
     rescore(rows, tmp_path / "undisturbed", [server])
     assert results(out) == results(tmp_path / "undisturbed")
+
+
+def test_shards_in_runs_of_their_own_are_the_same_archive(archive_server, archive_slides, undisturbed, tmp_path):
+    manifest, out = tmp_path / "slides.csv", tmp_path / "out"
+    rows = archive_slides[1]
+    pd.DataFrame([row.to_dict() for row in reversed(rows)]).to_csv(manifest, index=False)
+    of = len(rows) + 1  # one has no slide
+    command = ("rescore", manifest, "--out", out, "--server", archive_server.address, "--batch-rows", 4)
+    for index in reversed(range(of)):
+        status, output, errors = m2ost(*command, "--shard", f"{index}/{of}")
+        assert status == 0, errors
+        assert ("shards are not at their end" in output) == (index > 0)
+    assert f"{len(rows)} of {len(rows)} slides done, 0 failed, 0 left" in output
+    whole = pd.read_parquet(undisturbed / "archive.parquet").sort_values("slide_id", ignore_index=True)
+    joined = pd.read_parquet(out / "archive.parquet")
+    assert joined.result.str.partition("/")[2].tolist() == whole.result.tolist()
+    pd.testing.assert_frame_equal(joined.drop(columns="result"), whole.drop(columns="result"))
+    made = {path.name: path.read_bytes() for path in out.glob("shard-*/results/*")}
+    assert made == {path.name: path.read_bytes() for path in (undisturbed / "results").iterdir()}
+    status, output, errors = m2ost(*command)
+    assert status == 1
+    assert f"holds an archive in {of} shards" in errors
+    status, output, errors = m2ost("join", out)
+    assert status == 0, errors

@@ -21,6 +21,7 @@ from .rescoring import rescore
 from .run import Rescore
 from .runner import Runner
 from .scan import LeftOut
+from .shards import Shard, folder_of_run, join_shards, unfinished
 from .slide_list import SlideList, SlideRow, read_slides
 from .state import State, exclusive
 from .status import ArchiveStatus, read_status
@@ -45,15 +46,19 @@ __all__ = [
     "SentByWorkers",
     "Servers",
     "Settings",
+    "Shard",
     "Shared",
     "SlideList",
     "SlideRow",
     "State",
     "connected",
     "exclusive",
+    "folder_of_run",
     "is_url",
+    "join_shards",
     "read_slides",
     "read_status",
     "rescore",
     "roots_of",
+    "unfinished",
 ]

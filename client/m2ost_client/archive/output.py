@@ -10,10 +10,10 @@ import hashlib
 import json
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from m2ost_contract import EngineInfo, complete_file
@@ -27,11 +27,14 @@ from .plan import SlidePlan
 from .scan import LeftOut
 from .state import CHANGED, DONE, FAILED, Part, SlideRecord
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 RESULTS = "results"
 TABLE = "archive.parquet"
 SUMMARY = "summary.json"
 
-_COLUMNS: dict[str, Any] = {
+COLUMNS: dict[str, Any] = {
     "slide_id": "string",
     "path": "string",
     "state": "string",
@@ -52,6 +55,7 @@ _COLUMNS: dict[str, Any] = {
     "result_bytes": "Int64",
     "result_sha256": "string",
 }
+"""Of the table."""
 
 
 def assemble(plan: SlidePlan, engine: EngineInfo, scored: Part) -> SlideResult:
@@ -185,12 +189,27 @@ def write_table(records: Iterable[SlideRecord], out: Path) -> None:
         }
         for r in records
     ]
-    table = pd.DataFrame(rows, columns=list(_COLUMNS)).astype(_COLUMNS)
+    write_frame(pd.DataFrame(rows, columns=list(COLUMNS)).astype(COLUMNS), out)
+
+
+def write_frame(table: pd.DataFrame, out: Path) -> None:
+    """Write ``archive.parquet`` of a table with ``COLUMNS``.
+
+    Raises
+    ------
+    OutputError
+        If it cannot be written.
+    """
     _replace(out / TABLE, lambda part: table.to_parquet(part, index=False))
 
 
 def summarise(
-    records: Sequence[SlideRecord], *, skipped: int, run: dict[str, Any], left_out: Sequence[LeftOut] = ()
+    records: Sequence[SlideRecord],
+    *,
+    skipped: int,
+    run: dict[str, Any],
+    left_out: Sequence[LeftOut] = (),
+    shard: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The content of ``summary.json``.
 
@@ -203,6 +222,8 @@ def summarise(
         What is told of the run: ``spots`` scored in it, ``seconds``, servers, settings.
     left_out : sequence of LeftOut
         What lies among the slides and is not scored.
+    shard : mapping, optional
+        Which share of a list the slides are.
     """
     finished = [r.facts for r in records if r.state == DONE and r.facts is not None]
     seconds = run["seconds"]
@@ -227,6 +248,7 @@ def summarise(
         },
         "mpp_sources": dict(Counter(f["mpp_source"] or "unknown" for f in finished)),
         "run": {**run, "spots_per_s": run["spots"] / seconds if seconds and run["spots"] else None},
+        **({"shard": dict(shard)} if shard else {}),
     }
 
 

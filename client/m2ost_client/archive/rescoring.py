@@ -88,13 +88,12 @@ def rescore(
                     decoder = stack.enter_context(Decoder(pool.info.views))
                     access = SentByWorkers(pool, decoder, workers) if workers else Sent(pool, decoder)
                 one = Rescore(
-                    slides.rows,
+                    slides,
                     options,
                     state,
                     pool,
                     access,
                     runner=workers,
-                    left_out=slides.left_out,
                     on_progress=on_progress,
                 )
                 with on_start(one):

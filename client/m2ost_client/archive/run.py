@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import shutil
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import asdict
 
@@ -44,9 +44,8 @@ from .output import (
 from .plan import ENGINE_OF_BEFORE, SlidePlan, plan_slide, result_key
 from .pool import Drained, Pool
 from .runner import InProcess, Runner
-from .scan import LeftOut
 from .score import join, missing
-from .slide_list import SlideRow
+from .slide_list import SlideList, SlideRow
 from .staging import Staging
 from .state import CHANGED, DONE, LEFT_OUT, Part, SlideRecord, State
 from .storage import SIZE_ONLY, is_url, source_version
@@ -63,8 +62,8 @@ class Rescore:
 
     Parameters
     ----------
-    rows : sequence of SlideRow
-        The archive's slides.
+    slides : SlideList
+        The archive's slides, and what lies among them and is not scored, for the summary and the state.
     options : RescoreOptions
     state : State
     pool : Pool
@@ -72,8 +71,6 @@ class Rescore:
     access : Access
     runner : Runner, optional
         Where spots are scored; by default in this process, through the pool.
-    left_out : sequence of LeftOut
-        What lies among the slides and is not scored, for the summary and the state.
     on_progress : callable, optional
         Receives a :class:`Progress` whenever something came to an end.
 
@@ -87,23 +84,23 @@ class Rescore:
 
     def __init__(
         self,
-        rows: Sequence[SlideRow],
+        slides: SlideList,
         options: RescoreOptions,
         state: State,
         pool: Pool,
         access: Access,
         *,
         runner: Runner | None = None,
-        left_out: Sequence[LeftOut] = (),
         on_progress: Callable[[Progress], None] | None = None,
     ) -> None:
-        self._rows, self._left_out, self._options, self._state = rows, left_out, options, state
+        self._rows, self._left_out, self._shard = slides.rows, slides.left_out, slides.shard
+        self._options, self._state = options, state
         self.pool, self._access = pool, access
         self.runner = runner or InProcess(pool, access.scorer, options.batch_rows)
         self._on_progress = on_progress or (lambda progress: None)
         self._staging = Staging(options.staging_folder, options.cache_bytes, options.patience)
         self._budget = Budget(options.spots_in_flight)
-        self._position = {row.slide_id: n for n, row in enumerate(rows)}
+        self._position = {row.slide_id: n for n, row in enumerate(self._rows)}
         self._drained = False
         self._settled = self._skipped = self._spots = 0
         self._began = self._noted = time.monotonic()
@@ -371,7 +368,7 @@ class Rescore:
             "release_sha256": self.pool.info.release_sha256,
             "engine": self.pool.info.runs_on,
         }
-        summary = summarise(records, skipped=self._skipped, run=run, left_out=self._left_out)
+        summary = summarise(records, skipped=self._skipped, run=run, left_out=self._left_out, shard=self._shard)
         write_table(records, self._options.out)
         write_summary(summary, self._options.out)
         if self._options.exports.report and ended in ("done", "drained"):

@@ -83,11 +83,15 @@ class SlideList:
         Columns of the manifest that nothing reads.
     left_out : tuple of LeftOut
         What a folder or a pattern holds beside them.
+    shard : dict, optional
+        Where these are a share of a list (:meth:`~m2ost_client.archive.shards.Shard.of_list`): which, of how many, and
+        of which list.
     """
 
     rows: tuple[SlideRow, ...]
     unused: tuple[str, ...] = ()
     left_out: tuple[LeftOut, ...] = ()
+    shard: Mapping[str, Any] | None = None
 
 
 def read_slides(
