@@ -10,12 +10,12 @@ DEMO := build/demo
 DEMO_SLIDE ?= $(DEMO)/CMU-1-Small-Region.svs
 M2OST := .venv/bin/m2ost
 
-# Each file of tests stays with one worker, with one thread of PyTorch; those that take long come first.
-PYTEST_OPTIONS := -q --dist loadfile --no-loadscope-reorder
+# Two files of tests at a time, three of those that wait for a server, and four of those that need little memory, each with one thread of PyTorch.
+PYTEST_OPTIONS := -q -n 2 --dist loadfile
 test check: export OMP_NUM_THREADS := 1
 PYTEST := .venv/bin/python -m pytest $(PYTEST_OPTIONS)
 
-.PHONY: help demo test check lint light server-views image-test deploy-test docs docs-slow formats fuzz attack metrics-test dashboards bench bench-tiler gate soak gpu-check gpu-carry clean
+.PHONY: help demo test check lint light heavy server-views e2e image-test deploy-test docs docs-slow formats fuzz attack metrics-test dashboards bench bench-tiler gate soak gpu-check gpu-carry clean
 help:
 	@echo "make demo   a real slide in, an expression map out, through an embedded Triton"
 	@echo "make check  lint, types, imports, and every test that trains, exports and serves nothing: under three minutes"
@@ -55,10 +55,7 @@ $(DEMO)/CMU-1-Small-Region.svs: | .venv/.complete
 demo: .venv/.complete .triton/.complete $(DEMO_SLIDE)
 	$(M2OST) predict $(DEMO_SLIDE) --pitch-um 50 --view-mpp model --map DDX5 --out $(DEMO)/result
 
-# Three workers, for a server's tests wait now and then.
-test: lint server-views .triton/.complete build/browser
-	$(PYTEST) -n 3 --ignore tests/deploy -m 'not alone and not docs_slow'
-	.venv/bin/python -m pytest -q tests/e2e -m alone
+test: check heavy server-views e2e
 
 check: lint light
 
@@ -75,11 +72,24 @@ build/browser: | .venv/.complete
 light: .venv/.complete build/browser
 	$(PYTEST) -n 4 --ignore tests/e2e --ignore tests/deploy -m 'not heavy and not docs_slow'
 
+# Heavy and end-to-end tests, all runs of them, export the same releases but once.
+heavy e2e: export M2OST_MADE_ONCE := $(CURDIR)/build/made-once
+.PHONY: made-once
+made-once:
+	rm -rf build/made-once && mkdir -p build/made-once
+
+heavy: .venv/.complete made-once
+	$(PYTEST) --ignore tests/e2e --ignore tests/deploy -m 'heavy and not docs_slow'
+
 # The server's environment has the same packages, but for NumPy 1: what has to do with arrays is tested there too. Its
 # decoder processes, and what they are given to read, all end-to-end tests are served by.
 SERVER_VIEWS := $(wildcard $(patsubst %,tests/%/test_*.py,contract preprocess serving istar/pipeline))
 server-views: .triton/.complete
-	.triton/bin/python -m pytest $(PYTEST_OPTIONS) -n 2 tests/compat/test_matrix.py $(shell grep -l '^import numpy' $(filter-out %/test_decoder.py %/test_cuda.py %/test_companions.py,$(SERVER_VIEWS)))
+	.triton/bin/python -m pytest $(PYTEST_OPTIONS) tests/compat/test_matrix.py $(shell grep -l '^import numpy' $(filter-out %/test_decoder.py %/test_cuda.py %/test_companions.py,$(SERVER_VIEWS)))
+
+e2e: .venv/.complete .triton/.complete made-once
+	$(PYTEST) -n 3 tests/e2e -m 'not alone'
+	.venv/bin/python -m pytest -q tests/e2e -m alone
 
 build/deploy/base.tar: deploy/install-test-tools.sh constraints/deploy.txt
 	mkdir -p build/deploy

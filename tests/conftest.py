@@ -17,13 +17,9 @@ def heavy():
 
 
 def pytest_collection_modifyitems(items):
-    """Mark what takes ``heavy``; long files come first, so that no worker begins one when the others are done."""
-    long = set()
     for item in items:
         if "heavy" in item.fixturenames:
             item.add_marker("heavy")
-            long.add(item.path)
-    items.sort(key=lambda item: item.path not in long and item.path.parent.name != "e2e")
 
 
 @pytest.fixture(scope="session")

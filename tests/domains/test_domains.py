@@ -138,7 +138,6 @@ def test_labels_of_other_spots_are_refused_and_nothing_is_written(tmp_path, coun
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (("--k", 1), "give 2 or more with --k"),
         (("--k", 145), "145 domains of 144 spots"),
         (("--k", 3, "--method", "mclust"), "unknown method 'mclust'; there are gmm, kmeans, leiden, staig, mcgae"),
         (("--k", 3, "--spots", "a.tsv"), "has positions of its own"),

@@ -246,7 +246,7 @@ def test_a_server_that_answers_short_is_an_error(narrow_server, tmp_path, monkey
     ("arguments", "kind", "words"),
     [
         (["--dense", "15"], SpotError, "with the unit, such as 16px"),
-        (["--dense", "16px", "--map", "DDX5"], UserError, "leave --spots, --map and --send-pixels out"),
+        (["--dense", "16px", "--map", "DDX5"], UserError, "leave --spots, --mask, --map and --send-pixels out"),
         (["--dense", "16px", "--region", "0,0,0,5"], SpotError, "empty"),
         (["--region", "0,0,5"], SpotError, "write X,Y,W,H"),
         (["--everywhere"], UserError, "give --dense 16px"),

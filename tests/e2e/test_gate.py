@@ -107,7 +107,6 @@ def test_bad_input_is_an_error_that_says_what_to_do(narrow_release, narrow_serve
         (("--server", "127.0.0.1:9", "--served-as", SLIDE, "--thresholds", limits), "127.0.0.1:9: no server answers"),
         ((*ours, "--served-as", "wsi/absent.svs"), "absent.svs: no such slide on the server"),
         ((*ours, "--pitch-um", 100_000), "no spots at a pitch of 100000 µm"),
-        ((*ours, "--spots", 0), "--spots must be 1 to 256"),
         (("--thresholds", typo), "unknown key 'served_over_bear'; the nearest known is 'served_over_bare'"),
         (("--thresholds", wants), "variant 'stock', which is not measured"),
         (("--thresholds", all_but_speed, "--baseline", damaged), "not a baseline"),
