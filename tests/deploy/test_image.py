@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import os
 import signal
 import sys
@@ -121,6 +122,7 @@ print(os.getuid(), "m2ost-triton" in names)
 
 def test_the_image_has_a_list_of_what_is_in_it(server_image):
     folder = BUILT / "server-image"
+    shutil.rmtree(folder, ignore_errors=True)  # of an image before, beside which this one would be put
     podman("save", "--format", "oci-dir", "--output", folder, server_image)
     packages = json.loads(tool("syft", f"oci-dir:{folder}", "--quiet", "--output", "spdx-json"))["packages"]
     (BUILT / "sbom.spdx.json").write_text(json.dumps(packages))
