@@ -34,8 +34,6 @@ from .embedded import embedded
 from .numeric import not_negative, positive
 from .progress import progress
 from .scoring_options import (
-    MODEL_NEEDS_SERVER,
-    SERVER_IS_THERE,
     BatchRows,
     CheckpointToServe,
     GeoJson,
@@ -44,6 +42,7 @@ from .scoring_options import (
     ServerLog,
     SpatialData,
     ViewMpp,
+    check_server_options,
 )
 from .values import view_mpp as view_mpp_of
 
@@ -215,14 +214,9 @@ def rescore(
         from m2ost_client.archive import rescore as score
         from m2ost_client.exports import Exports
         from m2ost_client.server.doctor import AUTO
-    if send_pixels and not server:
-        raise UserError("--send-pixels is for a server elsewhere; give --server ADDRESS")
-    if model and not server:
-        raise UserError(MODEL_NEEDS_SERVER)
+    check_server_options(bool(server), send_pixels, model, release, checkpoint, profile)
     if ray and not server:
         raise UserError("--ray has workers elsewhere ask servers; give --server ADDRESS, as workers see it")
-    if server and (release or checkpoint or profile):
-        raise UserError(SERVER_IS_THERE)
     if profile == AUTO:
         raise UserError("an archive is scored on one engine, whatever machine goes on with it; name its --profile")
     credentials = client_credentials(tls_ca, tls_cert, tls_key, token_file, elsewhere=bool(server))

@@ -38,15 +38,6 @@ Checkpoint = Annotated[
     Path | None,
     typer.Option(help="Checkpoint that the release was exported from. By default the one that ships."),
 ]
-Mpp = Annotated[
-    float | None,
-    typer.Option(
-        parser=positive,
-        metavar="UM",
-        help="µm/px of the slide, in place of what the file says.",
-        rich_help_panel=panels.SLIDE,
-    ),
-]
 PitchUm = Annotated[
     float,
     typer.Option(parser=positive, metavar="UM", help="Pitch of the grid of spots in µm.", rich_help_panel=panels.SPOTS),

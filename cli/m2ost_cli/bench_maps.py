@@ -14,7 +14,6 @@ from .bench_group import (
     EXIT_UNFAIR,
     MAPS,
     BatchRows,
-    Mpp,
     Out,
     PitchUm,
     Release,
@@ -25,9 +24,10 @@ from .bench_group import (
     say,
     write,
 )
-from .common import cache_folder, needs, read_genes
+from .common import cache_folder, needs, one_of, read_genes
 from .numeric import positive
-from .values import one_of, size_bytes
+from .scoring_options import Mpp
+from .values import size_bytes
 
 
 @measurement(MAPS)

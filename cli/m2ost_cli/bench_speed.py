@@ -15,7 +15,6 @@ from .bench_group import (
     SPEED,
     BatchRows,
     Checkpoint,
-    Mpp,
     Out,
     PitchUm,
     Release,
@@ -30,6 +29,7 @@ from .bench_group import (
 )
 from .common import TlsCa, TlsCert, TlsKey, TokenFile, UserError, client_credentials, needs
 from .numeric import positive
+from .scoring_options import Mpp
 
 
 @measurement(SPEED)

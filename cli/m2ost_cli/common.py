@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -22,6 +22,18 @@ if TYPE_CHECKING:
 
 class UserError(M2OSTError):
     """A command cannot go on; the message says what, where and what to do."""
+
+
+def one_of(option: str, text: str | None, known: Iterable[str]) -> None:
+    """Refuse a word that is not among those that an option takes; None is no word.
+
+    Raises
+    ------
+    UserError
+        Names them.
+    """
+    if text is not None and text not in (known := tuple(known)):
+        raise UserError(f"{option} must be one of {', '.join(known)}, not {text!r}")
 
 
 @contextmanager
@@ -56,8 +68,7 @@ def use_reader(reader: str | None, *, reads_here: bool) -> None:
     """
     if reader is None:
         return
-    if reader not in READERS:
-        raise UserError(f"--reader must be one of {', '.join(READERS)}, not {reader!r}")
+    one_of("--reader", reader, READERS)
     if not reads_here and reader != os.environ.get(ENV_READER):  # the variable may be meant for other commands
         raise UserError(f"that server reads its slides in its own way; start it with --reader {reader}")
     os.environ[ENV_READER] = reader

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from . import panels
-from .common import UserError, needs, read_genes
+from .common import UserError, needs, one_of, read_genes
 from .numeric import positive
-from .values import one_of, triple
+from .values import triple
 
 if TYPE_CHECKING:
     from m2ost.architecture import Architecture

@@ -15,10 +15,7 @@ def positive(text: str | float) -> float:
     typer.BadParameter
         If it is none; typer names the option.
     """
-    try:
-        number = float(text)
-    except ValueError:
-        number = math.nan
+    number = _number(text)
     if not 0 < number < math.inf:
         raise typer.BadParameter(f"{text!r} is not a number above 0.")
     return number
@@ -32,10 +29,15 @@ def not_negative(text: str | float) -> float:
     typer.BadParameter
         If it is none; typer names the option.
     """
-    try:
-        number = float(text)
-    except ValueError:
-        number = math.nan
+    number = _number(text)
     if not number >= 0:
         raise typer.BadParameter(f"{text!r} is not a number from 0 on.")
     return number
+
+
+def _number(text: str | float) -> float:
+    """What the text says; ``nan``, which no bound holds of, where it says no number."""
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan

@@ -35,16 +35,16 @@ from .embedded import embedded
 from .numeric import not_negative, positive
 from .progress import progress
 from .scoring_options import (
-    MODEL_NEEDS_SERVER,
-    SERVER_IS_THERE,
     BatchRows,
     CheckpointToServe,
     GeoJson,
+    Mpp,
     Pyramid,
     ReleaseToServe,
     ServerLog,
     SpatialData,
     ViewMpp,
+    check_server_options,
 )
 from .values import view_mpp as view_mpp_of
 
@@ -79,15 +79,7 @@ def predict(
         ),
     ] = None,
     trace_otlp: TraceOtlp = None,
-    mpp: Annotated[
-        float | None,
-        typer.Option(
-            parser=positive,
-            metavar="UM",
-            help="µm/px of the slide, in place of what the file says.",
-            rich_help_panel=panels.SLIDE,
-        ),
-    ] = None,
+    mpp: Mpp = None,
     view_mpp: ViewMpp = None,
     pyramid: Pyramid = False,
     reader: Reader = None,
@@ -209,10 +201,7 @@ def predict(
         from m2ost_client.options import PredictOptions
         from m2ost_client.predict import predict_slide
         from m2ost_client.stream import StreamOptions
-    if send_pixels and not server:
-        raise UserError("--send-pixels is for a server elsewhere; give --server ADDRESS")
-    if model and not server:
-        raise UserError(MODEL_NEEDS_SERVER)
+    check_server_options(server is not None, send_pixels, model, release, checkpoint, profile)
     credentials = client_credentials(tls_ca, tls_cert, tls_key, token_file, elsewhere=server is not None)
     use_reader(reader, reads_here=server is None or send_pixels)
     if dense is None and (everywhere or gene or tolerance is not None):
@@ -269,8 +258,6 @@ def predict(
                 roots, release, checkpoint, server_log, profile=profile, trace=server_trace, trace_otlp=trace_otlp
             )
             server = stack.enter_context(running).address
-        elif release or checkpoint or profile:
-            raise UserError(SERVER_IS_THERE)
         options = PredictOptions(
             slide=name,
             out=out,

@@ -11,9 +11,9 @@ import typer
 from m2ost_contract import MAX_ROWS, TENSORRT, TENSORRT_RTX
 
 from . import panels
-from .common import StorageTimeout, UserError, cache_folder, needs, read_genes
+from .common import StorageTimeout, UserError, cache_folder, needs, one_of, read_genes
 from .progress import working
-from .values import capabilities, one_of
+from .values import capabilities
 
 if TYPE_CHECKING:
     from m2ost.card import ModelCard

@@ -1,4 +1,4 @@
-"""Options of commands that score slides, and what they say of some."""
+"""Options of commands that score slides, and which of them go together."""
 
 from __future__ import annotations
 
@@ -9,9 +9,8 @@ import typer
 from m2ost_contract import MAX_ROWS
 
 from . import panels
-
-MODEL_NEEDS_SERVER = "--model is for a server of several releases; give --server ADDRESS"
-SERVER_IS_THERE = "--server serves a release in its own way; leave --release, --checkpoint and --profile out"
+from .common import UserError
+from .numeric import positive
 
 GeoJson = Annotated[
     bool,
@@ -24,6 +23,15 @@ GeoJson = Annotated[
 SpatialData = Annotated[
     bool,
     typer.Option("--spatialdata", help="Write a SpatialData folder (.zarr) too.", rich_help_panel=panels.OUTPUT),
+]
+Mpp = Annotated[
+    float | None,
+    typer.Option(
+        parser=positive,
+        metavar="UM",
+        help="µm/px of the slide, in place of what the file says.",
+        rich_help_panel=panels.SLIDE,
+    ),
 ]
 ViewMpp = Annotated[
     str | None,
@@ -57,3 +65,26 @@ ServerLog = Annotated[
     Path | None,
     typer.Option(help="Write the embedded server's JSON log to this file.", rich_help_panel=panels.ENGINE),
 ]
+
+
+def check_server_options(
+    elsewhere: bool,
+    send_pixels: bool,
+    model: str | None,
+    release: Path | None,
+    checkpoint: Path | None,
+    profile: str | None,
+) -> None:
+    """Refuse options of a server elsewhere where none is asked, and those of the embedded one where it does not run.
+
+    Raises
+    ------
+    UserError
+        Names the options, and what to do.
+    """
+    if send_pixels and not elsewhere:
+        raise UserError("--send-pixels is for a server elsewhere; give --server ADDRESS")
+    if model and not elsewhere:
+        raise UserError("--model is for a server of several releases; give --server ADDRESS")
+    if elsewhere and (release or checkpoint or profile):
+        raise UserError("--server serves a release in its own way; leave --release, --checkpoint and --profile out")

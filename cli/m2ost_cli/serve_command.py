@@ -16,6 +16,7 @@ from .common import (
     TraceOtlp,
     UserError,
     needs,
+    one_of,
     use_reader,
 )
 from .embedded import LEVELS, json_lines
@@ -31,7 +32,6 @@ from .server_options import (
     ServerKey,
     ServerToken,
 )
-from .values import one_of
 
 
 def split_roots(specifications: list[str]) -> dict[str, Path]:

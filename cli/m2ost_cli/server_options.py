@@ -3,41 +3,24 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from . import panels
 
+
+def _port(flag: str, words: str) -> Any:
+    """An option for a port."""
+    return typer.Option(flag, min=0, max=65535, help=words, rich_help_panel=panels.ADDRESSES)
+
+
 Host = Annotated[
     str, typer.Option("--host", help="Address that the server listens on.", rich_help_panel=panels.ADDRESSES)
 ]
-GrpcPort = Annotated[
-    int,
-    typer.Option(
-        "--grpc-port", min=0, max=65535, help="Port of gRPC; 0 takes any free one.", rich_help_panel=panels.ADDRESSES
-    ),
-]
-HttpPort = Annotated[
-    int,
-    typer.Option(
-        "--http-port",
-        min=0,
-        max=65535,
-        help="Port of HTTP, with --http; 0 takes any free one.",
-        rich_help_panel=panels.ADDRESSES,
-    ),
-]
-MetricsPort = Annotated[
-    int,
-    typer.Option(
-        "--metrics-port",
-        min=0,
-        max=65535,
-        help="Port of the metrics; 0 takes any free one.",
-        rich_help_panel=panels.ADDRESSES,
-    ),
-]
+GrpcPort = Annotated[int, _port("--grpc-port", "Port of gRPC; 0 takes any free one.")]
+HttpPort = Annotated[int, _port("--http-port", "Port of HTTP, with --http; 0 takes any free one.")]
+MetricsPort = Annotated[int, _port("--metrics-port", "Port of the metrics; 0 takes any free one.")]
 Profile = Annotated[
     str,
     typer.Option(

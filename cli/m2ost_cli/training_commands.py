@@ -9,9 +9,9 @@ from typing import Annotated
 import typer
 
 from . import panels
-from .common import UserError, needs
+from .common import UserError, needs, one_of
 from .progress import progress
-from .values import one_of, triple
+from .values import triple
 from .values import view_mpp as view_mpp_of
 
 Root = Annotated[Path, typer.Option("--data", help="Folder of the data set.", rich_help_panel=panels.DATA)]

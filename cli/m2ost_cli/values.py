@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable
 
 import typer
 
@@ -28,18 +27,6 @@ def view_mpp(text: str | None) -> float | str | None:
         return positive(str(text))
     except typer.BadParameter as error:
         raise UserError(f"--view-mpp {text}: give µm/px as a number above 0, such as 0.5, or the word model") from error
-
-
-def one_of(option: str, text: str | None, known: Iterable[str]) -> None:
-    """Refuse a word that is not among those that an option takes; None is no word.
-
-    Raises
-    ------
-    UserError
-        Names them.
-    """
-    if text is not None and text not in (known := tuple(known)):
-        raise UserError(f"{option} must be one of {', '.join(known)}, not {text!r}")
 
 
 def capabilities(text: str) -> tuple[str, ...]:

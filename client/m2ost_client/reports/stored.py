@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import anndata
 import h5py
@@ -17,6 +18,7 @@ from ..errors import InputError
 from ..results import SlideResult
 
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
+T = TypeVar("T")
 
 
 def read_stored(path: Path) -> tuple[SlideResult, dict[str, Any]]:
@@ -93,11 +95,7 @@ def read_facts(path: Path) -> tuple[dict[str, Any], Pixels]:
     InputError
         If the file cannot be read or is not a result of `m2ost predict`.
     """
-    try:
-        with h5py.File(path) as file:
-            return _facts(read_elem(file["uns"]))
-    except (OSError, KeyError, ValueError, TypeError, AttributeError) as error:
-        raise _not_a_result(path, error) from error
+    return _read_part(path, "uns", _facts)
 
 
 def read_genes(path: Path) -> tuple[str, ...]:
@@ -108,9 +106,14 @@ def read_genes(path: Path) -> tuple[str, ...]:
     InputError
         If the file cannot be read or is not a result of `m2ost predict`.
     """
+    return _read_part(path, "var", lambda var: tuple(map(str, var.index)))
+
+
+def _read_part(path: Path, part: str, made: Callable[[Any], T]) -> T:
+    """What is made of one part of a result, without reading the others."""
     try:
         with h5py.File(path) as file:
-            return tuple(map(str, read_elem(file["var"]).index))
+            return made(read_elem(file[part]))
     except (OSError, KeyError, ValueError, TypeError, AttributeError) as error:
         raise _not_a_result(path, error) from error
 
