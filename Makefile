@@ -78,7 +78,7 @@ heavy e2e: export M2OST_MADE_ONCE := $(CURDIR)/build/made-once
 made-once:
 	rm -rf build/made-once && mkdir -p build/made-once
 
-heavy: .venv/.complete made-once
+heavy: .venv/.complete .triton/.complete made-once
 	$(PYTEST) --ignore tests/e2e --ignore tests/deploy -m 'heavy and not docs_slow'
 
 # The server's environment has the same packages, but for NumPy 1: what has to do with arrays is tested there too. Its
