@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from m2ost_bench.systems.folds import make_folds
 from m2ost_bench.systems.measure import measure
 from m2ost_bench.systems.report import to_markdown
 from m2ost_bench.systems.taken import take
-from m2ost_bench.systems.training import RESULT, SystemsOptions, settings
+from m2ost_bench.systems.training import PANEL, RESULT, SystemsOptions, settings
 
 from tests.model.sections import GENES, write_section
 
@@ -174,6 +175,25 @@ def test_other_settings_are_not_mixed_in(found, data):
         measure(all_systems(["m2ost"]), other, GENES, inner=INNER, outer=OUTER, say=print)
     with pytest.raises(DataError, match="another panel was used there"):
         measure(all_systems(["m2ost"]), options, GENES[:2], inner=INNER, outer=OUTER, say=print)
+
+
+def test_results_alone_give_the_same_table_in_other_folders_and_of_no_other_panel(found, data, tmp_path):
+    report, *_, options = found
+    moved = tmp_path / "data"
+    shutil.copytree(data, moved)
+    results = tmp_path / "results"
+    for result in options.out.rglob(RESULT):
+        assert str(tmp_path.parent) not in result.read_text()
+        copy = results / result.relative_to(options.out)
+        copy.parent.mkdir(parents=True)
+        shutil.copy(result, copy)
+    there = SystemsOptions(data=moved, out=results, recipe=str(moved / "tiny.yaml"), counts=moved)
+    both = all_systems(["m2ost", "histogene"])
+    again = measure(both, there, GENES, inner=INNER, outer=OUTER, train=False, say=print)
+    assert again["systems"] == report["systems"]
+    (results / PANEL).unlink()
+    with pytest.raises(DataError, match=rf"{RESULT}: was made with other settings"):
+        measure(both, there, GENES[:2], inner=INNER, outer=OUTER, train=False, say=print)
 
 
 def test_each_trains_by_its_own_recipe_where_that_is_asked_for(tmp_path):

@@ -72,7 +72,7 @@ def assemble(
             "gflop_a_spot": cost.flop / 1e9,
             f"gflop_a_slide_of_{SLIDE_SPOTS}": cost.flop * SLIDE_SPOTS / 1e9,
             "pretrained": first["pretrained"],
-            "settings": _without_paths(first["settings"]),
+            "settings": {k: v for k, v in first["settings"].items() if k not in ("split", "pretrained")},
             "folds": {
                 name: {key: found[key] for key in ("spots", "scores", "best_epoch", "sha256", "training_s")}
                 for name, found in done.items()
@@ -124,12 +124,6 @@ def _beside(folds: Sequence[Fold], done: Mapping[str, Any], m2ost: Mapping[str, 
             scores = [done[n]["scores"]["r_gene_mean"] - m2ost[n]["scores"]["r_gene_mean"] for n in names]
             found[kind] = {**_interval([list(d) for d in drawn]), "mean": float(np.mean(scores))}
     return found
-
-
-def _without_paths(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings without folders of one machine, and without the split, which is each fold's."""
-    data = {name: value for name, value in settings["data"].items() if name in ("target", "view_mpp")}
-    return {**{k: v for k, v in settings.items() if k not in ("split", "pretrained")}, "data": data}
 
 
 def to_markdown(report: Mapping[str, Any]) -> str:

@@ -16,7 +16,7 @@ from m2ost.systems.registry import system_of, to_dict
 
 from .contestants import Contestant
 from .folds import Fold
-from .training import TARGET, scored
+from .training import DATA_SETTINGS, TARGET, scored
 
 
 def take(name: str, checkpoint: Path) -> Contestant:
@@ -45,13 +45,15 @@ def judge_taken(
         raise DataError(f"{contestant.checkpoint}: does not say what it was trained on; take what `m2ost train` made")
     if card.genes != tuple(panel) or card.target != TARGET:
         raise DataError(f"{contestant.checkpoint}: predicts another panel or target than the table is of")
+    config = training["config"]
+    data = {name: value for name, value in config["data"].items() if name in DATA_SETTINGS}
     seen = {*training["split"]["train"], *training["split"]["validation"]}
     subject, found = open_subject(contestant.checkpoint, ViewCache(views)), {}
     for fold in folds:
         if fold.name not in seen:
             section = sections[fold.name].expressed(card.genes, TARGET)
             found[fold.name] = {
-                "settings": {**training["config"], "model": to_dict(card.architecture)},
+                "settings": {**config, "data": data, "model": to_dict(card.architecture)},
                 "parameters": sum(p.numel() for p in network.parameters()),
                 "pretrained": training.get("pretrained", FROM_SCRATCH),
                 "best_epoch": training.get("best_epoch"),

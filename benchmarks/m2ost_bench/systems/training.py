@@ -1,6 +1,7 @@
 """Train each system on each fold, or go on where a run was stopped, and judge it on the fold's section.
 
-A folder a system holds a folder a fold: the run's own files, then ``result.json``, whole or absent.
+A folder a system holds a folder a fold: the run's own files, then ``result.json``, whole or absent. That file alone is
+enough for the table, on any machine.
 """
 
 from __future__ import annotations
@@ -26,12 +27,14 @@ from m2ost.training.config import TrainConfig, config_from
 from m2ost.training.loop import STATE
 from m2ost.training.recipes import with_recipe
 from m2ost.training.run import CHECKPOINT, train
-from m2ost_contract import complete_file
+from m2ost_contract import complete_file, sha256_file
 
 from .contestants import Contestant
 from .folds import Fold
 
 RESULT, PANEL = "result.json", "panel.txt"
+DATA_SETTINGS = ("target", "view_mpp")
+"""Those of ``data`` that are no folders."""
 TARGET = TARGETS[0]
 STATE_EVERY_S = 300.0
 
@@ -122,7 +125,7 @@ def run_fold(
     """
     folder = options.out / contestant.name / fold.name
     config = settings(contestant, fold, options)
-    told = json.loads(json.dumps(config.to_dict()))
+    told = without_paths(config)
     if (folder / RESULT).is_file():
         found: dict[str, Any] = json.loads((folder / RESULT).read_text(encoding="utf-8"))
         if found["settings"] != told:
@@ -159,6 +162,15 @@ def run_fold(
     (folder / STATE).unlink(missing_ok=True)
     say(f"{contestant.name}, fold {fold.name}: r per gene {result['scores']['r_gene_mean']:.4f}")
     return result
+
+
+def without_paths(config: TrainConfig) -> dict[str, Any]:
+    """Settings as JSON has them, the same on every machine: of files sha256, no folders."""
+    told: dict[str, Any] = json.loads(json.dumps(config.to_dict()))
+    told["data"] = {name: told["data"][name] for name in DATA_SETTINGS}
+    for name, file in (("panel", config.data.panel), ("pretrained", config.pretrained)):
+        told[name] = sha256_file(Path(file)) if file else None
+    return told
 
 
 def _seconds(folder: Path) -> float:
