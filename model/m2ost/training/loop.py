@@ -306,7 +306,8 @@ def _validate(model: nn.Module, validation: Sequence[SpotSet], weight: Tensor, c
 def _parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """Matrices and kernels decay; biases, norms, cls tokens and position tables do not."""
     trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    decays = [p.ndim in (2, 4) for _, p in trained]
+    tables = {id(part.weight) for part in model.modules() if isinstance(part, nn.Embedding)}
+    decays = [p.ndim in (2, 4) and id(p) not in tables for _, p in trained]
     return [
         {"params": [p for (_, p), d in zip(trained, decays, strict=True) if d], "weight_decay": weight_decay},
         {"params": [p for (_, p), d in zip(trained, decays, strict=True) if not d], "weight_decay": 0.0},

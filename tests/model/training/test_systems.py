@@ -12,6 +12,7 @@ from m2ost.data.views import ViewCache
 from m2ost.evaluation.subjects import open_subject
 from m2ost.systems.registry import build, find
 from m2ost.training.config import ConfigError, config_from
+from m2ost.training.loop import _parameter_groups
 from m2ost.training.run import train
 from m2ost_contract import Manifest, SlideLevel
 
@@ -138,3 +139,18 @@ def test_a_bad_architecture_is_named(model, words):
     raw = {"data": {"root": "x", "panel": "p"}, "split": {"train": ["A"], "validation": ["B"]}, "model": model}
     with pytest.raises((ConfigError, ValueError), match=words):
         config_from(raw, "run.yaml")
+
+
+@pytest.mark.parametrize("name", sorted(SIZES))
+def test_places_and_biases_do_not_decay_and_every_matrix_does(name):
+    network = build(find(name).config(**SIZES[name]))
+    decay, keep = _parameter_groups(network, 0.05)
+    assert (decay["weight_decay"], keep["weight_decay"]) == (0.05, 0.0)
+    names = {id(parameter): name for name, parameter in network.named_parameters()}
+    kept = {names[id(parameter)] for parameter in keep["params"]}
+    table = ("x_embed.weight", "y_embed.weight", *find(name).tables)
+    for parameter in decay["params"]:
+        assert parameter.ndim in {2, 4}
+        assert not names[id(parameter)].startswith(table)
+    assert {name for name in names.values() if name.startswith(table)} <= kept
+    assert len(decay["params"]) + len(keep["params"]) == len(names)
