@@ -116,6 +116,13 @@ def systems(
         ),
     ] = [],
     recipe: Annotated[str, typer.Option(help="common, published (each system's own), or a file.")] = "common",
+    keep_last: Annotated[
+        bool,
+        typer.Option(
+            "--keep-last",
+            help="Train on all other sections and keep the last epoch; by default one of them chooses the epoch.",
+        ),
+    ] = False,
     epochs: Annotated[int | None, typer.Option(min=1, help="Number of epochs, in place of the recipe's.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of every training.")] = 0,
     report_only: Annotated[
@@ -157,6 +164,7 @@ def systems(
         inner=section,
         outer=patient_section,
         only=names(folds),
+        validate=not keep_last,
         train=not (report_only or speed),
         say=timed_say(say),
     )

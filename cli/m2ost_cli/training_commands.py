@@ -120,7 +120,10 @@ def train(
     with progress("training", "epochs") as update:
 
         def report(row: Mapping[str, float]) -> None:
-            figures = f"loss {row['train_loss']:.3f}, r per gene {row['validation_r_gene_mean']:.3f}"
+            validated = row.get("validation_r_gene_mean")
+            figures = f"loss {row['train_loss']:.3f}" + (
+                f", r per gene {validated:.3f}" if validated is not None else ""
+            )
             update(int(row["epoch"]), chosen.optim.epochs, figures)
 
         update(0, chosen.optim.epochs)

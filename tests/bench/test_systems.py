@@ -77,6 +77,13 @@ def test_no_section_is_judged_that_chose_or_was_trained_on():
     ]
     assert folds[3].split.train == ("C3", "C4")
     assert (folds[4].split.train, folds[4].split.validation) == (("C2", "C3", "C4"), ("C5",))
+    whole = make_folds(
+        [_Section(name) for name in ("C2", "C3", "C4", "C5", "B4")], ["C2", "C3", "C4", "C5"], ["B4"], validate=False
+    )
+    assert [(fold.split.train, fold.split.validation, fold.split.test) for fold in whole[-2:]] == [
+        (("C2", "C3", "C4"), (), ("C5",)),
+        (("C2", "C3", "C4", "C5"), (), ("B4",)),
+    ]
     with pytest.raises(DataError, match="section C6: sections of its patient C are trained on"):
         make_folds([_Section(f"C{i}") for i in range(2, 7)], ["C2", "C3", "C4", "C5"], ["C6"])
 

@@ -24,7 +24,7 @@ class Fold:
     kind : str
         ``by section``, where other sections of its patient are trained on, or ``by patient``.
     split : Split
-        The validation section chooses the epoch.
+        The validation section chooses the epoch, where there is one.
     """
 
     name: str
@@ -36,7 +36,9 @@ class Fold:
         return {"name": self.name, "kind": self.kind, **self.split.to_dict()}
 
 
-def make_folds(sections: Sequence[Section], inner: Sequence[str], outer: Sequence[str]) -> list[Fold]:
+def make_folds(
+    sections: Sequence[Section], inner: Sequence[str], outer: Sequence[str], *, validate: bool = True
+) -> list[Fold]:
     """One fold a section: of ``inner`` each is left out, ``outer`` are of patients that are never trained on.
 
     Parameters
@@ -46,6 +48,8 @@ def make_folds(sections: Sequence[Section], inner: Sequence[str], outer: Sequenc
     inner : sequence of str
         At least three. Of each fold the next one is the validation; for ``outer`` the last one.
     outer : sequence of str
+    validate : bool
+        False: all sections of ``inner`` but the one left out are trained on, and the last epoch is kept.
 
     Raises
     ------
@@ -62,6 +66,15 @@ def make_folds(sections: Sequence[Section], inner: Sequence[str], outer: Sequenc
     if seen:
         raise DataError(f"section {seen[0]}: sections of its patient {patients[seen[0]]} are trained on")
     by_name = {section.name: section for section in sections}
-    folds = [Fold(split.test[0], BY_SECTION, split) for split in leave_one_out([by_name[name] for name in inner])]
-    rest = tuple(inner[:-1])
-    return folds + [Fold(n, BY_PATIENT, Split(train=rest, validation=(inner[-1],), test=(n,))) for n in outer]
+    by_section = list(leave_one_out([by_name[name] for name in inner]))
+    by_patient = [Split(train=tuple(inner[:-1]), validation=(inner[-1],), test=(name,)) for name in outer]
+    if not validate:
+        by_section, by_patient = ([_all_trained_on(split) for split in splits] for splits in (by_section, by_patient))
+    return [Fold(split.test[0], BY_SECTION, split) for split in by_section] + [
+        Fold(split.test[0], BY_PATIENT, split) for split in by_patient
+    ]
+
+
+def _all_trained_on(split: Split) -> Split:
+    """The same where no section chooses the epoch."""
+    return Split(train=tuple(sorted(split.train + split.validation)), validation=(), test=split.test)

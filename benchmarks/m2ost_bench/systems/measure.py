@@ -33,6 +33,7 @@ def measure(
     inner: Sequence[str],
     outer: Sequence[str],
     only: Sequence[str] = (),
+    validate: bool = True,
     train: bool = True,
     say: Say,
 ) -> dict[str, Any]:
@@ -49,6 +50,8 @@ def measure(
         Sections; see :func:`m2ost_bench.systems.folds.make_folds`.
     only : sequence of str
         Folds to train now; by default all.
+    validate : bool
+        False: keep the last epoch, and train on the section that would choose one.
     train : bool
         False: report what is there.
     say : callable
@@ -60,7 +63,7 @@ def measure(
     """
     wanted = [*inner, *outer]
     sections = {section.name: section for section in read_sections(options.data, wanted)}
-    folds = make_folds(list(sections.values()), inner, outer)
+    folds = make_folds(list(sections.values()), inner, outer, validate=validate)
     for name in only:
         if name not in {fold.name for fold in folds}:
             raise DataError(f"no fold {name}; there are {', '.join(fold.name for fold in folds)}")

@@ -184,9 +184,15 @@ def _cost_table(report: Mapping[str, Any]) -> list[str]:
 def _notes(report: Mapping[str, Any]) -> list[str]:
     spots = {name: found["spots"] for row in report["systems"].values() for name, found in row["folds"].items()}
     judged = ", ".join(f"{n} of {name}" for name, n in spots.items())
+    chosen = any(fold["validation"] for fold in report["folds"])
     notes = [
         f"Recipe `{report['recipe']}`, seed {report['seed']}; spots judged: {judged}. "
-        "In each fold one section more is held back, by which the epoch is chosen; the others are trained on. GFLOP "
+        + (
+            "In each fold one section more is held back, by which the epoch is chosen; the others are trained on. "
+            if chosen
+            else "The other sections are trained on, and the last epoch is kept. "
+        )
+        + "GFLOP "
         "are 2 × multiply-accumulate with attention; what a network shares between the spots of a slide is counted for "
         f"{SLIDE_SPOTS} of them.",
         f"{PANEL_NOTE} The same-patient mean is of all other sections of the patient, also of those without images and "

@@ -137,10 +137,12 @@ def run_fold(
         say(f"{contestant.name}, fold {fold.name}: {config.optim.epochs} epochs of {spots} spots")
 
         def report(row: Mapping[str, float]) -> None:
+            validated = row.get("validation_r_gene_mean")
             say(
                 f"{contestant.name}, fold {fold.name}: epoch {int(row['epoch'])} of {config.optim.epochs}, loss "
-                f"{row['train_loss']:.4f}, validation r per gene {row['validation_r_gene_mean']:.4f}, "
-                f"{spots / row['seconds']:.2f} spots/s"
+                f"{row['train_loss']:.4f}, "
+                + (f"validation r per gene {validated:.4f}, " if validated is not None else "")
+                + f"{spots / row['seconds']:.2f} spots/s"
             )
 
         train(config, folder, device="cpu", report=report, state_every_s=STATE_EVERY_S)

@@ -20,12 +20,13 @@ class Split:
     Parameters
     ----------
     train, validation, test : tuple of str
-        Disjoint. ``validation`` chooses the epoch; ``test`` is not looked at in training.
+        Disjoint. ``validation`` chooses the epoch, and where it is empty the last one is kept; ``test`` is not looked
+        at in training.
 
     Raises
     ------
     ValueError
-        If a section stands in two parts, or ``train`` or ``validation`` is empty.
+        If a section stands in two parts, or ``train`` is empty.
     """
 
     train: tuple[str, ...]
@@ -34,9 +35,8 @@ class Split:
 
     def __post_init__(self) -> None:
         parts = {"train": self.train, "validation": self.validation, "test": self.test}
-        for name in ("train", "validation"):
-            if not parts[name]:
-                raise ValueError(f"split.{name} names no section")
+        if not self.train:
+            raise ValueError("split.train names no section")
         names = [section for part in parts.values() for section in part]
         for section in names:
             if names.count(section) > 1:

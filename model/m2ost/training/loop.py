@@ -110,7 +110,7 @@ def fit(
     *,
     state_every_s: float = 0.0,
 ) -> tuple[Network, Progress]:
-    """Train until the last epoch, or until ``patience`` epochs brought nothing better.
+    """Train until the last epoch, or until ``patience`` epochs brought nothing better on the validation sections.
 
     An epoch ends with a state in ``folder``; a run that finds one goes on from it, to the same weights bit for bit
     on a CPU as if it had never stopped: order of spots, augmentation and masks are drawn from seed and epoch.
@@ -120,7 +120,7 @@ def fit(
     config : TrainConfig
     train : SpotSet
     validation : sequence of SpotSet
-        One a section: r per gene is taken within sections.
+        One a section: r per gene is taken within sections. Where there is none, the last epoch is kept.
     folder : Path
         Receives the state and ``log.csv``.
     team : Workers
@@ -132,7 +132,7 @@ def fit(
     Returns
     -------
     model : Network
-        The weights of the best epoch, in eval mode, on the CPU.
+        The weights of the best epoch, or of the last, in eval mode, on the CPU.
     progress : Progress
 
     Raises
@@ -181,10 +181,12 @@ def fit(
             "seconds": time.perf_counter() - began,
             "learning_rate": optimizer.param_groups[0]["lr"],
         }
-        row |= _from_leader(_validate(candidate, validation, weight, config) if team.leads else {}, team)
         progress.epoch += 1
-        if row["validation_r_gene_mean"] > progress.best_score:
-            progress.best_score, progress.best_epoch = row["validation_r_gene_mean"], progress.epoch
+        if validation:
+            row |= _from_leader(_validate(candidate, validation, weight, config) if team.leads else {}, team)
+        score = row.get("validation_r_gene_mean")
+        if score is None or score > progress.best_score:
+            progress.best_score, progress.best_epoch = progress.best_score if score is None else score, progress.epoch
             best.load_state_dict(candidate.state_dict())
         if team.leads:
             _log(folder / LOG, row)

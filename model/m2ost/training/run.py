@@ -39,7 +39,7 @@ def train(
     report: Report = lambda row: None,
     state_every_s: float = 0.0,
 ) -> Path:
-    """Train, and write the checkpoint of the best epoch to ``folder/checkpoint``.
+    """Train, and write the checkpoint of the epoch that was kept to ``folder/checkpoint``.
 
     Parameters
     ----------
@@ -94,7 +94,7 @@ def train(
                     "pretrained": pretrained,
                     "split": config.split.to_dict(),
                     "best_epoch": progress.best_epoch,
-                    "validation_r_gene_mean": progress.best_score,
+                    "validation_r_gene_mean": progress.best_score if validation else None,
                     "config": _portable(config),
                     "torch": torch.__version__,
                     "machine": platform.machine(),

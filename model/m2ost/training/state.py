@@ -28,7 +28,7 @@ class Progress:
     best_epoch : int
         The one whose weights are kept; 0 for none yet.
     best_score : float
-        Its validation score.
+        Its validation score, where there is one.
     config : dict
         The run's settings: a run resumes with the same ones only.
     """

@@ -14,7 +14,7 @@ import torch
 from m2ost.checkpoint import load
 from m2ost.config import M2OSTConfig
 from m2ost.network import M2OST
-from m2ost.training.config import OptimConfig, config_from
+from m2ost.training.config import ConfigError, OptimConfig, config_from
 from m2ost.training.loop import STATE, TrainingError, initialise
 from m2ost.training.run import train
 from m2ost.training.spots import project
@@ -40,6 +40,23 @@ def finished(tiny_raw, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("run")
     train(config_from(tiny_raw, "tiny"), folder)
     return folder
+
+
+def test_without_validation_the_last_epoch_is_kept_and_another_does_not_choose(tiny_raw, tmp_path):
+    split = {"train": ["A1", "A2", "B1"], "validation": [], "test": ["B2"]}
+    raw = {**tiny_raw, "split": split, "optim": {**tiny_raw["optim"], "epochs": 3, "patience": 1}}
+    told = []
+    checkpoint = train(config_from(raw, "tiny"), tmp_path / "run", report=told.append)
+    card = load(checkpoint)[1]
+    training = card.provenance["training"]
+    assert (training["best_epoch"], training["validation_r_gene_mean"]) == (3, None)
+    assert training["spots"] == {"A1": 16, "A2": 16, "B1": 16}
+    assert all("validation_loss" not in row for row in told)
+
+
+def test_a_split_without_the_word_validation_is_refused(tiny_raw):
+    with pytest.raises(ConfigError, match="validation"):
+        config_from({**tiny_raw, "split": {"train": ["A1", "A2"]}}, "tiny")
 
 
 def test_a_run_leaves_its_checkpoint_log_settings_and_split(finished):
