@@ -1,11 +1,13 @@
-"""Make the pictures of `docs/gallery.md` that no command writes: a dense map beside its error, pages in a browser.
+"""Make the pictures of `docs/gallery.md` that no command writes.
 
 Usage: python scripts/gallery.py dense DENSE.zarr GENE OUT.png
+       python scripts/gallery.py systems SYSTEMS.json OUT.png
        python scripts/gallery.py page PAGE.html OUT.png
 """
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from pathlib import Path
@@ -46,6 +48,25 @@ def dense(store: str, gene: str, destination: str) -> None:
     figure.savefig(destination)
 
 
+def systems(record: str, destination: str) -> None:
+    """r per gene of every system, with intervals, out of a record of `m2ost bench systems`."""
+    report = json.loads(Path(record).read_text(encoding="utf-8"))
+    figure = Figure(figsize=(9, 4.2), dpi=110, layout="constrained")
+    FigureCanvasAgg(figure)
+    for axis, (kind, marker) in zip(figure.subplots(1, 2), (("by section", "o"), ("by patient", "s")), strict=True):
+        rows = [(name, row[kind]["r_gene_mean"]) for name, row in report["systems"].items() if kind in row]
+        rows.sort(key=lambda row: row[1]["mean"])
+        means = np.array([found["mean"] for _, found in rows])
+        bounds = np.array([[found["low"], found["high"]] for _, found in rows]).reshape(-1, 2)
+        axis.errorbar(means, range(len(rows)), xerr=np.abs(bounds.T - means), fmt=marker, color="black", capsize=3)
+        axis.set_yticks(range(len(rows)), [name for name, _ in rows])
+        axis.axvline(0, color="grey", linestyle="dashed", linewidth=1)
+        left_out = ", ".join(fold["name"] for fold in report["folds"] if fold["kind"] == kind)
+        axis.set_title(f"{kind}: {left_out}", fontsize=9)
+        axis.set_xlabel("r per gene, mean of genes; dashed: sees no image")
+    figure.savefig(destination)
+
+
 def page(file: str, destination: str) -> None:
     """A page as a browser shows it."""
     libraries = ":".join(filter(None, (str(BROWSER / "lib"), os.environ.get("LD_LIBRARY_PATH"))))
@@ -61,8 +82,11 @@ def page(file: str, destination: str) -> None:
         shown.screenshot(path=destination)
 
 
+PICTURES = {"dense": (dense, 3), "systems": (systems, 2), "page": (page, 2)}
+"""What each is made by, and of how many arguments."""
+
 if __name__ == "__main__":
-    what = {"dense": (dense, 5), "page": (page, 4)}.get(sys.argv[1] if len(sys.argv) > 1 else "")
-    if what is None or len(sys.argv) != what[1]:
+    name, *arguments = sys.argv[1:] or [""]
+    if name not in PICTURES or len(arguments) != PICTURES[name][1]:
         sys.exit((__doc__ or "").strip())
-    what[0](*sys.argv[2:])
+    PICTURES[name][0](*arguments)
