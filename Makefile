@@ -10,8 +10,9 @@ DEMO := build/demo
 DEMO_SLIDE ?= $(DEMO)/CMU-1-Small-Region.svs
 M2OST := .venv/bin/m2ost
 
-# Two files of tests at a time, three of those that wait for a server, and four of those that need little memory, each with one thread of PyTorch.
-PYTEST_OPTIONS := -q -n 2 --dist loadfile
+# Three files of tests at a time, because many wait for something, and four of those that need little memory, each with one
+# thread of PyTorch.
+PYTEST_OPTIONS := -q -n 3 --dist loadfile
 test check: export OMP_NUM_THREADS := 1
 PYTEST := .venv/bin/python -m pytest $(PYTEST_OPTIONS)
 
@@ -88,7 +89,7 @@ server-views: .triton/.complete
 	.triton/bin/python -m pytest $(PYTEST_OPTIONS) tests/compat/test_matrix.py $(shell grep -l '^import numpy' $(filter-out %/test_decoder.py %/test_cuda.py %/test_companions.py,$(SERVER_VIEWS)))
 
 e2e: .venv/.complete .triton/.complete made-once
-	$(PYTEST) -n 3 tests/e2e -m 'not alone'
+	$(PYTEST) tests/e2e -m 'not alone'
 	.venv/bin/python -m pytest -q tests/e2e -m alone
 
 build/deploy/base.tar: deploy/install-test-tools.sh constraints/deploy.txt

@@ -26,7 +26,7 @@ from .forms import PlainNetwork
 from .fused import FusedM2OST
 from .graph import PARITY_BATCHES
 from .onnx_files import as_float32
-from .probes import Views, probe_views, smooth_rows
+from .probes import N_EXTREMES, Views, probe_views, smooth_rows
 
 MIN_R_GENE = 0.9999
 SPOT_BATCH = 16
@@ -129,7 +129,8 @@ def measure_gate(
     genes : sequence of str
         The panel, in output order.
     spots : (str, list of ndarray), optional
-        Name and views of real spots.
+        Name and views of real spots. Where they decide, made views only show that no extreme overflows, and one batch
+        of them is enough.
     """
     session = ort.InferenceSession(_runnable(graph, fused.precision), providers=["CPUExecutionProvider"])
     names = model.config.views.names
@@ -137,8 +138,9 @@ def measure_gate(
         "arithmetic": _by_pytorch(fused),
         "graph": lambda views: session.run([EXPRESSION], dict(zip(names, views, strict=True)))[0],
     }
-    made = [probe_views(model.config.views, batch, batch) for batch in PARITY_BATCHES]
-    smooth = np.concatenate([smooth_rows(batch) for batch in PARITY_BATCHES])
+    batches = PARITY_BATCHES if spots is None else (2 * N_EXTREMES,)
+    made = [probe_views(model.config.views, batch, batch) for batch in batches]
+    smooth = np.concatenate([smooth_rows(batch) for batch in batches])
     sets = [("made", made, smooth)]
     if spots is not None:
         name, views = spots
