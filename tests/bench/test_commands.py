@@ -34,6 +34,7 @@ def test_the_gpu_check_reads_its_own_options(options):
 
 RECORDS = {
     "served_vs_bare-amd-epyc-2-cores": ("served.served_vs_bare", "- served/bare: 0."),
+    "served_vs_bare-amd-epyc-bf16-2-cores": ("served.served_vs_bare", "- served/authors, processor time: 4."),
     "served_vs_bare-intel-xeon-no-amx-2-cores": ("served.served_vs_bare", "- served/served cpu, processor time: 0."),
     "served_vs_bare-intel-xeon-2-cores": ("served.served_vs_bare", "- served/bare, processor time: 0."),
     "engines-intel-xeon-no-amx-2-cores": ("engines.speed", "| openvino-cpu-bf16 | "),
