@@ -93,6 +93,13 @@ def test_its_alerts_are_those_that_promtool_tests():
     assert resource["spec"] == yaml.safe_load((CHART / "rules" / "m2ost.yaml").read_text())
 
 
+def test_a_pod_that_still_builds_its_engine_is_no_target_that_is_down():
+    (monitor,) = (resource for resource in template("gpu") if resource["kind"] == "PodMonitor")
+    (endpoint,) = monitor["spec"]["podMetricsEndpoints"]
+    kept = {"sourceLabels": ["__meta_kubernetes_pod_phase"], "regex": "Running", "action": "keep"}
+    assert kept in endpoint["relabelings"]
+
+
 @pytest.mark.parametrize("values", FILES)
 def test_replicas_are_never_beside_what_scales(values):
     resources = template(values)
