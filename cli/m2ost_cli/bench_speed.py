@@ -208,6 +208,32 @@ def soak(
 
 
 @measurement(SPEED)
+def scale(
+    release: Release,
+    slide: Slide,
+    out: Out,
+    side_px: Annotated[int, typer.Option(min=2_000, help="Width and height of the slide that is made.")] = 50_000,
+    spots: Annotated[list[int], typer.Option(min=16, help="Number of spots to score, about so many; repeatable.")] = [
+        1_000,
+        10_000,
+        100_000,
+    ],
+    rounds: Rounds = 1,
+    window: Window = None,
+) -> None:
+    """Count what a spot costs on a very large slide made of the tissue of a real one, from few spots to many.
+
+    Use a narrow release of depth 1, so that it takes minutes and not hours.
+    """
+    with needs("loadtest"):
+        from m2ost_bench.served.scale import ScaleOptions, measure, to_markdown
+    options = ScaleOptions(side_px=side_px, spots=tuple(spots), rounds=rounds, stream=_stream(None, window))
+    out.mkdir(parents=True, exist_ok=True)
+    report = measure(release, slide, out, options, say)
+    write(report, to_markdown(report), out, "scale")
+
+
+@measurement(SPEED)
 def engines(
     release: Annotated[Path, typer.Argument(help="Release folder, in float32.")],
     slide: Slide,
