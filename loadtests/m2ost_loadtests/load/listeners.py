@@ -56,6 +56,9 @@ def _add_options(parser: LocustArgumentParser) -> None:
         [],
         action="append",
     )
+    add("--model", str, "Name of the release, if the server has several.", "")
+    add("--tls-ca", str, "PEM of the authorities of the server's certificate: turns TLS on.", "")
+    add("--token-file", str, "File whose only line is the token that the server wants.", "")
     add("--metrics-url", str, "The server's metrics: batch sizes reached and time in queues are then reported.", "")
     add("--spots", int, "Spots a request of interactive users.", default.spots)
     add("--archive-spots", int, "Spots a request of archive users.", default.archive_spots)
@@ -92,6 +95,12 @@ def _load_of(options: Any) -> Load:
         return Load(**{field.name: getattr(options, field.name) for field in fields(Load)})
     except ValueError as error:
         raise TargetError(str(error)) from error
+
+
+def _credentials_of(options: Any) -> Credentials:
+    """What the options give, which a master sends to its workers; the rest from this process's environment."""
+    ca, token_file = (Path(given) if given else None for given in (options.tls_ca, options.token_file))
+    return Credentials.from_environment(ca=ca, token_file=token_file)
 
 
 def _on_init(environment: Environment, runner: Any, **_: Any) -> None:
@@ -161,8 +170,8 @@ class _Listeners:
             users = [user for user in users if user.__name__ in chosen]
         models = [user.model for user in users if issubclass(user, ModelUser)]
         address = self._environment.host.removeprefix("grpc://")
-        load, credentials = _load_of(self._options), Credentials.from_environment()
-        return prepare(address, self._options.slide, models, load, credentials)
+        load, credentials, release = _load_of(self._options), _credentials_of(self._options), self._options.model
+        return prepare(address, self._options.slide, models, load, credentials, release or None)
 
     def check_or_exit(self, *, say: bool) -> None:
         """Prepare the load; where it cannot be, end the process with status 1 before there are users."""
