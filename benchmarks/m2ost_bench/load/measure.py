@@ -273,8 +273,10 @@ def faults_of(
         pairs["spots that the master and the server count"] = (figures["spots"], int(server["spots"]))
         pairs["refusals that the master and the server count"] = (refused, told)
     if MODEL_SLIDE in report.models:
-        reached = report.models[MODEL_SLIDE]["requests"] + report.models[MODEL_SLIDE]["failed"]
-        pairs["requests that the master and Triton count"] = (ended, reached)
+        pairs["answers that the master and Triton count"] = (
+            figures["requests"],
+            report.models[MODEL_SLIDE]["requests"],
+        )
     faults = [f"{what}: {one} and {other}" for what, (one, other) in pairs.items() if one != other]
     if not difference <= TOLERANCE:
         faults.append(f"an answer differs by {difference:.3g} from a direct prediction; at most {TOLERANCE:g} may be")

@@ -49,7 +49,7 @@ class Witness:
         seen = Seen(
             answered=self._answered,
             spots=self._spots,
-            failures=self._failures,
+            failures=dict(self._failures),
             centers=kept[0],
             expression=kept[1],
         )

@@ -29,6 +29,7 @@ _log = logging.getLogger("locust.stats_logger")
 _MESSAGE_KEY = "m2ost"
 _CHOSEN = "m2ost_users"
 """Among the options, which a master sends to its workers: names of the classes of users that it runs."""
+_READY, _GO = "m2ost_ready", "m2ost_go"
 _FINISH, _FINISHED = "m2ost_finish", "m2ost_finished"
 _FINISH_TIMEOUT_S = 30.0
 """Beyond Locust's ``--stop-timeout``, how long the master waits for what its workers counted last, in seconds."""
@@ -117,12 +118,14 @@ def _on_init(environment: Environment, runner: Any, **_: Any) -> None:
     events.reset_stats.add_listener(listeners.on_reset)
     if isinstance(runner, WorkerRunner):
         events.report_to_master.add_listener(listeners.on_report_to_master)
+        runner.register_message(_GO, listeners.on_go)
         runner.register_message(_FINISH, listeners.on_finish, concurrent=True)
         if options.processes:  # forked with the master's options: what fails there fails here too, and is said there
             listeners.check_or_exit(say=False)
         return
     if isinstance(runner, MasterRunner):
         events.worker_report.add_listener(listeners.on_worker_report)
+        runner.register_message(_READY, listeners.on_ready)
         runner.register_message(_FINISHED, listeners.on_finished)
         events.test_stop.add_listener(listeners.wait_for_workers)
     if options.step_users:
@@ -148,6 +151,7 @@ class _Listeners:
         self._before: Counts = {}
         self._facts: Session | None = None
         self._prepared: Session | None = None
+        self._ready: set[str] = set()
         self._unfinished: set[str] = set()
 
     @property
@@ -187,6 +191,8 @@ class _Listeners:
 
     def on_test_start(self, **_: Any) -> None:
         """A test begins: forget the last, prepare this."""
+        self._ready.clear()
+        self._process.go.clear()
         self._process.statistics.clear()
         self._close()
         if self._reports:
@@ -200,9 +206,35 @@ class _Listeners:
         except LoadTestError as error:
             self._process.error = error
             logging.error("%s", error)
-            return
-        self._process.error = None
-        self._facts = self._process.session = session
+        else:
+            self._process.error = None
+            self._facts = self._process.session = session
+        self._tell_ready()
+
+    def _tell_ready(self) -> None:
+        """Have this process's users begin: on a worker, once every other is prepared too.
+
+        Those that began first would keep the server from answering what the others ask it to prepare.
+        """
+        runner = self._environment.runner
+        if isinstance(runner, WorkerRunner):
+            runner.send_message(_READY)
+        else:
+            self._process.go.set()
+
+    def on_ready(self, msg: Any, **_: Any) -> None:
+        """On the master: a worker is prepared; when all are, their users begin."""
+        runner = self._environment.runner
+        assert isinstance(runner, MasterRunner)
+        self._ready.add(msg.node_id)
+        if self._ready >= {worker.id for worker in runner.clients.all} - {
+            worker.id for worker in runner.clients.missing
+        }:
+            runner.send_message(_GO)
+
+    def on_go(self, **_: Any) -> None:
+        """On a worker: all are prepared."""
+        self._process.go.set()
 
     def _close(self) -> None:
         if self._process.session is not None:

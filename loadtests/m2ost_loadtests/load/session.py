@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 from weakref import WeakKeyDictionary
 
+import gevent.event
 import m2ost_contract as contract
 import numpy as np
 from locust.env import Environment
@@ -142,11 +143,14 @@ class Process:
         Of the running test; None before the first, and on a master.
     error : TargetError or None
         Why there is none.
+    go : Event
+        Set once the users of all processes may begin.
     """
 
     statistics: LoadStatistics = field(default_factory=LoadStatistics)
     session: Session | None = None
     error: Exception | None = None
+    go: Any = field(default_factory=gevent.event.Event)
 
 
 _processes: WeakKeyDictionary[Environment, Process] = WeakKeyDictionary()

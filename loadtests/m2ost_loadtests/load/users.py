@@ -15,7 +15,7 @@ import grpc
 import m2ost_contract as contract
 from locust import User, task
 
-from .channel import describe_failure
+from .channel import PREPARATION_DEADLINE_S, describe_failure
 from .load_statistics import Sample
 from .requests import (
     MODEL_ISTAR,
@@ -52,6 +52,7 @@ class ModelUser(User):
     def on_start(self) -> None:
         """Take part in the process's session."""
         self._process: Process = process_of(self.environment)
+        self._process.go.wait(PREPARATION_DEADLINE_S)
         if self._process.session is None:
             raise self._process.error or RuntimeError("the load was not prepared; register load.listeners")
         self._session: Session = self._process.session
