@@ -16,12 +16,13 @@ PYTEST_OPTIONS := -q -n 3 --dist loadfile
 test check: export OMP_NUM_THREADS := 1
 PYTEST := .venv/bin/python -m pytest $(PYTEST_OPTIONS)
 
-.PHONY: help demo test check lint light heavy server-views e2e image-test deploy-test docs docs-slow formats fuzz attack metrics-test dashboards bench bench-tiler gate soak gpu-check gpu-carry clean
+.PHONY: help demo test check lint light heavy server-views e2e image-test deploy-test load-test docs docs-slow formats fuzz attack metrics-test dashboards bench bench-tiler gate soak gpu-check gpu-carry clean
 help:
 	@echo "make demo   a real slide in, an expression map out, through an embedded Triton"
 	@echo "make check  lint, types, imports, and every test that trains, exports and serves nothing: under three minutes"
 	@echo "make test   the same, then the other tests, those of the server's environment, and the end-to-end tests"
 	@echo "make deploy-test   the images, run as they are deployed; as root on Debian, with deploy/install-test-tools.sh"
+	@echo "make load-test   the server's image with TLS and a token under more load than it can serve; as deploy-test"
 	@echo "make docs   the documentation as pages, into build/docs/site; an error where a link leads nowhere"
 	@echo "make docs-slow   the commands in the documentation that take minutes, run as they stand"
 	@echo "make formats   write the table of formats anew; make fuzz   damage 1,200 files by chance"
@@ -102,6 +103,9 @@ image-test: .venv/.complete .triton/.complete build/deploy/base.tar
 
 deploy-test: .venv/.complete .triton/.complete build/deploy/base.tar
 	.venv/bin/python -m pytest -q tests/deploy
+
+load-test: .venv/.complete build/deploy/base.tar $(DEMO_SLIDE) build/release
+	.venv/bin/python -m tests.load --release build/release --slide $(DEMO_SLIDE) --out build/load
 
 build/docs/env: constraints/docs.txt
 	@test -n "$(PYTHON)" || { echo "error: no python3.11, 3.12 or 3.13 found; set PYTHON=" >&2; exit 1; }

@@ -31,6 +31,32 @@ from .common import TlsCa, TlsCert, TlsKey, TokenFile, UserError, client_credent
 from .numeric import positive
 from .scoring_options import Mpp
 
+Server = Annotated[
+    str | None,
+    typer.Option(
+        help="host:port of a running server. By default one runs for this command.", rich_help_panel=panels.SERVER
+    ),
+]
+ServedAs = Annotated[
+    str | None,
+    typer.Option(help="With --server: the slide's name there, root/relative/path.", rich_help_panel=panels.SERVER),
+]
+MetricsUrl = Annotated[str, typer.Option(help="With --server: URL of its metrics.", rich_help_panel=panels.SERVER)]
+SpotsARequest = Annotated[
+    int, typer.Option(min=1, max=MAX_ROWS, help="Spots in a request of a load.", rich_help_panel=panels.LOAD)
+]
+
+
+def _target(server: str | None, served_as: str | None, metrics_url: str, credentials: Any) -> Any:
+    """The server to measure; None for one that runs for the command."""
+    from m2ost_loadtests.gate.measure import Target
+
+    if (server is None) != (served_as is None):
+        raise UserError("--server and --served-as belong together: the address, and the slide's name there")
+    if server is None or served_as is None:
+        return None
+    return Target(address=server, slide=served_as, metrics_url=metrics_url, credentials=credentials)
+
 
 @measurement(SPEED)
 def gate(
@@ -43,23 +69,13 @@ def gate(
             help="Thresholds (YAML). By default those that ship with this package.", rich_help_panel=panels.COMPARED
         ),
     ] = None,
-    server: Annotated[
-        str | None,
-        typer.Option(
-            help="host:port of a running server. By default one runs for this command.", rich_help_panel=panels.SERVER
-        ),
-    ] = None,
+    server: Server = None,
     tls_ca: TlsCa = None,
     tls_cert: TlsCert = None,
     tls_key: TlsKey = None,
     token_file: TokenFile = None,
-    served_as: Annotated[
-        str | None,
-        typer.Option(help="With --server: the slide's name there, root/relative/path.", rich_help_panel=panels.SERVER),
-    ] = None,
-    metrics_url: Annotated[
-        str, typer.Option(help="With --server: URL of its metrics.", rich_help_panel=panels.SERVER)
-    ] = "",
+    served_as: ServedAs = None,
+    metrics_url: MetricsUrl = "",
     speedups: Annotated[
         Path | None,
         typer.Option(
@@ -86,10 +102,7 @@ def gate(
     users: Annotated[
         int, typer.Option(min=1, help="Number of users of the closed load.", rich_help_panel=panels.LOAD)
     ] = 8,
-    spots: Annotated[
-        int,
-        typer.Option(min=1, max=MAX_ROWS, help="Spots in a request of the closed load.", rich_help_panel=panels.LOAD),
-    ] = 8,
+    spots: SpotsARequest = 8,
     load_s: Annotated[
         float,
         typer.Option(
@@ -105,7 +118,7 @@ def gate(
     Exit status: 0 it is; 1 requests failed; 3 a threshold was missed; 4 there is no baseline to compare with.
     """
     with needs("loadtest"):
-        from m2ost_loadtests.gate.measure import GateOptions, Target, measure, read_speedups
+        from m2ost_loadtests.gate.measure import GateOptions, measure, read_speedups
         from m2ost_loadtests.gate.report import write_results
         from m2ost_loadtests.gate.thresholds import SHIPPED, read_thresholds
         from m2ost_loadtests.gate.verdicts import Baseline, Status, judge, status_of
@@ -113,12 +126,8 @@ def gate(
     if baseline is not None and limits.baseline_tolerance is None:
         raise UserError(f"{thresholds}: --baseline needs `baseline_tolerance` in the thresholds file")
     then = Baseline.read(baseline) if baseline else None
-    if (server is None) != (served_as is None):
-        raise UserError("--server and --served-as belong together: the address, and the slide's name there")
     credentials = client_credentials(tls_ca, tls_cert, tls_key, token_file, elsewhere=server is not None)
-    target = None
-    if server and served_as:
-        target = Target(address=server, slide=served_as, metrics_url=metrics_url, credentials=credentials)
+    target = _target(server, served_as, metrics_url, credentials)
     try:
         options = GateOptions(
             release=release,
@@ -155,6 +164,50 @@ def gate(
             print(f"{write_baseline}: not written, for this run is none to hold others against", file=sys.stderr)
     if status is not Status.PASSED:
         raise typer.Exit(int(status))
+
+
+@measurement(SPEED)
+def load(
+    release: Release,
+    slide: Slide,
+    out: Out,
+    server: Server = None,
+    tls_ca: TlsCa = None,
+    tls_cert: TlsCert = None,
+    tls_key: TlsKey = None,
+    token_file: TokenFile = None,
+    served_as: ServedAs = None,
+    metrics_url: MetricsUrl = "",
+    rounds: Rounds = 3,
+    users: Annotated[int, typer.Option(min=1, help="Number of users of each load.", rich_help_panel=panels.LOAD)] = 16,
+    spots: SpotsARequest = 8,
+    load_s: Annotated[
+        float,
+        typer.Option(
+            parser=positive,
+            metavar="SECONDS",
+            help="Length of each load in seconds.",
+            rich_help_panel=panels.LOAD,
+        ),
+    ] = 20.0,
+) -> None:
+    """Find what a server can serve, where queues begin, and what is left of it at four times as much.
+
+    Exit status: 0, also where it is slow; 1 requests were lost, answered wrongly, or failed other than by a full queue.
+    """
+    with needs("loadtest"):
+        from m2ost_bench.load.measure import LoadOptions, measure
+        from m2ost_bench.load.report import to_markdown
+        from m2ost_loadtests.gate.measure import served_target
+    credentials = client_credentials(tls_ca, tls_cert, tls_key, token_file, elsewhere=server is not None)
+    with served_target(_target(server, served_as, metrics_url, credentials), release, slide) as target:
+        options = LoadOptions(
+            release=release, slide=slide, target=target, seconds=load_s, users=users, spots=spots, rounds=rounds
+        )
+        report = measure(options, say)
+    write(report, to_markdown(report), out, "load")
+    if report["faults"]:
+        raise typer.Exit(1)
 
 
 @measurement(SPEED)

@@ -1,7 +1,7 @@
-"""What the chart's custom resources may hold, strictly: of KEDA's and of the Prometheus operator's kinds.
+"""What the custom resources of deploy/ may hold, strictly: of KEDA's, KubeRay's and the Prometheus operator's kinds.
 
-Written after their definitions, which neither Kubernetes nor its validator carries: all fields of the levels that the
-chart fills, and the types of those that it fills.
+Written after their definitions, which neither Kubernetes nor its validator carries: all fields of the levels that are
+filled, and the types of those that are.
 """
 
 from __future__ import annotations
@@ -52,6 +52,27 @@ _RULE = _strict(
     ("expr",),
 )
 
+_RAY_GROUP = {"rayStartParams": STRINGS, "template": _strict({"metadata": OBJECT, "spec": OBJECT}, required=("spec",))}
+_RAY_CLUSTER = _strict(
+    {
+        "rayVersion": STRING,
+        "authOptions": _strict({"mode": {"enum": ["disabled", "token"]}}),
+        "headGroupSpec": _strict(_RAY_GROUP, "enableIngress headService labels resources serviceType", ("template",)),
+        "workerGroupSpecs": {
+            "type": "array",
+            "minItems": 1,
+            "items": _strict(
+                {"groupName": STRING, "replicas": INTEGER, "minReplicas": INTEGER, "maxReplicas": INTEGER} | _RAY_GROUP,
+                "idleTimeoutSeconds labels numOfHosts resources scaleStrategy suspend",
+                ("groupName", "maxReplicas", "minReplicas", "template"),
+            ),
+        },
+    },
+    "autoscalerOptions enableInTreeAutoscaling gcsFaultToleranceOptions headServiceAnnotations managedBy suspend "
+    "upgradeStrategy",
+    ("headGroupSpec",),
+)
+
 SCHEMAS: dict[str, dict[str, Any]] = {
     "ScaledObject": _kind(
         "keda.sh/v1alpha1",
@@ -97,6 +118,23 @@ SCHEMAS: dict[str, dict[str, Any]] = {
                     ),
                 }
             }
+        ),
+    ),
+    "RayJob": _kind(
+        "ray.io/v1",
+        "RayJob",
+        _strict(
+            {
+                "entrypoint": STRING,
+                "submissionMode": {"enum": ["K8sJobMode", "HTTPMode", "InteractiveMode", "SidecarMode"]},
+                "backoffLimit": INTEGER,
+                "shutdownAfterJobFinishes": {"type": "boolean"},
+                "ttlSecondsAfterFinished": INTEGER,
+                "rayClusterSpec": _RAY_CLUSTER,
+            },
+            "activeDeadlineSeconds clusterSelector deletionStrategy entrypointNumCpus entrypointNumGpus "
+            "entrypointResources jobId managedBy metadata runtimeEnvYAML submitterConfig "
+            "submitterPodTemplate suspend",
         ),
     ),
 }

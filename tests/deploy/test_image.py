@@ -7,7 +7,6 @@ import os
 import shutil
 import signal
 import sys
-from contextlib import contextmanager
 
 import numpy as np
 import psutil
@@ -19,29 +18,10 @@ from typer.testing import CliRunner
 
 from tests.support.containers import BUILT, container, inspect, podman, said, tool
 from tests.support.data import REPOSITORY
-from tests.support.machine import kept_ports, wait_for
+from tests.support.deployed import is_healthy, served
+from tests.support.machine import wait_for
 
 SLIDE = "CMU-1-Small-Region.svs"
-
-
-@contextmanager
-def served(image, release, slides):
-    """The address of a server in a container, its metrics and the container's id, once it says that it is ready."""
-    with kept_ports(2) as (grpc, metrics):
-        command = ["serve", "/release", "--slides", "slides=/slides", "--ready-file", "/tmp/m2ost-ready"]
-        command += ["--grpc-port", grpc, "--metrics-port", metrics]
-        volumes = ("--volume", f"{release}:/release:ro", "--volume", f"{slides}:/slides:ro")
-        with container(image, *command, options=volumes) as name:
-            wait_for(lambda: is_healthy(name), f"ready; {podman('logs', name)[-2000:]}", 120)
-            yield f"127.0.0.1:{grpc}", f"http://127.0.0.1:{metrics}/metrics", name
-
-
-def is_healthy(name: str) -> bool:
-    try:
-        podman("healthcheck", "run", name)
-    except AssertionError:
-        return False
-    return True
 
 
 def predict(out, *arguments) -> np.ndarray:

@@ -11,8 +11,9 @@ import time
 import psutil
 import pytest
 from m2ost_client import ServerOptions, TritonServer
-from m2ost_loadtests.load.closed_load import LOCUSTFILE, run_closed_load
+from m2ost_loadtests.load.closed_load import run_closed_load
 from m2ost_loadtests.load.load_report import LoadReport
+from m2ost_loadtests.load.locust_command import LOCUSTFILE
 from m2ost_loadtests.load.workload import Load
 
 from tests.support.machine import kept_ports

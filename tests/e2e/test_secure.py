@@ -20,6 +20,7 @@ from m2ost_client.errors import ReleasesMixed
 from m2ost_client.servers_behind import check_same
 from m2ost_loadtests.errors import TargetError
 from m2ost_loadtests.load.closed_load import run_closed_load
+from m2ost_loadtests.load.distributed import run_distributed
 from m2ost_loadtests.load.workload import Load
 from m2ost_preprocess.network import channel_options
 from tritonclient.utils import InferenceServerException
@@ -118,6 +119,8 @@ def test_load_tests(secured):
     assert report.all["requests"] > report.all["failed"] == 0
     assert report.server.startswith("triton ")
     assert secured.token not in report.to_json()
+    told = run_distributed(secured.server.address, [SLIDE], credentials=secured.known, **ask)
+    assert told.all["requests"] > told.all["failed"] == told.all["unanswered_at_the_end"] == 0
     wrong = replace(secured.known, token_file=secured.folder / "another")
     with pytest.raises(TargetError, match="refuses the token of"):
         run_closed_load(secured.server.address, [SLIDE], credentials=wrong, **ask)

@@ -10,6 +10,7 @@ from m2ost_client import InputError, ServerOptions, TritonServer
 from m2ost_client.archive import SlideRow
 from m2ost_client.errors import RequestRejected
 from m2ost_contract import Manifest, ServedNameError
+from m2ost_loadtests.load.load_report import LoadReport
 from m2ost_loadtests.runners import grid_of_spots
 from m2ost_preprocess.readers import open_slide
 
@@ -18,6 +19,7 @@ from tests.support.command import error_of, m2ost
 from . import archives
 from .releases import by_pytorch, make_release
 from .servers import by_server, metrics_of
+from .test_loads import locust
 
 SLIDE = "wsi/CMU-1-Small-Region.svs"
 FIRST_STNET = StNetConfig(n_genes=4, layers=(1, 1), growth=4, stem=8)
@@ -72,6 +74,22 @@ def test_two_releases_of_one_name_are_refused(releases, tmp_path):
     twice = (releases["stnet"], releases["stnet"])
     with pytest.raises(ServedNameError, match=r"two releases are called stnet: .*--name NAME.*\(stnet in "):
         TritonServer(ServerOptions(release=twice[0], others=twice[1:]))
+
+
+def test_locust_asks_the_release_that_is_named(server, tmp_path):
+    arguments = ("--slide", SLIDE, "--spots", 2, "-u", 2, "-t", "1s")
+    for more, words in (
+        ((), "it serves m2ost, stnet, second_stnet, histogene: say which with --model"),
+        (("--model", "none"), "it serves no model 'none'; there is m2ost, stnet"),
+        (("--model", "histogene"), "predicts slides as a whole"),
+    ):
+        status, output = locust(server.address, *arguments, *more)
+        assert status == 1
+        assert words in output
+    told = ("--stop-timeout", 30, "--csv", tmp_path / "load")
+    status, output = locust(server.address, *arguments, *told, "--model", "second_stnet")
+    assert status == 0, output
+    assert set(LoadReport.read(tmp_path / "load_spots.json").by_name) == {"second_stnet_slide interactive"}
 
 
 def test_those_with_the_same_views_share_a_tiler_and_the_slide_is_decoded_and_cut_once(server, svs):

@@ -44,6 +44,11 @@ def test_figures_are_exact():
     assert (b["requests"], b["spots"], b["spots_without_value"]) == (1, 5, {"OUTSIDE_SLIDE": 3})
     assert b["unanswered_at_the_end"] == 1
     assert figures["all"]["requests"] == 101
+    offered, seconds = figures["offered"], 109.9 - 100
+    assert (offered["requests"], offered["seconds"]) == (103, pytest.approx(seconds))
+    assert offered["requests_per_s"] == pytest.approx(103 / seconds)
+    late = [i for i in range(100) if 100 + i / 10 + (i + 1) / 100 > 109.9]
+    assert offered["answered_spots_per_s"] == pytest.approx((405 - 4 * len(late)) / seconds)
 
 
 def test_two_workers_merge_to_what_one_would_have_counted():

@@ -53,6 +53,16 @@ def test_gaps_of_an_open_load():
     assert np.std(gaps) == pytest.approx(0.25, rel=0.1)
 
 
+def test_users_of_an_open_load_do_not_begin_all_at_once():
+    draws = [Draw(slides(1), exponent=1, seed=(i,)) for i in range(400)]
+    for poisson, spread in ((False, 0.25 / 12**0.5), (True, 0.25)):
+        first = [Load(arrival_rate=4, poisson=poisson).first_s(draw) for draw in draws]
+        assert min(first) >= 0
+        assert np.std(first) == pytest.approx(spread, rel=0.2)
+        assert poisson or max(first) < 0.25
+    assert Load().first_s(draws[0]) == 0
+
+
 @pytest.mark.parametrize(
     ("option", "values"),
     [

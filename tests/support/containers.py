@@ -69,13 +69,13 @@ def _run(program: str | Path, *arguments: object, **options) -> str:
     return done.stdout
 
 
-def build(target: str, tag: str) -> str:
+def build(target: str, tag: str, *options: object) -> str:
     """Build an image of deploy/Containerfile on Debian; what has not changed is taken from the last time."""
     import_base()
     # How this machine's pip reaches an index: certificates, settings, local folders of wheels.
     mounted = [p for p in ("/etc/ssl/certs", "/etc/pip.conf") if Path(p).exists()]
     volumes = [word for path in mounted for word in ("--volume", f"{path}:{path}:ro")]
-    build_image(REPOSITORY / "deploy" / "Containerfile", REPOSITORY, tag, "--target", target, *volumes)
+    build_image(REPOSITORY / "deploy" / "Containerfile", REPOSITORY, tag, "--target", target, *options, *volumes)
     return tag
 
 

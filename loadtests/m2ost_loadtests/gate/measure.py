@@ -27,7 +27,7 @@ from ..runners import bare_runner, score_in_turn, served_runner, spots_to_score
 from .thresholds import Thresholds
 from .verdicts import Measurement, check_measurable
 
-EMBEDDED_ROOT = "gate"
+EMBEDDED_ROOT = "embedded"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,7 +155,7 @@ def measure(
     target = options.target
     check_measurable(thresholds, speedups or {}, has_metrics=target is None or bool(target.metrics_url))
     centers = spots_to_score(options.slide, options.pitch_um, mpp=options.mpp)
-    with _served(options) as target:
+    with served_target(options.target, options.release, options.slide) as target:
         say(f"closed load: {options.users} users, {options.spots} spots a request, {options.load_s:g} s")
         load = run_closed_load(
             target.address,
@@ -178,13 +178,14 @@ def measure(
 
 
 @contextmanager
-def _served(options: GateOptions) -> Iterator[Target]:
-    if options.target is not None:
-        yield options.target
+def served_target(target: Target | None, release: Path, slide: Path) -> Iterator[Target]:
+    """The server that is given; else one that serves a release and a slide for as long as the block lasts."""
+    if target is not None:
+        yield target
         return
-    slide = options.slide.resolve()
+    slide = slide.resolve()
     roots = SlideRoots({EMBEDDED_ROOT: slide.parent})
-    with TritonServer(ServerOptions(release=options.release, roots=roots)) as server:
+    with TritonServer(ServerOptions(release=release, roots=roots)) as server:
         yield Target(address=server.address, slide=f"{EMBEDDED_ROOT}/{slide.name}", metrics_url=server.metrics_url)
 
 

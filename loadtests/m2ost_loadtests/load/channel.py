@@ -15,10 +15,11 @@ import grpc
 import grpc.experimental.gevent
 import m2ost_contract as contract
 import numpy as np
+from m2ost_client.answers import read_served
 from m2ost_client.credentials import Credentials
-from m2ost_client.errors import InputError
+from m2ost_client.errors import BadAnswer, InputError
 from m2ost_client.handshake import RESTRICTED, why_refused, wrong_token
-from m2ost_contract import EngineInfo
+from m2ost_contract import EngineInfo, ModelNames, ServedNameError
 from m2ost_preprocess.network import channel_options, through_proxy
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
@@ -110,8 +111,37 @@ class Channel:
                 ) from error
             raise TargetError(f"{self.address}: {describe_failure(error)}") from error
 
-    def check_served(self, model: str) -> None:
+    def names(self, release: str | None) -> ModelNames:
+        """Under which names a release's models are served; tiler and guard apart, which no load asks.
+
+        Parameters
+        ----------
+        release : str or None
+            Its name on the server; None for the only one.
+
+        Raises
+        ------
+        TargetError
+            If the server has no release of that name, or several and none is named; names those that there are.
+        """
+        if not self.is_served(contract.MODEL_INFO):
+            return ModelNames()
+        parameters = self.config(contract.MODEL_INFO).parameters
+        try:
+            served = read_served({key: value.string_value for key, value in parameters.items()})
+            return ModelNames(contract.choose(served, release))
+        except (BadAnswer, ServedNameError) as error:
+            raise TargetError(f"{self.address}: {error}") from error
+
+    def check_served(self, model: str, names: ModelNames) -> None:
         """Check that a model is loaded and ready.
+
+        Parameters
+        ----------
+        model : str
+            As it is served.
+        names : ModelNames
+            Of the release that is meant.
 
         Raises
         ------
@@ -120,7 +150,7 @@ class Channel:
         """
         if self.is_served(model):
             return
-        served = ", ".join(m for m in MODELS if self.is_served(m)) or "none that a load test knows"
+        served = ", ".join(m for m in map(names.of, MODELS) if self.is_served(m)) or "none that a load test knows"
         raise TargetError(
             f"{self.address}: model {model} is not loaded; served: {served}. Choose users of a served model "
             "(SlideUser, PatchesUser, IstarUser), or serve a release that has it"
@@ -134,15 +164,15 @@ class Channel:
         """A model's configuration as it is served."""
         return self._ask("ModelConfig", service_pb2.ModelConfigRequest(name=model)).config
 
-    def engine(self) -> EngineInfo:
-        """The release's identity, panel and views.
+    def engine(self, names: ModelNames) -> EngineInfo:
+        """The identity, panel and views of the release whose models have these names.
 
         Raises
         ------
         TargetError
             If the server serves no release of this project, or one that predicts a slide as a whole.
         """
-        config = self.config(contract.MODEL_ENGINE)
+        config = self.config(names.engine)
         try:
             info = EngineInfo.from_parameters({key: value.string_value for key, value in config.parameters.items()})
         except ValueError as error:

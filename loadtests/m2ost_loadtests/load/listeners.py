@@ -29,6 +29,7 @@ _log = logging.getLogger("locust.stats_logger")
 _MESSAGE_KEY = "m2ost"
 _CHOSEN = "m2ost_users"
 """Among the options, which a master sends to its workers: names of the classes of users that it runs."""
+_READY, _GO = "m2ost_ready", "m2ost_go"
 _FINISH, _FINISHED = "m2ost_finish", "m2ost_finished"
 _FINISH_TIMEOUT_S = 30.0
 """Beyond Locust's ``--stop-timeout``, how long the master waits for what its workers counted last, in seconds."""
@@ -56,6 +57,9 @@ def _add_options(parser: LocustArgumentParser) -> None:
         [],
         action="append",
     )
+    add("--model", str, "Name of the release, if the server has several.", "")
+    add("--tls-ca", str, "PEM of the authorities of the server's certificate: turns TLS on.", "")
+    add("--token-file", str, "File whose only line is the token that the server wants.", "")
     add("--metrics-url", str, "The server's metrics: batch sizes reached and time in queues are then reported.", "")
     add("--spots", int, "Spots a request of interactive users.", default.spots)
     add("--archive-spots", int, "Spots a request of archive users.", default.archive_spots)
@@ -94,6 +98,12 @@ def _load_of(options: Any) -> Load:
         raise TargetError(str(error)) from error
 
 
+def _credentials_of(options: Any) -> Credentials:
+    """What the options give, which a master sends to its workers; the rest from this process's environment."""
+    ca, token_file = (Path(given) if given else None for given in (options.tls_ca, options.token_file))
+    return Credentials.from_environment(ca=ca, token_file=token_file)
+
+
 def _on_init(environment: Environment, runner: Any, **_: Any) -> None:
     """After Locust has forked its workers: gRPC may start."""
     let_grpc_yield()
@@ -108,12 +118,14 @@ def _on_init(environment: Environment, runner: Any, **_: Any) -> None:
     events.reset_stats.add_listener(listeners.on_reset)
     if isinstance(runner, WorkerRunner):
         events.report_to_master.add_listener(listeners.on_report_to_master)
+        runner.register_message(_GO, listeners.on_go)
         runner.register_message(_FINISH, listeners.on_finish, concurrent=True)
         if options.processes:  # forked with the master's options: what fails there fails here too, and is said there
             listeners.check_or_exit(say=False)
         return
     if isinstance(runner, MasterRunner):
         events.worker_report.add_listener(listeners.on_worker_report)
+        runner.register_message(_READY, listeners.on_ready)
         runner.register_message(_FINISHED, listeners.on_finished)
         events.test_stop.add_listener(listeners.wait_for_workers)
     if options.step_users:
@@ -139,6 +151,7 @@ class _Listeners:
         self._before: Counts = {}
         self._facts: Session | None = None
         self._prepared: Session | None = None
+        self._ready: set[str] = set()
         self._unfinished: set[str] = set()
 
     @property
@@ -161,8 +174,8 @@ class _Listeners:
             users = [user for user in users if user.__name__ in chosen]
         models = [user.model for user in users if issubclass(user, ModelUser)]
         address = self._environment.host.removeprefix("grpc://")
-        load, credentials = _load_of(self._options), Credentials.from_environment()
-        return prepare(address, self._options.slide, models, load, credentials)
+        load, credentials, release = _load_of(self._options), _credentials_of(self._options), self._options.model
+        return prepare(address, self._options.slide, models, load, credentials, release or None)
 
     def check_or_exit(self, *, say: bool) -> None:
         """Prepare the load; where it cannot be, end the process with status 1 before there are users."""
@@ -178,6 +191,8 @@ class _Listeners:
 
     def on_test_start(self, **_: Any) -> None:
         """A test begins: forget the last, prepare this."""
+        self._ready.clear()
+        self._process.go.clear()
         self._process.statistics.clear()
         self._close()
         if self._reports:
@@ -191,9 +206,35 @@ class _Listeners:
         except LoadTestError as error:
             self._process.error = error
             logging.error("%s", error)
-            return
-        self._process.error = None
-        self._facts = self._process.session = session
+        else:
+            self._process.error = None
+            self._facts = self._process.session = session
+        self._tell_ready()
+
+    def _tell_ready(self) -> None:
+        """Have this process's users begin: on a worker, once every other is prepared too.
+
+        Those that began first would keep the server from answering what the others ask it to prepare.
+        """
+        runner = self._environment.runner
+        if isinstance(runner, WorkerRunner):
+            runner.send_message(_READY)
+        else:
+            self._process.go.set()
+
+    def on_ready(self, msg: Any, **_: Any) -> None:
+        """On the master: a worker is prepared; when all are, their users begin."""
+        runner = self._environment.runner
+        assert isinstance(runner, MasterRunner)
+        self._ready.add(msg.node_id)
+        if self._ready >= {worker.id for worker in runner.clients.all} - {
+            worker.id for worker in runner.clients.missing
+        }:
+            runner.send_message(_GO)
+
+    def on_go(self, **_: Any) -> None:
+        """On a worker: all are prepared."""
+        self._process.go.set()
 
     def _close(self) -> None:
         if self._process.session is not None:

@@ -47,6 +47,9 @@ class LoadReport:
         Model → priority levels of its queue; where 0, no request carried a priority.
     elapsed_s : float
         From the first request's intended start to the last answer, in seconds.
+    offered : dict
+        While requests were due: ``seconds``, ``requests``, ``requests_per_s``, and ``answered_spots_per_s``, which
+        leaves out what was answered after the last of them was due.
     all : dict
         Figures over all requests (:meth:`~m2ost_loadtests.load.load_statistics.Series.summary`).
     by_name : dict
@@ -65,6 +68,7 @@ class LoadReport:
     load: dict[str, Any]
     priority: dict[str, int]
     elapsed_s: float
+    offered: dict[str, Any]
     all: dict[str, Any]
     by_name: dict[str, dict[str, Any]]
     stages: list[dict[str, Any]]

@@ -75,6 +75,10 @@ class Series:
         self.lag_s.append(sample.sent_at - sample.intended_at)
         self.spots.append(sample.spots)
 
+    def due(self) -> int:
+        """Requests that were due: answered, failed or neither."""
+        return len(self.completed_at) + self.failures.total() + self.unanswered
+
     def to_dict(self) -> dict[str, Any]:
         """For a message to another process."""
         return {name: dict(value) if isinstance(value, Counter) else value for name, value in vars(self).items()}
@@ -128,23 +132,24 @@ class LoadStatistics:
         """Forget everything."""
         self.series: dict[str, Series] = {}
         self.first_at: float | None = None
+        self.last_due: float | None = None
         self.last_at: float | None = None
 
     def add(self, name: str, sample: Sample) -> None:
         """Note a request that was answered or has failed."""
         self.series.setdefault(name, Series()).add(sample)
-        self._extend(sample.intended_at, sample.completed_at)
+        self._extend(sample.intended_at, sample.intended_at, sample.completed_at)
 
     def add_unanswered(self, name: str, asked_at: float) -> None:
         """Note a request that the end of the load found unanswered."""
         self.series.setdefault(name, Series()).unanswered += 1
-        self._extend(asked_at, asked_at)
+        self._extend(asked_at, asked_at, asked_at)
 
     def take(self) -> dict[str, Any]:
         """Everything since the last call, as a message for :meth:`merge` in another process."""
         taken = {
             "series": {name: series.to_dict() for name, series in self.series.items()},
-            "span": [self.first_at, self.last_at],
+            "span": [self.first_at, self.last_due, self.last_at],
         }
         self.clear()
         return taken
@@ -153,12 +158,13 @@ class LoadStatistics:
         """Add what another process counted."""
         for name, raw in taken["series"].items():
             self.series.setdefault(name, Series()).merge(raw)
-        first, last = taken["span"]
+        first, due, last = taken["span"]
         if first is not None:
-            self._extend(first, last)
+            self._extend(first, due, last)
 
-    def _extend(self, first: float, last: float) -> None:
+    def _extend(self, first: float, due: float, last: float) -> None:
         self.first_at = first if self.first_at is None else min(self.first_at, first)
+        self.last_due = due if self.last_due is None else max(self.last_due, due)
         self.last_at = last if self.last_at is None else max(self.last_at, last)
 
     def total(self) -> Series:
@@ -180,13 +186,22 @@ class LoadStatistics:
         -------
         dict
             ``elapsed_s`` from the first request's intended start to the last answer; ``all`` and ``by_name``, each as
-            :meth:`Series.summary`; ``stages`` with the figures of each.
+            :meth:`Series.summary`; ``stages`` with the figures of each; ``offered`` with the requests that were due,
+            answered or not, and the answers that came before the last of them was due, in so many seconds.
         """
-        first, last = self.first_at or 0.0, self.last_at or 0.0
+        first, due, last = self.first_at or 0.0, self.last_due or 0.0, self.last_at or 0.0
         total = self.total()
         kept = ("requests", "spots", "requests_per_s", "spots_per_s", "latency_s")
+        requests = total.due()
+        meanwhile = total.summary(first, due)
         return {
             "elapsed_s": last - first,
+            "offered": {
+                "seconds": due - first,
+                "requests": requests,
+                "requests_per_s": requests / max(due - first, 1e-9),
+                "answered_spots_per_s": meanwhile["spots_per_s"],
+            },
             "all": total.summary(first, last),
             "by_name": {name: self.series[name].summary(first, last) for name in sorted(self.series)},
             "stages": [

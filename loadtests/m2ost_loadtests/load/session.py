@@ -9,11 +9,12 @@ from dataclasses import dataclass, field
 from typing import Any
 from weakref import WeakKeyDictionary
 
+import gevent.event
 import m2ost_contract as contract
 import numpy as np
 from locust.env import Environment
 from m2ost_client.credentials import Credentials
-from m2ost_contract import EngineInfo
+from m2ost_contract import EngineInfo, ModelNames
 
 from ..errors import TargetError
 from .channel import Channel
@@ -41,8 +42,10 @@ class Session:
         The most popular first; empty where no user asks by slide.
     engine : EngineInfo or None
         What is served; None where no user asks M2OST.
+    served : dict of str to str
+        Model, as a release that is served alone calls it → its name on this server.
     priority_levels : dict of str to int
-        Model → levels of its queue.
+        Model, as it is served → levels of its queue.
     worker : int
         Index of this process among the workers.
     """
@@ -51,6 +54,7 @@ class Session:
     load: Load
     slides: Sequence[SlideSpots]
     engine: EngineInfo | None
+    served: dict[str, str]
     priority_levels: dict[str, int]
     worker: int = 0
     started_users: int = 0
@@ -80,6 +84,7 @@ def prepare(
     models: Iterable[str],
     load: Load,
     credentials: Credentials | None = None,
+    release: str | None = None,
 ) -> Session:
     """Ask a server all that a load needs; a client with only an address needs nothing else.
 
@@ -90,10 +95,12 @@ def prepare(
     slides : sequence of str
         ``root/relative/path``, the most popular first.
     models : iterable of str
-        The models that will be asked.
+        The models that will be asked, as a release that is served alone calls them.
     load : Load
     credentials : Credentials, optional
         What the server is shown, and whom this client trusts.
+    release : str, optional
+        Name of the release, where the server has several.
 
     Raises
     ------
@@ -104,8 +111,11 @@ def prepare(
     models = sorted(set(models))
     channel = Channel(address, credentials)
     try:
-        for model in models:
-            channel.check_served(model)
+        asks_release = bool(set(models) - {MODEL_ISTAR})
+        names = channel.names(release) if asks_release else ModelNames()
+        served = {model: names.of(model) for model in models}
+        for model in served.values():
+            channel.check_served(model, names)
         by_slide = [m for m in models if m != contract.MODEL_PATCHES]
         if by_slide and not slides:
             raise TargetError(f"{by_slide[0]} is asked by slide: name at least one with --slide root/relative/path")
@@ -113,8 +123,9 @@ def prepare(
             channel=channel,
             load=load,
             slides=[channel.spots_of(s, pitch_um=load.pitch_um, mpp=load.mpp) for s in slides if by_slide],
-            engine=channel.engine() if set(models) - {MODEL_ISTAR} else None,
-            priority_levels={model: channel.priority_levels(model) for model in models},
+            engine=channel.engine(names) if asks_release else None,
+            served=served,
+            priority_levels={model: channel.priority_levels(model) for model in served.values()},
         )
     except BaseException:
         channel.close()
@@ -132,11 +143,14 @@ class Process:
         Of the running test; None before the first, and on a master.
     error : TargetError or None
         Why there is none.
+    go : Event
+        Set once the users of all processes may begin.
     """
 
     statistics: LoadStatistics = field(default_factory=LoadStatistics)
     session: Session | None = None
     error: Exception | None = None
+    go: Any = field(default_factory=gevent.event.Event)
 
 
 _processes: WeakKeyDictionary[Environment, Process] = WeakKeyDictionary()

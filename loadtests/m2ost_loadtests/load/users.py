@@ -15,7 +15,7 @@ import grpc
 import m2ost_contract as contract
 from locust import User, task
 
-from .channel import describe_failure
+from .channel import PREPARATION_DEADLINE_S, describe_failure
 from .load_statistics import Sample
 from .requests import (
     MODEL_ISTAR,
@@ -43,7 +43,7 @@ class ModelUser(User):
     Attributes
     ----------
     model : str
-        The model that it asks.
+        The model that it asks, as a release that is served alone calls it.
     """
 
     abstract = True
@@ -52,15 +52,17 @@ class ModelUser(User):
     def on_start(self) -> None:
         """Take part in the process's session."""
         self._process: Process = process_of(self.environment)
+        self._process.go.wait(PREPARATION_DEADLINE_S)
         if self._process.session is None:
             raise self._process.error or RuntimeError("the load was not prepared; register load.listeners")
         self._session: Session = self._process.session
         self._load = self._session.load
         self._draw: Draw
         self.traffic, self._draw = self._session.enter()
-        self._name = f"{self.model} {self.traffic}"
+        self._served = self._session.served[self.model]
+        self._name = f"{self._served} {self.traffic}"
         self._sent = 0
-        self._due = now()
+        self._due = now() + self._load.first_s(self._draw)
         self._in_flight = gevent.pool.Group()
 
     def on_stop(self) -> None:
@@ -71,8 +73,8 @@ class ModelUser(User):
             self._in_flight.kill()
 
     def wait_time(self) -> float:
-        """Seconds until the next task; an open load keeps its own time."""
-        return 0.0 if self._load.arrival_rate else self._load.think_s
+        """Seconds until the next task. A user that waits here can be stopped."""
+        return max(0.0, self._due - now()) if self._load.arrival_rate else self._load.think_s
 
     @task
     def ask(self) -> None:
@@ -83,31 +85,32 @@ class ModelUser(User):
             self._ask(now())
 
     def _arrive(self) -> None:
+        if now() < self._due:  # the first, before which Locust has not waited
+            self.wait()
         due = self._due
         self._due += self._load.gap_s(self._draw)
-        gevent.sleep(max(0.0, due - now()))
         if len(self._in_flight) < self._load.max_in_flight:
             self._in_flight.start(gevent.Greenlet(self._ask, due))
             return
         reason = f"NOT_SENT: {self._load.max_in_flight} requests of this user are unanswered (--max-in-flight)"
         at = now()
-        self._record(Sample(due, at, at, bytes_sent=0, asked=0, failure=reason), answer_bytes=0)
+        self._record(Sample(due, at, at, bytes_sent=0, asked=0, failure=reason))
 
     def _ask(self, due: float) -> None:
         rows = self._load.spots_of(self.traffic)
         self._sent += 1
         request = infer_request(
-            self.model,
+            self._served,
             self.tensors(rows),
             request_id=f"{self._session.run_id}-{id(self) & 0xFFFFFF:06x}-{self._sent}",
             priority=self._priority,
             parameters=self._parameters,
         )
         sent_at, size = now(), request.ByteSize()
-        answer_bytes, failure, answer = 0, None, None
+        response, failure, answer = None, None, None
         try:
             response = self._session.channel.infer(request, deadline_s=self._load.deadline_s)
-            answered_at, answer_bytes = now(), response.ByteSize()
+            answered_at = now()
             answer = read_answer(response, rows)
         except grpc.RpcError as error:
             answered_at, failure = now(), describe_failure(error)
@@ -127,25 +130,28 @@ class ModelUser(User):
                 without_value=answer.without_value if answer else {},
                 failure=failure,
             ),
-            answer_bytes,
+            request,
+            response,
         )
 
-    def _record(self, sample: Sample, answer_bytes: int) -> None:
+    def _record(self, sample: Sample, request: Any = None, response: Any = None) -> None:
+        """Count what became of a request, and tell Locust's listeners: of one that was sent also the messages."""
         self._process.statistics.add(self._name, sample)
         self.environment.events.request.fire(
             request_type=REQUEST_TYPE,
             name=self._name,
             response_time=(sample.completed_at - sample.intended_at) * 1e3,
-            response_length=answer_bytes,
+            response_length=0 if response is None else response.ByteSize(),
+            response=response,
             exception=RequestFailed(sample.failure) if sample.failure else None,
-            context={"spots": sample.spots},
+            context={"spots": sample.spots, "request": request},
             start_time=sample.intended_at,
         )
 
     @cached_property
     def _priority(self) -> int:
         """The class's priority level where the served model has levels; else none is sent."""
-        levels = self._session.priority_levels[self.model]
+        levels = self._session.priority_levels[self._served]
         return min(PRIORITY[self.traffic], levels) if levels else 0
 
     @cached_property

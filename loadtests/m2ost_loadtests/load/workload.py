@@ -74,6 +74,10 @@ class Draw:
         """An exponentially distributed number with mean 1: the gap between two arrivals of a Poisson process."""
         return float(self._random.exponential())
 
+    def uniform(self) -> float:
+        """A number of [0, 1), any as likely as another."""
+        return float(self._random.random())
+
 
 def traffic_class(ordinal: int, archive_share: float) -> str:
     """Class of the ``ordinal``-th user, from 0: of the first n, ``archive_share`` · n (rounded down) are archive."""
@@ -163,6 +167,12 @@ class Load:
     def spots_of(self, traffic: str) -> int:
         """Spots a request of a class of traffic."""
         return self.archive_spots if traffic == ARCHIVE else self.spots
+
+    def first_s(self, draw: Draw) -> float:
+        """Seconds to the first arrival of a user of an open load: not all users at once. 0 in a closed load."""
+        if not self.arrival_rate:
+            return 0.0
+        return self.gap_s(draw) if self.poisson else draw.uniform() / self.arrival_rate
 
     def gap_s(self, draw: Draw) -> float:
         """Seconds from one arrival to the next of an open load."""
