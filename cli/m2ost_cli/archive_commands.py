@@ -363,6 +363,11 @@ def _print_report(report: ArchiveReport, out: Path) -> None:
             f"  nothing was scored of {len(summary['without_spots']):,} slides, for no cell of the grid is at "
             f"least half tissue: {_some(summary['without_spots'])}"
         )
+    if other := summary["unlike_training"]:
+        print(
+            f"  the views of {len(other):,} slides have other µm/px than those that the network was trained on, so that "
+            f"values may be wrong; --view-mpp model cuts them as in the training: {_some(other)}"
+        )
     _print_left_out(summary["left_out"]["files"], "in summary.json")
     if summary["left"]:
         print("  the same command goes on from here")

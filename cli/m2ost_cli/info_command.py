@@ -130,6 +130,7 @@ def _result_facts(path: Path) -> dict[str, Any]:
         "target": metadata["target"],
         "precision": metadata["precision"],
         "views": _views(ViewGeometry.from_dict(views), views.get("mpp")),
+        "warning": views.get("warning", ""),
         "engines": [{"runs_on": metadata.get("engine", "")}],
         "sha256": {"release": metadata["release_sha256"], "weights": metadata["checkpoint_sha256"]},
     }
@@ -172,6 +173,8 @@ def _print_facts(subject: Path, facts: dict[str, Any]) -> None:
         f"{view['name']} {view['size_px']} px at " + (f"{view['mpp']:g} µm/px" if view["mpp"] else "unknown µm/px")
         for view in facts["views"]
     )
+    if warning := facts.get("warning"):
+        rows["warning"] = warning
     if engines := facts.get("engines"):
         rows["engines"] = "; ".join(" ".join(filter(None, engine.values())) for engine in engines)
     if "profiles" in facts:

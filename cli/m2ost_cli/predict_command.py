@@ -311,8 +311,8 @@ def _summarise(report: PredictReport | DenseReport) -> None:
     if not metadata["trained"]:
         print("UNTRAINED network: the map shows how the path works, not expression")
     print(f"{report.files[-1].stem}: {spots['count']} spots{rate}; read by {facts['reader']}, {resolution}")
-    if facts["note"]:
-        print(f"  {facts['note']}")
+    for note in filter(None, (facts["note"], metadata["views"]["warning"])):
+        print(f"  {note}")
     for status, count in spots["by_status"].items():
         if status != "OK":
             known = status in RowStatus.__members__

@@ -12,7 +12,7 @@ from m2ost_contract import EngineInfo
 from m2ost_preprocess.decoder import SlideInfo
 from m2ost_preprocess.slides.spots import Spots
 
-from .options import PredictOptions
+from .options import PredictOptions, unlike_training
 
 _PACKAGES = ("m2ost-triton", "numpy", "anndata", "tritonclient", "pillow", "zarr")
 
@@ -127,6 +127,7 @@ def result_metadata(
             "native_pixels": scale == 1.0,
             "mpp": None if slide.mpp is None else slide.mpp * scale,
             "trained_at_mpp": engine.mpp,
+            "warning": unlike_training(slide, engine, scale),
         },
         "spots": asdict(spots),
         "pixels_sent_by_client": pixels_sent_by_client,

@@ -99,6 +99,29 @@ def view_scale(view_mpp: float | str | None, slide: SlideInfo, engine: EngineInf
     return scale
 
 
+ALIKE = 0.05
+"""Views whose µm/px differ from those of the training by no more than this share are like them."""
+
+
+def unlike_training(slide: SlideInfo, engine: EngineInfo, scale: float) -> str:
+    """Words where views have other µm/px than those that the network was trained on; empty where not, or unknown.
+
+    Parameters
+    ----------
+    slide : SlideInfo
+    engine : EngineInfo
+    scale : float
+        Level-0 pixels per view pixel.
+    """
+    if slide.mpp is None or engine.mpp is None or abs(slide.mpp * scale / engine.mpp - 1) <= ALIKE:
+        return ""
+    here, there = f"{slide.mpp * scale:.4g}", f"{engine.mpp:.4g}"
+    return (
+        f"its views have {here} µm/px, and the network was trained on {there}, so that values may be wrong; "
+        "--view-mpp model cuts them as in the training"
+    )
+
+
 def check_sending(send_pixels: bool, engine: EngineInfo) -> None:
     """Refuse to send pixels to a network that predicts a slide as a whole.
 

@@ -120,6 +120,8 @@ def test_a_result(result):
     facts = as_json(result)
     assert [view["mpp"] for view in facts["views"]] == [0.5, 1.0]
     assert facts["target"] == "log1p_cpm_panel"
+    assert facts["warning"] == ""
+    assert "warning" not in output
 
 
 def test_the_papers_model():

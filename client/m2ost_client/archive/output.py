@@ -136,6 +136,7 @@ def write_slide(
         "vendor": slide.vendor,
         "reader": slide.reader,
         "note": slide.note,
+        "unlike_training": metadata["views"]["warning"],
         "tissue_fraction": slide.tissue_fraction,
         "fingerprint": slide.fingerprint,
         "release_sha256": result.engine.release_sha256,
@@ -241,6 +242,9 @@ def summarise(
         "spots_without_value": sum(f["spots_without_value"] for f in finished),
         "without_spots": [
             r.slide_id for r in records if r.state == DONE and r.facts is not None and not r.facts["spots"]
+        ],
+        "unlike_training": [
+            r.slide_id for r in records if r.state == DONE and r.facts is not None and r.facts.get("unlike_training")
         ],
         "left_out": {
             "by_reason": dict(Counter(left.reason for left in left_out)),

@@ -21,7 +21,7 @@ from .state import FILENAME
 _TEXT = re.compile(r"(\d{1,5})/(\d{1,5})")
 _FOLDER = re.compile(r"shard-(\d+)-of-(\d+)")
 _ADDED_UP = ("slides", "done", "of_them_skipped", "left", "spots", "spots_without_value")
-_IN_A_ROW = ("failed", "without_spots")
+_IN_A_ROW = ("failed", "without_spots", "unlike_training")
 _ALIKE = ("release_sha256", "engine", "pitch_um", "view_mpp")
 """What the summaries of all shards must say alike of their runs."""
 

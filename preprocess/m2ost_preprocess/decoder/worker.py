@@ -171,7 +171,7 @@ def describe(slides: OpenSlides, job: Describe) -> SlideInfo:
             raise UnknownResolution(
                 name,
                 f"a pitch of {job.pitch_um:g} µm needs µm/px and the file carries none"
-                f"{''.join(f' ({note})' for note in source.notes)}; give it with --mpp",
+                f"{''.join(f' ({note})' for note in source.notes)}; give it with --mpp, or as mpp in an archive's list",
             )
         spots = grid(reader.size, tissue.known(name), job.pitch_um / resolution.mpp)
     return SlideInfo(
