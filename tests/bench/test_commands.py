@@ -45,6 +45,7 @@ RECORDS = {
     "dense-intel-xeon-2-cores": ("istar.refined_map", "| everywhere | 0.5 sd | "),
     "archive-intel-xeon-2-cores": ("archive.speed_report", "- rescore/predict: **"),
     "archive-soak-intel-xeon-2-cores": ("archive.soak", "- growth of the peak, last run: client "),
+    "load-amd-epyc-2-cores": ("load.report", "- goodput ÷ capacity at 4 times the capacity: **"),
     "tiler-intel-xeon-2-cores": ("tiler.report", "| 200 µm grid | "),
     "istar-intel-xeon-2-cores": ("istar.comparison_report", "| istar stock | "),
 }

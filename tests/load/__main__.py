@@ -11,11 +11,16 @@ import sys
 import tempfile
 from pathlib import Path
 
+from m2ost_bench.load.measure import STEPS
 from m2ost_bench.load.report import to_markdown
 from m2ost_loadtests.machine import write_report
 
 from tests.load.deployment import load_image
 from tests.support.containers import SERVER, build
+
+
+def _numbers(text: str) -> tuple[float, ...]:
+    return tuple(float(number) for number in text.split(","))
 
 
 def main() -> None:
@@ -25,6 +30,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder for load.json and load.md")
     parser.add_argument("--seconds", type=float, default=20.0, help="length of each load")
     parser.add_argument("--rounds", type=int, default=3, help="capacity and overload in turn")
+    parser.add_argument("--steps", default=STEPS, type=_numbers, help="open loads over capacity, with commas")
     given = parser.parse_args()
 
     def say(words: str) -> None:
@@ -32,7 +38,7 @@ def main() -> None:
 
     image = build("server", SERVER)
     with tempfile.TemporaryDirectory(prefix="m2ost-load-") as folder:
-        options = {"seconds": given.seconds, "rounds": given.rounds}
+        options = {"seconds": given.seconds, "rounds": given.rounds, "steps": given.steps}
         report = load_image(image, given.release, given.slide, Path(folder), say, **options)
     text = to_markdown(report)
     write_report(report, given.out, "load").with_suffix(".md").write_text(text, encoding="utf-8")

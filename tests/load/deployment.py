@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import psutil
 from m2ost_bench.load.measure import LoadOptions, measure, server_counts
 from m2ost_loadtests.errors import TargetError
 from m2ost_loadtests.gate.measure import Target
@@ -33,7 +37,8 @@ def load_image(
     files, name = make_secrets(folder), f"slides/{slide.name}"
     with served(image, release, slide.parent, *files.arguments, options=files.options) as (address, metrics, container):
         target = Target(address=address, slide=name, metrics_url=metrics, credentials=files.known)
-        report = measure(LoadOptions(release=release, slide=slide, target=target, **options), say)
+        told = LoadOptions(release=release, slide=slide, target=target, **options)
+        report = measure(replace(told, processor_s=partial(processor_s, container)), say)
         faults = report["faults"] + strangers(target, files)
         facts = inspect("container", container)
         log = said(container)
@@ -53,6 +58,16 @@ def load_image(
         "transport": "TLS with a token",
     }
     return {**report, "deployment": deployment, "faults": faults}
+
+
+def processor_s(container: str) -> float:
+    """Processor time of all processes of a container so far, in seconds."""
+    first = psutil.Process(inspect("container", container)["State"]["Pid"])
+    total = 0.0
+    for process in (first, *first.children(recursive=True)):
+        with suppress(psutil.NoSuchProcess):
+            total += sum(process.cpu_times()[:4])  # with children that have ended
+    return total
 
 
 def strangers(target: Target, files: Secrets) -> list[str]:

@@ -12,7 +12,6 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +68,8 @@ class LoadOptions:
         How often capacity and overload are measured, in turn.
     steps : sequence of float
         Offered loads over capacity, in rising order.
+    processor_s : callable, optional
+        Processor time of the server so far, in seconds: what other programs on the machine hardly change.
     """
 
     release: Path
@@ -80,6 +81,7 @@ class LoadOptions:
     workers: int = 2
     rounds: int = 3
     steps: Sequence[float] = STEPS
+    processor_s: Callable[[], float] | None = None
 
 
 def measure(options: LoadOptions, say: Callable[[str], None] = lambda _: None) -> dict[str, Any]:
@@ -97,7 +99,8 @@ def measure(options: LoadOptions, say: Callable[[str], None] = lambda _: None) -
     dict
         ``capacity_spots_per_s``; ``steps``, each as :func:`step_of` gives it; ``knee_spots_per_s``, the highest offered
         load at which nothing was refused and p95 was no longer than in the closed load, or None; ``overload`` with
-        ``goodput_over_capacity``, answers that came while the load was offered over capacity in the same round; and
+        ``goodput_over_capacity``, answers that came while the load was offered over capacity in the same round, and the
+        same of all answers by the server's processor time, where that is told; and
         ``faults``, which is empty where everything that can be counted adds up.
     """
     direct = Direct(options.release, options.slide)
@@ -113,13 +116,22 @@ def measure(options: LoadOptions, say: Callable[[str], None] = lambda _: None) -
         if _is_past(steps[-1], closed):
             break
         knee = steps[-1]["offered_spots_per_s"]
-    say(f"in turn: capacity, and {OVERLOAD:g} times the {capacity:.1f} spots/s of it as open load")
-    loads = {
-        "capacity": partial(step_of, options, None, direct),
-        "overload": partial(step_of, options, OVERLOAD * capacity, direct),
-    }
+    say(f"in turn: capacity, and {OVERLOAD:g} times the most that was served so far as open load")
+    most = max(step["answered_spots_per_s"] for step in steps)
+
+    def again() -> dict[str, Any]:
+        nonlocal most
+        step = step_of(options, None, direct)
+        most = max(most, step["answered_spots_per_s"])
+        return step
+
+    loads = {"capacity": again, "overload": lambda: step_of(options, OVERLOAD * most, direct)}
     taken = interleave(loads, options.rounds)
     rates = taken.map(lambda step: float(step["answered_spots_per_s"]))
+    by_processor = {}
+    if options.processor_s is not None:
+        work = taken.map(lambda step: float(step["spots_per_processor_s"]))
+        by_processor = {"goodput_over_capacity_by_processor_time": work.ratio("overload", "capacity")}
     all_steps = [*steps, *(step for rounds in taken.found.values() for step in rounds)]
     manifest = Manifest.read(options.release)
     return {
@@ -144,6 +156,7 @@ def measure(options: LoadOptions, say: Callable[[str], None] = lambda _: None) -
             "times": OVERLOAD,
             "spots_per_s": rates.spreads(),
             "goodput_over_capacity": rates.ratio("overload", "capacity"),
+            **by_processor,
             "steps": taken.found,
         },
         "faults": list(dict.fromkeys(fault for step in all_steps for fault in step["faults"])),
@@ -174,7 +187,11 @@ def step_of(options: LoadOptions, offered: float | None, direct: Direct) -> dict
     direct : Direct
     """
     before = server_counts(options.target.metrics_url)
+    began_s = options.processor_s() if options.processor_s else 0.0
     report, seen = _load(options, offered)
+    by_processor = {}
+    if options.processor_s is not None:
+        by_processor = {"spots_per_processor_s": report.all["spots"] / max(options.processor_s() - began_s, 1e-9)}
     after = server_counts(options.target.metrics_url)
     server = {name: value - before.get(name, 0.0) for name, value in after.items()}
     differences = [direct.difference(one.centers, one.expression) for one in seen if one.centers is not None]
@@ -192,6 +209,7 @@ def step_of(options: LoadOptions, offered: float | None, direct: Direct) -> dict
         "latency_s": report.all["latency_s"],
         "send_lag_s": report.all["send_lag_s"],
         "rows_a_batch": engine["rows_per_execution"] if engine else None,
+        **by_processor,
         "compared_spots": sum(len(one.centers) for one in seen if one.centers is not None),
         "max_abs_diff": max(differences, default=None),
         "answered_by_worker": [one.answered for one in seen],

@@ -31,12 +31,18 @@ def to_markdown(report: Mapping[str, Any]) -> str:
         "nothing was refused and p95 was no longer than in the closed load",
         f"- goodput ÷ capacity at {overload['times']:g} times the capacity: "
         f"**{spread_text(overload['goodput_over_capacity'])}**, {report['rounds']} rounds in turn",
+        *_by_processor(overload),
         "- an answer differs from a direct prediction by at most "
         f"{max(step['max_abs_diff'] or 0.0 for step in [*report['steps'], *(s for _, s in rounds)]):.2g}",
         *(f"- FAULT: {fault}" for fault in report["faults"]),
         "",
     ]
     return "\n".join(lines)
+
+
+def _by_processor(overload: Mapping[str, Any]) -> list[str]:
+    ratio = overload.get("goodput_over_capacity_by_processor_time")
+    return [f"- the same by the server's processor time: **{spread_text(ratio)}**"] if ratio else []
 
 
 def _row(name: str, step: Mapping[str, Any], capacity: float) -> str:
