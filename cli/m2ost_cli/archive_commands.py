@@ -365,8 +365,8 @@ def _print_report(report: ArchiveReport, out: Path) -> None:
         )
     if other := summary["unlike_training"]:
         print(
-            f"  the views of {len(other):,} slides have other µm/px than those that the network was trained on, so that "
-            f"values may be wrong; --view-mpp model cuts them as in the training: {_some(other)}"
+            f"  the views of {len(other):,} slides have other µm/px than those that the network was trained on, so "
+            f"that values may be wrong; --view-mpp model cuts them as in the training: {_some(other)}"
         )
     _print_left_out(summary["left_out"]["files"], "in summary.json")
     if summary["left"]:
