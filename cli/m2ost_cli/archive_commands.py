@@ -51,6 +51,13 @@ if TYPE_CHECKING:
 
 EXIT_INCOMPLETE = 3
 EXIT_INTERRUPTED = 130
+_ENDED = {
+    None: "was killed",
+    "done": "came to its end",
+    "drained": "was interrupted, and finished what was under way",
+    "stopped": "was stopped",
+    "failed": "ended with an error",
+}
 _SHOWN = 20
 
 
@@ -412,7 +419,7 @@ def status(
     if found.running:
         doing = f"running: process {run['pid']} on {run['host']}" if run else "running"
     else:
-        doing = f"not running; the last run {run['ended'] or 'was killed'}" if run else "not running"
+        doing = f"not running; the last run {_ENDED[run['ended']]}" if run else "not running"
     print(f"{out}: {doing}")
     table = Table("state", "slides")
     for state, count in found.slides.items():

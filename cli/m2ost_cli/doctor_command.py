@@ -84,6 +84,6 @@ def doctor(
     else:
         for finding in findings:
             print(finding)
-        print(f"\n{len(wrong)} errors: this machine does not fit" if wrong else "\nthis machine fits")
+        print(f"\nerrors: {len(wrong)}; this machine cannot serve the release so" if wrong else "\nthis machine fits")
     if wrong:
         raise typer.Exit(EXIT_DOES_NOT_FIT)

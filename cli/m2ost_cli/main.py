@@ -24,7 +24,7 @@ from .report_command import report
 from .serve_command import serve
 from .training_commands import evaluate, panel, ship, split, train
 
-EXIT_ERROR = 1
+EXIT_ERROR, EXIT_INTERRUPTED = 1, 130
 
 COMMANDS: dict[str, tuple[Callable[..., None], ...]] = {
     panels.PREDICT: (predict, report, domains),
@@ -75,6 +75,10 @@ def main() -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         app()
+    except SystemExit as ended:
+        if ended.code == EXIT_INTERRUPTED:
+            print("interrupted; what lies under its final name is complete", file=sys.stderr)
+        raise
     except (M2OSTError, OSError) as error:  # anything else is a defect and keeps its traceback
         print(f"error: {error}", file=sys.stderr)
         sys.exit(EXIT_ERROR)

@@ -140,7 +140,7 @@ def export(
             test_time=test_time,
             name=name,
         )
-    _print_release(out, manifest)
+    _print_release(out, manifest, gate_of_checkpoint=not given)
 
 
 def build_engine(
@@ -201,7 +201,8 @@ def _options(engine: str, wanted: tuple[str, ...], opt_rows: int, timing_cache: 
     )
 
 
-def _print_release(out: Path, manifest: Manifest) -> None:
+def _print_release(out: Path, manifest: Manifest, *, gate_of_checkpoint: bool = False) -> None:
+    """What was made, and how far it is from PyTorch; in bfloat16 perhaps as measured when the checkpoint was made."""
     info = manifest.engine
     trained = "" if info.trained else "UNTRAINED, "
     print(
@@ -227,7 +228,7 @@ def _print_release(out: Path, manifest: Manifest) -> None:
             f"{level.table - 1} along both sides of an array; both stages in a row at most {worst:.1e} apart"
         )
     if "split" in manifest.parity:
-        _print_split(manifest)
+        _print_split(manifest, "measured before, of this checkpoint" if gate_of_checkpoint else "")
     for plan in manifest.engines:
         told = plan.inspected and plan.fp32_size_bytes is None
         proof = "read from the engine" if told else "proved by its network, weights and size"
@@ -239,9 +240,11 @@ def _print_release(out: Path, manifest: Manifest) -> None:
         )
 
 
-def _print_split(manifest: Manifest) -> None:
+def _print_split(manifest: Manifest, measured: str) -> None:
     split = manifest.parity["split"]
     gate = split.get("gate", {"measured": []})
+    if gate["measured"] and measured:
+        print(f"  {measured}:")
     for row in gate["measured"]:
         print(
             f"  body in bfloat16 by {gate['instructions']}, {row['rows']} spots ({row['views']}): r per gene at least "

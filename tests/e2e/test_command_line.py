@@ -291,6 +291,7 @@ def test_cancelling_leaves_no_half_written_file_and_no_server(narrow_release, sv
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "Traceback" not in errors
+    assert "interrupted; what lies under its final name is complete" in errors
     psutil.wait_procs(family, timeout=20)
     assert not still_running(family)
     assert leftovers(out) == []

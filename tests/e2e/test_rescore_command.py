@@ -69,7 +69,7 @@ def test_a_manifest_with_slides_here_and_elsewhere_and_a_bad_one(narrow_release,
     assert list((out / "cache").iterdir()) == []
     status, output, errors = m2ost("status", out)
     assert status == 0, errors
-    assert "not running; the last run done" in output
+    assert "not running; the last run came to its end" in output
     assert "notes: notes.svs: no reader" in output
 
 
