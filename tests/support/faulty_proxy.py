@@ -9,7 +9,7 @@ import sys
 import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from urllib.parse import unquote, urlsplit
 
@@ -127,7 +127,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         if fault.stall:
             self.server.ended.wait()
         self.close_connection = True
-        self.connection.shutdown(socket.SHUT_RDWR)
+        with suppress(OSError):  # a client that has gone before is not connected
+            self.connection.shutdown(socket.SHUT_RDWR)
 
 
 for _method in PASSED_ON:
