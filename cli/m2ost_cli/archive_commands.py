@@ -17,6 +17,7 @@ import typer
 
 from . import panels
 from .common import (
+    EXIT_INTERRUPTED,
     Reader,
     StorageTimeout,
     TlsCa,
@@ -50,7 +51,6 @@ if TYPE_CHECKING:
     from m2ost_client.archive import ArchiveReport, Progress, Rescore
 
 EXIT_INCOMPLETE = 3
-EXIT_INTERRUPTED = 130
 _ENDED = {
     None: "was killed",
     "done": "came to its end",

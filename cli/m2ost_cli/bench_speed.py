@@ -45,6 +45,10 @@ MetricsUrl = Annotated[str, typer.Option(help="With --server: URL of its metrics
 SpotsARequest = Annotated[
     int, typer.Option(min=1, max=MAX_ROWS, help="Spots in a request of a load.", rich_help_panel=panels.LOAD)
 ]
+LoadSeconds = Annotated[
+    float,
+    typer.Option(parser=positive, metavar="SECONDS", help="Length of a load in seconds.", rich_help_panel=panels.LOAD),
+]
 
 
 def _target(server: str | None, served_as: str | None, metrics_url: str, credentials: Any) -> Any:
@@ -103,15 +107,7 @@ def gate(
         int, typer.Option(min=1, help="Number of users of the closed load.", rich_help_panel=panels.LOAD)
     ] = 8,
     spots: SpotsARequest = 8,
-    load_s: Annotated[
-        float,
-        typer.Option(
-            parser=positive,
-            metavar="SECONDS",
-            help="Length of the closed load in seconds.",
-            rich_help_panel=panels.LOAD,
-        ),
-    ] = 15.0,
+    load_s: LoadSeconds = 15.0,
 ) -> None:
     """Check that a release is served as fast as the thresholds ask, for CI.
 
@@ -181,15 +177,7 @@ def load(
     rounds: Rounds = 3,
     users: Annotated[int, typer.Option(min=1, help="Number of users of each load.", rich_help_panel=panels.LOAD)] = 16,
     spots: SpotsARequest = 8,
-    load_s: Annotated[
-        float,
-        typer.Option(
-            parser=positive,
-            metavar="SECONDS",
-            help="Length of each load in seconds.",
-            rich_help_panel=panels.LOAD,
-        ),
-    ] = 20.0,
+    load_s: LoadSeconds = 20.0,
 ) -> None:
     """Find what a server can serve, where queues begin, and what is left of it at four times as much.
 

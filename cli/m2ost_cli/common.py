@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from m2ost_client.credentials import Credentials
 
 
+EXIT_INTERRUPTED = 130
+
+
 class UserError(M2OSTError):
     """A command cannot go on; the message says what, where and what to do."""
 

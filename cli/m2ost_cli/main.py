@@ -14,6 +14,7 @@ from m2ost_contract import M2OSTError
 from . import panels
 from .archive_commands import join, rescore, status
 from .bench_commands import bench
+from .common import EXIT_INTERRUPTED
 from .doctor_command import doctor
 from .domains_command import domains
 from .info_command import info
@@ -24,7 +25,7 @@ from .report_command import report
 from .serve_command import serve
 from .training_commands import evaluate, panel, ship, split, train
 
-EXIT_ERROR, EXIT_INTERRUPTED = 1, 130
+EXIT_ERROR = 1
 
 COMMANDS: dict[str, tuple[Callable[..., None], ...]] = {
     panels.PREDICT: (predict, report, domains),

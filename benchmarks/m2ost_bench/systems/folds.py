@@ -66,13 +66,10 @@ def make_folds(
     if seen:
         raise DataError(f"section {seen[0]}: sections of its patient {patients[seen[0]]} are trained on")
     by_name = {section.name: section for section in sections}
-    by_section = list(leave_one_out([by_name[name] for name in inner]))
-    by_patient = [Split(train=tuple(inner[:-1]), validation=(inner[-1],), test=(name,)) for name in outer]
-    if not validate:
-        by_section, by_patient = ([_all_trained_on(split) for split in splits] for splits in (by_section, by_patient))
-    return [Fold(split.test[0], BY_SECTION, split) for split in by_section] + [
-        Fold(split.test[0], BY_PATIENT, split) for split in by_patient
-    ]
+    splits = [(BY_SECTION, split) for split in leave_one_out([by_name[name] for name in inner])]
+    rest = tuple(inner[:-1])
+    splits += [(BY_PATIENT, Split(train=rest, validation=(inner[-1],), test=(name,))) for name in outer]
+    return [Fold(split.test[0], kind, split if validate else _all_trained_on(split)) for kind, split in splits]
 
 
 def _all_trained_on(split: Split) -> Split:
